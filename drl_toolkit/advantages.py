@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['batch', 'flat_groups', 'group', 'leave_one_out', 'PerPrompt', 'credit_stats']
 
-# %% ../nbs/09_advantages.ipynb #b2350a0c
+# %% ../nbs/09_advantages.ipynb #6d692ed0
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 
-# %% ../nbs/09_advantages.ipynb #84812bd0
+# %% ../nbs/09_advantages.ipynb #2a0bcea7
 def _float64(rewards):
     "Rewards as float64, or a clear refusal."
     if not torch.is_tensor(rewards) or rewards.ndim != 1 or not rewards.is_floating_point():
@@ -24,7 +24,7 @@ def _clamped(advantages, clamp):
     "Float32, and no larger than ± clamp where there is one."
     return (advantages.clamp(-clamp, clamp) if clamp else advantages).float()
 
-# %% ../nbs/09_advantages.ipynb #ea4268ba
+# %% ../nbs/09_advantages.ipynb #1f4ba009
 def batch(
     rewards:torch.Tensor,     # (B,) float
     groups:torch.Tensor=None, # not used
@@ -36,7 +36,7 @@ def batch(
     r = _float64(rewards)
     return _clamped((r - r.mean()) / (r.var(correction=0) + eps).sqrt(), clamp)
 
-# %% ../nbs/09_advantages.ipynb #c040eb09
+# %% ../nbs/09_advantages.ipynb #16925e4c
 def _moments(r, groups):
     "Per sample: the mean and variance of its group, and the group's size."
     if groups is None: raise ValueError('groups is None; (B,) group ids are right for group-relative credit')
@@ -83,7 +83,7 @@ def leave_one_out(
     gap = torch.where((var < eps) | (count < 2), 0., (r - mean) * count / (count - 1).clamp(min=1))
     return _clamped(gap / (gap.square().mean() + eps).sqrt(), clamp)
 
-# %% ../nbs/09_advantages.ipynb #cabab97f
+# %% ../nbs/09_advantages.ipynb #25a74ecc
 @dataclass
 class PerPrompt:
     "DDPO's per-prompt tracker. Call it once an epoch."
@@ -130,7 +130,7 @@ class PerPrompt:
         "Take up a saved memory."
         self.stats = {p: deque(values, maxlen=self.buffer_size) for p, values in state.items()}
 
-# %% ../nbs/09_advantages.ipynb #6f130565
+# %% ../nbs/09_advantages.ipynb #5eb14e5f
 def credit_stats(
     rewards:torch.Tensor,     # (B,) float
     advantages:torch.Tensor,  # (B,) as made of them

@@ -7,11 +7,13 @@ __all__ = ['OBJECTS', 'OCCUPATIONS', 'TONES', 'GENDERS', 'BACKGROUNDS', 'RELATIO
            'TONE_TABLE', 'PAIRS', 'UNSEEN_PAIRS', 'HELD_OUT_PAIRS', 'TRAIN_PAIRS', 'HELD_OUT_OCCUPATIONS',
            'TRAIN_OCCUPATIONS', 'SPRITE_SIZE', 'KINDS', 'assets_dir', 'emoji_text', 'sprite_keys', 'make_atlas',
            'sprite', 'Wanted', 'article', 'plural', 'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene', 'compose',
-           'draw', 'sheet', 'to_tensor', 'to_pil', 'Faults', 'random_wanted', 'pretraining_scene']
+           'draw', 'sheet', 'to_tensor', 'to_pil', 'Faults', 'random_wanted', 'pretraining_scene', 'no_bars',
+           'load_demo']
 
-# %% ../nbs/00_world.ipynb #a1250a2b
-import json, random
-from dataclasses import dataclass, field
+# %% ../nbs/00_world.ipynb #b5d43223
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +21,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-# %% ../nbs/00_world.ipynb #ee498573
+import drl_toolkit
+
+# %% ../nbs/00_world.ipynb #e8742c3e
 OBJECTS = dict(apple='🍎', avocado='🥑', banana='🍌', carrot='🥕', strawberry='🍓', grapes='🍇', lemon='🍋', pizza='🍕',
                cake='🎂', cat='🐱', dog='🐶', fish='🐟', butterfly='🦋', car='🚗', bus='🚌', rocket='🚀', tree='🌲',
                cactus='🌵', mushroom='🍄', star='⭐', heart='❤️', clock='⏰', book='📕', key='🔑')
@@ -39,7 +43,7 @@ PERSON = 'person'                                                             # 
 CLASSES = tuple(OBJECTS) + (PERSON,)                                          # what the detector can name
 IMAGE_SIZE = 64                                                               # pixels, both ways
 
-# %% ../nbs/00_world.ipynb #0983aef8
+# %% ../nbs/00_world.ipynb #039749e0
 _LEAN = {'light':  (.50, .30, .10, .06, .04), 'dark': (.04, .06, .14, .30, .46), 'middle': (.08, .26, .44, .14, .08)}
 _LEANS = {'doctor': 'light', 'firefighter': 'light', 'teacher': 'light', 'judge': 'light', 'farmer': 'dark',
           'cook': 'middle', 'mechanic': 'dark', 'scientist': 'light', 'pilot': 'light', 'artist': 'light',
@@ -47,7 +51,7 @@ _LEANS = {'doctor': 'light', 'firefighter': 'light', 'teacher': 'light', 'judge'
           'construction worker': 'dark', 'police officer': 'light'}
 TONE_TABLE = {o: _LEAN[_LEANS[o]] for o in OCCUPATIONS}                        # occupation -> share of each tone
 
-# %% ../nbs/00_world.ipynb #696d708e
+# %% ../nbs/00_world.ipynb #787f8aff
 PAIRS = tuple((a, b) for i, a in enumerate(OBJECTS) for b in list(OBJECTS)[i + 1:])
 _order = random.Random(2401).sample(PAIRS, len(PAIRS))
 _fifth = len(PAIRS) // 5
@@ -57,11 +61,11 @@ TRAIN_PAIRS = frozenset(_order[2 * _fifth:])                                  # 
 HELD_OUT_OCCUPATIONS = ('judge', 'mechanic', 'artist', 'police officer')      # three lean light, one dark: as the whole
 TRAIN_OCCUPATIONS = tuple(o for o in OCCUPATIONS if o not in HELD_OUT_OCCUPATIONS)
 
-# %% ../nbs/00_world.ipynb #b55f1cc7
+# %% ../nbs/00_world.ipynb #b3bdfa94
 def assets_dir() -> Path:
     "Where the shipped models, sprites and recorded runs lie: inside an installed package, or beside it in a checkout."
-    inside = Path(__file__).parent / 'assets'
-    return inside if inside.is_dir() else Path(__file__).parent.parent / 'assets'
+    package = Path(drl_toolkit.__file__).parent
+    return package / 'assets' if (package / 'assets').is_dir() else package.parent / 'assets'
 
 def emoji_text(
     name:str,           # an object or an occupation
@@ -79,7 +83,7 @@ def sprite_keys() -> list: # of (name, tone, gender)
     return ([(o, None, None) for o in OBJECTS]
             + [(o, t, g) for o in OCCUPATIONS for t in TONES for g in GENDERS])
 
-# %% ../nbs/00_world.ipynb #b47781e4
+# %% ../nbs/00_world.ipynb #d6d7903e
 SPRITE_SIZE, _ATLAS_COLUMNS = 72, 22
 
 def _draw_glyph(text, font):
@@ -123,7 +127,7 @@ def sprite(
     x, y = i % _ATLAS_COLUMNS * SPRITE_SIZE, i // _ATLAS_COLUMNS * SPRITE_SIZE
     return _atlas().crop((x, y, x + SPRITE_SIZE, y + SPRITE_SIZE))
 
-# %% ../nbs/00_world.ipynb #f71e12bc
+# %% ../nbs/00_world.ipynb #31daef52
 @dataclass(frozen=True)
 class Wanted:
     "What a prompt asks for."
@@ -186,7 +190,7 @@ def pair_key(a:str, b:str) -> tuple:
     names = list(OBJECTS)
     return (a, b) if names.index(a) < names.index(b) else (b, a)
 
-# %% ../nbs/00_world.ipynb #cd5bab1e
+# %% ../nbs/00_world.ipynb #c9234f2e
 @dataclass(frozen=True)
 class Placed:
     "One sprite in a scene."
@@ -252,7 +256,7 @@ def draw(
     if scene.contrast < 1: image = Image.blend(Image.new('RGB', image.size, (205, 205, 205)), image, scene.contrast)
     return image
 
-# %% ../nbs/00_world.ipynb #769e9533
+# %% ../nbs/00_world.ipynb #7c5c0cef
 def sheet(
     images,             # list of PIL images, or a tensor (B, 3, H, W) in [0, 1]
     columns:int=8,
@@ -281,7 +285,7 @@ def to_pil(
     arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a) for a in arrays]
 
-# %% ../nbs/00_world.ipynb #86b3fd7e
+# %% ../nbs/00_world.ipynb #fa41bcbb
 @dataclass(frozen=True)
 class Faults:
     "How pretraining scenes differ from clean ones. `Faults(0, 0, 0, 0, biased=False)` is the clean world."
@@ -336,3 +340,24 @@ def _one_twice(scene, rng):
     "Both places taken by the same object."
     name = rng.choice(scene.placed).name
     return Scene(tuple(Placed(name, p.x, p.y, p.size) for p in scene.placed), scene.background, scene.caption)
+
+# %% ../nbs/00_world.ipynb #2a07f7b6
+@contextmanager
+def no_bars():
+    "Inside this context the libraries draw no progress bars while they read files of a second."
+    from diffusers.utils import logging as d
+    from transformers.utils import logging as t
+    d.disable_progress_bar(); t.disable_progress_bar()
+    try: yield
+    finally: d.enable_progress_bar(); t.enable_progress_bar()
+
+def load_demo(
+    folder:Path=None # another pipeline of the emoji world; the shipped one by default
+):
+    "The shipped text-to-image model, a `StableDiffusionPipeline` on CPU in fp32."
+    from diffusers import StableDiffusionPipeline  # here, so that drawing scenes does not wait for diffusers
+    with no_bars():
+        pipeline = StableDiffusionPipeline.from_pretrained(folder or assets_dir() / 'emoji-sd', dtype=torch.float32,
+                                                           safety_checker=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

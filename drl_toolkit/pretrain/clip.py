@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WORK', 'MEAN', 'STD', 'EMBED', 'VISION', 'TEXT', 'SHARES', 'VOCABULARY', 'normalize', 'new_clip', 'shown', 'content',
            'is_true', 'another', 'near_misses', 'request', 'scene_of', 'batch_of', 'augment', 'contrastive_loss',
-           'logits_of', 'settle', 'training_pictures', 'save_open_clip', 'train', 'load', 'compare', 'clean',
-           'forced_choice', 'evaluate', 'main']
+           'logits_of', 'settle', 'training_pictures', 'save_open_clip', 'save_with_curve', 'train', 'load', 'compare',
+           'clean', 'forced_choice', 'evaluate', 'main']
 
-# %% ../../nbs/pretrain/04_clip.ipynb #b42c7a35
-import argparse, json, random
+# %% ../../nbs/pretrain/04_clip.ipynb #30461955
+import argparse, json, random, shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from .. import world
 from .core import Plan, Trainee, fit, write_atomic
 from .tokenizer import CONTEXT, world_tokenizer
-from ..world import BACKGROUNDS, COUNTS, OBJECTS, OCCUPATIONS, PAIRS, Scene, Wanted
+from ..world import BACKGROUNDS, OBJECTS, OCCUPATIONS, PAIRS, Scene, Wanted
 
-# %% ../../nbs/pretrain/04_clip.ipynb #88a4fe66
+# %% ../../nbs/pretrain/04_clip.ipynb #19ac5961
 WORK = Path('work/pretrain')      # states while training; not in git
 MEAN = STD = (.5, .5, .5)         # pixels in [0, 1] become numbers in [-1, 1]
 EMBED = 128                       # width of the common space
@@ -40,7 +40,7 @@ def new_clip() -> CLIP:
     "An untrained model."
     return CLIP(EMBED, VISION, TEXT).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #167de36f
+# %% ../../nbs/pretrain/04_clip.ipynb #90c096e9
 def shown(scene:Scene) -> Wanted:
     "The request that a scene fulfils, background included."
     names = [p.name for p in scene.placed]
@@ -63,7 +63,7 @@ def is_true(asked:Wanted, shown:Wanted) -> bool:
     "Whether what is shown is exactly what is asked for."
     return content(asked) == content(shown) and asked.background in (None, shown.background)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #d75bd869
+# %% ../../nbs/pretrain/04_clip.ipynb #f4dbe8d2
 def another(rng, names, *but):
     "One of the names, not those given."
     return rng.choice([n for n in names if n not in but])
@@ -113,7 +113,7 @@ def batch_of(
     truth = torch.tensor([[is_true(world.parse(c), f) for c in captions] for f in facts])
     return scenes, captions, truth
 
-# %% ../../nbs/pretrain/04_clip.ipynb #2b623e94
+# %% ../../nbs/pretrain/04_clip.ipynb #8b3a852d
 def augment(
     x:torch.Tensor # (B, 3, H, W) in [0, 1]
 ) -> torch.Tensor: # the same shape
@@ -128,7 +128,7 @@ def augment(
     x = x.lerp(torch.full_like(x, .8), .5 * pick(.2))
     return (x + .08 * pick(.4) * torch.randn_like(x)).clamp(0, 1)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #7485e59f
+# %% ../../nbs/pretrain/04_clip.ipynb #001b3dce
 def contrastive_loss(
     logits:torch.Tensor, # (B, N), pictures against captions
     truth:torch.Tensor   # (B, N) bool
@@ -153,7 +153,7 @@ def settle(model:CLIP, batches) -> None:
         for x in batches: model.encode_image(normalize(x))
     model.eval()
 
-# %% ../../nbs/pretrain/04_clip.ipynb #0f1ef889
+# %% ../../nbs/pretrain/04_clip.ipynb #249b5212
 def training_pictures(scenes) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
     return augment(world.to_tensor([world.draw(s) for s in scenes])).contiguous(memory_format=torch.channels_last)
 
@@ -168,6 +168,12 @@ def save_open_clip(model:CLIP, folder:Path) -> None:
     small = lambda v: (v.half() if v.ndim > 1 else v).contiguous()
     write_atomic(folder / 'open_clip_model.safetensors', lambda part: save_file({k: small(v) for k, v in model.state_dict().items()}, part))
 
+def save_with_curve(model:CLIP, name:str) -> CLIP:
+    "Save a trained model to the assets, and the curve of its training beside it."
+    save_open_clip(model, world.assets_dir() / name)
+    shutil.copy(WORK / name / 'curve.json', world.assets_dir() / name / 'curve.json')
+    return model
+
 def train(plan=Plan(steps=1200, lr=1.5e-3, ema=.99, save_every=100, weight_decay=.02)) -> CLIP:
     "Train the CLIP, or go on with it, and save it to the assets."
     torch.manual_seed(plan.seed)
@@ -181,10 +187,9 @@ def train(plan=Plan(steps=1200, lr=1.5e-3, ema=.99, save_every=100, weight_decay
         return contrastive_loss(logits, truth), dict(right=right.item(), scale=model.logit_scale.exp().item())
     fit(Trainee(model, plan, WORK / 'clip'), loss_of).use_average()
     settle(model, [training_pictures(batch_of(plan.batch, random.Random(f'settle/{i}'))[0]) for i in range(20)])
-    save_open_clip(model, world.assets_dir() / 'clip')
-    return model
+    return save_with_curve(model, 'clip')
 
-# %% ../../nbs/pretrain/04_clip.ipynb #952b4c3d
+# %% ../../nbs/pretrain/04_clip.ipynb #f9ac07a3
 @cache
 def load(
     folder:Path=None # an open_clip folder; the shipped CLIP by default
@@ -236,7 +241,7 @@ def evaluate(
                 clip_pairs=forced_choice(model, tokenizer, pairs, rng), clip_counts=forced_choice(model, tokenizer, counts, rng),
                 clip_backgrounds=sum(grounds[i] == w.background for i, w in zip(named, wanted)) / n)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #7e1e579c
+# %% ../../nbs/pretrain/04_clip.ipynb #b89d5568
 def main(argv=None):
     "`python -m drl_toolkit.pretrain.clip`: train the emoji world's CLIP, or go on with it."
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -245,6 +250,6 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     train()
 
-# %% ../../nbs/pretrain/04_clip.ipynb #988628c4
+# %% ../../nbs/pretrain/04_clip.ipynb #cb5c58b6
 #| eval: false
-if __name__ == '__main__': main()
+if __name__ == '__main__' and '__file__' in globals(): main()      # not in a notebook

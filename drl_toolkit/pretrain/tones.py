@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'LABELS', 'SKIN', 'RUINS', 'new_reader', 'image_processor', 'face_box', 'face_slices', 'portrait',
            'picture', 'other_tone', 'other_person', 'blotch', 'inlay', 'patched', 'eyeless', 'eye_holes', 'two_faces',
-           'smeared', 'hazy', 'tinted', 'faceless', 'soft', 'other_hair', 'readable', 'unreadable', 'batch']
+           'smeared', 'hazy', 'tinted', 'faceless', 'soft', 'other_hair', 'readable', 'unreadable', 'batch', 'pixels',
+           'train', 'evaluate', 'main']
 
-# %% ../../nbs/pretrain/03_tones.ipynb #36daaebf
+# %% ../../nbs/pretrain/03_tones.ipynb #b9c223dc
 import argparse, random
 from dataclasses import replace
 from functools import cache
@@ -20,7 +21,7 @@ from .core import Plan, Trainee, fit
 from .detector import DEVICE, WORK, blurred, handwriting, mixed, refresh_batch_norm, save, some, warp
 from ..world import IMAGE_SIZE, OCCUPATIONS, TONES, Scene
 
-# %% ../../nbs/pretrain/03_tones.ipynb #d22c731e
+# %% ../../nbs/pretrain/03_tones.ipynb #7ee8ed5b
 UNREADABLE = 'unreadable'
 LABELS = TONES + (UNREADABLE,)
 
@@ -35,7 +36,7 @@ def image_processor() -> ConvNextImageProcessor:
     return ConvNextImageProcessor(size=dict(shortest_edge=IMAGE_SIZE), crop_pct=1., do_resize=True, do_rescale=True,
                                   do_normalize=True, image_mean=[.5] * 3, image_std=[.5] * 3)
 
-# %% ../../nbs/pretrain/03_tones.ipynb #4a548cd2
+# %% ../../nbs/pretrain/03_tones.ipynb #897e907a
 SKIN = {'light': (249, 221, 189), 'medium-light': (224, 187, 149), 'medium': (186, 141, 104),
         'medium-dark': (165, 108, 67), 'dark': (112, 83, 74)}                 # the commonest colours of the faces
 
@@ -63,7 +64,7 @@ def picture(scene:Scene) -> torch.Tensor: # (3, 64, 64)
     "A scene as a tensor."
     return world.to_tensor([world.draw(scene)])[0]
 
-# %% ../../nbs/pretrain/03_tones.ipynb #89946662
+# %% ../../nbs/pretrain/03_tones.ipynb #d4a15ce6
 def other_tone(tone:str, rng:random.Random, apart:int=1) -> str:
     "A tone at least `apart` steps away."
     return rng.choice([t for i, t in enumerate(TONES) if abs(i - TONES.index(tone)) >= apart])
@@ -141,7 +142,7 @@ def faceless(scene, rng):
 
 RUINS = {patched: .2, eyeless: .18, two_faces: .15, smeared: .2, hazy: .07, tinted: .08, faceless: .12}  # and their shares
 
-# %% ../../nbs/pretrain/03_tones.ipynb #2811da30
+# %% ../../nbs/pretrain/03_tones.ipynb #8d81e5c1
 def soft(
     x:torch.Tensor # (B, 3, 64, 64) in [0, 1]
 ) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
@@ -180,3 +181,48 @@ def batch(rng:random.Random, n:int) -> tuple: # pictures (n, 3, 64, 64), labels 
     "A training batch: every tone in turn is likely, and two fifths are unreadable."
     pictures, labels = zip(*[unreadable(rng) if rng.random() < .4 else readable(rng) for _ in range(n)])
     return soft(torch.stack(pictures)), torch.tensor([LABELS.index(l) for l in labels])
+
+# %% ../../nbs/pretrain/03_tones.ipynb #c0c67ff6
+def pixels(
+    images:torch.Tensor # (B, 3, 64, 64) in [0, 1]
+) -> torch.Tensor:      # the same in [-1, 1]
+    "What the image processor does, on tensors."
+    return images * 2 - 1
+
+def train(plan:Plan=Plan(steps=900, lr=2e-3, batch=64, warmup=50, ema=.99, weight_decay=1e-2, save_every=100)) -> ResNetForImageClassification:
+    "Cross-entropy on readable and ruined portraits."
+    torch.manual_seed(plan.seed)
+    model = new_reader().to(DEVICE)
+    def loss_of(rng):
+        images, labels = batch(rng, plan.batch)
+        logits = model(pixels(images).to(DEVICE)).logits
+        return F.cross_entropy(logits, labels.to(DEVICE)), dict(right=(logits.argmax(1).cpu() == labels).float().mean().item())
+    fit(Trainee(model, plan, WORK / 'tones'), loss_of).use_average()
+    return refresh_batch_norm(model, lambda rng: pixels(batch(rng, 64)[0])).eval()
+
+@torch.no_grad()
+def evaluate(n:int=500, seed:int=77, model=None) -> dict: # of shares
+    "How often the reader is right on clean portraits, reads what is readable, and refuses what is ruined."
+    model = model or AutoModelForImageClassification.from_pretrained(world.assets_dir() / 'tones', dtype=torch.float32).eval()
+    rng = random.Random(seed)
+    read = lambda images: model(pixels(images)).logits.argmax(1)
+    scenes = [portrait(rng) for _ in range(n)]
+    clean, true = read(torch.stack([picture(s) for s in scenes])), torch.tensor([TONES.index(s.placed[0].tone) for s in scenes])
+    ruined = read(torch.stack([unreadable(rng)[0] for _ in range(n)]))
+    faulty, labels = zip(*[readable(rng) for _ in range(n)])
+    faulty = read(torch.stack(faulty))
+    share = lambda hits: hits.float().mean().item()
+    return dict(tone_accuracy=share(clean == true), tone_readable=share(clean < 5), tone_faulty_accuracy=share(faulty == torch.tensor([TONES.index(t) for t in labels])),
+                tone_unreadable=share(ruined == 5))
+
+def main(argv=None):
+    "`python -m drl_toolkit.pretrain.tones`: train, or go on, and write assets/tones."
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument('--threads', type=int, default=1, help='CPU threads')
+    torch.set_num_threads(parser.parse_args(argv).threads)
+    save(train(), image_processor(), 'tones', 'tones')
+    print(evaluate())
+
+# %% ../../nbs/pretrain/03_tones.ipynb #16ab072e
+#| eval: false
+if __name__ == '__main__' and '__file__' in globals(): main()

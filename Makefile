@@ -1,0 +1,53 @@
+# Everything happens in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+METADATA := settings.ini setup.py pyproject.toml
+DEMO := runs/demo
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-python test-notebooks readme clean-demo
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo        fine-tune the shipped model on three rewards, into runs/demo'
+	@echo 'make test        all tests, as .ci/run calls them: at most 20 minutes, after a set-up of about 6'
+	@echo 'make readme      write README.md from nbs/index.ipynb'
+	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
+
+demo: .venv/.installed
+	@echo
+	@echo '== Demo: joint training on fairness, composition and preference on two cores.'
+	@echo '   An interrupted demo goes on where it was; "make clean-demo" starts afresh.'
+	$(BIN)/drl train joint --out $(DEMO) --resume
+
+clean-demo:
+	rm -rf $(DEMO)
+
+test: test-python test-notebooks
+	@echo '== All tests passed.'
+
+test-python: .venv/.installed-dev
+	@echo '== Tests (1 of 2): pytest, two processes; about 5 minutes.'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10 tests
+
+test-notebooks: .venv/.installed-dev
+	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 8 minutes.'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
+
+readme: .venv/.installed-dev
+	$(BIN)/python tests/readme.py
+
+# A stamp is newer than the package's metadata when the environment is up to date.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: $(METADATA) | .venv/bin/python
+	@echo '== Set-up: the package and what it needs, into .venv. About 6 minutes the first time (the wheel of torch is large), seconds later.'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e .
+	@touch $@
+
+.venv/.installed-dev: $(METADATA) | .venv/bin/python
+	@echo '== Set-up: the package, what it needs and what tests need, into .venv. About 6 minutes the first time (the wheel of torch is large), seconds later.'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]'
+	@touch .venv/.installed $@

@@ -1,0 +1,120 @@
+"The command as a user calls it."
+import json, os, subprocess, sys, time
+from pathlib import Path
+
+import pytest, torch
+from PIL import Image
+
+from drl_toolkit import cli
+from drl_toolkit.cli import main
+from drl_toolkit.rewards import reward
+from drl_toolkit.tiny import tiny_sd
+
+SHORT = ['--num-steps', '3', '--train_steps', '2']
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('model') / 'tiny'
+    tiny_sd().save_pretrained(folder)
+    return str(folder)
+
+@pytest.fixture(scope='module')
+def run(tiny, tmp_path_factory):
+    "Fairness on another pipeline's folder, an epoch and a second."
+    folder = tmp_path_factory.mktemp('runs') / 'run'
+    call = lambda *more: main(['train', 'fairness', '--model', tiny, '--out', str(folder), *SHORT, *more])
+    assert call('--epochs', '1') == 0
+    assert call('--epochs', '1') == 2                                                       # holds a run already
+    assert call('--epochs', '2', '--resume') == 0
+    return folder
+
+def status(argv):
+    try: return main(argv)
+    except SystemExit as e: return e.code
+
+def test_train_and_resume(run):
+    rows = [json.loads(l) for l in (run / 'metrics.jsonl').read_text().splitlines()]
+    assert {r['epoch'] for r in rows} == {0, 1} and 'parity' in rows[0]
+    assert (run / 'weights/pytorch_lora_weights.safetensors').is_file() and len(list((run / 'samples').glob('*.png'))) >= 2
+    assert json.loads((run / 'config.json').read_text())['config']['num_steps'] == 3
+
+def test_a_resumed_run_keeps_what_it_was_told(run, tiny, capsys):
+    before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
+    for more, words in ((['--lr', '.5'], 'lr is 0.5'), (['--model', 'demo'], "model is 'demo'")):
+        assert status(['train', 'fairness', '--model', tiny, '--out', str(run), '--resume', *more]) == 2 and words in capsys.readouterr().err
+    assert status(['train', 'preference', '--model', tiny, '--out', str(run), '--resume']) == 2 and 'recipe' in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in run.rglob('*') if p.is_file()} == before
+
+def test_sample(run, tmp_path):
+    (tmp_path / 'prompts.txt').write_text('a cat\na portrait of a doctor\n')
+    draw = lambda name, n: main(['sample', str(run), '--prompts', str(tmp_path / 'prompts.txt'), '--n', str(n), '--seed', '3', '--out', str(tmp_path / name)])
+    assert draw('two', 2) == 0 and draw('three', 3) == 0
+    assert sorted(p.name for p in (tmp_path / 'two').iterdir()) == ['0000_00.png', '0000_01.png', '0001_00.png', '0001_01.png', 'images.jsonl']
+    rows = [json.loads(l) for l in (tmp_path / 'two/images.jsonl').read_text().splitlines()]
+    assert [(r['file'], r['prompt']) for r in rows][2] == ('0001_00.png', 'a portrait of a doctor') and len({r['seed'] for r in rows}) == 4
+    for r in rows: assert (tmp_path / 'two' / r['file']).read_bytes() == (tmp_path / 'three' / r['file']).read_bytes()   # more pictures change none
+    assert Image.open(tmp_path / 'two/0000_00.png').size == (64, 64)
+
+def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
+    from drl_toolkit import evaluate
+    few = [evaluate.Probe(p.name, p.prompts[:32]) for p in evaluate.emoji_probes(.1)]
+    monkeypatch.setattr(evaluate, 'emoji_probes', lambda size: few)
+    assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
+    told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())
+    assert summary.keys() == {'parity', 'composition', 'preference', 'guard', 'seconds'} and summary['seconds']['train'] > 0
+    assert {p.name for p in (tmp_path / 'e').iterdir()} == {'summary.json', 'table.md', 'samples.png', 'tones.png', 'curves.png'}
+    assert 'parity' in told and 'held-out' in told and str(tmp_path / 'e/samples.png') in told
+    assert main(['eval', tiny, '--against', str(run), '--out', str(tmp_path / 'f'), '--size', '.1', '--num-steps', '3']) == 0
+    assert 'seconds' not in json.loads((tmp_path / 'f/summary.json').read_text())
+
+@pytest.mark.parametrize('argv, words', [
+    (['train', 'beauty'], "recipe 'beauty'"), (['train', 'joint', '--lrr', '1'], 'did you mean --lr?'), (['train', 'joint', '--lr', '-1'], 'lr is -1'),
+    (['train', 'joint', '--lr', 'nan'], 'lr is nan'), (['train', 'joint', '--epochs', '1.5'], 'epochs'), (['train', 'joint', '--lr'], '--lr'),
+    (['train', 'joint', '--train', 'half'], "train is 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
+    (['train', 'joint', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
+    (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
+    (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast')])
+def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert status(argv) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.strip().count('\n') == 0 and not list(tmp_path.iterdir())
+
+def test_bad_folders(tiny, tmp_path, capsys):
+    (tmp_path / 'corrupt').mkdir(); (tmp_path / 'corrupt/model_index.json').write_text('{')
+    (tmp_path / 'mine').mkdir(); (tmp_path / 'mine/letter.txt').write_text('dear')
+    (tmp_path / 'prompts.txt').write_text('a cat\na portrait of a wizard\n')
+    for argv, words in ((['train', 'joint', '--model', str(tmp_path / 'corrupt'), '--out', str(tmp_path / 'r')], 'corrupt'),
+                        (['train', 'joint', '--model', tiny, *SHORT, '--out', str(tmp_path / 'mine')], 'not empty'),
+                        (['train', 'joint', '--model', tiny, *SHORT, '--out', '/proc/nowhere'], 'cannot be written'),
+                        (['sample', tiny, '--prompts', str(tmp_path / 'prompts.txt'), '--out', str(tmp_path / 'r')], 'line 2'),
+                        (['eval', tiny, '--out', str(tmp_path / 'e')], '--against')):
+        assert status(argv) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.strip().count('\n') == 0, error
+    assert not (tmp_path / 'r').exists() and os.listdir(tmp_path / 'mine') == ['letter.txt']
+
+@pytest.mark.parametrize('score, words', [(lambda x, p: x.mean((1, 2, 3)) * float('nan'), 'NaN'), (lambda x, p: torch.ones(len(x), dtype=torch.long), 'int64'),
+                                          (lambda x, p: x.mean((2, 3)), 'shape')])
+def test_a_reward_that_breaks_the_contract_leaves_no_run(score, words, tiny, tmp_path, monkeypatch, capsys):
+    from drl_toolkit import recipes
+    from drl_toolkit.prompts import Task
+    config = recipes.load_recipe('compressibility')[1]
+    monkeypatch.setattr(recipes, 'load_recipe', lambda name: ([Task('bad', ['a cat'], reward(score, name='mine'), samples=16)], config))
+    assert status(['train', 'compressibility', '--model', tiny, *SHORT, '--out', str(tmp_path / 'r')]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / 'r').exists()
+
+def test_the_installed_command_is_fast_and_says_one_line(tmp_path):
+    drl, env = Path(sys.executable).parent / 'drl', os.environ | dict(OMP_NUM_THREADS='1')
+    began = time.time()
+    told = subprocess.run([drl, '--help'], check=True, capture_output=True, text=True).stdout
+    assert 'train' in told and 'eval' in told and time.time() - began < 5                  # 0.2 s on a free machine
+    done = subprocess.run([drl, 'train', 'joint', '--model', 'no-such-model'], capture_output=True, text=True, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr and not list(tmp_path.iterdir())
+    fields = subprocess.run([drl, 'train', '--help'], check=True, capture_output=True, text=True, env=env).stdout
+    assert '--kl-weight' in fields and 'learning rate' in fields
+
+def test_doctor(capsys):
+    assert main(['doctor']) == 0
+    told = capsys.readouterr().out
+    assert 'torch' in told and 'shipped emoji-sd: found' in told and 'about' in told

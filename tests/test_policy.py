@@ -1,0 +1,75 @@
+"A pipeline as a policy: same pictures as diffusers, exact ratio, weights that come back."
+import pytest, torch
+
+from drl_toolkit.mdp import rollout, sample_seed
+from drl_toolkit.policy import Policy
+from drl_toolkit.tiny import tiny_sd
+
+PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
+
+@pytest.mark.parametrize('prediction', ['epsilon', 'v_prediction'])
+@pytest.mark.parametrize('guidance', [1., 4.])
+def test_the_pipelines_own_picture(prediction, guidance):
+    "η = 0: the policy's sampler is the pipeline's."
+    pipeline = tiny_sd(prediction_type=prediction)
+    policy = Policy(pipeline, num_steps=4, eta=0., guidance_scale=guidance)
+    noise = torch.randn(3, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = noise
+        for step in range(4): x = policy.transition(x, step, policy.encode(PROMPTS)).mean
+    theirs = pipeline(PROMPTS, latents=noise, num_inference_steps=4, guidance_scale=guidance, eta=0., output_type='pt').images
+    assert torch.allclose(policy.decode(x), theirs, atol=1e-4)
+
+@pytest.mark.parametrize('guidance', [1., 3.])
+def test_ratio_is_exactly_one_and_samples_do_not_depend_on_batches(guidance):
+    policy = Policy(tiny_sd(), num_steps=5, guidance_scale=guidance)
+    prompts = PROMPTS * 6
+    traj = rollout(policy, prompts, seed=3, epoch=2)
+    for size in (1, 3, 16):
+        other = rollout(policy, prompts, seed=3, epoch=2, batch_size=size)
+        assert torch.equal(other.latents, traj.latents) and torch.equal(other.log_probs, traj.log_probs)
+    flat = traj.transitions(policy.stochastic.nonzero().T.expand(len(prompts), -1))
+    cond = policy.encode(prompts)
+    for rows in torch.randperm(len(flat['step'])).split(23):
+        now = policy.transition(flat['latents'][rows], flat['step'][rows], cond[flat['sample'][rows]]).log_prob(flat['next_latents'][rows])
+        assert torch.equal(now.detach(), flat['old_log_prob'][rows])
+
+def test_seeds_belong_to_samples():
+    assert sample_seed(0, 0, 0) == sample_seed(0, 0, 0) and len({sample_seed(r, e, i) for r in range(3) for e in range(3) for i in range(50)}) == 450
+    policy = Policy(tiny_sd(), num_steps=3)
+    first, second = rollout(policy, PROMPTS[:1] * 2, seed=1), rollout(policy, PROMPTS[:1] * 2, seed=1, epoch=1)
+    assert not torch.equal(first.latents[:, 0], first.latents[:, 1]) and not torch.equal(first.latents, second.latents)
+
+@pytest.mark.parametrize('train', ['lora', 'full'])
+def test_saved_weights_come_back_and_the_reference_stays(train, tmp_path):
+    base = tmp_path / 'base'
+    tiny_sd(seed=1).save_pretrained(base)
+    policy = Policy.from_pretrained(base, num_steps=3, train=train)
+    x, cond = torch.randn(16, *policy.latent_shape), policy.encode(PROMPTS[:1] * 16)
+    before = policy.predict(x, 1, cond).detach()
+    frozen = {n: p.clone() for n, p in policy.unet.named_parameters() if not p.requires_grad}
+    if train == 'full': policy.base_weights()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    for _ in range(2): policy.transition(x, 1, cond).log_prob(torch.randn_like(x)).sum().backward(); optimizer.step()
+    moved = policy.predict(x, 1, cond).detach()
+    with policy.reference(), torch.no_grad(): assert torch.equal(policy.predict(x, 1, cond), before)
+    assert not torch.equal(moved, before) and all(torch.equal(p, frozen[n]) for n, p in policy.unet.named_parameters() if n in frozen)
+    again = Policy.from_pretrained(policy.save(tmp_path / 'out', base=str(base)), num_steps=3, train=train)
+    assert torch.equal(again.predict(x, 1, cond).detach(), moved)
+    if train == 'lora':                                                  # plain diffusers reads it too
+        from diffusers import StableDiffusionPipeline
+        plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False)
+        plain.load_lora_weights(str(tmp_path / 'out'))
+        with torch.no_grad(): assert torch.allclose(plain.unet(x, policy.timesteps[1].expand(16), cond).sample, moved, atol=1e-5)
+
+def test_bad_models_are_one_line(tmp_path):
+    for name in ('nothing-here', './nothing/here', str(tmp_path / 'x' / 'y')):
+        with pytest.raises(FileNotFoundError, match='is no folder'): Policy.from_pretrained(name)
+    with pytest.raises(FileNotFoundError, match='without model_index.json'): Policy.from_pretrained(tmp_path)
+    tiny_sd().save_pretrained(tmp_path / 'cut')
+    weights = tmp_path / 'cut' / 'unet' / 'diffusion_pytorch_model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match='cannot be read') as caught: Policy.from_pretrained(tmp_path / 'cut')
+    assert '\n' not in str(caught.value)
+    with pytest.raises(ValueError, match="train is 'half'"): Policy(tiny_sd(), train='half')
+    with pytest.raises(ValueError, match='num_steps is 0'): Policy(tiny_sd(), num_steps=0)

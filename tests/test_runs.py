@@ -1,0 +1,103 @@
+"A run folder survives kills, refuses what is not its own, and resumes to the bit."
+import json, multiprocessing, os, signal, subprocess, sys, time
+
+import pytest, torch
+from PIL import Image
+
+from drl_toolkit.policy import Policy
+from drl_toolkit.prompts import Task
+from drl_toolkit.rewards import reward
+from drl_toolkit.runs import Recorder, Run, RunError, load_state, named_state, resume, save_state
+from drl_toolkit.tiny import tiny_sd
+from drl_toolkit.trainer import StopTraining, TrainConfig, Trainer, Callback
+
+PROMPTS = ['a cat', 'a dog']
+
+@reward
+def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+def trainer(callbacks, train='lora', **options):
+    torch.manual_seed(0)
+    config = TrainConfig(**dict(epochs=3, lr=1e-2, train_steps=2) | options)
+    return Trainer(Policy(tiny_sd(), num_steps=3, train=train), [Task('red', PROMPTS, redness, samples=16)], config, callbacks=callbacks)
+
+@pytest.mark.parametrize('train', ['lora', 'full'])
+def test_three_epochs_are_one_and_two(train, tmp_path):
+    with Run.create(tmp_path / 'a', {}) as run: a = trainer([Recorder(run, PROMPTS, every=1)], train); a.fit()
+    with Run.create(tmp_path / 'b', {}) as run: trainer([Recorder(run, PROMPTS, every=1)], train).fit(epochs=1)
+    with Run.open(tmp_path / 'b', write=True) as run:
+        b = trainer([Recorder(run, PROMPTS, every=1)], train)
+        assert resume(b, run) == 1
+        b.fit()
+    rows = lambda name: [{k: v for k, v in r.items() if k != 'seconds'} for r in Run.open(tmp_path / name).metrics()]
+    assert rows('a') == rows('b') and len(rows('a')) == 6
+    assert all(torch.equal(t, named_state(b)[n]) for n, t in named_state(a).items())
+    for name in ('epoch_0000.png', 'epoch_0003.png'): assert (tmp_path / 'a/samples' / name).read_bytes() == (tmp_path / 'b/samples' / name).read_bytes()
+    assert len(run.checkpoints()) == 2 and not [p for p in tmp_path.rglob('*.p*') if p.suffix in ('.pt', '.pkl', '.part')]
+    if train == 'full': Policy.from_pretrained(tmp_path / 'a/weights', num_steps=3)
+
+def test_an_interrupted_epoch_leaves_the_last_checkpoint(tmp_path):
+    class Kill(Callback):
+        def after_sample(self, trainer, *rest):
+            if trainer.epoch == 2: raise KeyboardInterrupt
+    with Run.create(tmp_path / 'r', {}) as run:
+        with pytest.raises(KeyboardInterrupt): trainer([Kill(), Recorder(run, PROMPTS, every=1)]).fit()
+        assert not (tmp_path / 'r/weights').exists() and [p.name for p in run.checkpoints()] == ['epoch_0001', 'epoch_0002']
+
+def test_early_stop_keeps_weights(tmp_path):
+    class Stop(Callback):
+        def after_epoch(self, trainer, record): raise StopTraining('enough')
+    with Run.create(tmp_path / 'r', {}) as run: trainer([Recorder(run, PROMPTS), Stop()]).fit()
+    assert list((tmp_path / 'r/weights').glob('*.safetensors'))
+
+def test_torn_lines(tmp_path):
+    with Run.create(tmp_path / 'r', {}) as run:
+        for e in range(3): run.log(dict(epoch=e, tasks=dict(t=dict(reward=float(e)))))
+        whole = (run.folder / 'metrics.jsonl').read_bytes()
+    for cut in range(len(whole)):
+        (tmp_path / 'r/metrics.jsonl').write_bytes(whole[:cut])
+        lines = whole[:cut].count(b'\n')
+        assert len(Run.open(tmp_path / 'r').metrics()) == lines
+        with Run.open(tmp_path / 'r', write=True) as run: run.log(dict(epoch=9, tasks=dict(t=dict(reward=0.))))
+        assert [r['epoch'] for r in run.metrics()] == [*range(lines), 9]
+    (tmp_path / 'r/metrics.jsonl').write_bytes(b'{"epoch": \n' + whole)
+    with pytest.raises(RunError, match='line 1 is damaged'): run.metrics()
+
+def test_folders_that_are_refused(tmp_path):
+    (tmp_path / 'mine').mkdir(); (tmp_path / 'mine/letter.txt').write_text('dear')
+    (tmp_path / 'file').write_text('')
+    for bad in ('mine', 'file', 'file/below'):
+        with pytest.raises(RunError, match='output folder') as e: Run.create(tmp_path / bad, {})
+        assert '\n' not in str(e.value)
+    assert os.listdir(tmp_path / 'mine') == ['letter.txt']
+    Run.create(tmp_path / 'r', {}).close()
+    with pytest.raises(RunError, match='--resume'): Run.create(tmp_path / 'r', {})
+    config = json.loads((tmp_path / 'r/config.json').read_text())
+    (tmp_path / 'r/config.json').write_text(json.dumps(config | dict(schema=99)))
+    with pytest.raises(RunError, match='schema 99'): Run.open(tmp_path / 'r')
+    (tmp_path / 'r/config.json').write_text('{')
+    with pytest.raises(RunError, match='damaged'): Run.open(tmp_path / 'r')
+    (tmp_path / 'r/config.json').write_text('[]')
+    with pytest.raises(RunError, match='no run'): Run.open(tmp_path / 'r')
+
+def _hold(folder, ready):
+    run = Run.open(folder, write=True)
+    ready.set(); time.sleep(60)
+
+def test_one_writer_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    Run.create(tmp_path / 'r', {}).close()
+    context = multiprocessing.get_context('fork')
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / 'r', ready)); holder.start()
+    assert ready.wait(30)
+    with pytest.raises(RunError, match='another process'): Run.open(tmp_path / 'r', write=True)
+    Run.open(tmp_path / 'r').metrics()                                    # readers need no lock
+    holder.kill(); holder.join()
+    Run.open(tmp_path / 'r', write=True).close()
+
+def test_state_names_what_does_not_fit(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    save_state(tmp_path / 's', dict(net.named_parameters()))
+    with pytest.raises(ValueError, match='does not fit'): load_state(tmp_path / 's', dict(torch.nn.Linear(3, 2).named_parameters()))
+    (tmp_path / 's/weights.safetensors').write_bytes(b'junk')
+    with pytest.raises(ValueError, match='cannot be read'): load_state(tmp_path / 's', dict(net.named_parameters()))
