@@ -6,12 +6,12 @@
 __all__ = ['reinforce', 'clip_pair', 'ppo_clip', 'scale_clip', 'transition_weights', 'kl_penalty', 'denoising_target',
            'encode_images', 'data_loss']
 
-# %% ../nbs/10_objectives.ipynb #016cdeb1
+# %% ../nbs/10_objectives.ipynb #8b4b0c8f
 import math
 
 import torch, torch.nn.functional as F
 
-# %% ../nbs/10_objectives.ipynb #e433876c
+# %% ../nbs/10_objectives.ipynb #39fa1ee0
 def _weighted(per_item, weights):
     "Mean, or weighted sum."
     return per_item.mean() if weights is None else (per_item * weights).sum()
@@ -24,7 +24,7 @@ def reinforce(
     "The policy gradient's loss. [P Eq 6; DDPO_SF]"
     return -_weighted(advantage * log_prob, weights)
 
-# %% ../nbs/10_objectives.ipynb #c91a9cdf
+# %% ../nbs/10_objectives.ipynb #daff473e
 def clip_pair(
     clip_range # ε, or (low, high)
 ) -> tuple:    # (low, high)
@@ -55,7 +55,7 @@ def _clip_stats(change, ratio, advantage, low, high, dims):
                 approx_kl=.5 * (dims * change.double()).square().mean().float(),      # nats per step
                 ratio_max=ratio.max(), ratio_min=ratio.min())
 
-# %% ../nbs/10_objectives.ipynb #7d1a1bff
+# %% ../nbs/10_objectives.ipynb #389c2791
 def scale_clip(
     dims:int,                    # latent dimensions of your model, C·H·W
     reference_clip:float=1e-4,   # the papers' clip range …
@@ -65,7 +65,7 @@ def scale_clip(
     if dims < 1: raise ValueError(f'dims is {dims}; the number of latent dimensions, C·H·W, is right')
     return math.expm1(math.log1p(reference_clip) * reference_dims / dims)
 
-# %% ../nbs/10_objectives.ipynb #68315d24
+# %% ../nbs/10_objectives.ipynb #3b0320a3
 def transition_weights(
     sample:torch.Tensor,  # (M,) long: which sample each transition belongs to
     samples:int=None,     # N; the number of distinct samples by default
@@ -74,7 +74,7 @@ def transition_weights(
     _, index, count = sample.unique(return_inverse=True, return_counts=True)
     return 1 / (count[index] * (samples or len(count))).float()
 
-# %% ../nbs/10_objectives.ipynb #bd82416b
+# %% ../nbs/10_objectives.ipynb #d52af457
 def kl_penalty(
     policy,                     # Gaussian of the policy's step
     base,                       # Gaussian of the base model's step, same transitions
@@ -85,7 +85,7 @@ def kl_penalty(
     kl = torch.where(policy.stochastic, kl, torch.zeros_like(kl))
     return _weighted(kl, weights) if weights is not None else kl.sum() / policy.stochastic.sum().clamp(min=1)
 
-# %% ../nbs/10_objectives.ipynb #c064b9fe
+# %% ../nbs/10_objectives.ipynb #2876fd52
 def denoising_target(
     scheduler,             # of diffusers, with add_noise
     latents:torch.Tensor,  # (B, C, H, W) clean

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['portraits', 'objects', 'pairs', 'counts', 'load_prompts', 'Task']
 
-# %% ../nbs/08_prompts.ipynb #159bb789
+# %% ../nbs/08_prompts.ipynb #e7b5374b
 import random, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .rewards import Reward
 from .world import (BACKGROUNDS, COUNTS, HELD_OUT_OCCUPATIONS, HELD_OUT_PAIRS, OBJECTS, OCCUPATIONS, RELATIONS,
                                TRAIN_OCCUPATIONS, TRAIN_PAIRS, UNSEEN_PAIRS, Wanted, parse, prompt_of)
 
-# %% ../nbs/08_prompts.ipynb #15168238
+# %% ../nbs/08_prompts.ipynb #50c0f2f0
 def _split(name, split, parts):
     "The part of a list that a split names."
     if split not in parts: raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
@@ -53,7 +53,7 @@ def counts(backgrounds:bool=False) -> list: # of prompts
     "'three stars'"
     return _prompts([Wanted('count', (o,), count=n) for o in OBJECTS for n in COUNTS.values()], backgrounds)
 
-# %% ../nbs/08_prompts.ipynb #e8cfa105
+# %% ../nbs/08_prompts.ipynb #c3beeb72
 def load_prompts(
     path:Path,               # UTF-8 text, one prompt a line
     vocabulary:bool=False,   # only prompts of the emoji world
@@ -70,7 +70,7 @@ def load_prompts(
         except ValueError as e: raise ValueError(f'prompts file {str(path)!r}, line {i}: {e}') from None
     return [line for _, line in kept]
 
-# %% ../nbs/08_prompts.ipynb #b4715560
+# %% ../nbs/08_prompts.ipynb #f15104f0
 @dataclass
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
@@ -119,7 +119,7 @@ class Task:
         seed:int,      # of the run
         epoch:int,
     ) -> tuple:        # prompts, a list of `samples` strings; groups (samples,) long
-        "This epoch's prompts. They depend on seed and epoch alone; each prompt comes up as evenly as it can."
+        "This epoch's prompts. They depend on task, seed and epoch alone; within an epoch every prompt comes up as often, give or take one."
         rng, count = random.Random(f'{self.name}/{seed}/{epoch}'), self.samples // self.group_size
         chosen = []
         while len(chosen) < count: chosen += rng.sample(self.prompts, min(count - len(chosen), len(self.prompts)))
