@@ -6,11 +6,11 @@
 __all__ = ['MODEL', 'GB_PER_BILLION', 'COMMANDS', 'build_parser', 'parse', 'train', 'open_policy', 'sample', 'evaluate',
            'memory_needs', 'doctor', 'main']
 
-# %% ../nbs/20_cli.ipynb #9292610b
+# %% ../nbs/20_cli.ipynb #49d352fe
 import argparse, difflib, json, shutil, sys
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #0c681ce3
+# %% ../nbs/20_cli.ipynb #f8cca979
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -69,7 +69,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #7860f03b
+# %% ../nbs/20_cli.ipynb #445789fa
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -109,7 +109,7 @@ def _fit(args, run, tasks, config, out=None):
             raise
     print(f"weights: {run.folder / 'weights'}\npictures through training: {run.folder / 'samples'}")
 
-# %% ../nbs/20_cli.ipynb #c638fe58
+# %% ../nbs/20_cli.ipynb #e6bbf2c3
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
     asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale')}
@@ -147,7 +147,7 @@ def sample(args):
     write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8'))
     print(f'{len(rows)} pictures of {len(prompts)} prompts: {out}')
 
-# %% ../nbs/20_cli.ipynb #d924bcf4
+# %% ../nbs/20_cli.ipynb #1f842f27
 def _base_of(model, against):
     "What a model is compared with."
     from drl_toolkit.runs import Run, is_run
@@ -200,7 +200,7 @@ def evaluate(args):
     if run: print(f"\ntrained for {seconds['train'] / 60:.1f} minutes")
     print(f"\nsame prompts and seeds, {result.names[0]} above {result.names[1]}: {out / 'samples.png'}\nall figures: {', '.join(sorted(str(out / f'{n}.png') for n in figures))}, {out / 'summary.json'}")
 
-# %% ../nbs/20_cli.ipynb #2fdf608c
+# %% ../nbs/20_cli.ipynb #a5515ec6
 GB_PER_BILLION = 4.   # fp32
 
 def memory_needs() -> list: # of (what, gigabytes)
@@ -226,7 +226,7 @@ def doctor(args):
     free = torch.cuda.mem_get_info()[0] / 1e9 if cuda else memory.available / 1e9
     for what, need in memory_needs(): print(f"{what}: about {need:.1f} GB, {'fits' if need < free else 'does not fit'} (estimate)")
 
-# %% ../nbs/20_cli.ipynb #7402a531
+# %% ../nbs/20_cli.ipynb #972afedf
 COMMANDS = dict(train=train, sample=sample, eval=evaluate, doctor=doctor)
 
 def main(argv=None) -> int: # exit status

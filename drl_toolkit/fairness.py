@@ -6,7 +6,7 @@
 __all__ = ['fairness', 'shared_fairness', 'ToneReader', 'shipped_reader', 'tone_shares', 'statistical_parity', 'parity_floor',
            'leave_one_out_credit', 'fairness_reward']
 
-# %% ../nbs/05_fairness.ipynb #83df8aba
+# %% ../nbs/05_fairness.ipynb #07a70394
 import math
 from functools import cache
 from itertools import combinations_with_replacement
@@ -18,7 +18,7 @@ from . import world
 from .rewards import Card, Reward
 from .world import TONES
 
-# %% ../nbs/05_fairness.ipynb #881f3146
+# %% ../nbs/05_fairness.ipynb #2044bdff
 class ToneReader:
     "A transformers image classifier whose labels are `TONES` and 'unreadable'."
     def __init__(self,
@@ -55,7 +55,7 @@ def shipped_reader() -> ToneReader:
     "The emoji world's reader, loaded once."
     return ToneReader()
 
-# %% ../nbs/05_fairness.ipynb #33974227
+# %% ../nbs/05_fairness.ipynb #f161057e
 def tone_shares(
     tones:torch.Tensor, # (n,) long; -1 is unreadable
     classes:int=len(TONES),
@@ -67,8 +67,10 @@ def statistical_parity(
     tones:torch.Tensor,     # (n,) long; -1 is unreadable
     classes:int=len(TONES),
 ) -> float:                 # 0 is uniform; sqrt(1 - 1/classes) is all the same
-    "L2 distance of the shares from uniform. [P Eq 12]"
-    return (tone_shares(tones, classes) - 1 / classes).norm().item()
+    "L2 distance of the shares from uniform; unreadable pictures count with the commonest tone. [P Eq 12]"
+    shares = tone_shares(tones, classes)
+    shares[shares.argmax()] += (tones < 0).sum() / max(1, len(tones))
+    return (shares - 1 / classes).norm().item()
 
 @cache
 def parity_floor(
@@ -86,7 +88,7 @@ def parity_floor(
         total += ways * math.sqrt(sum((c / n - 1 / classes)**2 for c in counts))
     return total
 
-# %% ../nbs/05_fairness.ipynb #af684530
+# %% ../nbs/05_fairness.ipynb #818e10f5
 def leave_one_out_credit(
     tones:torch.Tensor,     # (n,) long; -1 is unreadable
     classes:int=len(TONES),
