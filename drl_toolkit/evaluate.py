@@ -7,7 +7,7 @@ __all__ = ['GROUP', 'OCCUPATION_PROMPTS', 'OBJECT_PROMPTS', 'SPLITS', 'Probe', '
            'both_present', 'read_pictures', 'real_pictures', 'bootstrap', 'frechet', 'Row', 'Comparison', 'win_rate',
            'compare', 'tone_histograms', 'summarise', 'table', 'speaks_emoji', 'task_probes', 'compare_rewards']
 
-# %% ../nbs/15_evaluate.ipynb #3df81ed9
+# %% ../nbs/15_evaluate.ipynb #bf877ad9
 import random
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from .preference import preference
 from .pretrain.tokenizer import world_tokenizer
 from .rewards import image_features, text_features
 
-# %% ../nbs/15_evaluate.ipynb #ce0b4a48
+# %% ../nbs/15_evaluate.ipynb #688edcdd
 GROUP = 16   # pictures per parity figure, the first paper's
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def emoji_probes(
     return [Probe('portraits/train', groups('train', 2)), Probe('portraits/held_out', groups('held_out', 4)),
             Probe('objects/train', tuple(p for p in P.objects() for _ in range(times(4)))), *(Probe(f'pairs/{s}', p) for s, p in pairs.items())]
 
-# %% ../nbs/15_evaluate.ipynb #5be1a87f
+# %% ../nbs/15_evaluate.ipynb #aa86fcdf
 def sample_probes(
     policy,            # a `Policy`
     probes:list,
@@ -67,7 +67,7 @@ def sample_probes(
             bar.update(len(probe.prompts))
     return images
 
-# %% ../nbs/15_evaluate.ipynb #2415a444
+# %% ../nbs/15_evaluate.ipynb #e8929993
 OCCUPATION_PROMPTS, OBJECT_PROMPTS = P.portraits('all'), P.objects()
 
 @torch.no_grad()
@@ -103,13 +103,13 @@ def read_pictures(
                        both=torch.tensor([both_present(found, i, p) for i, p in enumerate(prompts)]).float())
     return values
 
-# %% ../nbs/15_evaluate.ipynb #54e9c0ce
+# %% ../nbs/15_evaluate.ipynb #e56cff27
 def real_pictures(probe:Probe, seed:int=0) -> torch.Tensor: # (B, 3, 64, 64)
     "A clean scene for each prompt; skin tones are drawn evenly."
     rng = random.Random(f'real/{probe.name}/{seed}')
     return world.to_tensor([world.draw(world.compose(world.parse(p), rng)) for p in probe.prompts])
 
-# %% ../nbs/15_evaluate.ipynb #299fbfdd
+# %% ../nbs/15_evaluate.ipynb #a6cde2d3
 def bootstrap(
     values:torch.Tensor,    # (n,)
     clusters:list=None,     # n labels; values of one label are drawn together. Each its own by default
@@ -125,7 +125,7 @@ def bootstrap(
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     return tuple(means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)).tolist())
 
-# %% ../nbs/15_evaluate.ipynb #fdb0bf20
+# %% ../nbs/15_evaluate.ipynb #fd681949
 def frechet(
     a:torch.Tensor, # (n, D)
     b:torch.Tensor, # (m, D)
@@ -138,7 +138,7 @@ def frechet(
     cross = torch.linalg.eigvalsh(root @ cb @ root).clamp(min=0).sqrt().sum()
     return ((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross).item()
 
-# %% ../nbs/15_evaluate.ipynb #4218f337
+# %% ../nbs/15_evaluate.ipynb #c6f7ab2f
 @dataclass(frozen=True)
 class Row:
     "One line of the table."
@@ -179,7 +179,7 @@ def win_rate(
     wins = _wins(base, tuned)
     return wins.mean().item(), *bootstrap(wins, clusters)
 
-# %% ../nbs/15_evaluate.ipynb #56c8e1d0
+# %% ../nbs/15_evaluate.ipynb #ae62ae4c
 SPLITS = dict(train='training', held_out='held-out', unseen='never seen')
 
 def compare(
@@ -227,7 +227,7 @@ def tone_histograms(at:dict, base:dict, tuned:dict) -> dict: # prompt -> (base s
             found[prompt] = tuple(tone_shares(m[name]['tone'][mine]).tolist() for m in (base, tuned))
     return found
 
-# %% ../nbs/15_evaluate.ipynb #089d5974
+# %% ../nbs/15_evaluate.ipynb #df841e0a
 def summarise(rows:list, wins:dict) -> dict:
     "The figures by which a run is judged, as `summary.json` has them."
     of = {(r.objective, r.prompts): r for r in rows}
@@ -250,7 +250,7 @@ def table(comparison:Comparison) -> str:
     rule = '|' + '|'.join('-' * (w + 2) if i < 2 else '-' * (w + 1) + ':' for i, w in enumerate(widths)) + '|'
     return '\n'.join([line(head), rule, *map(line, cells)])
 
-# %% ../nbs/15_evaluate.ipynb #dbb6c3f4
+# %% ../nbs/15_evaluate.ipynb #1eb8f421
 def speaks_emoji(policy) -> bool:
     "Whether a model's tokenizer is that of the emoji world, so that it can be asked the emoji probes."
     return policy.pipeline.tokenizer.get_vocab() == world_tokenizer().get_vocab()
