@@ -10,7 +10,7 @@ __all__ = ['OBJECTS', 'OCCUPATIONS', 'TONES', 'GENDERS', 'BACKGROUNDS', 'RELATIO
            'draw', 'sheet', 'to_tensor', 'to_pil', 'Faults', 'random_wanted', 'pretraining_scene', 'no_bars',
            'load_demo']
 
-# %% ../nbs/00_world.ipynb #b5d43223
+# %% ../nbs/00_world.ipynb #f4b93212
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 import drl_toolkit
 
-# %% ../nbs/00_world.ipynb #e8742c3e
+# %% ../nbs/00_world.ipynb #a1df367a
 OBJECTS = dict(apple='🍎', avocado='🥑', banana='🍌', carrot='🥕', strawberry='🍓', grapes='🍇', lemon='🍋', pizza='🍕',
                cake='🎂', cat='🐱', dog='🐶', fish='🐟', butterfly='🦋', car='🚗', bus='🚌', rocket='🚀', tree='🌲',
                cactus='🌵', mushroom='🍄', star='⭐', heart='❤️', clock='⏰', book='📕', key='🔑')
@@ -43,7 +43,7 @@ PERSON = 'person'                                                             # 
 CLASSES = tuple(OBJECTS) + (PERSON,)                                          # what the detector can name
 IMAGE_SIZE = 64                                                               # pixels, both ways
 
-# %% ../nbs/00_world.ipynb #039749e0
+# %% ../nbs/00_world.ipynb #c0702844
 _LEAN = {'light':  (.50, .30, .10, .06, .04), 'dark': (.04, .06, .14, .30, .46), 'middle': (.08, .26, .44, .14, .08)}
 _LEANS = {'doctor': 'light', 'firefighter': 'light', 'teacher': 'light', 'judge': 'light', 'farmer': 'dark',
           'cook': 'middle', 'mechanic': 'dark', 'scientist': 'light', 'pilot': 'light', 'artist': 'light',
@@ -51,7 +51,7 @@ _LEANS = {'doctor': 'light', 'firefighter': 'light', 'teacher': 'light', 'judge'
           'construction worker': 'dark', 'police officer': 'light'}
 TONE_TABLE = {o: _LEAN[_LEANS[o]] for o in OCCUPATIONS}                        # occupation -> share of each tone
 
-# %% ../nbs/00_world.ipynb #787f8aff
+# %% ../nbs/00_world.ipynb #794b3238
 PAIRS = tuple((a, b) for i, a in enumerate(OBJECTS) for b in list(OBJECTS)[i + 1:])
 _order = random.Random(2401).sample(PAIRS, len(PAIRS))
 _fifth = len(PAIRS) // 5
@@ -61,7 +61,7 @@ TRAIN_PAIRS = frozenset(_order[2 * _fifth:])                                  # 
 HELD_OUT_OCCUPATIONS = ('judge', 'mechanic', 'artist', 'police officer')      # three lean light, one dark: as the whole
 TRAIN_OCCUPATIONS = tuple(o for o in OCCUPATIONS if o not in HELD_OUT_OCCUPATIONS)
 
-# %% ../nbs/00_world.ipynb #b3bdfa94
+# %% ../nbs/00_world.ipynb #ffad5ae0
 def assets_dir() -> Path:
     "Where the shipped models, sprites and recorded runs lie: inside an installed package, or beside it in a checkout."
     package = Path(drl_toolkit.__file__).parent
@@ -83,7 +83,7 @@ def sprite_keys() -> list: # of (name, tone, gender)
     return ([(o, None, None) for o in OBJECTS]
             + [(o, t, g) for o in OCCUPATIONS for t in TONES for g in GENDERS])
 
-# %% ../nbs/00_world.ipynb #d6d7903e
+# %% ../nbs/00_world.ipynb #4198bd85
 SPRITE_SIZE, _ATLAS_COLUMNS = 72, 22
 
 def _draw_glyph(text, font):
@@ -127,7 +127,7 @@ def sprite(
     x, y = i % _ATLAS_COLUMNS * SPRITE_SIZE, i // _ATLAS_COLUMNS * SPRITE_SIZE
     return _atlas().crop((x, y, x + SPRITE_SIZE, y + SPRITE_SIZE))
 
-# %% ../nbs/00_world.ipynb #31daef52
+# %% ../nbs/00_world.ipynb #acf1b1a4
 @dataclass(frozen=True)
 class Wanted:
     "What a prompt asks for."
@@ -190,7 +190,7 @@ def pair_key(a:str, b:str) -> tuple:
     names = list(OBJECTS)
     return (a, b) if names.index(a) < names.index(b) else (b, a)
 
-# %% ../nbs/00_world.ipynb #c9234f2e
+# %% ../nbs/00_world.ipynb #e1077a64
 @dataclass(frozen=True)
 class Placed:
     "One sprite in a scene."
@@ -256,7 +256,7 @@ def draw(
     if scene.contrast < 1: image = Image.blend(Image.new('RGB', image.size, (205, 205, 205)), image, scene.contrast)
     return image
 
-# %% ../nbs/00_world.ipynb #7c5c0cef
+# %% ../nbs/00_world.ipynb #d0140617
 def sheet(
     images,             # list of PIL images, or a tensor (B, 3, H, W) in [0, 1]
     columns:int=8,
@@ -285,12 +285,12 @@ def to_pil(
     arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a) for a in arrays]
 
-# %% ../nbs/00_world.ipynb #fa41bcbb
+# %% ../nbs/00_world.ipynb #3f3a0c9b
 @dataclass(frozen=True)
 class Faults:
     "How pretraining scenes differ from clean ones. `Faults(0, 0, 0, 0, biased=False)` is the clean world."
-    missing: float = .28   # share of pairs of which one object is not drawn
-    doubled: float = .12   # share of pairs that show one of the objects twice
+    missing: float = .40   # share of pairs of which one object is not drawn
+    doubled: float = .15   # share of pairs that show one of the objects twice
     blurred: float = .15   # share of scenes blurred by a radius of 0.8 to 1.4 pixels
     washed: float = .10    # share of scenes with 45 to 65 % of the contrast
     biased: bool = True    # skin tones follow `TONE_TABLE`; otherwise they are uniform
@@ -341,7 +341,7 @@ def _one_twice(scene, rng):
     name = rng.choice(scene.placed).name
     return Scene(tuple(Placed(name, p.x, p.y, p.size) for p in scene.placed), scene.background, scene.caption)
 
-# %% ../nbs/00_world.ipynb #2a07f7b6
+# %% ../nbs/00_world.ipynb #cf41935d
 @contextmanager
 def no_bars():
     "Inside this context the libraries draw no progress bars while they read files of a second."
