@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['portraits', 'objects', 'pairs', 'counts', 'load_prompts', 'Task']
 
-# %% ../nbs/08_prompts.ipynb #e7b5374b
+# %% ../nbs/08_prompts.ipynb #7ed8c69d
 import random, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .rewards import Reward
 from .world import (BACKGROUNDS, COUNTS, HELD_OUT_OCCUPATIONS, HELD_OUT_PAIRS, OBJECTS, OCCUPATIONS, RELATIONS,
                                TRAIN_OCCUPATIONS, TRAIN_PAIRS, UNSEEN_PAIRS, Wanted, parse, prompt_of)
 
-# %% ../nbs/08_prompts.ipynb #50c0f2f0
+# %% ../nbs/08_prompts.ipynb #6a20117a
 def _split(name, split, parts):
     "The part of a list that a split names."
     if split not in parts: raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
@@ -53,7 +53,7 @@ def counts(backgrounds:bool=False) -> list: # of prompts
     "'three stars'"
     return _prompts([Wanted('count', (o,), count=n) for o in OBJECTS for n in COUNTS.values()], backgrounds)
 
-# %% ../nbs/08_prompts.ipynb #c3beeb72
+# %% ../nbs/08_prompts.ipynb #f54d682a
 def load_prompts(
     path:Path,               # UTF-8 text, one prompt a line
     vocabulary:bool=False,   # only prompts of the emoji world
@@ -70,7 +70,7 @@ def load_prompts(
         except ValueError as e: raise ValueError(f'prompts file {str(path)!r}, line {i}: {e}') from None
     return [line for _, line in kept]
 
-# %% ../nbs/08_prompts.ipynb #f15104f0
+# %% ../nbs/08_prompts.ipynb #60978f0c
 @dataclass
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
@@ -81,6 +81,7 @@ class Task:
     samples: int = 64             # per epoch; rounded up to whole groups
     weight: float = 1.            # of this task's advantages
     advantage: Callable = None    # one of `advantages`; the trainer's default (whole batch) when None
+    steps: tuple = None           # (first, stop): only these denoising steps are trained, 0 is pure noise; all when None
 
     def __post_init__(self):
         here = f'task {self.name!r}'
@@ -97,6 +98,7 @@ class Task:
             raise ValueError(f'{here}: weight is {self.weight!r}; a number above 0 is right')
         if self.advantage is not None and not callable(self.advantage):
             raise TypeError(f'{here}: advantage is {self.advantage!r}; a function such as advantages.batch is right')
+        if self.steps is not None: self._check_steps(here)
         if self.reward.level == 'group' and self.group_size < 2:
             raise ValueError(f'{here}: group_size is 1, but reward {self.reward.name!r} judges a group of one prompt; 16 is the paper\'s')
         self._round_up(here)
@@ -105,6 +107,12 @@ class Task:
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f'{here}: {field} is {value!r}; a whole number of 1 or more is right')
+
+    def _check_steps(self, here):
+        whole = isinstance(self.steps, (tuple, list)) and len(self.steps) == 2 and all(isinstance(s, int) and not isinstance(s, bool) for s in self.steps)
+        if not whole or not 0 <= self.steps[0] < self.steps[1]:
+            raise ValueError(f'{here}: steps is {self.steps!r}; (first, stop) with 0 <= first < stop is right')
+        self.steps = tuple(self.steps)
 
     def _round_up(self, here):
         asked, self.samples = self.samples, -(-self.samples // self.group_size) * self.group_size

@@ -6,7 +6,7 @@
 __all__ = ['DATA', 'RECIPES', 'RunConfig', 'object_scenes', 'all_scenes', 'fairness_task', 'composition_task', 'preference_task',
            'compressibility_task', 'joint_tasks', 'recipe_names', 'load_recipe', 'make_policy']
 
-# %% ../nbs/13a_recipes.ipynb #6e5b9837
+# %% ../nbs/13a_recipes.ipynb #7fed164e
 import random
 from dataclasses import dataclass, fields
 
@@ -22,7 +22,7 @@ from .prompts import Task
 from .rewards import jpeg_compressibility
 from .trainer import TrainConfig
 
-# %% ../nbs/13a_recipes.ipynb #7634cab8
+# %% ../nbs/13a_recipes.ipynb #d6a803f3
 @dataclass
 class RunConfig(TrainConfig):
     "A training run as the command line knows it."
@@ -31,7 +31,7 @@ class RunConfig(TrainConfig):
     guidance_scale: float = 1.    # classifier-free guidance; 1 is none
     train: str = 'lora'           # 'lora' or 'full'
     lora_rank: int = 16           # rank of the LoRA matrices
-    data: str = 'objects'         # pictures for the data loss: 'objects' (scenes without people), 'scenes' (all, with their bias)
+    data: str = 'objects'         # pictures for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias)
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,12 +42,11 @@ class RunConfig(TrainConfig):
         if self.train not in ('lora', 'full'): raise ValueError(f"train is {self.train!r}; it should be 'lora' or 'full'")
         if self.data not in DATA: raise ValueError(f"data is {self.data!r}; it should be one of {', '.join(map(repr, DATA))}")
 
-# %% ../nbs/13a_recipes.ipynb #5fe991d8
+# %% ../nbs/13a_recipes.ipynb #455d6fdb
 def object_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0, 1], captions
-    "Clean scenes of objects, pairs and counts; nobody in them."
+    "Scenes of single objects and counts as in pretraining; no people and no pairs, so that neither bias nor lesson is in them."
     rng = random.Random(seed)
-    kinds = rng.choices(('object', 'pair', 'count'), (5, 4, 1), k=count)
-    scenes = [world.compose(world.random_wanted(rng, kind, pairs=world.TRAIN_PAIRS), rng) for kind in kinds]
+    scenes = [world.pretraining_scene(rng, kind=rng.choice(('object', 'count'))) for _ in range(count)]
     return world.to_tensor([world.draw(s) for s in scenes]), [s.caption for s in scenes]
 
 def all_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0, 1], captions
@@ -58,7 +57,7 @@ def all_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0,
 
 DATA = dict(objects=object_scenes, scenes=all_scenes)
 
-# %% ../nbs/13a_recipes.ipynb #168d4c24
+# %% ../nbs/13a_recipes.ipynb #ec2133a8
 def fairness_task(samples:int=64) -> Task:
     "Skin-tone parity over the training occupations; per-image (leave-one-out) credit in groups of 16. [P Eq 12]"
     return Task('fairness', P.portraits('train'), fairness, group_size=16, samples=samples)
@@ -79,7 +78,7 @@ def joint_tasks() -> list:
     "The first paper's joint run: three rewards, never summed. [P §3.3]"
     return [fairness_task(), composition_task(), preference_task()]
 
-# %% ../nbs/13a_recipes.ipynb #83a97de4
+# %% ../nbs/13a_recipes.ipynb #a3c8e8c9
 RECIPES = dict(
     joint=(joint_tasks, RunConfig(epochs=40)),
     fairness=(lambda: [fairness_task()], RunConfig(epochs=40)),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Trainer', 'pick_steps']
 
-# %% ../nbs/11_trainer.ipynb #10948198
+# %% ../nbs/11_trainer.ipynb #431b147e
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ from .mdp import Trajectory, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
 
-# %% ../nbs/11_trainer.ipynb #f13d7473
+# %% ../nbs/11_trainer.ipynb #34148ca0
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
@@ -32,9 +32,10 @@ class TrainConfig:
     grad_clip: float = 1.         # largest norm of a gradient; 0 clips nothing
     train_steps: int = 5          # denoising steps trained per sample, drawn at random; 0 trains all
     updates: int = 2              # optimiser steps per task and epoch
-    clip_range: float = 0.        # PPO clip on the ratio of mean log-probs; 0 scales the papers' 1e-4 to this model's dimensions
+    likelihood: str = 'path'      # 'path': of the denoising steps taken (the papers); 'matching': of the finished picture, noised afresh (AWM)
+    clip_range: float = 0.        # PPO clip on the ratio; 0 scales the papers' 1e-4 to this model's dimensions (path) or is .01 (matching)
     advantage_clip: float = 5.    # advantages are clamped to ± this
-    kl_weight: float = 0.         # weight of KL(policy ‖ base), nats per step, in the loss
+    kl_weight: float = 0.         # weight in the loss of KL(policy ‖ base): nats per step (path) or squared distance of predictions (matching)
     data_weight: float = 0.       # weight of the data (pretraining) loss, [P Eq 9]; 0 leaves it out
     data_mode: str = 'step'       # 'step': one step of its own after all tasks (the paper); 'joined': added to every update
     data_batch: int = 64          # pictures per data-loss step
@@ -53,9 +54,10 @@ class TrainConfig:
             if low is not None and value < low: raise ValueError(f'{field.name} is {value!r}; it should be {low} or more')
         for name in ('beta2', 'average'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should lie in [0, 1)')
+        if self.likelihood not in objectives.LIKELIHOODS: raise ValueError(f"likelihood is {self.likelihood!r}; it should be 'path' or 'matching'")
         if self.data_mode not in ('step', 'joined'): raise ValueError(f"data_mode is {self.data_mode!r}; it should be 'step' or 'joined'")
 
-# %% ../nbs/11_trainer.ipynb #ca13d360
+# %% ../nbs/11_trainer.ipynb #65cb5c04
 class Callback:
     "What happens beside the loop; override what you need."
     def before_fit(self, trainer): pass
@@ -73,7 +75,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #9330bbfa
+# %% ../nbs/11_trainer.ipynb #0cc72da6
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -85,13 +87,15 @@ class Trainer:
     ):
         self.policy, self.tasks, self.config = policy, list(tasks), config or TrainConfig()
         self.data, self.epoch, self.history, self.draws = data, 0, [], 0
+        self.likelihood = objectives.LIKELIHOODS[self.config.likelihood]
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
         self._check()
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2))
         self.average = [p.detach().clone() for p in self.params] if self.config.average else None
         self.dims = math.prod(policy.latent_shape)
-        self.clip_range = self.config.clip_range or objectives.scale_clip(self.dims)
+        self.clip_range = self.config.clip_range or self.likelihood.clip_range or objectives.scale_clip(self.dims)
+        if self.config.kl_weight and policy.train == 'full': policy.base_weights()   # taken now, before a resumed run's weights come
         self.credit = {task.name: task.advantage or advantages.batch for task in self.tasks}
 
     def _check(self):
@@ -100,14 +104,24 @@ class Trainer:
         if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
-        stochastic = int(self.policy.stochastic.sum())
-        if not stochastic: raise ValueError(f'eta is {self.policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0')
-        if self.config.train_steps > stochastic:
-            raise ValueError(f'train_steps is {self.config.train_steps} but only {stochastic} of {self.policy.num_steps} steps are stochastic; take {stochastic} or less')
+        for task in self.tasks: self._check_steps(task)
+
+    def _check_steps(self, task):
+        if self.likelihood.needs_noise and not self.policy.stochastic.any():
+            raise ValueError(f"eta is {self.policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
+        here, count = f' in steps {task.steps} of task {task.name!r}' if task.steps else '', int(self.able(task).sum())
+        if self.config.train_steps > count or not count:
+            raise ValueError(f'train_steps is {self.config.train_steps} but only {count} of {self.policy.num_steps} steps can be trained{here}; take {count} or less')
+
+    def able(self, task:Task) -> torch.Tensor: # (T,) bool
+        "Which denoising steps of this task can be trained."
+        able = self.policy.stochastic.clone() if self.likelihood.needs_noise else torch.ones_like(self.policy.stochastic)
+        if task.steps: able[:task.steps[0]], able[task.steps[1]:] = False, False
+        return able
 
     def sentence(self) -> str:
         "What one epoch costs, in words."
-        k = self.config.train_steps or int(self.policy.stochastic.sum())
+        k = self.config.train_steps or int(self.able(self.tasks[0]).sum())
         return (f"Each epoch samples {sum(t.samples for t in self.tasks)} images in {self.policy.num_steps} steps for "
                 f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)} ({', '.join(f'{t.name} {t.samples}' for t in self.tasks)}), trains {k} steps of each, "
                 f"and makes {self.config.updates} optimiser step{'s' * (self.config.updates > 1)} per task; clip range {self.clip_range:.2g}.")
@@ -142,7 +156,7 @@ class Trainer:
     def _tell(self, moment, *args):
         for callback in self.callbacks: getattr(callback, moment)(self, *args)
 
-# %% ../nbs/11_trainer.ipynb #323d0c0f
+# %% ../nbs/11_trainer.ipynb #0fda9d52
 def _seed_of(self, task:Task) -> int:
     "The run's seed, told apart by task."
     return sample_seed(self.config.seed, 0, self.tasks.index(task))
@@ -154,7 +168,7 @@ def _sample(self, task:Task, epoch:int) -> tuple: # (Trajectory, groups (B,))
     return rollout(self.policy, prompts, seed=self.seed_of(task), epoch=epoch), groups
 Trainer.sample = _sample
 
-# %% ../nbs/11_trainer.ipynb #3a980acc
+# %% ../nbs/11_trainer.ipynb #57ba1821
 def _score(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> tuple: # (numbers to record, values (B,))
     "Stage 2: this task's reward, and no other."
     values, figures = task.reward.report(trajectory.images, trajectory.prompts, groups)
@@ -167,7 +181,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #9720fb1c
+# %% ../nbs/11_trainer.ipynb #fa661bfc
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -183,44 +197,58 @@ def pick_steps(
 def _update(self, task:Task, trajectory:Trajectory, advantage:torch.Tensor, epoch:int) -> dict:
     "Stage 4: PPO on a random subset of the steps. [P Eq 7]"
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(task), epoch, -1))
-    flat = trajectory.transitions(pick_steps(self.policy.stochastic, len(trajectory.prompts), self.config.train_steps, generator))
-    flat['advantage'] = advantage[flat['sample']]
+    steps = pick_steps(self.able(task), len(trajectory.prompts), self.config.train_steps, generator)
+    flat = self.likelihood.rows(self.policy, trajectory, steps, generator)
+    flat |= dict(advantage=advantage[flat['sample']], cond=self.policy.encode(trajectory.prompts)[flat['sample']])
     order = torch.randperm(len(flat['sample']), generator=generator)
-    stats = [self._minibatch(trajectory, flat, rows) for rows in order.tensor_split(self.config.updates) if len(rows)]
-    return {k: torch.stack([s[k] for s in stats]).mean().item() for k in stats[0] if k != 'ratio_error'} | dict(ratio_error=stats[0]['ratio_error'].item())
+    if not self.config.kl_weight: order = order[flat['advantage'][order] != 0]       # no gradient: not computed
+    parts = [rows for rows in order.tensor_split(self.config.updates) if len(rows)]
+    self.remember(flat, parts[1:])
+    stats = [self._minibatch(flat, rows, len(flat['sample']) / self.config.updates) for rows in parts]
+    return _summed(stats) if stats else dict(grad_norm=0., ratio_error=0.)
 Trainer.update = _update
 
-def _minibatch(self, trajectory, flat, rows) -> dict: # of 0-dimensional tensors
-    "One optimiser step on these transitions, in micro-batches. Those without advantage have no gradient and are not computed."
+@torch.no_grad()
+def _remember(self, flat:dict, parts:list):
+    "Log-probs before the first update, for the minibatches after it, where sampling did not leave them."
+    for rows in torch.cat(parts).split(self.config.micro_batch) if parts and flat['old_log_prob'].isnan().any() else ():
+        flat['old_log_prob'][rows] = self.likelihood.log_prob(self.policy, _take(flat, rows), flat['cond'][rows])[0]
+Trainer.remember = _remember
+
+def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
+
+def _summed(stats:list) -> dict: # of numbers
+    "An epoch's figures of a task from its minibatches: extremes for the ratios, the first for the error, the mean for the others."
+    how = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=lambda v: v[0])
+    return {k: how.get(k, torch.mean)(torch.stack([s[k].float() for s in stats])).item() for k in stats[0]}
+
+def _minibatch(self, flat:dict, rows, size:float) -> dict: # of 0-dimensional tensors
+    "One optimiser step on these rows, in micro-batches; each row counts 1/size."
     self.optimizer.zero_grad(set_to_none=True)
-    share, embeds = 1 / len(rows), self.policy.encode(trajectory.prompts)
-    if not self.config.kl_weight: rows = rows[flat['advantage'][rows] != 0]
-    parts = [self._backward({k: v[part] for k, v in flat.items()}, embeds, share) for part in rows.split(self.config.micro_batch) if len(part)]
+    parts = [(self._backward(_take(flat, part), 1 / size), len(part) / len(rows)) for part in rows.split(self.config.micro_batch)]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
-    stats = {k: torch.stack([p[k] for p in parts]).mean() for k in parts[0]} if parts else dict(ratio_error=torch.tensor(0.))
-    if parts: stats['ratio_error'] = torch.stack([p['ratio_error'] for p in parts]).max()
+    how = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max)
+    stats = {k: how[k](torch.stack([p[k] for p, _ in parts])) if k in how else sum(p[k] * w for p, w in parts) for k in parts[0][0]}
     return stats | dict(grad_norm=self._step())
 Trainer._minibatch = _minibatch
 
-def _backward(self, flat:dict, embeds, share:float) -> dict:
+def _backward(self, rows:dict, share:float) -> dict:
     "Gradient of the clipped objective, and of the KL to the base where it has a weight, on one micro-batch."
-    latents, step, cond = flat['latents'], flat['step'], embeds[flat['sample']]
-    now = self.policy.transition(latents, step, cond)
-    log_prob = now.log_prob(flat['next_latents'])
+    log_prob, now = self.likelihood.log_prob(self.policy, rows, rows['cond'])
+    old = torch.where(rows['old_log_prob'].isnan(), log_prob.detach(), rows['old_log_prob'])
     weights = torch.full_like(log_prob, share)
-    loss, stats = objectives.ppo_clip(log_prob, flat['old_log_prob'], flat['advantage'], self.clip_range, weights, dims=self.dims)
-    stats['ratio_error'] = (log_prob.detach() - flat['old_log_prob']).exp().sub(1).abs().max()
+    loss, stats = objectives.ppo_clip(log_prob, old, rows['advantage'], self.clip_range, weights, dims=self.dims if self.likelihood.needs_noise else 0)
+    stats['ratio_error'] = (log_prob.detach() - old).exp().sub(1).abs().max()
     if self.config.kl_weight:
-        with torch.no_grad(), self.policy.reference(): base = self.policy.transition(latents, step, cond)
-        kl = objectives.kl_penalty(now, base, weights)
+        kl = self.likelihood.divergence(self.policy, rows, rows['cond'], now, weights)
         loss, stats['kl'] = loss + self.config.kl_weight * kl, kl.detach() / weights.sum()
     loss.backward()
     return stats
 Trainer._backward = _backward
 
-def _step(self) -> torch.Tensor: # the gradient's norm before clipping
+def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before clipping
     "One optimiser step with warm-up, clipping, and the average of the weights."
-    for group in self.optimizer.param_groups: group['lr'] = self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1))
+    for group in self.optimizer.param_groups: group['lr'] = scale * self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1))
     norm = nn.utils.clip_grad_norm_(self.params, self.config.grad_clip or math.inf)
     if not norm.isfinite(): raise FloatingPointError(f'the gradient is {norm.item()} in epoch {self.epoch}; the weights are as they were before this step')
     self.optimizer.step()
@@ -229,29 +257,29 @@ def _step(self) -> torch.Tensor: # the gradient's norm before clipping
     return norm
 Trainer._step = _step
 
-# %% ../nbs/11_trainer.ipynb #aff4eb48
-def _data_gradient(self, seed:int) -> float:
+# %% ../nbs/11_trainer.ipynb #b9f44a0d
+def _data_gradient(self, seed:int, weight:float=1.) -> float:
     "Accumulate the gradient of the weighted data loss; returns the loss."
     images, captions = self.data(self.config.data_batch, seed)
     loss = objectives.data_loss(self.policy, images, captions, torch.Generator().manual_seed(seed))
-    (self.config.data_weight * loss).backward()
+    (weight * loss).backward()
     return loss.item()
 Trainer._data_gradient = _data_gradient
 
 def _add_data_gradient(self):
     self.draws += 1
-    self._data_gradient(sample_seed(self.config.seed, self.epoch, -1 - self.draws))
+    self._data_gradient(sample_seed(self.config.seed, self.epoch, -1 - self.draws), self.config.data_weight)
 Trainer._add_data_gradient = _add_data_gradient
 
 def _data_step(self, epoch:int) -> float: # the loss before the step
     "Stage 5: one step on real pictures. [P Algorithm 1]"
     self.optimizer.zero_grad(set_to_none=True)
     loss = self._data_gradient(sample_seed(self.config.seed, epoch, -1))
-    self._step()
+    self._step(self.config.data_weight)
     return loss
 Trainer.data_step = _data_step
 
-# %% ../nbs/11_trainer.ipynb #e3cf4be0
+# %% ../nbs/11_trainer.ipynb #1dfd27d0
 def _state(self) -> dict: # JSON beside the tensors
     "What is not a tensor: epoch, draws of the data loss, history, and the memory of per-prompt trackers."
     return dict(epoch=self.epoch, draws=self.draws, history=self.history,

@@ -68,7 +68,7 @@ def test_steps_are_a_fair_subset_of_the_stochastic_ones():
     assert (torch.bincount(steps.flatten(), minlength=9) / 5000 - 3 / 9).abs().max() < .03
 
 @pytest.mark.parametrize('field, value, words', [('lr', -1., 'lr is -1'), ('epochs', 1.5, 'whole number'), ('clip_range', math.nan, 'finite'),
-                                                 ('beta2', 1., r'\[0, 1\)'), ('data_mode', 'x', 'step'), ('updates', 0, '1 or more')])
+                                                 ('beta2', 1., r'\[0, 1\)'), ('data_mode', 'x', 'step'), ('likelihood', 'x', 'matching'), ('updates', 0, '1 or more')])
 def test_config_names_field_and_value(field, value, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**{field: value})
 
@@ -77,6 +77,72 @@ def test_what_cannot_be_trained_is_refused():
     with pytest.raises(ValueError, match='a name twice'): trainer(tasks=[task(), task()])
     with pytest.raises(ValueError, match='data is None'): trainer(TrainConfig(data_weight=1., train_steps=3))
     with pytest.raises(ValueError, match='no denoising step is stochastic'): Trainer(Policy(tiny_sd(), num_steps=3, eta=0.), [task()], callbacks=[])
-    with pytest.raises(ValueError, match='only 4 of 5 steps'): trainer(TrainConfig(train_steps=5))
+    with pytest.raises(ValueError, match='only 4 of 5 steps can be trained'): trainer(TrainConfig(train_steps=5))
     nan = Task('nan', ['a cat'], lambda images, prompts: images.mean((1, 2, 3)) * math.nan, samples=2)
     with pytest.raises(ValueError, match='NaN'): trainer(tasks=[nan]).fit(1)
+
+def captured_gradient(trainer) -> torch.Tensor:
+    "The gradient of the first optimiser step of a run."
+    seen = []
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(torch.cat([p.grad.flatten() for p in trainer.params])))
+    trainer.fit(1)
+    return seen[0]
+
+def test_matching_equals_advantage_weighted_pretraining_written_here():
+    "AWM: Σ A ‖v_θ(z_t) - v‖² on the run's own pictures, at the steps and with the noise of this epoch; finite clip never reached at ratio 1."
+    told = dict(warmup=0, train_steps=2, updates=1, lr=1e-3, grad_clip=0, likelihood='matching')
+    ours = trainer(TrainConfig(micro_batch=7, **told), [task(steps=(1, 4))])
+    policy = Policy(tiny_sd(), num_steps=5)
+    prompts, _ = ours.tasks[0].draw(ours.seed_of(ours.tasks[0]), 0)
+    traj = rollout(policy, prompts, seed=ours.seed_of(ours.tasks[0]))
+    r = redness(traj.images, prompts).double()
+    advantage = ((r - r.mean()) / (r.var(correction=0) + 1e-8).sqrt()).float()
+    rows = []
+    real = ours.likelihood.rows
+    class Spy(type(ours.likelihood)):
+        def rows(self, *args): rows.append(real(*args)); return rows[0]
+    ours.likelihood = Spy()
+    found = captured_gradient(ours)
+    sample, step = rows[0]['sample'], rows[0]['step']
+    assert set(step.tolist()) == {1, 2, 3} and len(sample) == 36
+    alpha = policy.pipeline.scheduler.alphas_cumprod[policy.timesteps[step]].view(-1, 1, 1, 1)
+    z = traj.latents[-1][sample]
+    noise = (rows[0]['latents'] - alpha.sqrt() * z) / (1 - alpha).sqrt()
+    assert abs(noise.mean()) < .1 and abs(noise.std() - 1) < .05                        # fresh standard normal noise
+    v = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
+    answer = policy.unet(rows[0]['latents'], policy.timesteps[step], policy.encode(prompts)[sample]).sample
+    ((answer - v).square().mean((1, 2, 3)) * advantage[sample]).sum().div(36).backward()
+    theirs = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert torch.allclose(found, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+
+def test_matching_needs_no_noise_and_holds_its_ratio_and_its_anchor():
+    "Deterministic sampling will do; the first ratio is 1, the later ones are not; the distance to the base starts at 0; memory does not matter."
+    def run(micro):
+        policy = Policy(tiny_sd(), num_steps=5, eta=0., train='full')
+        t = Trainer(policy, [task()], TrainConfig(likelihood='matching', train_steps=0, updates=3, kl_weight=.5, warmup=0, lr=1e-3, micro_batch=micro), callbacks=[])
+        return t, [row['tasks']['red'] for row in t.fit(2)]
+    (a, rows), (b, _) = run(16), run(128)
+    assert all(row['ratio_error'] == 0 and row['ratio_max'] > 1 > row['ratio_min'] and 'approx_kl' not in row for row in rows) and 0 < rows[0]['kl'] < rows[1]['kl']
+    assert all(torch.allclose(p, q, atol=3e-3) for p, q in zip(a.params, b.params))
+
+def test_a_window_of_steps_is_kept_and_refused_where_it_is_empty():
+    t = trainer(TrainConfig(train_steps=2), [task(steps=(0, 2))])
+    assert t.able(t.tasks[0]).tolist() == [True, True, False, False, False] and t.fit(1)
+    with pytest.raises(ValueError, match=r'only 2 of 5 steps can be trained in steps \(0, 2\)'): trainer(TrainConfig(train_steps=3), [task(steps=(0, 2))])
+    for bad in ((2, 1), (0,), (-1, 2), 3, (0., 2)):
+        with pytest.raises(ValueError, match='0 <= first < stop'): task(steps=bad)
+
+def test_micro_batches_of_different_sizes_count_by_their_rows():
+    "18 samples of 3 steps in micro-batches of 16, 16, 16 and 6: the recorded share is that of all rows."
+    kinds = [trainer(TrainConfig(train_steps=3, updates=1, micro_batch=m, lr=1e-2, kl_weight=1.)).fit(3)[-1]['tasks']['red'] for m in (16, 64)]
+    assert abs(kinds[0]['kl'] - kinds[1]['kl']) < .05 * kinds[1]['kl'] and kinds[0]['ratio_max'] == pytest.approx(kinds[1]['ratio_max'], abs=1e-3)
+
+def test_the_data_loss_weight_scales_its_step():
+    "Adam forgets a factor of the loss; so the weight of a step of its own is one of the learning rate."
+    data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ['a cat'] * count)
+    def moved(weight):
+        t = trainer(TrainConfig(train_steps=3, data_weight=weight, data_batch=4, warmup=0, lr=1e-3), data=data)
+        before = [p.detach().clone() for p in t.params]
+        t.data_step(0)
+        return torch.cat([(p - b).detach().flatten() for p, b in zip(t.params, before)]).norm().item()
+    assert moved(.1) == pytest.approx(.1 * moved(1.), rel=1e-3)

@@ -8,7 +8,7 @@ __all__ = ['WORK', 'DEVICE', 'STEPS', 'LATENT_NOISE', 'scenes_tensor', 'new_vae'
            'new_scheduler', 'Denoiser', 'timesteps_for', 'denoiser_loss', 'train_unet', 'export_pipeline', 'export',
            'main']
 
-# %% ../../nbs/pretrain/01_base.ipynb #7a97667c
+# %% ../../nbs/pretrain/01_base.ipynb #f1953f6a
 import argparse, json, math, random
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .. import world
 from .core import Plan, Trainee, fit, load_average, write_atomic
 from .tokenizer import world_tokenizer
 
-# %% ../../nbs/pretrain/01_base.ipynb #b832e6fa
+# %% ../../nbs/pretrain/01_base.ipynb #ccf384f1
 WORK = Path('work/pretrain')                     # states while training; not in git
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 STEPS = 10                                       # denoising steps of the deployment sampler
@@ -31,7 +31,7 @@ def scenes_tensor(scenes) -> torch.Tensor: # (B, 3, 64, 64) in [-1, 1]
     "Drawn scenes as the codec takes them."
     return world.to_tensor([world.draw(s) for s in scenes]).mul(2).sub(1)
 
-# %% ../../nbs/pretrain/01_base.ipynb #067d5028
+# %% ../../nbs/pretrain/01_base.ipynb #b2c63c52
 LATENT_NOISE = .1   # spread of the codec's posterior, in its own (unscaled) units
 
 def new_vae() -> AutoencoderKL:
@@ -86,7 +86,7 @@ def train_decoder(plan=Plan(steps=3000, lr=1.5e-3, batch=8, ema=.998, weight_dec
     vae.encoder.requires_grad_(False); vae.quant_conv.requires_grad_(False)
     return fit_codec(vae, plan, WORK / 'decoder')
 
-# %% ../../nbs/pretrain/01_base.ipynb #19c2f619
+# %% ../../nbs/pretrain/01_base.ipynb #70181af7
 def encode_scenes(
     vae,
     count:int=40_000, # pretraining scenes
@@ -109,7 +109,7 @@ def encode_scenes(
     write_atomic(file, lambda part: save_file({'latents': latents}, part))
     return latents, captions
 
-# %% ../../nbs/pretrain/01_base.ipynb #418e14df
+# %% ../../nbs/pretrain/01_base.ipynb #eddf9228
 def new_text_encoder(tokenizer) -> CLIPTextModel:
     "An untrained text encoder, two layers of width 128."
     return CLIPTextModel(CLIPTextConfig(
@@ -138,7 +138,7 @@ class Denoiser(nn.Module):
     def forward(self, noisy, timestep, tokens):
         return self.unet(noisy, timestep, self.text_encoder(tokens).last_hidden_state).sample
 
-# %% ../../nbs/pretrain/01_base.ipynb #1d276e9c
+# %% ../../nbs/pretrain/01_base.ipynb #dba97b89
 def timesteps_for(batch:int) -> torch.Tensor: # (batch,) long
     "Half uniform over the schedule, half on the timesteps that the deployment sampler visits."
     uniform, grid = torch.randint(0, 1000, (batch,)), torch.randint(1, STEPS + 1, (batch,)) * (1000 // STEPS) - 1
@@ -150,7 +150,7 @@ def denoiser_loss(model, scheduler, latents, tokens):
     predicted = model(scheduler.add_noise(latents, noise, t), t, tokens)
     return F.mse_loss(predicted, scheduler.get_velocity(latents, noise, t))
 
-def train_unet(plan=Plan(steps=5000, lr=1.2e-3, batch=64, warmup=200, ema=.999, save_every=100, weight_decay=1e-3)):
+def train_unet(plan=Plan(steps=6000, lr=1.2e-3, batch=64, warmup=200, ema=.999, save_every=100, weight_decay=1e-3)):
     "Train denoiser and text encoder on the cached latents; writes the pipeline to `assets/emoji-sd`."
     vae = train_codec()
     latents, captions = encode_scenes(vae)
@@ -170,7 +170,7 @@ def train_unet(plan=Plan(steps=5000, lr=1.2e-3, batch=64, warmup=200, ema=.999, 
     trainee.use_average()
     return export_pipeline(vae, model, tokenizer, scale)
 
-# %% ../../nbs/pretrain/01_base.ipynb #1f6ad244
+# %% ../../nbs/pretrain/01_base.ipynb #52ca1e27
 def export_pipeline(vae, model, tokenizer, scale, folder=None) -> StableDiffusionPipeline:
     "Put the parts together as a plain `StableDiffusionPipeline` and save them, in half precision."
     vae.register_to_config(scaling_factor=scale)
@@ -195,7 +195,7 @@ def export(decoder_plan=None):
     latents, _ = encode_scenes(vae)
     return export_pipeline(vae, model.eval(), tokenizer, 1 / latents.float().std().item())
 
-# %% ../../nbs/pretrain/01_base.ipynb #c4e21986
+# %% ../../nbs/pretrain/01_base.ipynb #70e1b0d9
 def main(argv=None):
     "`python -m drl_toolkit.pretrain.base STAGE`: train one stage, or go on with it."
     stages = dict(codec=train_codec, decoder=train_decoder, unet=train_unet, export=export)
@@ -206,6 +206,6 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     stages[args.stage]()
 
-# %% ../../nbs/pretrain/01_base.ipynb #6e147ab7
+# %% ../../nbs/pretrain/01_base.ipynb #eefc7886
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals(): main()
