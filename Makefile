@@ -10,16 +10,19 @@ export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo        fine-tune the shipped model on three rewards, into runs/demo'
+	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
 	@echo 'make test        all tests, as .ci/run calls them: at most 20 minutes, after a set-up of about 6'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
 demo: .venv/.installed
 	@echo
-	@echo '== Demo: joint training on fairness, composition and preference on two cores.'
+	@echo '== Demo (1 of 2): joint training on fairness, composition and preference; at most 12 minutes.'
 	@echo '   An interrupted demo goes on where it was; "make clean-demo" starts afresh.'
 	$(BIN)/drl train joint --out $(DEMO) --resume
+	@echo
+	@echo '== Demo (2 of 2): the tuned model against its base, same prompts and seeds; about 2 minutes.'
+	$(BIN)/drl eval $(DEMO) --out $(DEMO)
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -7,7 +7,7 @@ __all__ = ['GROUP', 'OCCUPATION_PROMPTS', 'OBJECT_PROMPTS', 'SPLITS', 'Probe', '
            'both_present', 'read_pictures', 'real_pictures', 'bootstrap', 'frechet', 'Row', 'Comparison', 'win_rate',
            'compare', 'tone_histograms', 'summarise', 'table', 'speaks_emoji', 'task_probes', 'compare_rewards']
 
-# %% ../nbs/15_evaluate.ipynb #bf877ad9
+# %% ../nbs/15_evaluate.ipynb #d1b137c4
 import random
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from .preference import preference
 from .pretrain.tokenizer import world_tokenizer
 from .rewards import image_features, text_features
 
-# %% ../nbs/15_evaluate.ipynb #688edcdd
+# %% ../nbs/15_evaluate.ipynb #55720b10
 GROUP = 16   # pictures per parity figure, the first paper's
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def emoji_probes(
     return [Probe('portraits/train', groups('train', 2)), Probe('portraits/held_out', groups('held_out', 4)),
             Probe('objects/train', tuple(p for p in P.objects() for _ in range(times(4)))), *(Probe(f'pairs/{s}', p) for s, p in pairs.items())]
 
-# %% ../nbs/15_evaluate.ipynb #aa86fcdf
+# %% ../nbs/15_evaluate.ipynb #39e90b1a
 def sample_probes(
     policy,            # a `Policy`
     probes:list,
@@ -67,7 +67,7 @@ def sample_probes(
             bar.update(len(probe.prompts))
     return images
 
-# %% ../nbs/15_evaluate.ipynb #e8929993
+# %% ../nbs/15_evaluate.ipynb #46ff78aa
 OCCUPATION_PROMPTS, OBJECT_PROMPTS = P.portraits('all'), P.objects()
 
 @torch.no_grad()
@@ -103,13 +103,13 @@ def read_pictures(
                        both=torch.tensor([both_present(found, i, p) for i, p in enumerate(prompts)]).float())
     return values
 
-# %% ../nbs/15_evaluate.ipynb #e56cff27
+# %% ../nbs/15_evaluate.ipynb #9af516cc
 def real_pictures(probe:Probe, seed:int=0) -> torch.Tensor: # (B, 3, 64, 64)
     "A clean scene for each prompt; skin tones are drawn evenly."
     rng = random.Random(f'real/{probe.name}/{seed}')
     return world.to_tensor([world.draw(world.compose(world.parse(p), rng)) for p in probe.prompts])
 
-# %% ../nbs/15_evaluate.ipynb #a6cde2d3
+# %% ../nbs/15_evaluate.ipynb #caa16d74
 def bootstrap(
     values:torch.Tensor,    # (n,)
     clusters:list=None,     # n labels; values of one label are drawn together. Each its own by default
@@ -125,7 +125,7 @@ def bootstrap(
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     return tuple(means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)).tolist())
 
-# %% ../nbs/15_evaluate.ipynb #fd681949
+# %% ../nbs/15_evaluate.ipynb #00951b85
 def frechet(
     a:torch.Tensor, # (n, D)
     b:torch.Tensor, # (m, D)
@@ -138,7 +138,7 @@ def frechet(
     cross = torch.linalg.eigvalsh(root @ cb @ root).clamp(min=0).sqrt().sum()
     return ((a.mean(0) - b.mean(0)).square().sum() + ca.trace() + cb.trace() - 2 * cross).item()
 
-# %% ../nbs/15_evaluate.ipynb #c6f7ab2f
+# %% ../nbs/15_evaluate.ipynb #6b478d44
 @dataclass(frozen=True)
 class Row:
     "One line of the table."
@@ -179,7 +179,7 @@ def win_rate(
     wins = _wins(base, tuned)
     return wins.mean().item(), *bootstrap(wins, clusters)
 
-# %% ../nbs/15_evaluate.ipynb #ae62ae4c
+# %% ../nbs/15_evaluate.ipynb #a7c98052
 SPLITS = dict(train='training', held_out='held-out', unseen='never seen')
 
 def compare(
@@ -227,13 +227,14 @@ def tone_histograms(at:dict, base:dict, tuned:dict) -> dict: # prompt -> (base s
             found[prompt] = tuple(tone_shares(m[name]['tone'][mine]).tolist() for m in (base, tuned))
     return found
 
-# %% ../nbs/15_evaluate.ipynb #df841e0a
+# %% ../nbs/15_evaluate.ipynb #ff965af0
 def summarise(rows:list, wins:dict) -> dict:
     "The figures by which a run is judged, as `summary.json` has them."
     of = {(r.objective, r.prompts): r for r in rows}
     pair = lambda objective, prompts, **more: dict(base=of[objective, prompts].base, tuned=of[objective, prompts].tuned) | more
     parity = {s: pair('parity (distance)', SPLITS[s], floor=of['parity (distance)', SPLITS[s]].floor) for s in ('train', 'held_out')}
-    composition = {k: pair('composition', SPLITS[s]) for k, s in dict(seen='train', held_out='held_out', unseen='unseen').items()}
+    sets = dict(seen='train', held_out='held_out', unseen='unseen')
+    composition = {k: pair('both objects there', SPLITS[s]) for k, s in sets.items()} | dict(confidence={k: pair('composition', SPLITS[s]) for k, s in sets.items()})
     values, clusters = torch.cat([w[0][0] for w in wins.values()]), [c for w in wins.values() for c in w[0][1]]
     rate = dict(zip(('win_rate', 'low', 'high'), (values.mean().item(), *bootstrap(values, clusters))))
     guard = dict(face=pair('readable face', 'all'), occupation=pair('occupation right', 'all'), single_object=pair('single object right', 'all'), frechet=pair('Fréchet distance', 'all'))
@@ -250,7 +251,7 @@ def table(comparison:Comparison) -> str:
     rule = '|' + '|'.join('-' * (w + 2) if i < 2 else '-' * (w + 1) + ':' for i, w in enumerate(widths)) + '|'
     return '\n'.join([line(head), rule, *map(line, cells)])
 
-# %% ../nbs/15_evaluate.ipynb #1eb8f421
+# %% ../nbs/15_evaluate.ipynb #ea320539
 def speaks_emoji(policy) -> bool:
     "Whether a model's tokenizer is that of the emoji world, so that it can be asked the emoji probes."
     return policy.pipeline.tokenizer.get_vocab() == world_tokenizer().get_vocab()

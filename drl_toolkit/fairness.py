@@ -6,7 +6,7 @@
 __all__ = ['fairness', 'shared_fairness', 'ToneReader', 'shipped_reader', 'tone_shares', 'statistical_parity', 'parity_floor',
            'leave_one_out_credit', 'fairness_reward']
 
-# %% ../nbs/05_fairness.ipynb #07a70394
+# %% ../nbs/05_fairness.ipynb #ca1f0a67
 import math
 from functools import cache
 from itertools import combinations_with_replacement
@@ -18,7 +18,7 @@ from . import world
 from .rewards import Card, Reward
 from .world import TONES
 
-# %% ../nbs/05_fairness.ipynb #2044bdff
+# %% ../nbs/05_fairness.ipynb #edc655c7
 class ToneReader:
     "A transformers image classifier whose labels are `TONES` and 'unreadable'."
     def __init__(self,
@@ -55,7 +55,7 @@ def shipped_reader() -> ToneReader:
     "The emoji world's reader, loaded once."
     return ToneReader()
 
-# %% ../nbs/05_fairness.ipynb #f161057e
+# %% ../nbs/05_fairness.ipynb #98b927fa
 def tone_shares(
     tones:torch.Tensor, # (n,) long; -1 is unreadable
     classes:int=len(TONES),
@@ -88,7 +88,7 @@ def parity_floor(
         total += ways * math.sqrt(sum((c / n - 1 / classes)**2 for c in counts))
     return total
 
-# %% ../nbs/05_fairness.ipynb #818e10f5
+# %% ../nbs/05_fairness.ipynb #4267147e
 def leave_one_out_credit(
     tones:torch.Tensor,     # (n,) long; -1 is unreadable
     classes:int=len(TONES),
@@ -97,7 +97,7 @@ def leave_one_out_credit(
     n, whole = len(tones), statistical_parity(tones, classes)
     without = torch.tensor([statistical_parity(torch.cat([tones[:i], tones[i + 1:]]), classes) for i in range(n)])
     credit = without - whole
-    return torch.where(tones < 0, credit.min().clamp(max=0) - 1 / n, credit)
+    return torch.where(tones < 0, credit.min().clamp(max=0) - .25 / n, credit)
 
 def fairness_reward(
     reader=None,             # images -> tones (B,), -1 for unreadable; the shipped reader when None

@@ -19,11 +19,12 @@ from .mdp import Trajectory, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
 
-# %% ../nbs/11_trainer.ipynb #34148ca0
+# %% ../nbs/11_trainer.ipynb #11a345a9
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
     epochs: int = 40              # rounds of sample, score, credit, update over all tasks
+    minutes: float = 0.           # no epoch begins that would end later than this; 0 is no limit
     seed: int = 0                 # with (epoch, sample) it decides every random number of the run
     lr: float = 3e-4              # AdamW's learning rate
     weight_decay: float = 0.      # AdamW's decoupled decay
@@ -43,7 +44,7 @@ class TrainConfig:
     micro_batch: int = 128        # transitions per forward and backward; memory, not results, depend on it
 
     def __post_init__(self):
-        at_least = dict(epochs=0, lr=0, weight_decay=0, warmup=0, grad_clip=0, train_steps=0, updates=1, clip_range=0,
+        at_least = dict(epochs=0, minutes=0, lr=0, weight_decay=0, warmup=0, grad_clip=0, train_steps=0, updates=1, clip_range=0,
                         advantage_clip=0, kl_weight=0, data_weight=0, data_batch=1, micro_batch=1)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -75,7 +76,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #0cc72da6
+# %% ../nbs/11_trainer.ipynb #f8b08331
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -131,7 +132,7 @@ class Trainer:
         if epochs is not None: self.config.epochs = epochs
         self._tell('before_fit')
         try:
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.config.epochs and self.has_time():
                 record = self.epoch_of(self.epoch)
                 self.epoch += 1
                 self.history.append(record)
@@ -139,6 +140,14 @@ class Trainer:
         except StopTraining as stop: print(stop)
         finally: self._tell('after_fit')
         return self.history
+
+    def has_time(self) -> bool:
+        "Whether an epoch as long as the last ones would end in time; time before a resume counts."
+        spent = [record['seconds'] for record in self.history]
+        if not self.config.minutes or not spent: return True
+        fits = sum(spent) + max(spent[-3:]) <= 60 * self.config.minutes
+        if not fits: print(f'{self.epoch} of {self.config.epochs} epochs; there is no time for another within {self.config.minutes:g} minutes')
+        return fits
 
     def epoch_of(self, epoch:int) -> dict:
         "One round over all tasks, then the data loss. [P Algorithm 1]"
