@@ -70,7 +70,7 @@ def load_prompts(
         except ValueError as e: raise ValueError(f'prompts file {str(path)!r}, line {i}: {e}') from None
     return [line for _, line in kept]
 
-# %% ../nbs/08_prompts.ipynb #60978f0c
+# %% ../nbs/08_prompts.ipynb #933ec28b
 @dataclass
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
@@ -81,7 +81,7 @@ class Task:
     samples: int = 64             # per epoch; rounded up to whole groups
     weight: float = 1.            # of this task's advantages
     advantage: Callable = None    # one of `advantages`; the trainer's default (whole batch) when None
-    steps: tuple = None           # (first, stop): only these denoising steps are trained, 0 is pure noise; all when None
+    window: tuple = None          # (start, stop) of the denoising that is trained, as shares: (0, .6) is its first six tenths; all of it when None
 
     def __post_init__(self):
         here = f'task {self.name!r}'
@@ -98,7 +98,7 @@ class Task:
             raise ValueError(f'{here}: weight is {self.weight!r}; a number above 0 is right')
         if self.advantage is not None and not callable(self.advantage):
             raise TypeError(f'{here}: advantage is {self.advantage!r}; a function such as advantages.batch is right')
-        if self.steps is not None: self._check_steps(here)
+        if self.window is not None: self._check_window(here)
         if self.reward.level == 'group' and self.group_size < 2:
             raise ValueError(f'{here}: group_size is 1, but reward {self.reward.name!r} judges a group of one prompt; 16 is the paper\'s')
         self._round_up(here)
@@ -108,11 +108,10 @@ class Task:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f'{here}: {field} is {value!r}; a whole number of 1 or more is right')
 
-    def _check_steps(self, here):
-        whole = isinstance(self.steps, (tuple, list)) and len(self.steps) == 2 and all(isinstance(s, int) and not isinstance(s, bool) for s in self.steps)
-        if not whole or not 0 <= self.steps[0] < self.steps[1]:
-            raise ValueError(f'{here}: steps is {self.steps!r}; (first, stop) with 0 <= first < stop is right')
-        self.steps = tuple(self.steps)
+    def _check_window(self, here):
+        numbers = isinstance(self.window, (tuple, list)) and len(self.window) == 2 and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in self.window)
+        if not numbers or not 0 <= self.window[0] < self.window[1] <= 1:
+            raise ValueError(f'{here}: window is {self.window!r}; (start, stop) with 0 <= start < stop <= 1 is right')
 
     def _round_up(self, here):
         asked, self.samples = self.samples, -(-self.samples // self.group_size) * self.group_size

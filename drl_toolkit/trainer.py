@@ -76,7 +76,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #f8b08331
+# %% ../nbs/11_trainer.ipynb #f1c188f0
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -110,15 +110,16 @@ class Trainer:
     def _check_steps(self, task):
         if self.likelihood.needs_noise and not self.policy.stochastic.any():
             raise ValueError(f"eta is {self.policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
-        here, count = f' in steps {task.steps} of task {task.name!r}' if task.steps else '', int(self.able(task).sum())
+        here, count = f' in window {task.window} of task {task.name!r}' if task.window else '', int(self.able(task).sum())
         if self.config.train_steps > count or not count:
             raise ValueError(f'train_steps is {self.config.train_steps} but only {count} of {self.policy.num_steps} steps can be trained{here}; take {count} or less')
 
     def able(self, task:Task) -> torch.Tensor: # (T,) bool
         "Which denoising steps of this task can be trained."
         able = self.policy.stochastic.clone() if self.likelihood.needs_noise else torch.ones_like(self.policy.stochastic)
-        if task.steps: able[:task.steps[0]], able[task.steps[1]:] = False, False
-        return able
+        start, stop = task.window or (0, 1)
+        share = torch.arange(len(able), device=able.device) / len(able)
+        return able & (share >= start) & (share < stop)
 
     def sentence(self) -> str:
         "What one epoch costs, in words."

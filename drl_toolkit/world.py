@@ -285,11 +285,11 @@ def to_pil(
     arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a) for a in arrays]
 
-# %% ../nbs/00_world.ipynb #9d363662
+# %% ../nbs/00_world.ipynb #3f3a0c9b
 @dataclass(frozen=True)
 class Faults:
     "How pretraining scenes differ from clean ones. `Faults(0, 0, 0, 0, biased=False)` is the clean world."
-    missing: float = .50   # share of pairs of which one object is not drawn
+    missing: float = .40   # share of pairs of which one object is not drawn
     doubled: float = .15   # share of pairs that show one of the objects twice
     blurred: float = .15   # share of scenes blurred by a radius of 0.8 to 1.4 pixels
     washed: float = .10    # share of scenes with 45 to 65 % of the contrast

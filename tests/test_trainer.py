@@ -91,7 +91,7 @@ def captured_gradient(trainer) -> torch.Tensor:
 def test_matching_equals_advantage_weighted_pretraining_written_here():
     "AWM: Σ A ‖v_θ(z_t) - v‖² on the run's own pictures, at the steps and with the noise of this epoch; finite clip never reached at ratio 1."
     told = dict(warmup=0, train_steps=2, updates=1, lr=1e-3, grad_clip=0, likelihood='matching')
-    ours = trainer(TrainConfig(micro_batch=7, **told), [task(steps=(1, 4))])
+    ours = trainer(TrainConfig(micro_batch=7, **told), [task(window=(.2, .8))])
     policy = Policy(tiny_sd(), num_steps=5)
     prompts, _ = ours.tasks[0].draw(ours.seed_of(ours.tasks[0]), 0)
     traj = rollout(policy, prompts, seed=ours.seed_of(ours.tasks[0]))
@@ -126,11 +126,11 @@ def test_matching_needs_no_noise_and_holds_its_ratio_and_its_anchor():
     assert all(torch.allclose(p, q, atol=3e-3) for p, q in zip(a.params, b.params))
 
 def test_a_window_of_steps_is_kept_and_refused_where_it_is_empty():
-    t = trainer(TrainConfig(train_steps=2), [task(steps=(0, 2))])
+    t = trainer(TrainConfig(train_steps=2), [task(window=(0, .4))])
     assert t.able(t.tasks[0]).tolist() == [True, True, False, False, False] and t.fit(1)
-    with pytest.raises(ValueError, match=r'only 2 of 5 steps can be trained in steps \(0, 2\)'): trainer(TrainConfig(train_steps=3), [task(steps=(0, 2))])
-    for bad in ((2, 1), (0,), (-1, 2), 3, (0., 2)):
-        with pytest.raises(ValueError, match='0 <= first < stop'): task(steps=bad)
+    with pytest.raises(ValueError, match=r'only 2 of 5 steps can be trained in window \(0, 0.4\)'): trainer(TrainConfig(train_steps=3), [task(window=(0, .4))])
+    for bad in ((.5, .1), (0,), (-.1, .5), .3, (0, 2), (True, 1)):
+        with pytest.raises(ValueError, match='0 <= start < stop <= 1'): task(window=bad)
 
 def test_micro_batches_of_different_sizes_count_by_their_rows():
     "18 samples of 3 steps in micro-batches of 16, 16, 16 and 6: the recorded share is that of all rows."

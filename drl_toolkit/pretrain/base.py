@@ -138,7 +138,7 @@ class Denoiser(nn.Module):
     def forward(self, noisy, timestep, tokens):
         return self.unet(noisy, timestep, self.text_encoder(tokens).last_hidden_state).sample
 
-# %% ../../nbs/pretrain/01_base.ipynb #dba97b89
+# %% ../../nbs/pretrain/01_base.ipynb #f1091d3a
 def timesteps_for(batch:int) -> torch.Tensor: # (batch,) long
     "Half uniform over the schedule, half on the timesteps that the deployment sampler visits."
     uniform, grid = torch.randint(0, 1000, (batch,)), torch.randint(1, STEPS + 1, (batch,)) * (1000 // STEPS) - 1
@@ -150,7 +150,7 @@ def denoiser_loss(model, scheduler, latents, tokens):
     predicted = model(scheduler.add_noise(latents, noise, t), t, tokens)
     return F.mse_loss(predicted, scheduler.get_velocity(latents, noise, t))
 
-def train_unet(plan=Plan(steps=6000, lr=1.2e-3, batch=64, warmup=200, ema=.999, save_every=100, weight_decay=1e-3)):
+def train_unet(plan=Plan(steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=.999, save_every=100, weight_decay=1e-3)):
     "Train denoiser and text encoder on the cached latents; writes the pipeline to `assets/emoji-sd`."
     vae = train_codec()
     latents, captions = encode_scenes(vae)

@@ -7,7 +7,7 @@ __all__ = ['WANTED', 'ABOUT', 'LICENCE', 'card_probes', 'total_variation', 'tone
            'tone_by_colour', 'agreement_of_tones', 'measure_instruments', 'milliseconds', 'measure_base', 'met',
            'card_text', 'write_card', 'main']
 
-# %% ../../nbs/pretrain/06_card.ipynb #317b09c1
+# %% ../../nbs/pretrain/06_card.ipynb #2f889e8a
 import argparse, json, time
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from ..policy import Policy
 from . import clip, detector, preference, tones
 from ..world import PERSON, TONE_TABLE
 
-# %% ../../nbs/pretrain/06_card.ipynb #7dff14c5
+# %% ../../nbs/pretrain/06_card.ipynb #507fd350
 def card_probes(size:float=1.) -> list: # of `Probe`
     "What the base model is asked for its card; 1 is 4,096 pictures."
     times = lambda n: max(1, round(n * size))
-    some = lambda prompts, n, seed: tuple(world.random.Random(f'card/{seed}').sample(prompts, times(n)))
+    some = lambda prompts, n, seed: tuple(world.random.Random(f'card/{seed}').choices(prompts, k=times(n)))
     return [Probe('portraits/all', tuple(p for p in P.portraits('all') for _ in range(times(192)))), Probe('objects/all', tuple(p for p in P.objects() for _ in range(times(16)))),
             Probe('pairs/seen', some(P.pairs('train') + P.pairs('held_out'), 320, 'seen')), Probe('pairs/unseen', some(P.pairs('unseen'), 320, 'unseen'))]
 
@@ -40,7 +40,7 @@ def tone_distances(probe:Probe, read:torch.Tensor) -> dict: # occupation -> tota
     of = lambda o: torch.tensor([world.parse(p).names[0] == o for p in probe.prompts])
     return {o: total_variation(read[of(o)], row) for o, row in TONE_TABLE.items()}
 
-# %% ../../nbs/pretrain/06_card.ipynb #c77384e3
+# %% ../../nbs/pretrain/06_card.ipynb #cc5f18c5
 def agreement_of_names(images:torch.Tensor) -> float: # share of the pictures
     "How often CLIP's best of 40 prompts is what the detector is surest of."
     found, names = shipped_detector()(images), named_by_clip(images, OCCUPATION_PROMPTS + OBJECT_PROMPTS)
@@ -64,7 +64,7 @@ def agreement_of_tones(images:torch.Tensor, read:torch.Tensor) -> float: # share
     both = (seen >= 0) & (read >= 0)
     return (seen == read)[both].float().mean().item()
 
-# %% ../../nbs/pretrain/06_card.ipynb #e4b43d98
+# %% ../../nbs/pretrain/06_card.ipynb #89f271bb
 def measure_instruments(n:int=500) -> dict:
     "Detector, reader, CLIP and preference model on clean held-out scenes."
     return detector.evaluate(n) | tones.evaluate(n) | clip.evaluate(n) | preference.evaluate(n)
@@ -93,7 +93,7 @@ def measure_base(policy:Policy, size:float=1.) -> tuple: # (figures, pictures by
                    agreement_tones=agreement_of_tones(images['portraits/all'], read['portraits/all']['tone']))
     return figures | dict(ms_per_image=milliseconds(policy)), images
 
-# %% ../../nbs/pretrain/06_card.ipynb #8bad1be7
+# %% ../../nbs/pretrain/06_card.ipynb #492b77be
 WANTED = dict(detector_recall=(.95, None), detector_precision=(.95, None), tone_accuracy=(.97, None), clip_top1=(.97, None), single_object=(.9, None),
               occupation=(.9, None), face=(.95, None), pair_seen=(.4, .8), agreement_names=(.9, None), agreement_tones=(.9, None), tone_total_variation=(None, .15),
               ms_per_image=(None, 150.))                                        # what must be reached: (at least, at most)
@@ -146,7 +146,7 @@ def write_card(figures:dict, folder:Path=None):
     (folder / 'card.json').write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + '\n')
     (folder / 'README.md').write_text(card_text(figures))
 
-# %% ../../nbs/pretrain/06_card.ipynb #ffa51a3e
+# %% ../../nbs/pretrain/06_card.ipynb #595effdd
 def main(argv=None):
     "`python -m drl_toolkit.pretrain.card`: measure the shipped models and write their card."
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -158,6 +158,6 @@ def main(argv=None):
     write_card(figures)
     for k, v in figures.items(): print(f'{k:28}{v:9.3f}  {met(k, v)}')
 
-# %% ../../nbs/pretrain/06_card.ipynb #d0f22464
+# %% ../../nbs/pretrain/06_card.ipynb #588777a7
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals(): main()                # not in the notebook, which has no file
