@@ -19,7 +19,7 @@ from .mdp import Trajectory, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
 
-# %% ../nbs/11_trainer.ipynb #11a345a9
+# %% ../nbs/11_trainer.ipynb #62239e4f
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
@@ -29,6 +29,7 @@ class TrainConfig:
     lr: float = 3e-4              # AdamW's learning rate
     weight_decay: float = 0.      # AdamW's decoupled decay
     beta2: float = .99            # AdamW's second decay; .999 remembers longer than a short run lasts
+    lr_end: float = 1.            # share of the learning rate that is left in the last epoch; it falls in a line
     warmup: int = 3               # epochs of linear warm-up of the learning rate
     grad_clip: float = 1.         # largest norm of a gradient; 0 clips nothing
     train_steps: int = 5          # denoising steps trained per sample, drawn at random; 0 trains all
@@ -40,6 +41,7 @@ class TrainConfig:
     data_weight: float = 0.       # weight of the data (pretraining) loss, [P Eq 9]; 0 leaves it out
     data_mode: str = 'step'       # 'step': one step of its own after all tasks (the paper); 'joined': added to every update
     data_batch: int = 64          # pictures per data-loss step
+    data_start: float = 0.        # the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half
     average: float = 0.           # decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones
     micro_batch: int = 128        # transitions per forward and backward; memory, not results, depend on it
 
@@ -53,7 +55,8 @@ class TrainConfig:
             if field.type is int and value != int(value): raise ValueError(f'{field.name} is {value!r}; it should be a whole number')
             low = at_least.get(field.name)
             if low is not None and value < low: raise ValueError(f'{field.name} is {value!r}; it should be {low} or more')
-        for name in ('beta2', 'average'):
+        if not 0 < self.lr_end <= 1: raise ValueError(f'lr_end is {self.lr_end!r}; it should lie in (0, 1]')
+        for name in ('beta2', 'average', 'data_start'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should lie in [0, 1)')
         if self.likelihood not in objectives.LIKELIHOODS: raise ValueError(f"likelihood is {self.likelihood!r}; it should be 'path' or 'matching'")
         if self.data_mode not in ('step', 'joined'): raise ValueError(f"data_mode is {self.data_mode!r}; it should be 'step' or 'joined'")
@@ -191,7 +194,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #fa661bfc
+# %% ../nbs/11_trainer.ipynb #142c60b1
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -256,9 +259,15 @@ def _backward(self, rows:dict, share:float) -> dict:
     return stats
 Trainer._backward = _backward
 
+def _learning_rate(self) -> float:
+    "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last."
+    done = self.epoch / max(1, self.config.epochs - 1)
+    return self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1)) * (1 + done * (self.config.lr_end - 1))
+Trainer.learning_rate = _learning_rate
+
 def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before clipping
-    "One optimiser step with warm-up, clipping, and the average of the weights."
-    for group in self.optimizer.param_groups: group['lr'] = scale * self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1))
+    "One optimiser step with this epoch's learning rate, clipping, and the average of the weights."
+    for group in self.optimizer.param_groups: group['lr'] = scale * self.learning_rate()
     norm = nn.utils.clip_grad_norm_(self.params, self.config.grad_clip or math.inf)
     if not norm.isfinite(): raise FloatingPointError(f'the gradient is {norm.item()} in epoch {self.epoch}; the weights are as they were before this step')
     self.optimizer.step()
@@ -267,11 +276,12 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     return norm
 Trainer._step = _step
 
-# %% ../nbs/11_trainer.ipynb #b9f44a0d
+# %% ../nbs/11_trainer.ipynb #f78f3458
 def _data_gradient(self, seed:int, weight:float=1.) -> float:
     "Accumulate the gradient of the weighted data loss; returns the loss."
     images, captions = self.data(self.config.data_batch, seed)
-    loss = objectives.data_loss(self.policy, images, captions, torch.Generator().manual_seed(seed))
+    timesteps = torch.arange(round((1 - self.config.data_start) * self.policy.pipeline.scheduler.config.num_train_timesteps))
+    loss = objectives.data_loss(self.policy, images, captions, torch.Generator().manual_seed(seed), timesteps)
     (weight * loss).backward()
     return loss.item()
 Trainer._data_gradient = _data_gradient

@@ -68,7 +68,7 @@ def test_steps_are_a_fair_subset_of_the_stochastic_ones():
     assert (torch.bincount(steps.flatten(), minlength=9) / 5000 - 3 / 9).abs().max() < .03
 
 @pytest.mark.parametrize('field, value, words', [('lr', -1., 'lr is -1'), ('epochs', 1.5, 'whole number'), ('clip_range', math.nan, 'finite'),
-                                                 ('beta2', 1., r'\[0, 1\)'), ('data_mode', 'x', 'step'), ('likelihood', 'x', 'matching'), ('updates', 0, '1 or more')])
+                                                 ('beta2', 1., r'\[0, 1\)'), ('data_mode', 'x', 'step'), ('likelihood', 'x', 'matching'), ('updates', 0, '1 or more'), ('lr_end', 0., r'\(0, 1\]'), ('data_start', 1., r'\[0, 1\)'), ('minutes', -1., '0 or more')])
 def test_config_names_field_and_value(field, value, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**{field: value})
 
@@ -146,3 +146,25 @@ def test_the_data_loss_weight_scales_its_step():
         t.data_step(0)
         return torch.cat([(p - b).detach().flatten() for p, b in zip(t.params, before)]).norm().item()
     assert moved(.1) == pytest.approx(.1 * moved(1.), rel=1e-3)
+
+def test_the_learning_rate_warms_up_and_falls_in_a_line():
+    t = trainer(TrainConfig(train_steps=3, epochs=5, lr=1., lr_end=.2, warmup=1))
+    rates = []
+    for t.epoch in range(5): rates.append(t.learning_rate())
+    assert rates == pytest.approx([.5, .8, .6, .4, .2])
+
+def test_a_limit_of_minutes_ends_the_run_in_good_order(capsys):
+    "Time spent before a resume counts; the first epoch always runs."
+    t = trainer(TrainConfig(train_steps=3, epochs=50, minutes=1e-4))
+    assert len(t.fit()) == 1 and 'no time for another' in capsys.readouterr().out
+    t = trainer(TrainConfig(train_steps=3, epochs=2, minutes=10.))
+    t.history = [dict(seconds=550.), dict(seconds=30.)]
+    assert not trainer(TrainConfig(train_steps=3, minutes=10.)).history and not (t.history.append(dict(seconds=5.)) or t.has_time())
+
+def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
+    seen = []
+    data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ['a cat'] * count)
+    t = trainer(TrainConfig(train_steps=3, data_weight=1., data_batch=64, data_start=.7), data=data)
+    t.policy.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    t.data_step(0)
+    assert 250 < seen[0].max() < 300 and seen[0].min() < 20
