@@ -19,12 +19,12 @@ from .mdp import Trajectory, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
 
-# %% ../nbs/11_trainer.ipynb #62239e4f
+# %% ../nbs/11_trainer.ipynb #a0e0ca42
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
     epochs: int = 40              # rounds of sample, score, credit, update over all tasks
-    minutes: float = 0.           # no epoch begins that would end later than this; 0 is no limit
+    minutes: float = 0.           # no epoch begins that would end later than this; a slow machine makes fewer epochs; 0 is no limit
     seed: int = 0                 # with (epoch, sample) it decides every random number of the run
     lr: float = 3e-4              # AdamW's learning rate
     weight_decay: float = 0.      # AdamW's decoupled decay
@@ -194,7 +194,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #142c60b1
+# %% ../nbs/11_trainer.ipynb #d3578153
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -260,8 +260,9 @@ def _backward(self, rows:dict, share:float) -> dict:
 Trainer._backward = _backward
 
 def _learning_rate(self) -> float:
-    "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last."
-    done = self.epoch / max(1, self.config.epochs - 1)
+    "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the `minutes` if that comes first."
+    spent = sum(record['seconds'] for record in self.history) / 60 / self.config.minutes if self.config.minutes else 0.
+    done = min(1., max(self.epoch / max(1, self.config.epochs - 1), spent))
     return self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1)) * (1 + done * (self.config.lr_end - 1))
 Trainer.learning_rate = _learning_rate
 

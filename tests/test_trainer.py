@@ -152,6 +152,8 @@ def test_the_learning_rate_warms_up_and_falls_in_a_line():
     rates = []
     for t.epoch in range(5): rates.append(t.learning_rate())
     assert rates == pytest.approx([.5, .8, .6, .4, .2])
+    t.config.minutes, t.epoch, t.history = 10., 1, [dict(seconds=450.)]                       # a slow machine: three quarters of the time are gone
+    assert t.learning_rate() == pytest.approx(.4)
 
 def test_a_limit_of_minutes_ends_the_run_in_good_order(capsys):
     "Time spent before a resume counts; the first epoch always runs."
