@@ -6,11 +6,11 @@
 __all__ = ['MODEL', 'GB_PER_BILLION', 'COMMANDS', 'build_parser', 'parse', 'train', 'open_policy', 'sample', 'evaluate',
            'memory_needs', 'doctor', 'main']
 
-# %% ../nbs/20_cli.ipynb #49d352fe
+# %% ../nbs/20_cli.ipynb #e05fd4bc
 import argparse, difflib, json, shutil, sys
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #f8cca979
+# %% ../nbs/20_cli.ipynb #3e750b90
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -69,7 +69,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #445789fa
+# %% ../nbs/20_cli.ipynb #b040f681
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -109,7 +109,7 @@ def _fit(args, run, tasks, config, out=None):
             raise
     print(f"weights: {run.folder / 'weights'}\npictures through training: {run.folder / 'samples'}")
 
-# %% ../nbs/20_cli.ipynb #e6bbf2c3
+# %% ../nbs/20_cli.ipynb #994e4fc7
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
     asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale')}
@@ -147,7 +147,7 @@ def sample(args):
     write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8'))
     print(f'{len(rows)} pictures of {len(prompts)} prompts: {out}')
 
-# %% ../nbs/20_cli.ipynb #1f842f27
+# %% ../nbs/20_cli.ipynb #62624fa1
 def _base_of(model, against):
     "What a model is compared with."
     from drl_toolkit.runs import Run, is_run
@@ -200,7 +200,7 @@ def evaluate(args):
     if run: print(f"\ntrained for {seconds['train'] / 60:.1f} minutes")
     print(f"\nsame prompts and seeds, {result.names[0]} above {result.names[1]}: {out / 'samples.png'}\nall figures: {', '.join(sorted(str(out / f'{n}.png') for n in figures))}, {out / 'summary.json'}")
 
-# %% ../nbs/20_cli.ipynb #a5515ec6
+# %% ../nbs/20_cli.ipynb #8457538b
 GB_PER_BILLION = 4.   # fp32
 
 def memory_needs() -> list: # of (what, gigabytes)
@@ -226,7 +226,7 @@ def doctor(args):
     free = torch.cuda.mem_get_info()[0] / 1e9 if cuda else memory.available / 1e9
     for what, need in memory_needs(): print(f"{what}: about {need:.1f} GB, {'fits' if need < free else 'does not fit'} (estimate)")
 
-# %% ../nbs/20_cli.ipynb #972afedf
+# %% ../nbs/20_cli.ipynb #0428742f
 COMMANDS = dict(train=train, sample=sample, eval=evaluate, doctor=doctor)
 
 def main(argv=None) -> int: # exit status
@@ -240,3 +240,7 @@ def main(argv=None) -> int: # exit status
         print(f"drl {argv[0]}: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     return 0
+
+# %% ../nbs/20_cli.ipynb #21043843
+#| eval: false
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
