@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_seed', 'noise_of', 'Trajectory', 'rollout']
 
-# %% ../nbs/03_mdp.ipynb #0a6681cf
+# %% ../nbs/03_mdp.ipynb #1e39eb32
 import hashlib
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 
 from .policy import Policy
 
-# %% ../nbs/03_mdp.ipynb #c22de618
+# %% ../nbs/03_mdp.ipynb #e345517d
 def sample_seed(
     run_seed:int,
     epoch:int,
@@ -30,7 +30,7 @@ def noise_of(
     "The next standard normal of every sample."
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
-# %% ../nbs/03_mdp.ipynb #94643b6e
+# %% ../nbs/03_mdp.ipynb #fdc2a373
 @dataclass
 class Trajectory:
     "Samples with the path that led to them."
@@ -49,7 +49,7 @@ class Trajectory:
         return dict(latents=self.latents[step, sample], next_latents=self.latents[step + 1, sample], step=step, sample=sample,
                     old_log_prob=self.log_probs[step, sample])
 
-# %% ../nbs/03_mdp.ipynb #5de665df
+# %% ../nbs/03_mdp.ipynb #39fa1825
 def rollout(
     policy:Policy,
     prompts:list,          # of B strings

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LABELS', 'SKIN_COLOURS', 'reward_curves', 'tone_bars', 'before_after']
 
-# %% ../nbs/17_plots.ipynb #bfbc9152
+# %% ../nbs/17_plots.ipynb #cf3ab7c3
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from .fairness import parity_floor
 from .world import TONES, sheet
 
-# %% ../nbs/17_plots.ipynb #d9263ba5
+# %% ../nbs/17_plots.ipynb #ad636662
 LABELS = dict(reward='mean reward', parity='parity (0 is even)', data_loss='data loss')
 
 def _curve(ax, rows, key, floor=None):
@@ -35,7 +35,7 @@ def reward_curves(
     if losses: _curve(axes[-1], losses, 'data_loss'); axes[-1].set_title('data loss')
     return fig
 
-# %% ../nbs/17_plots.ipynb #7615ced3
+# %% ../nbs/17_plots.ipynb #bb0b26a9
 SKIN_COLOURS = ('#f9ddbd', '#e0bb95', '#ba8d68', '#a56c43', '#70534a')     # of the emoji, light to dark
 
 def _bars(ax, base, tuned, pictures):
@@ -62,7 +62,7 @@ def tone_bars(
     fig.suptitle(f'skin tones, light to dark: {names[0]} (left, gray edge) and {names[1]} (right, black edge)', fontsize=9)
     return fig
 
-# %% ../nbs/17_plots.ipynb #061bcd3a
+# %% ../nbs/17_plots.ipynb #2ce2cb0c
 def _label(canvas, text, y, size): ImageDraw.Draw(canvas).text((0, y), text, fill='black', font_size=size)
 
 def before_after(

@@ -10,7 +10,7 @@ from drl_toolkit.cli import main
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
 
-SHORT = ['--num-steps', '3', '--train_steps', '2']
+SHORT = ['--train', 'lora', '--num-steps', '3', '--train_steps', '2']
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
