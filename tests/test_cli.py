@@ -71,7 +71,7 @@ def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
     (['train', 'beauty'], "recipe 'beauty'"), (['train', 'joint', '--lrr', '1'], 'did you mean --lr?'), (['train', 'joint', '--lr', '-1'], 'lr is -1'),
     (['train', 'joint', '--lr', 'nan'], 'lr is nan'), (['train', 'joint', '--epochs', '1.5'], 'epochs'), (['train', 'joint', '--lr'], '--lr'),
     (['train', 'joint', '--train', 'half'], "train is 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
-    (['train', 'joint', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
+    (['train', 'compressibility', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
     (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast')])
 def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):
