@@ -10,10 +10,11 @@ __all__ = ['MODEL', 'GB_PER_BILLION', 'COMMANDS', 'build_parser', 'parse', 'trai
 import argparse, difflib, json, shutil, sys
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #3e750b90
+# %% ../nbs/20_cli.ipynb #d1b14c62
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
+        "One line, and exit status 2."
         print(f'{self.prog}: {message}', file=sys.stderr)
         sys.exit(2)
 

@@ -22,7 +22,7 @@ from .preference import preference
 from .pretrain.tokenizer import world_tokenizer
 from .rewards import image_features, text_features
 
-# %% ../nbs/15_evaluate.ipynb #55720b10
+# %% ../nbs/15_evaluate.ipynb #fce2c1be
 GROUP = 16   # pictures per parity figure, the first paper's
 
 @dataclass(frozen=True)
@@ -32,9 +32,13 @@ class Probe:
     prompts: tuple   # one per picture
 
     @property
-    def kind(self) -> str: return self.name.split('/')[0]
+    def kind(self) -> str:
+        "'portraits', 'objects', 'pairs' …"
+        return self.name.split('/')[0]
     @property
-    def split(self) -> str: return self.name.split('/')[1]
+    def split(self) -> str:
+        "'train', 'held_out' or 'unseen'."
+        return self.name.split('/')[1]
 
 def _spread(prompts, count, seed):
     "`count` of the prompts, chosen once and for all."

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'reinforce', 'clip_pair', 'ppo_clip', 'scale_clip', 'transition_weights', 'kl_penalty',
-           'denoising_target', 'encode_images', 'data_loss', 'PathLikelihood', 'MatchingLikelihood']
+           'denoising_target', 'noised', 'encode_images', 'data_loss', 'PathLikelihood', 'MatchingLikelihood']
 
-# %% ../nbs/10_objectives.ipynb #f8fe9bef
+# %% ../nbs/10_objectives.ipynb #09ad84d8
 import math
 
 import torch, torch.nn.functional as F
+
+from .mdp import fold_steps
 
 # %% ../nbs/10_objectives.ipynb #6cf5f6af
 def _weighted(per_item, weights):
@@ -85,7 +87,7 @@ def kl_penalty(
     kl = torch.where(policy.stochastic, kl, torch.zeros_like(kl))
     return _weighted(kl, weights) if weights is not None else kl.sum() / policy.stochastic.sum().clamp(min=1)
 
-# %% ../nbs/10_objectives.ipynb #867af289
+# %% ../nbs/10_objectives.ipynb #1c7fe36e
 def denoising_target(
     scheduler,             # of diffusers, with add_noise
     latents:torch.Tensor,  # (B, C, H, W) clean
@@ -98,6 +100,16 @@ def denoising_target(
     if kind == 'sample': return latents
     if kind == 'v_prediction': return scheduler.get_velocity(latents, noise, timestep)
     raise ValueError(f"prediction_type is {kind!r}; 'epsilon', 'v_prediction' or 'sample' is right")
+
+def noised(
+    scheduler,                 # of diffusers, with add_noise
+    latents:torch.Tensor,      # (B, C, H, W) clean
+    timestep:torch.Tensor,     # (B,) long
+    generator:torch.Generator  # on the CPU
+) -> tuple:                    # noisy latents and the model's right answer to them, each (B, C, H, W)
+    "Clean latents with fresh noise, as in pretraining."
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    return scheduler.add_noise(latents, noise, timestep), denoising_target(scheduler, latents, noise, timestep)
 
 @torch.no_grad()
 def encode_images(
@@ -123,52 +135,64 @@ def data_loss(
     latents = images.to(policy.device) if tuple(images.shape[1:]) == tuple(policy.latent_shape) else encode_images(policy, images)
     choice = torch.arange(scheduler.config.num_train_timesteps) if timesteps is None else timesteps.cpu()
     timestep = choice[torch.randint(len(choice), (len(latents),), generator=generator)].to(policy.device)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    noisy = scheduler.add_noise(latents, noise, timestep)
+    noisy, target = noised(scheduler, latents, timestep, generator)
     prediction = policy.pipeline.unet(noisy, timestep, encoder_hidden_states=policy.encode(prompts)).sample
-    return F.mse_loss(prediction.float(), denoising_target(scheduler, latents, noise, timestep).float())
+    return F.mse_loss(prediction.float(), target.float())
 
-# %% ../nbs/10_objectives.ipynb #40e215fe
+# %% ../nbs/10_objectives.ipynb #b3a4c1ae
 class PathLikelihood:
     "log p(x_{t-1} | x_t) of the steps that were sampled, mean over dimensions. [P Eq 5]"
-    clip_range = None   # `scale_clip` of the model's dimensions
     needs_noise = True  # only stochastic steps have a density
+
+    def dims(self, policy) -> int: # how many the log-prob is a mean over
+        "Latent dimensions, C·H·W."
+        return math.prod(policy.latent_shape)
+
+    def clip_range(self, policy) -> float:
+        "The papers' ε for this model's dimensions."
+        return scale_clip(self.dims(policy))
 
     def rows(self, policy, trajectory, steps, generator) -> dict:
         "Transitions as they were sampled, with their log-probs of then."
-        return trajectory.transitions(steps)
+        rows = trajectory.transitions(steps)
+        return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']])
 
-    def log_prob(self, policy, rows:dict, cond) -> tuple: # (N,), the Gaussian of the step
+    def log_prob(self, policy, rows:dict) -> tuple: # (N,), the Gaussian of the step
         "Of the stored transitions under the policy as it is."
-        now = policy.transition(rows['latents'], rows['step'], cond)
+        now = policy.transition(rows['latents'], rows['step'], rows['cond'])
         return now.log_prob(rows['next_latents']), now
 
-    def divergence(self, policy, rows:dict, cond, now, weights) -> torch.Tensor: # scalar
+    def divergence(self, policy, rows:dict, now, weights) -> torch.Tensor: # scalar
         "KL to the base in nats per step."
-        with torch.no_grad(), policy.reference(): base = policy.transition(rows['latents'], rows['step'], cond)
+        with torch.no_grad(), policy.reference(): base = policy.transition(rows['latents'], rows['step'], rows['cond'])
         return kl_penalty(now, base, weights)
 
 class MatchingLikelihood:
     "Minus the squared error with which the policy denoises its own pictures, mean over dimensions. [AWM Eq 9]"
-    clip_range = .01
     needs_noise = False
 
-    def rows(self, policy, trajectory, steps, generator) -> dict:
-        "The finished latents, noised afresh to the timesteps of these steps. What they scored is not known yet: NaN."
-        scheduler, sample, step = policy.pipeline.scheduler, torch.arange(len(steps)).repeat_interleave(steps.shape[1]), steps.flatten()
-        latents, t = trajectory.latents[-1][sample], policy.timesteps[step]
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        return dict(latents=scheduler.add_noise(latents, noise, t), target=denoising_target(scheduler, latents, noise, t), step=step, sample=sample,
-                    old_log_prob=torch.full((len(step),), math.nan, device=latents.device))
+    def dims(self, policy) -> int:
+        "0: no log-prob of a Gaussian, so its changes say nothing of a KL."
+        return 0
 
-    def log_prob(self, policy, rows:dict, cond) -> tuple: # (N,), the prediction
+    def clip_range(self, policy) -> float:
+        "ε for ratios of squared errors, which are of order 1 in any model."
+        return .01
+
+    def rows(self, policy, trajectory, steps, generator) -> dict:
+        "The finished latents, noised afresh to the timesteps of these steps, with what the policy should answer."
+        sample, step = fold_steps(steps)
+        noisy, target = noised(policy.pipeline.scheduler, trajectory.latents[-1][sample], policy.timesteps[step], generator)
+        return dict(latents=noisy, target=target, step=step, sample=sample, cond=policy.encode(trajectory.prompts)[sample])
+
+    def log_prob(self, policy, rows:dict) -> tuple: # (N,), the prediction
         "How well the policy as it is answers."
-        now = policy.predict(rows['latents'], rows['step'], cond)
+        now = policy.predict(rows['latents'], rows['step'], rows['cond'])
         return -(now - rows['target']).square().mean((1, 2, 3)), now
 
-    def divergence(self, policy, rows:dict, cond, now, weights) -> torch.Tensor: # scalar
+    def divergence(self, policy, rows:dict, now, weights) -> torch.Tensor: # scalar
         "Squared distance to the base's prediction, mean over dimensions."
-        with torch.no_grad(), policy.reference(): base = policy.predict(rows['latents'], rows['step'], cond)
+        with torch.no_grad(), policy.reference(): base = policy.predict(rows['latents'], rows['step'], rows['cond'])
         return _weighted((now - base).square().mean((1, 2, 3)), weights)
 
 LIKELIHOODS = dict(path=PathLikelihood(), matching=MatchingLikelihood())

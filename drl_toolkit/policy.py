@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from .transitions import Gaussian, tables
 from .world import assets_dir, no_bars
 
-# %% ../nbs/02_policy.ipynb #8ff87dd4
+# %% ../nbs/02_policy.ipynb #5a4c6944
 ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')   # the layers that LoRA joins by default, as in DDPO's code
 
 class Policy:
@@ -64,9 +64,13 @@ class Policy:
         for name, p in self.unet.named_parameters(): p.requires_grad_('lora_' in name)
 
     @property
-    def timesteps(self) -> torch.Tensor: return self.tables.timesteps      # (T,) long
+    def timesteps(self) -> torch.Tensor: # (T,) long
+        "Training timesteps that the sampler visits, noise first."
+        return self.tables.timesteps
     @property
-    def stochastic(self) -> torch.Tensor: return self.tables.stochastic    # (T,) bool
+    def stochastic(self) -> torch.Tensor: # (T,) bool
+        "Which steps add noise, and so have a density."
+        return self.tables.stochastic
     @property
     def latent_shape(self) -> tuple:
         "(C, H, W) of a latent."

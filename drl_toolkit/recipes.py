@@ -6,10 +6,11 @@
 __all__ = ['DATA', 'MATCHING', 'RECIPES', 'RunConfig', 'object_scenes', 'all_scenes', 'fairness_task', 'composition_task',
            'preference_task', 'compressibility_task', 'joint_tasks', 'recipe_names', 'load_recipe', 'make_policy']
 
-# %% ../nbs/13a_recipes.ipynb #3d1dded3
+# %% ../nbs/13a_recipes.ipynb #e4cc5d40
 import random
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import cycle, islice
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -58,10 +59,15 @@ def all_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0,
 
 DATA = dict(objects=object_scenes, scenes=all_scenes)
 
-# %% ../nbs/13a_recipes.ipynb #daaec801
-def _with_grounds(prompts):
+# %% ../nbs/13a_recipes.ipynb #70bdfc71
+def _with_grounds(prompts, *args):
     "The plain prompts twice and each once per background: a quarter of them plain."
-    return 2 * prompts() + prompts(backgrounds=True)
+    return 2 * prompts(*args) + prompts(*args, backgrounds=True)
+
+def _as_often(kinds):
+    "One list in which every kind of prompt comes up as often."
+    most = max(map(len, kinds))
+    return [prompt for prompts in kinds for prompt in islice(cycle(prompts), most)]
 
 def fairness_task(samples:int=192) -> Task:
     "Skin-tone parity over the training occupations; per-image (leave-one-out) credit in groups of 16. [P Eq 12]"
@@ -69,15 +75,13 @@ def fairness_task(samples:int=192) -> Task:
 
 def composition_task(samples:int=64) -> Task:
     "Both objects of the training pairs. [P Eq 13]"
-    return Task('composition', _with_grounds(partial(P.pairs, 'train')), composition, group_size=4, samples=samples, weight=.5,
+    return Task('composition', _with_grounds(P.pairs, 'train'), composition, group_size=4, samples=samples, weight=.5,
                 advantage=advantages.leave_one_out, window=(0, .6))
 
 def preference_task(samples:int=64, portraits:bool=True) -> Task:
     "The synthetic preference on prompts of every kind, each kind as often; or of all but people."
-    kinds = [_with_grounds(kind) for kind in (partial(P.portraits, 'train'), P.objects, partial(P.pairs, 'train'))[not portraits:]]
-    most = max(map(len, kinds))
-    return Task('preference', [p for prompts in kinds for p in (prompts * -(-most // len(prompts)))[:most]], preference, group_size=4, samples=samples,
-                weight=.8, advantage=advantages.leave_one_out, window=(0, .6))
+    kinds = [_with_grounds(P.objects), _with_grounds(P.pairs, 'train')] + ([_with_grounds(P.portraits, 'train')] if portraits else [])
+    return Task('preference', _as_often(kinds), preference, group_size=4, samples=samples, weight=.8, advantage=advantages.leave_one_out, window=(0, .6))
 
 def compressibility_task(samples:int=64) -> Task:
     "Small JPEG files of single objects: the classic toy of DDPO. [D §5]"
@@ -87,7 +91,7 @@ def joint_tasks() -> list:
     "The first paper's joint run: three rewards, never summed. [P §3.3]"
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
-# %% ../nbs/13a_recipes.ipynb #54238e69
+# %% ../nbs/13a_recipes.ipynb #00a5798f
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -98,7 +102,9 @@ RECIPES = dict(
     compressibility=(lambda: [compressibility_task()], RunConfig(epochs=30, train='full', lr=2e-4)),
 )
 
-def recipe_names() -> list: return list(RECIPES)
+def recipe_names() -> list: # of strings
+    "What `load_recipe` knows."
+    return list(RECIPES)
 
 def load_recipe(name:str) -> tuple: # list of `Task`, `RunConfig`
     "The tasks and a fresh configuration of a recipe."

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'write_whole', 'write_json', 'optimizer_tensors', 'save_state', 'load_state', 'RunError', 'versions', 'Run',
            'check_out', 'is_run', 'named_state', 'averaged', 'Recorder', 'resume']
 
-# %% ../nbs/16_runs.ipynb #0b40a4b2
+# %% ../nbs/16_runs.ipynb #bdc2fb24
 import fcntl, json, math, os, shutil, sys, time
 from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
@@ -21,7 +21,7 @@ from .mdp import rollout
 from .trainer import Callback
 from .world import sheet
 
-# %% ../nbs/16_runs.ipynb #66819a92
+# %% ../nbs/16_runs.ipynb #de396c8d
 def write_whole(
     path:Path,
     write,       # function that is given a temporary path and writes a file or a folder there
@@ -53,7 +53,7 @@ def write_json(path:Path, value) -> Path:
     "JSON, whole or not at all."
     return write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1), encoding='utf-8'))
 
-# %% ../nbs/16_runs.ipynb #565fb706
+# %% ../nbs/16_runs.ipynb #b81238d7
 def optimizer_tensors(optimizer, names:dict) -> dict: # 'name/moment' -> tensor
     "The tensors that an optimiser keeps for each parameter."
     return {f'{names[p]}/{key}': torch.as_tensor(value) for p, state in optimizer.state.items() for key, value in state.items()}
@@ -99,7 +99,7 @@ def _fill_optimizer(optimizer, moments, names):
         name, _, moment = key.rpartition('/')
         optimizer.state[mine[name]][moment] = value if moment == 'step' else value.to(mine[name].device)
 
-# %% ../nbs/16_runs.ipynb #5ae62c39
+# %% ../nbs/16_runs.ipynb #09105c95
 SCHEMA = 1   # of config.json; readers refuse a later one
 
 class RunError(ValueError): "A run folder that cannot be used; the message says what would be right."
@@ -118,7 +118,9 @@ class Run:
         self.folder, self.about, self._lock = Path(folder), about, lock
 
     @property
-    def config(self) -> dict: return self.about['config']
+    def config(self) -> dict:
+        "The configuration as it was written when the run began."
+        return self.about['config']
     def close(self):
         "Give the lock back."
         if self._lock: self._lock.close()
@@ -127,7 +129,7 @@ class Run:
     def __exit__(self, *error): self.close()
     def __repr__(self): return f"Run({str(self.folder)!r}, {len(self.metrics())} lines of metrics)"
 
-# %% ../nbs/16_runs.ipynb #e4e58019
+# %% ../nbs/16_runs.ipynb #52132a25
 def _lock(folder):
     "An exclusive lock on a run folder, held until it is closed or its process ends."
     handle = open(folder / 'lock', 'a')
@@ -191,7 +193,7 @@ def is_run(folder:Path) -> bool:
     except ValueError: return False
     return True
 
-# %% ../nbs/16_runs.ipynb #44c2a6b8
+# %% ../nbs/16_runs.ipynb #77b77aa7
 def _rows(record:dict) -> list: # of dicts
     "The trainer's record of an epoch as rows of one level. Numbers that JSON does not know become null."
     clean = lambda d: {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in d.items()}
@@ -224,7 +226,7 @@ def _drop_torn_line(self):
     if data and not data.endswith(b'\n'): os.truncate(file, data.rfind(b'\n') + 1)
 Run._drop_torn_line = _drop_torn_line
 
-# %% ../nbs/16_runs.ipynb #16cd2b60
+# %% ../nbs/16_runs.ipynb #616d613f
 def _save_sheet(self,
     epoch:int,              # epochs done
     images:torch.Tensor,    # (B, 3, H, W) in [0, 1]
@@ -257,7 +259,7 @@ def _save_weights(self, policy) -> Path:
     return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model']))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #242657cf
+# %% ../nbs/16_runs.ipynb #b51f6900
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, and their average where it keeps one."
     named = trainer.policy.named_parameters()
@@ -279,19 +281,23 @@ class Recorder(Callback):
         self.run, self.prompts, self.seed, self.every, self.keep = run, list(prompts), seed, every, keep
 
     def before_fit(self, trainer):
+        "The base's sheet."
         if trainer.epoch == 0: self.sheet(trainer)
 
     def after_epoch(self, trainer, record):
+        "The record; every `every` epochs and at the end a sheet and a checkpoint."
         self.run.log(record)
         if trainer.epoch % self.every and trainer.epoch < trainer.config.epochs: return
         self.sheet(trainer)
         self.run.checkpoint(trainer.epoch, named_state(trainer), trainer.optimizer, trainer.state(), self.keep)
 
     def after_fit(self, trainer):
+        "The weights in diffusers' own format."
         if sys.exc_info()[0]: return                                  # stopped within an epoch: these weights are between two states
         with averaged(trainer): self.run.save_weights(trainer.policy)
 
     def sheet(self, trainer):
+        "The fixed prompts at their fixed seeds, by the policy as it is."
         with averaged(trainer): images = rollout(trainer.policy, self.prompts, seed=self.seed).images
         self.run.save_sheet(trainer.epoch, images)
 

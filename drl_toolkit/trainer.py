@@ -61,13 +61,13 @@ class TrainConfig:
         if self.likelihood not in objectives.LIKELIHOODS: raise ValueError(f"likelihood is {self.likelihood!r}; it should be 'path' or 'matching'")
         if self.data_mode not in ('step', 'joined'): raise ValueError(f"data_mode is {self.data_mode!r}; it should be 'step' or 'joined'")
 
-# %% ../nbs/11_trainer.ipynb #65cb5c04
+# %% ../nbs/11_trainer.ipynb #a42d68a5
 class Callback:
     "What happens beside the loop; override what you need."
-    def before_fit(self, trainer): pass
-    def after_sample(self, trainer, task, trajectory, rewards, advantage): pass
-    def after_epoch(self, trainer, record:dict): pass
-    def after_fit(self, trainer): pass
+    def before_fit(self, trainer): "Once, before the first epoch."
+    def after_sample(self, trainer, task, trajectory, rewards, advantage): "Per task and epoch: pictures are scored, nothing is updated yet."
+    def after_epoch(self, trainer, record:dict): "The record is what `fit` returns for this epoch."
+    def after_fit(self, trainer): "However it ended, errors too."
 
 class StopTraining(Exception): "Raised by a callback to end `fit` after this epoch, in good order."
 
@@ -79,7 +79,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #f1c188f0
+# %% ../nbs/11_trainer.ipynb #31fbe937
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -97,8 +97,7 @@ class Trainer:
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2))
         self.average = [p.detach().clone() for p in self.params] if self.config.average else None
-        self.dims = math.prod(policy.latent_shape)
-        self.clip_range = self.config.clip_range or self.likelihood.clip_range or objectives.scale_clip(self.dims)
+        self.dims, self.clip_range = self.likelihood.dims(policy), self.config.clip_range or self.likelihood.clip_range(policy)
         if self.config.kl_weight and policy.train == 'full': policy.base_weights()   # taken now, before a resumed run's weights come
         self.credit = {task.name: task.advantage or advantages.batch for task in self.tasks}
 
@@ -108,11 +107,11 @@ class Trainer:
         if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
+        if self.likelihood.needs_noise and not self.policy.stochastic.any():
+            raise ValueError(f"eta is {self.policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
         for task in self.tasks: self._check_steps(task)
 
     def _check_steps(self, task):
-        if self.likelihood.needs_noise and not self.policy.stochastic.any():
-            raise ValueError(f"eta is {self.policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
         here, count = f' in window {task.window} of task {task.name!r}' if task.window else '', int(self.able(task).sum())
         if self.config.train_steps > count or not count:
             raise ValueError(f'train_steps is {self.config.train_steps} but only {count} of {self.policy.num_steps} steps can be trained{here}; take {count} or less')
@@ -126,7 +125,7 @@ class Trainer:
 
     def sentence(self) -> str:
         "What one epoch costs, in words."
-        k = self.config.train_steps or int(self.able(self.tasks[0]).sum())
+        k = ' or '.join(map(str, sorted({self.config.train_steps or int(self.able(t).sum()) for t in self.tasks})))
         return (f"Each epoch samples {sum(t.samples for t in self.tasks)} images in {self.policy.num_steps} steps for "
                 f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)} ({', '.join(f'{t.name} {t.samples}' for t in self.tasks)}), trains {k} steps of each, "
                 f"and makes {self.config.updates} optimiser step{'s' * (self.config.updates > 1)} per task; clip range {self.clip_range:.2g}.")
@@ -145,11 +144,14 @@ class Trainer:
         finally: self._tell('after_fit')
         return self.history
 
+    def time_used(self, more:float=0.) -> float: # seconds beyond those spent
+        "Share of the `minutes` that all epochs took, those before a resume too; 0 without a limit."
+        return (sum(record['seconds'] for record in self.history) + more) / (60 * self.config.minutes) if self.config.minutes else 0.
+
     def has_time(self) -> bool:
-        "Whether an epoch as long as the last ones would end in time; time before a resume counts."
-        spent = [record['seconds'] for record in self.history]
-        if not self.config.minutes or not spent: return True
-        fits = sum(spent) + max(spent[-3:]) <= 60 * self.config.minutes
+        "Whether an epoch as long as the last ones would end in time."
+        last = max((record['seconds'] for record in self.history[-3:]), default=0.)
+        fits = self.time_used(last) <= 1
         if not fits: print(f'{self.epoch} of {self.config.epochs} epochs; there is no time for another within {self.config.minutes:g} minutes')
         return fits
 
@@ -194,7 +196,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #d3578153
+# %% ../nbs/11_trainer.ipynb #25a20ed3
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -212,48 +214,56 @@ def _update(self, task:Task, trajectory:Trajectory, advantage:torch.Tensor, epoc
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(task), epoch, -1))
     steps = pick_steps(self.able(task), len(trajectory.prompts), self.config.train_steps, generator)
     flat = self.likelihood.rows(self.policy, trajectory, steps, generator)
-    flat |= dict(advantage=advantage[flat['sample']], cond=self.policy.encode(trajectory.prompts)[flat['sample']])
+    flat |= dict(advantage=advantage[flat['sample']], weight=self.config.updates * objectives.transition_weights(flat['sample']))
     order = torch.randperm(len(flat['sample']), generator=generator)
     if not self.config.kl_weight: order = order[flat['advantage'][order] != 0]       # no gradient: not computed
-    parts = [rows for rows in order.tensor_split(self.config.updates) if len(rows)]
-    self.remember(flat, parts[1:])
-    stats = [self._minibatch(flat, rows, len(flat['sample']) / self.config.updates) for rows in parts]
-    return _summed(stats) if stats else dict(grad_norm=0., ratio_error=0.)
+    parts = [_take(flat, rows) for rows in order.tensor_split(self.config.updates) if len(rows)]
+    self._remember(parts[1:])
+    if not parts: return dict(grad_norm=0., ratio_error=0.)
+    stats = [self._minibatch(part) for part in parts]
+    whole = _combined(stats) | dict(ratio_error=stats[0]['ratio_error'])             # the later minibatches have moved, as they should
+    return {k: v.item() for k, v in whole.items()}
 Trainer.update = _update
-
-@torch.no_grad()
-def _remember(self, flat:dict, parts:list):
-    "Log-probs before the first update, for the minibatches after it, where sampling did not leave them."
-    for rows in torch.cat(parts).split(self.config.micro_batch) if parts and flat['old_log_prob'].isnan().any() else ():
-        flat['old_log_prob'][rows] = self.likelihood.log_prob(self.policy, _take(flat, rows), flat['cond'][rows])[0]
-Trainer.remember = _remember
 
 def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
 
-def _summed(stats:list) -> dict: # of numbers
-    "An epoch's figures of a task from its minibatches: extremes for the ratios, the first for the error, the mean for the others."
-    how = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=lambda v: v[0])
-    return {k: how.get(k, torch.mean)(torch.stack([s[k].float() for s in stats])).item() for k in stats[0]}
+def _split(rows, size): # a dict of tensors, in pieces of at most this many rows
+    return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
 
-def _minibatch(self, flat:dict, rows, size:float) -> dict: # of 0-dimensional tensors
-    "One optimiser step on these rows, in micro-batches; each row counts 1/size."
+@torch.no_grad()
+def _remember(self, parts:list):
+    "Log-probs before the first update, for the minibatches after it, where sampling did not leave them."
+    for rows in parts:
+        if 'old_log_prob' not in rows:
+            rows['old_log_prob'] = torch.cat([self.likelihood.log_prob(self.policy, part)[0] for part in _split(rows, self.config.micro_batch)])
+Trainer._remember = _remember
+
+_EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max)
+
+def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
+    "The figures of a whole from its parts': extremes for the ratios, for the others the mean weighted with the parts' shares."
+    shares = torch.full((len(stats),), 1 / len(stats)) if shares is None else torch.tensor(shares)
+    columns = {k: torch.stack([s[k].float() for s in stats]) for k in stats[0]}
+    return {k: _EXTREMES[k](v) if k in _EXTREMES else v @ shares.to(v) for k, v in columns.items()}
+
+def _minibatch(self, rows:dict) -> dict: # of 0-dimensional tensors
+    "One optimiser step on these rows, in micro-batches."
     self.optimizer.zero_grad(set_to_none=True)
-    parts = [(self._backward(_take(flat, part), 1 / size), len(part) / len(rows)) for part in rows.split(self.config.micro_batch)]
+    parts = _split(rows, self.config.micro_batch)
+    stats = [self._backward(part) for part in parts]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
-    how = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max)
-    stats = {k: how[k](torch.stack([p[k] for p, _ in parts])) if k in how else sum(p[k] * w for p, w in parts) for k in parts[0][0]}
-    return stats | dict(grad_norm=self._step())
+    return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) | dict(grad_norm=self._step())
 Trainer._minibatch = _minibatch
 
-def _backward(self, rows:dict, share:float) -> dict:
+def _backward(self, rows:dict) -> dict:
     "Gradient of the clipped objective, and of the KL to the base where it has a weight, on one micro-batch."
-    log_prob, now = self.likelihood.log_prob(self.policy, rows, rows['cond'])
-    old = torch.where(rows['old_log_prob'].isnan(), log_prob.detach(), rows['old_log_prob'])
-    weights = torch.full_like(log_prob, share)
-    loss, stats = objectives.ppo_clip(log_prob, old, rows['advantage'], self.clip_range, weights, dims=self.dims if self.likelihood.needs_noise else 0)
+    log_prob, now = self.likelihood.log_prob(self.policy, rows)
+    old = rows.get('old_log_prob', log_prob.detach())
+    weights = rows['weight'].to(log_prob)
+    loss, stats = objectives.ppo_clip(log_prob, old, rows['advantage'], self.clip_range, weights, dims=self.dims)
     stats['ratio_error'] = (log_prob.detach() - old).exp().sub(1).abs().max()
     if self.config.kl_weight:
-        kl = self.likelihood.divergence(self.policy, rows, rows['cond'], now, weights)
+        kl = self.likelihood.divergence(self.policy, rows, now, weights)
         loss, stats['kl'] = loss + self.config.kl_weight * kl, kl.detach() / weights.sum()
     loss.backward()
     return stats
@@ -261,8 +271,7 @@ Trainer._backward = _backward
 
 def _learning_rate(self) -> float:
     "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the `minutes` if that comes first."
-    spent = sum(record['seconds'] for record in self.history) / 60 / self.config.minutes if self.config.minutes else 0.
-    done = min(1., max(self.epoch / max(1, self.config.epochs - 1), spent))
+    done = min(1., max(self.epoch / max(1, self.config.epochs - 1), self.time_used()))
     return self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1)) * (1 + done * (self.config.lr_end - 1))
 Trainer.learning_rate = _learning_rate
 

@@ -190,7 +190,7 @@ def pair_key(a:str, b:str) -> tuple:
     names = list(OBJECTS)
     return (a, b) if names.index(a) < names.index(b) else (b, a)
 
-# %% ../nbs/00_world.ipynb #e1077a64
+# %% ../nbs/00_world.ipynb #01ef4fc5
 @dataclass(frozen=True)
 class Placed:
     "One sprite in a scene."
@@ -202,7 +202,9 @@ class Placed:
     gender: str|None = None
 
     @property
-    def label(self) -> str: return self.name if self.name in OBJECTS else PERSON
+    def label(self) -> str:
+        "What the detector calls it: all people are one class."
+        return self.name if self.name in OBJECTS else PERSON
 
     @property
     def box(self) -> tuple:

@@ -18,6 +18,8 @@ def task(name='red', **more): return Task(name, ['a cat', 'a dog', 'a key'], red
 def trainer(config=None, tasks=None, **more):
     return Trainer(Policy(tiny_sd(), num_steps=5), tasks or [task()], config or TrainConfig(train_steps=3), callbacks=[], **more)
 
+def noise_pictures(count, seed): return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed)), ['a cat'] * count
+
 def test_one_update_equals_a_reference_written_here():
     "All steps, one minibatch: Σ_t min(w A, clip(w) A) by hand, AdamW by torch. [P Eq 7]"
     ours = trainer(TrainConfig(warmup=0, train_steps=0, updates=1, lr=1e-3, grad_clip=0, micro_batch=20))
@@ -54,9 +56,8 @@ def test_ratio_is_one_at_the_start_of_every_epoch_and_memory_does_not_matter():
 
 def test_several_tasks_data_loss_and_kl():
     "Each task has its own numbers; the data loss is a step of its own, or joined."
-    data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed % 2**31)), ['a cat'] * count)
     for mode in ('step', 'joined'):
-        t = trainer(TrainConfig(train_steps=3, data_weight=.1, data_mode=mode, data_batch=4, kl_weight=1e-3), [task('one'), task('two', weight=2.)], data=data)
+        t = trainer(TrainConfig(train_steps=3, data_weight=.1, data_mode=mode, data_batch=4, kl_weight=1e-3), [task('one'), task('two', weight=2.)], data=noise_pictures)
         record = t.fit(1)[0]
         assert set(record['tasks']) == {'one', 'two'} and record['tasks']['one']['kl'] >= 0 and ('data_loss' in record) == (mode == 'step')
         assert record['tasks']['one']['reward'] != record['tasks']['two']['reward']       # prompts and noise of its own
@@ -139,9 +140,8 @@ def test_micro_batches_of_different_sizes_count_by_their_rows():
 
 def test_the_data_loss_weight_scales_its_step():
     "Adam forgets a factor of the loss; so the weight of a step of its own is one of the learning rate."
-    data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ['a cat'] * count)
     def moved(weight):
-        t = trainer(TrainConfig(train_steps=3, data_weight=weight, data_batch=4, warmup=0, lr=1e-3), data=data)
+        t = trainer(TrainConfig(train_steps=3, data_weight=weight, data_batch=4, warmup=0, lr=1e-3), data=noise_pictures)
         before = [p.detach().clone() for p in t.params]
         t.data_step(0)
         return torch.cat([(p - b).detach().flatten() for p, b in zip(t.params, before)]).norm().item()
@@ -159,14 +159,15 @@ def test_a_limit_of_minutes_ends_the_run_in_good_order(capsys):
     "Time spent before a resume counts; the first epoch always runs."
     t = trainer(TrainConfig(train_steps=3, epochs=50, minutes=1e-4))
     assert len(t.fit()) == 1 and 'no time for another' in capsys.readouterr().out
-    t = trainer(TrainConfig(train_steps=3, epochs=2, minutes=10.))
-    t.history = [dict(seconds=550.), dict(seconds=30.)]
-    assert not trainer(TrainConfig(train_steps=3, minutes=10.)).history and not (t.history.append(dict(seconds=5.)) or t.has_time())
+    t = trainer(TrainConfig(train_steps=3, epochs=9, minutes=10.))
+    t.history = [dict(seconds=540.), dict(seconds=20.)]                                       # 40 s are left, and the longest of the last epochs took 540
+    assert not t.has_time()
+    t.history = [dict(seconds=500.)] + 3 * [dict(seconds=20.)]
+    assert t.has_time() and t.time_used() == pytest.approx(560 / 600)
 
 def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
     seen = []
-    data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0)), ['a cat'] * count)
-    t = trainer(TrainConfig(train_steps=3, data_weight=1., data_batch=64, data_start=.7), data=data)
+    t = trainer(TrainConfig(train_steps=3, data_weight=1., data_batch=64, data_start=.7), data=noise_pictures)
     t.policy.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     t.data_step(0)
     assert 250 < seen[0].max() < 300 and seen[0].min() < 20

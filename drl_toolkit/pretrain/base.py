@@ -109,7 +109,7 @@ def encode_scenes(
     write_atomic(file, lambda part: save_file({'latents': latents}, part))
     return latents, captions
 
-# %% ../../nbs/pretrain/01_base.ipynb #eddf9228
+# %% ../../nbs/pretrain/01_base.ipynb #3359c1ae
 def new_text_encoder(tokenizer) -> CLIPTextModel:
     "An untrained text encoder, two layers of width 128."
     return CLIPTextModel(CLIPTextConfig(
@@ -136,6 +136,7 @@ class Denoiser(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy, timestep, tokens):
+        "The denoiser's answer to noisy latents with a caption."
         return self.unet(noisy, timestep, self.text_encoder(tokens).last_hidden_state).sample
 
 # %% ../../nbs/pretrain/01_base.ipynb #f1091d3a
@@ -170,7 +171,7 @@ def train_unet(plan=Plan(steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=.999, 
     trainee.use_average()
     return export_pipeline(vae, model, tokenizer, scale)
 
-# %% ../../nbs/pretrain/01_base.ipynb #52ca1e27
+# %% ../../nbs/pretrain/01_base.ipynb #2e23b0c9
 def export_pipeline(vae, model, tokenizer, scale, folder=None) -> StableDiffusionPipeline:
     "Put the parts together as a plain `StableDiffusionPipeline` and save them, in half precision."
     vae.register_to_config(scaling_factor=scale)
@@ -184,7 +185,7 @@ def export_pipeline(vae, model, tokenizer, scale, folder=None) -> StableDiffusio
         if curve.exists(): (folder / f'curve_{name}.json').write_text(curve.read_text())
     return pipeline
 
-def export(decoder_plan=None):
+def export() -> StableDiffusionPipeline:
     "Write the pipeline from the states on disk, finished or not."
     vae = train_codec()
     decoder = WORK / 'decoder' / 'state.safetensors'

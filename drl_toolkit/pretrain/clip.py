@@ -8,7 +8,7 @@ __all__ = ['WORK', 'MEAN', 'STD', 'EMBED', 'VISION', 'TEXT', 'SHARES', 'VOCABULA
            'logits_of', 'settle', 'training_pictures', 'save_open_clip', 'save_with_curve', 'train', 'load', 'compare',
            'clean', 'forced_choice', 'evaluate', 'main']
 
-# %% ../../nbs/pretrain/04_clip.ipynb #30461955
+# %% ../../nbs/pretrain/04_clip.ipynb #f61b79be
 import argparse, json, random, shutil
 from dataclasses import replace
 from functools import cache
@@ -23,7 +23,7 @@ from .core import Plan, Trainee, fit, write_atomic
 from .tokenizer import CONTEXT, world_tokenizer
 from ..world import BACKGROUNDS, OBJECTS, OCCUPATIONS, PAIRS, Scene, Wanted
 
-# %% ../../nbs/pretrain/04_clip.ipynb #19ac5961
+# %% ../../nbs/pretrain/04_clip.ipynb #9b63b7c2
 WORK = Path('work/pretrain')      # states while training; not in git
 MEAN = STD = (.5, .5, .5)         # pixels in [0, 1] become numbers in [-1, 1]
 EMBED = 128                       # width of the common space
@@ -40,7 +40,7 @@ def new_clip() -> CLIP:
     "An untrained model."
     return CLIP(EMBED, VISION, TEXT).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #90c096e9
+# %% ../../nbs/pretrain/04_clip.ipynb #9f01bbad
 def shown(scene:Scene) -> Wanted:
     "The request that a scene fulfils, background included."
     names = [p.name for p in scene.placed]
@@ -63,7 +63,7 @@ def is_true(asked:Wanted, shown:Wanted) -> bool:
     "Whether what is shown is exactly what is asked for."
     return content(asked) == content(shown) and asked.background in (None, shown.background)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #f4dbe8d2
+# %% ../../nbs/pretrain/04_clip.ipynb #662dc0a5
 def another(rng, names, *but):
     "One of the names, not those given."
     return rng.choice([n for n in names if n not in but])
@@ -113,7 +113,7 @@ def batch_of(
     truth = torch.tensor([[is_true(world.parse(c), f) for c in captions] for f in facts])
     return scenes, captions, truth
 
-# %% ../../nbs/pretrain/04_clip.ipynb #8b3a852d
+# %% ../../nbs/pretrain/04_clip.ipynb #fb82c8d3
 def augment(
     x:torch.Tensor # (B, 3, H, W) in [0, 1]
 ) -> torch.Tensor: # the same shape
@@ -128,7 +128,7 @@ def augment(
     x = x.lerp(torch.full_like(x, .8), .5 * pick(.2))
     return (x + .08 * pick(.4) * torch.randn_like(x)).clamp(0, 1)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #001b3dce
+# %% ../../nbs/pretrain/04_clip.ipynb #8cbce93a
 def contrastive_loss(
     logits:torch.Tensor, # (B, N), pictures against captions
     truth:torch.Tensor   # (B, N) bool
@@ -153,8 +153,9 @@ def settle(model:CLIP, batches) -> None:
         for x in batches: model.encode_image(normalize(x))
     model.eval()
 
-# %% ../../nbs/pretrain/04_clip.ipynb #249b5212
+# %% ../../nbs/pretrain/04_clip.ipynb #eb653f2e
 def training_pictures(scenes) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+    "Scenes drawn, and roughened up."
     return augment(world.to_tensor([world.draw(s) for s in scenes])).contiguous(memory_format=torch.channels_last)
 
 def save_open_clip(model:CLIP, folder:Path) -> None:
@@ -189,7 +190,7 @@ def train(plan=Plan(steps=1200, lr=1.5e-3, ema=.99, save_every=100, weight_decay
     settle(model, [training_pictures(batch_of(plan.batch, random.Random(f'settle/{i}'))[0]) for i in range(20)])
     return save_with_curve(model, 'clip')
 
-# %% ../../nbs/pretrain/04_clip.ipynb #f9ac07a3
+# %% ../../nbs/pretrain/04_clip.ipynb #d3e25a2a
 @cache
 def load(
     folder:Path=None # an open_clip folder; the shipped CLIP by default
@@ -241,7 +242,7 @@ def evaluate(
                 clip_pairs=forced_choice(model, tokenizer, pairs, rng), clip_counts=forced_choice(model, tokenizer, counts, rng),
                 clip_backgrounds=sum(grounds[i] == w.background for i, w in zip(named, wanted)) / n)
 
-# %% ../../nbs/pretrain/04_clip.ipynb #b89d5568
+# %% ../../nbs/pretrain/04_clip.ipynb #5e6fae04
 def main(argv=None):
     "`python -m drl_toolkit.pretrain.clip`: train the emoji world's CLIP, or go on with it."
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -250,6 +251,6 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     train()
 
-# %% ../../nbs/pretrain/04_clip.ipynb #cb5c58b6
+# %% ../../nbs/pretrain/04_clip.ipynb #2d35ea74
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals(): main()      # not in a notebook

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Plan', 'lr_at', 'write_atomic', 'Trainee', 'load_average', 'fit']
 
-# %% ../../nbs/pretrain/00_core.ipynb #e42b04ff
+# %% ../../nbs/pretrain/00_core.ipynb #bb0a0000
 import json, os, random, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-# %% ../../nbs/pretrain/00_core.ipynb #777773a8
+# %% ../../nbs/pretrain/00_core.ipynb #2e3fb2c3
 @dataclass
 class Plan:
     "What a pretraining run is told."
@@ -41,7 +41,7 @@ def write_atomic(path:Path, write) -> None:
     write(part)
     os.replace(part, path)
 
-# %% ../../nbs/pretrain/00_core.ipynb #335d2387
+# %% ../../nbs/pretrain/00_core.ipynb #ee7377c0
 class Trainee:
     "A module with its optimiser and averaged weights, saved and restored as one safetensors file."
     def __init__(self, model:nn.Module, plan:Plan, folder:Path):
@@ -53,7 +53,9 @@ class Trainee:
         if self.file.exists(): self.load()
 
     @property
-    def file(self): return self.folder / 'state.safetensors'
+    def file(self) -> Path:
+        "Where the state is kept."
+        return self.folder / 'state.safetensors'
 
     def save(self):
         "Write the state; a kill at any moment leaves the last whole one."
@@ -105,7 +107,7 @@ def load_average(
             if f'ema/{name}' in state: p.copy_(state[f'ema/{name}'])
     return model
 
-# %% ../../nbs/pretrain/00_core.ipynb #2d84b7d3
+# %% ../../nbs/pretrain/00_core.ipynb #9ba4d1cc
 def fit(
     trainee:Trainee,
     loss_of,            # (step's `random.Random`) -> (loss, dict of numbers to log)

@@ -7,7 +7,7 @@ __all__ = ['COSTS', 'FAULTS', 'Picture', 'content_cost', 'utility', 'scramble', 
            'random_content', 'random_picture', 'other_tone', 'random_group', 'groups_of', 'scores', 'differences',
            'bradley_terry', 'agreement', 'train', 'score', 'tone_scores', 'evaluate', 'main']
 
-# %% ../../nbs/pretrain/05_preference.ipynb #c41e1cb7
+# %% ../../nbs/pretrain/05_preference.ipynb #616e91c1
 import argparse, random
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from .core import Plan, Trainee, fit
 from .tokenizer import world_tokenizer
 from ..world import Scene, Wanted
 
-# %% ../../nbs/pretrain/05_preference.ipynb #89bc8798
+# %% ../../nbs/pretrain/05_preference.ipynb #85727b45
 COSTS = dict(
     missing=3.,    # each thing that was asked for and is not there
     extra=1.5,     # each thing too many; a wrong object is a missing and an extra one
@@ -66,7 +66,7 @@ def utility(picture:Picture, asked:Wanted) -> float:
                + sum(c[k] * getattr(picture, k) for k in ('noise', 'speckle', 'smear', 'ghost', 'shift')))
     return -quality - content_cost(asked, shown(s))
 
-# %% ../../nbs/pretrain/05_preference.ipynb #5244915e
+# %% ../../nbs/pretrain/05_preference.ipynb #5eaf710e
 def scramble(pixels:np.ndarray, placed, rng) -> None:
     "Exchange small blocks within the middle of an object; of a portrait, this is the face."
     side, block = max(12, int(placed.size * .55)), rng.choice((3, 4, 5))
@@ -99,6 +99,7 @@ def paint(
     return x.clip(0, 1).astype(np.float32)
 
 def pixels_of(pictures, rng) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+    "Pictures painted with their faults."
     return torch.from_numpy(np.stack([paint(p, rng) for p in pictures])).permute(0, 3, 1, 2)
 
 def moved(scene:Scene, dx:float, dy:float) -> Scene:
@@ -120,7 +121,7 @@ FAULTS = dict(                                             # name -> (picture, r
     ruin=lambda p, rng: replace(p, ruin=True),
     shift=_displace)
 
-# %% ../../nbs/pretrain/05_preference.ipynb #8651d0ca
+# %% ../../nbs/pretrain/05_preference.ipynb #c5d1afc7
 def random_content(asked:Wanted, rng:random.Random) -> Wanted:
     "Mostly what was asked for, sometimes almost that, now and then something else altogether."
     luck = rng.random()
@@ -183,7 +184,7 @@ def agreement(scores:torch.Tensor, utilities:torch.Tensor, least:float=.1) -> fl
     d, u = differences(scores), differences(utilities)
     return ((d > 0) == (u > 0))[u.abs() > least].float().mean().item()
 
-# %% ../../nbs/pretrain/05_preference.ipynb #9a35afb5
+# %% ../../nbs/pretrain/05_preference.ipynb #0f7518bf
 def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=.99, save_every=50, seed=1)):
     "Fine-tune the CLIP on groups of four, or go on with it, and save it to the assets."
     model, tokenizer = new_clip(), world_tokenizer()
@@ -198,7 +199,7 @@ def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=.99, save_ev
     settle(model, [groups_of(plan.batch, 4, random.Random(f'settle/{i}'))[1] for i in range(20)])
     return save_with_curve(model, 'preference')
 
-# %% ../../nbs/pretrain/05_preference.ipynb #e7cb6fad
+# %% ../../nbs/pretrain/05_preference.ipynb #a5e67b05
 @torch.no_grad()
 def score(
     model, tokenizer,
@@ -230,7 +231,7 @@ def evaluate(
     return dict(preference_accuracy=agreement(r, u, .5), preference_accuracy_close=agreement(r, u), preference_correlation=torch.corrcoef(torch.stack([r.flatten(), u.flatten()]))[0, 1].item(),
                 preference_tone_gap=(mean.max() - mean.min()).item(), preference_clean_spread=tones.std().item(), preference_spread=r.std().item())
 
-# %% ../../nbs/pretrain/05_preference.ipynb #f3333673
+# %% ../../nbs/pretrain/05_preference.ipynb #bdb4601c
 def main(argv=None):
     "`python -m drl_toolkit.pretrain.preference`: train the synthetic preference model, or go on with it."
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -239,6 +240,6 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     train()
 
-# %% ../../nbs/pretrain/05_preference.ipynb #a69d1d1f
+# %% ../../nbs/pretrain/05_preference.ipynb #2d35ea74
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals(): main()      # not in a notebook
