@@ -30,7 +30,7 @@ def noise_of(
     "The next standard normal of every sample."
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
-# %% ../nbs/03_mdp.ipynb #5aa00fe5
+# %% ../nbs/03_mdp.ipynb #3a1a3218
 def fold_steps(
     steps:torch.Tensor    # (B, k) long: which steps of each sample
 ) -> tuple:               # sample (B·k,) and step (B·k,), long
@@ -40,7 +40,7 @@ def fold_steps(
 @dataclass
 class Trajectory:
     "Samples with the path that led to them."
-    latents: torch.Tensor     # (T+1, B, C, H, W): x_T … x_0
+    latents: torch.Tensor     # (T+1, B, C, H, W): x_T … x_0, in the policy's `store`
     log_probs: torch.Tensor   # (T, B), mean over latent dimensions; 0 at deterministic steps
     images: torch.Tensor      # (B, 3, H, W) in [0, 1]
     prompts: list             # of B strings
@@ -54,7 +54,7 @@ class Trajectory:
         return dict(latents=self.latents[step, sample], next_latents=self.latents[step + 1, sample], step=step, sample=sample,
                     old_log_prob=self.log_probs[step, sample])
 
-# %% ../nbs/03_mdp.ipynb #39fa1825
+# %% ../nbs/03_mdp.ipynb #60ad0bf1
 def rollout(
     policy:Policy,
     prompts:list,          # of B strings
@@ -74,9 +74,10 @@ def _paths(policy, prompts, seeds):
     "All latents and log-probs of one batch."
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     cond, log_probs = policy.encode(prompts), []
-    latents = [noise_of(generators, policy.latent_shape, policy.device)]
+    noise = lambda: noise_of(generators, policy.latent_shape, policy.device)
+    latents = [policy.rounded(policy.tables.init_std * noise())]
     for step in range(policy.num_steps):
         g = policy.transition(latents[-1], step, cond)
-        latents.append(g.sample(noise_of(generators, policy.latent_shape, policy.device)))
-        log_probs.append(g.log_prob(latents[-1]))
+        latents.append(policy.rounded(g.sample(noise())))
+        log_probs.append(g.log_prob(latents[-1]))                      # of what is stored, not of what was rounded away
     return torch.stack(latents), torch.stack(log_probs)

@@ -6,42 +6,33 @@
 __all__ = ['DATA', 'MATCHING', 'RECIPES', 'RunConfig', 'object_scenes', 'all_scenes', 'fairness_task', 'composition_task',
            'preference_task', 'compressibility_task', 'joint_tasks', 'recipe_names', 'load_recipe', 'make_policy']
 
-# %% ../nbs/13a_recipes.ipynb #e4cc5d40
+# %% ../nbs/13a_recipes.ipynb #939513cf
 import random
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import cycle, islice
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from . import advantages, prompts as P, world
 from .composition import composition
 from .fairness import fairness
-from .policy import Policy
+from .policy import Policy, PolicyConfig
 from .preference import preference
 from .prompts import Task
 from .rewards import jpeg_compressibility
 from .trainer import TrainConfig
 
-# %% ../nbs/13a_recipes.ipynb #d6a803f3
+# %% ../nbs/13a_recipes.ipynb #de38a35e
 @dataclass
-class RunConfig(TrainConfig):
-    "A training run as the command line knows it."
-    num_steps: int = 10           # denoising steps of the sampler
-    eta: float = 1.               # DDIM's noise: 1 is as much as DDPM's, 0 is deterministic and cannot be trained
-    guidance_scale: float = 1.    # classifier-free guidance; 1 is none
-    train: str = 'lora'           # 'lora' or 'full'
-    lora_rank: int = 16           # rank of the LoRA matrices
+class RunConfig(TrainConfig, PolicyConfig):
+    "A training run as the command line knows it: how the policy is sampled, and how it is trained."
     data: str = 'objects'         # pictures for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias)
 
     def __post_init__(self):
-        super().__post_init__()
-        for name in ('num_steps', 'lora_rank'):
-            if getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should be 1 or more')
-        if self.eta < 0: raise ValueError(f'eta is {self.eta!r}; it should be 0 or more, usually 1')
-        if self.guidance_scale < 0: raise ValueError(f'guidance_scale is {self.guidance_scale!r}; it should be 0 or more; 1 is no guidance')
-        if self.train not in ('lora', 'full'): raise ValueError(f"train is {self.train!r}; it should be 'lora' or 'full'")
+        TrainConfig.__post_init__(self)
+        PolicyConfig.__post_init__(self)
         if self.data not in DATA: raise ValueError(f"data is {self.data!r}; it should be one of {', '.join(map(repr, DATA))}")
 
 # %% ../nbs/13a_recipes.ipynb #455d6fdb
@@ -91,7 +82,7 @@ def joint_tasks() -> list:
     "The first paper's joint run: three rewards, never summed. [P §3.3]"
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
-# %% ../nbs/13a_recipes.ipynb #00a5798f
+# %% ../nbs/13a_recipes.ipynb #65687466
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -117,7 +108,5 @@ def make_policy(
     model=None,       # a pipeline, a folder or a hub id; the shipped model when None
 ) -> Policy:
     "The policy that a configuration asks for."
-    options = dict(num_steps=config.num_steps, eta=config.eta, guidance_scale=config.guidance_scale, train=config.train, lora_rank=config.lora_rank)
-    if model is None: return Policy.from_pretrained('demo', **options)
-    if isinstance(model, StableDiffusionPipeline): return Policy(model, **options)
-    return Policy.from_pretrained(model, **options)
+    options = {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
+    return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'write_whole', 'write_json', 'optimizer_tensors', 'save_state', 'load_state', 'RunError', 'versions', 'Run',
-           'check_out', 'is_run', 'named_state', 'averaged', 'Recorder', 'resume']
+           'check_out', 'is_run', 'named_state', 'averaged', 'training_notes', 'Recorder', 'resume']
 
 # %% ../nbs/16_runs.ipynb #bdc2fb24
 import fcntl, json, math, os, shutil, sys, time
@@ -226,7 +226,7 @@ def _drop_torn_line(self):
     if data and not data.endswith(b'\n'): os.truncate(file, data.rfind(b'\n') + 1)
 Run._drop_torn_line = _drop_torn_line
 
-# %% ../nbs/16_runs.ipynb #616d613f
+# %% ../nbs/16_runs.ipynb #054c1c27
 def _save_sheet(self,
     epoch:int,              # epochs done
     images:torch.Tensor,    # (B, 3, H, W) in [0, 1]
@@ -254,12 +254,15 @@ def _checkpoints(self) -> list: # of folders, oldest first
     return sorted(p for p in (self.folder / 'checkpoints').glob('epoch_*') if p.is_dir())
 Run.checkpoints = _checkpoints
 
-def _save_weights(self, policy) -> Path:
+def _save_weights(self,
+    policy,
+    notes:str='',   # Markdown for the model card
+) -> Path:
     "weights/, in diffusers' own format."
-    return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model']))
+    return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model'], notes=notes))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #b51f6900
+# %% ../nbs/16_runs.ipynb #893050f1
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, and their average where it keeps one."
     named = trainer.policy.named_parameters()
@@ -268,6 +271,14 @@ def named_state(trainer) -> dict: # name -> tensor
 def averaged(trainer):
     "A context in which the policy holds the averaged weights, where the trainer keeps them."
     return nullcontext() if trainer.average is None else trainer.policy.swapped(trainer.average)
+
+def training_notes(trainer) -> str: # Markdown
+    "What a model was trained on, for its card."
+    rows = [f"| {t.name} | {t.reward.name} | {t.reward.card.what if t.reward.card else 'a function of its author'} | {len(t.prompts)} | {t.samples} |" for t in trainer.tasks]
+    c = trainer.config
+    return '\n'.join(['## Training', '', '| task | reward | measures | prompts | samples an epoch |', '|---|---|---|---|---|', *rows, '',
+                      f'{trainer.epoch} epochs, likelihood {c.likelihood!r}, learning rate {c.lr:g}, KL weight {c.kl_weight:g}, data-loss weight {c.data_weight:g}, seed {c.seed}.',
+                      'A reward measures part of what one wants; look at samples before you trust the rest.'])
 
 class Recorder(Callback):
     "Writes a run while a trainer works."
@@ -294,7 +305,7 @@ class Recorder(Callback):
     def after_fit(self, trainer):
         "The weights in diffusers' own format."
         if sys.exc_info()[0]: return                                  # stopped within an epoch: these weights are between two states
-        with averaged(trainer): self.run.save_weights(trainer.policy)
+        with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
 
     def sheet(self, trainer):
         "The fixed prompts at their fixed seeds, by the policy as it is."

@@ -4,7 +4,7 @@ import math
 import pytest, torch
 from diffusers import DDIMScheduler
 
-from drl_toolkit.objectives import data_loss, denoising_target, kl_penalty, ppo_clip, reinforce, scale_clip, transition_weights
+from drl_toolkit.objectives import data_loss, kl_penalty, ppo_clip, reinforce, scale_clip, transition_weights
 from drl_toolkit.policy import Policy
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.transitions import Gaussian
@@ -97,7 +97,7 @@ def test_data_loss_is_the_plain_denoising_error(kind):
     t, noise = torch.randint(1000, (3,), generator=again), torch.randn(z.shape, generator=again)
     a = policy.pipeline.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     target = dict(epsilon=noise, sample=z, v_prediction=a.sqrt() * noise - (1 - a).sqrt() * z)[kind]
-    out = policy.pipeline.unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, policy.encode(captions)).sample
+    out = policy.network(a.sqrt() * z + (1 - a).sqrt() * noise, t, encoder_hidden_states=policy.encode(captions).rows()['prompt_embeds']).sample
     assert loss.item() == pytest.approx((out - target).square().mean().item(), rel=1e-4)
     loss.backward()
     assert all(p.grad is not None for p in policy.parameters())
@@ -106,7 +106,3 @@ def test_data_loss_takes_pictures_and_chosen_timesteps():
     policy = Policy(tiny_sd(), num_steps=4)
     value = data_loss(policy, torch.rand(2, 3, 64, 64, generator=g), ['a cat', 'a dog'], torch.Generator().manual_seed(0), timesteps=policy.timesteps)
     assert value.isfinite() and value.ndim == 0
-
-def test_unknown_prediction_type_is_named():
-    scheduler = DDIMScheduler(); scheduler.register_to_config(prediction_type='flow')
-    with pytest.raises(ValueError, match="'flow'"): denoising_target(scheduler, None, None, None)

@@ -47,20 +47,20 @@ def test_saved_weights_come_back_and_the_reference_stays(train, tmp_path):
     policy = Policy.from_pretrained(base, num_steps=3, train=train)
     x, cond = torch.randn(16, *policy.latent_shape), policy.encode(PROMPTS[:1] * 16)
     before = policy.predict(x, 1, cond).detach()
-    frozen = {n: p.clone() for n, p in policy.unet.named_parameters() if not p.requires_grad}
+    frozen = {n: p.clone() for n, p in policy.network.named_parameters() if not p.requires_grad}
     if train == 'full': policy.base_weights()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     for _ in range(2): policy.transition(x, 1, cond).log_prob(torch.randn_like(x)).sum().backward(); optimizer.step()
     moved = policy.predict(x, 1, cond).detach()
     with policy.reference(), torch.no_grad(): assert torch.equal(policy.predict(x, 1, cond), before)
-    assert not torch.equal(moved, before) and all(torch.equal(p, frozen[n]) for n, p in policy.unet.named_parameters() if n in frozen)
+    assert not torch.equal(moved, before) and all(torch.equal(p, frozen[n]) for n, p in policy.network.named_parameters() if n in frozen)
     again = Policy.from_pretrained(policy.save(tmp_path / 'out', base=str(base)), num_steps=3, train=train)
     assert torch.equal(again.predict(x, 1, cond).detach(), moved)
     if train == 'lora':                                                  # plain diffusers reads it too
         from diffusers import StableDiffusionPipeline
         plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False)
         plain.load_lora_weights(str(tmp_path / 'out'))
-        with torch.no_grad(): assert torch.allclose(plain.unet(x, policy.timesteps[1].expand(16), cond).sample, moved, atol=1e-5)
+        with torch.no_grad(): assert torch.allclose(plain.unet(x, policy.timesteps[1].expand(16), cond.rows()["prompt_embeds"]).sample, moved, atol=1e-5)
 
 def test_bad_models_are_one_line(tmp_path):
     for name in ('nothing-here', './nothing/here', str(tmp_path / 'x' / 'y')):

@@ -29,10 +29,11 @@ def test_one_update_equals_a_reference_written_here():
     r = redness(traj.images, prompts).double()
     advantage = ((r - r.mean()) / (r.var(correction=0) + 1e-8).sqrt()).float()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0., betas=(.9, .99))
-    cond, total = policy.encode(prompts), 0.
+    cond, total, alphas = policy.encode(prompts).rows()['prompt_embeds'], 0., policy.pipeline.scheduler.alphas_cumprod
     for t in range(4):                                                    # the fifth step is deterministic
-        alpha, prev, std = (table[t] for table in (policy.tables.alpha, policy.tables.alpha_prev, policy.tables.std))
-        x, v = traj.latents[t], policy.unet(traj.latents[t], policy.timesteps[t].expand(18), cond).sample
+        alpha, prev = alphas[policy.timesteps[t]], alphas[policy.timesteps[t + 1]]
+        std = ((1 - prev) / (1 - alpha) * (1 - alpha / prev)).sqrt()      # DDIM Eq 16
+        x, v = traj.latents[t], policy.network(traj.latents[t], policy.timesteps[t].expand(18), cond).sample
         x0, noise = alpha.sqrt() * x - (1 - alpha).sqrt() * v, alpha.sqrt() * v + (1 - alpha).sqrt() * x
         mean = prev.sqrt() * x0 + (1 - prev - std**2).clamp(min=0).sqrt() * noise
         log_prob = torch.distributions.Normal(mean, std).log_prob(traj.latents[t + 1]).flatten(1).mean(1)
@@ -111,7 +112,7 @@ def test_matching_equals_advantage_weighted_pretraining_written_here():
     noise = (rows[0]['latents'] - alpha.sqrt() * z) / (1 - alpha).sqrt()
     assert abs(noise.mean()) < .1 and abs(noise.std() - 1) < .05                        # fresh standard normal noise
     v = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
-    answer = policy.unet(rows[0]['latents'], policy.timesteps[step], policy.encode(prompts)[sample]).sample
+    answer = policy.network(rows[0]['latents'], policy.timesteps[step], policy.encode(prompts)[sample].rows()['prompt_embeds']).sample
     ((answer - v).square().mean((1, 2, 3)) * advantage[sample]).sum().div(36).backward()
     theirs = torch.cat([p.grad.flatten() for p in policy.parameters()])
     assert torch.allclose(found, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
@@ -168,6 +169,6 @@ def test_a_limit_of_minutes_ends_the_run_in_good_order(capsys):
 def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
     seen = []
     t = trainer(TrainConfig(train_steps=3, data_weight=1., data_batch=64, data_start=.7), data=noise_pictures)
-    t.policy.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    t.policy.network.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     t.data_step(0)
     assert 250 < seen[0].max() < 300 and seen[0].min() < 20

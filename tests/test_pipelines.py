@@ -1,0 +1,166 @@
+"Every pipeline class as a policy: diffusers' own pictures, exact ratios, frozen parts that stay, weights that come back."
+import json
+
+import diffusers, pytest, torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler
+
+from drl_toolkit.mdp import rollout
+from drl_toolkit.objectives import data_loss
+from drl_toolkit.policy import Policy, PolicyConfig
+from drl_toolkit.prompts import Task
+from drl_toolkit.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
+from drl_toolkit.trainer import TrainConfig, Trainer
+
+BUILDERS = dict(sd=tiny_sd, sdxl=tiny_sdxl, sd3=tiny_sd3, flux=tiny_flux, pixart=tiny_pixart)
+PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
+SMALL = dict(flux=dict(max_sequence_length=512), pixart=dict(use_resolution_binning=False, clean_caption=False))
+every = pytest.mark.parametrize('name', BUILDERS)
+train_of = lambda name: 'full' if name == 'pixart' else 'lora'
+
+def policy_of(name, **options): return Policy(BUILDERS[name](), **dict(num_steps=4, train=train_of(name)) | options)
+
+def their_pictures(policy, generators, **more):
+    "The pipeline's own call, with a generator per sample."
+    name = next(k for k, b in BUILDERS.items() if type(b()) is type(policy.pipeline))
+    size = dict(height=policy.adapter.image_size, width=policy.adapter.image_size)
+    return policy.pipeline(PROMPTS, generator=generators, num_inference_steps=policy.num_steps, output_type='pt', **size, **SMALL.get(name, {}), **more).images
+
+def generators(policy): return [torch.Generator().manual_seed(s) for s in rollout(policy, PROMPTS, seed=3).seeds]
+
+@every
+@pytest.mark.parametrize('guidance', [1., 4.])
+def test_without_noise_the_rollout_is_the_pipelines_own_picture(name, guidance):
+    policy = policy_of(name, eta=0., guidance_scale=guidance)
+    assert not policy.stochastic.any()
+    ours = rollout(policy, PROMPTS, seed=3).images
+    more = dict(eta=0.) if name in ('sd', 'sdxl', 'pixart') else {}
+    assert torch.allclose(ours, their_pictures(policy, generators(policy), guidance_scale=guidance, **more), atol=2e-4)
+    if guidance != 1: assert not torch.allclose(ours, rollout(policy_of(name, eta=0.), PROMPTS, seed=3).images, atol=1e-3)   # it does something
+
+@pytest.mark.parametrize('name', ['sd', 'sdxl', 'pixart'])
+@pytest.mark.parametrize('scheduler', ['DDIMScheduler', 'DDPMScheduler', 'EulerAncestralDiscreteScheduler', 'DPMSolverMultistepScheduler'])
+def test_with_noise_too(name, scheduler):
+    "The same generators, the same numbers, every stochastic scheduler."
+    policy = policy_of(name, scheduler=scheduler)
+    assert type(policy.pipeline.scheduler).__name__ == scheduler and policy.stochastic.any()
+    ours = rollout(policy, PROMPTS, seed=3).images
+    assert torch.allclose(ours, their_pictures(policy, generators(policy), guidance_scale=1., **(dict(eta=1.) if scheduler == 'DDIMScheduler' else {})), atol=5e-4)
+
+@pytest.mark.parametrize('name', ['sd', 'sdxl', 'sd3', 'pixart'])
+def test_negative_prompts_and_rescaled_guidance(name):
+    options = dict(guidance_rescale=.7) if name in ('sd', 'sdxl') else {}
+    policy = policy_of(name, eta=0., guidance_scale=3., negative_prompt='a dog', **options)
+    theirs = their_pictures(policy, generators(policy), guidance_scale=3., negative_prompt=['a dog'] * 3 if name != 'pixart' else 'a dog', **options)
+    assert torch.allclose(rollout(policy, PROMPTS, seed=3).images, theirs, atol=2e-4)
+
+@every
+@pytest.mark.parametrize('guidance', [1., 3.])
+def test_ratio_is_one_and_batches_do_not_matter(name, guidance):
+    policy = policy_of(name, guidance_scale=guidance, num_steps=3)
+    prompts = PROMPTS * 6
+    traj = rollout(policy, prompts, seed=1)
+    for size in (1, 3, 16):
+        other = rollout(policy, prompts, seed=1, batch_size=size)
+        assert torch.allclose(other.latents, traj.latents, atol=2e-5)            # the transformers' rounding depends on the batch; the UNet's does not
+        if name in ('sd', 'sdxl'): assert torch.equal(other.latents, traj.latents)
+    rows = traj.transitions(policy.stochastic.nonzero().T.expand(len(prompts), -1))
+    cond = policy.encode(prompts)[rows['sample']]
+    ratio = (policy.transition(rows['latents'], rows['step'], cond).log_prob(rows['next_latents']) - rows['old_log_prob']).exp()
+    assert (ratio - 1).abs().max() < (1e-7 if name in ('sd', 'sdxl') else 2e-6)
+
+def moved_task(): return Task('bright', PROMPTS, lambda images, prompts: images.mean((1, 2, 3)), samples=6)
+
+@every
+@pytest.mark.parametrize('train', ['lora', 'full'])
+def test_one_step_of_training_moves_what_it_should_and_comes_back(name, train, tmp_path):
+    if (name, train) == ('pixart', 'lora'):
+        with pytest.raises(ValueError, match="train is 'lora', but diffusers cannot load one into PixArtSigmaPipeline; it should be 'full'"): policy_of(name, train='lora')
+        return
+    BUILDERS[name]().save_pretrained(tmp_path / 'base')
+    policy = Policy.from_pretrained(tmp_path / 'base', num_steps=3, train=train)
+    state = lambda p: {f'{part}.{n}': t.clone() for part, m in p.pipeline.components.items() if isinstance(m, torch.nn.Module) for n, t in m.state_dict().items()}
+    before, trained = state(policy), {f'{policy.adapter.network_name}.{n}' for n in policy.named_parameters()}
+    if train == 'full': policy.base_weights()
+    was = rollout(policy, PROMPTS, seed=1).images
+    Trainer(policy, [moved_task()], TrainConfig(epochs=2, lr=1e-2, warmup=0, train_steps=2), callbacks=[]).fit()
+    after = state(policy)
+    assert all(torch.equal(before[n], after[n]) for n in before if n not in trained) and any(not torch.equal(before[n], after[n]) for n in trained)
+    now = rollout(policy, PROMPTS, seed=1).images
+    assert not torch.allclose(was, now, atol=1e-4)
+    with policy.reference(): assert torch.equal(rollout(policy, PROMPTS, seed=1).images, was)
+    folder = policy.save(tmp_path / 'tuned', base=str(tmp_path / 'base'), notes='## Training\nbright')
+    assert torch.equal(rollout(Policy.from_pretrained(folder), PROMPTS, seed=1).images, now)
+    assert json.loads((folder / 'policy.json').read_text())['train'] == train and 'bright' in (folder / 'README.md').read_text()
+    plain = type(policy.pipeline).from_pretrained(folder if train == 'full' else tmp_path / 'base')                        # plain diffusers reads it too
+    if train == 'lora': plain.load_lora_weights(str(folder))
+    plain.set_progress_bar_config(disable=True)
+    assert torch.allclose(rollout(Policy(plain, num_steps=3, train=train), PROMPTS, seed=1).images, now, atol=1e-5)
+
+@pytest.mark.parametrize('name', ['sd', 'sdxl', 'sd3', 'flux'])
+@pytest.mark.parametrize('train', ['lora', 'full'])
+def test_text_encoders_learn_if_asked(name, train, tmp_path):
+    BUILDERS[name]().save_pretrained(tmp_path / 'base')
+    policy = Policy.from_pretrained(tmp_path / 'base', num_steps=2, train=train, train_text_encoder=True, guidance_scale=2.)
+    words = [n for n in policy.named_parameters() if n.startswith('text_encoder')]
+    assert words
+    before = {n: policy.named_parameters()[n].detach().clone() for n in words}
+    was = rollout(policy, PROMPTS, seed=1).images
+    if train == 'full': policy.base_weights()
+    record = Trainer(policy, [moved_task()], TrainConfig(epochs=2, lr=1e-2, warmup=0, train_steps=1, kl_weight=1e-4), callbacks=[]).fit()
+    assert all(row['tasks']['bright']['ratio_error'] < 2e-6 for row in record)
+    assert any(not torch.equal(before[n], p) for n, p in policy.named_parameters().items() if n in before)
+    now = rollout(policy, PROMPTS, seed=1).images
+    with policy.reference(): assert torch.allclose(rollout(policy, PROMPTS, seed=1).images, was, atol=1e-6)
+    folder = policy.save(tmp_path / 'tuned', base=str(tmp_path / 'base'))
+    assert torch.allclose(rollout(Policy.from_pretrained(folder), PROMPTS, seed=1).images, now, atol=1e-5)
+
+@every
+def test_data_loss_and_its_gradient(name):
+    policy = policy_of(name)
+    loss = data_loss(policy, torch.rand(4, 3, 64, 64), PROMPTS + ['a key'], torch.Generator().manual_seed(0))
+    loss.backward()
+    assert .1 < loss.item() < 20 and all(p.grad is not None for p in policy.parameters() if p.requires_grad and 'context' not in str(p.shape)) or name in ('sd3', 'flux')
+
+def test_the_unconditional_branch_can_be_left_out_of_the_gradient():
+    "The same pictures and ratios; another gradient."
+    found = {}
+    for both in (True, False):
+        policy = policy_of('sd', guidance_scale=3., train='full', train_unconditional=both)
+        x, cond = torch.randn(16, *policy.latent_shape, generator=torch.Generator().manual_seed(0)), policy.encode(['a cat'] * 16)
+        out = policy.predict(x, 1, cond)
+        out.square().mean().backward()
+        found[both] = out.detach(), torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert torch.allclose(found[True][0], found[False][0], atol=1e-5) and not torch.allclose(found[True][1], found[False][1], rtol=.1)
+
+def test_words_are_read_once():
+    policy, calls = policy_of('sdxl'), []
+    real = policy.adapter.encode
+    policy.adapter.encode = lambda prompts: calls.append(list(prompts)) or real(prompts)
+    for _ in range(3): policy.encode(PROMPTS * 4)
+    policy.encode(['a key', 'an apple'])
+    assert calls == [PROMPTS, ['a key']]
+
+def test_checkpointing_is_the_same_gradient():
+    grads = []
+    for checkpointing in (False, True):
+        policy = policy_of('sd', train='full', checkpointing=checkpointing)
+        x = torch.randn(16, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+        policy.predict(x, 1, policy.encode(['a cat'] * 16)).square().mean().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    assert torch.allclose(*grads, rtol=1e-4, atol=1e-7)
+
+@pytest.mark.parametrize('options, words', [
+    (dict(sde='x'), "sde is 'x'; it should be one of ''"), (dict(precision='fp8'), "precision is 'fp8'"), (dict(store='int8'), "store is 'int8'"),
+    (dict(guidance_rescale=2.), r'guidance_rescale is 2.0; it should lie in \[0, 1\]'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
+    (dict(noisy_from=3, noisy_steps=4), 'stochastic_steps holds 4; indices from 0 to 3'), (dict(scheduler='Adam'), "scheduler is 'Adam'; the name of a scheduler"),
+    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank is 0; it should be a whole number of 1 or more'),
+    (dict(guidance_scale='3'), "guidance_scale is '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler is PNDMScheduler; one of these is right')])
+def test_bad_options_are_named(options, words):
+    with pytest.raises((TypeError, ValueError), match=words): policy_of('sd', **options)
+
+def test_other_classes_are_named():
+    with pytest.raises(TypeError, match='one of these is right: StableDiffusionPipeline, StableDiffusionXLPipeline'): Policy(object())
+    with pytest.raises(TypeError, match="PNDMScheduler; one of these is right: .*; or sample with another by scheduler='DDIMScheduler'"):
+        Policy(tiny_sd(scheduler=PNDMScheduler()))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"): PolicyConfig(guidance=3.)
+    with pytest.raises(ValueError, match='PixArtSigmaPipeline has no CLIP text encoder'): policy_of('pixart', train_text_encoder=True)
