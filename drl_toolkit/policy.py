@@ -156,7 +156,7 @@ def another_scheduler(scheduler, name:str):
     more = dict(solver_order=1, algorithm_type='sde-dpmsolver++') if name == 'DPMSolverMultistepScheduler' else {}
     return kind.from_config(scheduler.config, clip_sample=scheduler.config.get('clip_sample', False), **more)
 
-# %% ../nbs/02_policy.ipynb #05587598
+# %% ../nbs/02_policy.ipynb #0da4ef15
 def _encode(self, prompts:list) -> Conditions: # of B rows
     "Prompts as the network is told of them."
     distinct = tuple(dict.fromkeys(prompts))
@@ -169,7 +169,7 @@ def _remembered(self, prompts):
     "Embeddings that are computed once in the policy's life."
     new = [p for p in prompts if p not in self._embeddings]
     for i in range(0, len(new), 64):
-        found = self.adapter.encode(new[i:i + 64])
+        with self.autocast(): found = self.adapter.encode(new[i:i + 64])
         for j, p in enumerate(new[i:i + 64]): self._embeddings[p] = {name: t[j] for name, t in found.items()}
     return {name: torch.stack([self._embeddings[p][name] for p in prompts]) for name in self._embeddings[prompts[0]]}
 Policy._remembered = _remembered
@@ -178,17 +178,18 @@ def _embed(self, cond:Conditions) -> dict: # name -> (B, …)
     "Embeddings of a batch, with a gradient where the text encoder is trained."
     if cond.tensors: return cond.rows()
     used, where = cond.index.unique(return_inverse=True)
-    return {name: t[where.to(t.device)] for name, t in self.adapter.encode([cond.prompts[i] for i in used]).items()}
+    with self.autocast(): found = self.adapter.encode([cond.prompts[i] for i in used])
+    return {name: t[where.to(t.device)] for name, t in found.items()}
 Policy.embed = _embed
 
 def _negatives(self, like:dict) -> dict: # name -> (B, …)
     "The unconditional branch's embeddings, as many rows as the conditional ones."
     if self._negative is None or self.train_text_encoder:
-        with nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
+        with self.autocast(), nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
     return {name: self._negative[name].expand_as(t) for name, t in like.items()}
 Policy._negatives = _negatives
 
-# %% ../nbs/02_policy.ipynb #f59caf39
+# %% ../nbs/02_policy.ipynb #6d9a8dbb
 def _predict(self,
     latents:torch.Tensor,  # (B, C, H, W) x_t
     step,                  # int, or (B,) long: index of the denoising step, 0 is pure noise
@@ -220,6 +221,11 @@ def rescaled(
     spread = lambda x: x.std(dim=tuple(range(1, x.ndim)), keepdim=True)
     return share * guided * (spread(plain) / spread(guided)) + (1 - share) * guided
 
+def _autocast(self):
+    "The policy's own precision, whatever the caller's is. Without autocast's cache: it keeps copies of weights, which an update makes stale."
+    return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != 'fp32', cache_enabled=False)
+Policy.autocast = _autocast
+
 MIN_ROWS = 16   # rows in every call of the network; see above
 
 def _denoise(self,
@@ -232,8 +238,7 @@ def _denoise(self,
     if count < MIN_ROWS:
         rows = torch.arange(MIN_ROWS, device=x.device) % count
         x, t, told = x[rows], t[rows], {name: v[rows] for name, v in told.items()}
-    with torch.autocast(self.device.type, kind) if self.precision != 'fp32' else nullcontext():
-        out = self.adapter.denoise(x.to(kind), t, told, self.guidance_scale)
+    with self.autocast(): out = self.adapter.denoise(x.to(kind), t, told, self.guidance_scale)
     return out[:count].float()
 Policy.denoise = _denoise
 
@@ -285,7 +290,7 @@ def _swapped(self, weights:list):
         for p, w in zip(self.parameters(), mine): p.data = w
 Policy.swapped = _swapped
 
-# %% ../nbs/02_policy.ipynb #752eebf3
+# %% ../nbs/02_policy.ipynb #4bacb2f4
 def demo_folder() -> Path:
     "Folder of the shipped pipeline."
     return assets_dir() / 'emoji-sd'
@@ -300,7 +305,8 @@ def _save(self,
     folder.mkdir(parents=True, exist_ok=True)
     base = str(base or self.pipeline.config.get('_name_or_path') or '')
     if base and Path(base).resolve() == demo_folder().resolve(): base = 'demo'         # wherever the package lies
-    if self.train == 'full': self.pipeline.save_pretrained(folder)
+    if self.train == 'full':
+        with no_bars(): self.pipeline.save_pretrained(folder)
     else: self.pipeline.save_lora_weights(folder, **{f"{prefix.rstrip('.') or self.adapter.network_name}_lora_layers": _lora_state(m) for prefix, m in self.parts.items()})
     about = dict(base=base, pipeline=type(self.pipeline).__name__, **asdict(self.config))
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))
@@ -362,6 +368,6 @@ def _from_pretrained(cls,
     options = {f.name: saved[f.name] for f in fields(PolicyConfig) if f.name in saved} | options
     if saved['train'] == 'full': return cls(open_pipeline(model), **options)
     pipeline = open_pipeline(base or saved['base'])
-    pipeline.load_lora_weights(str(model))
+    with no_bars(): pipeline.load_lora_weights(str(model))
     return cls(pipeline, **options)
 Policy.from_pretrained = classmethod(_from_pretrained)

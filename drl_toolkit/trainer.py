@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Trainer', 'pick_steps']
 
-# %% ../nbs/11_trainer.ipynb #431b147e
+# %% ../nbs/11_trainer.ipynb #8434b8c6
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,6 +18,7 @@ from . import advantages, objectives
 from .mdp import Trajectory, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
+from .ratio import explain_ratio
 
 # %% ../nbs/11_trainer.ipynb #a0e0ca42
 @dataclass
@@ -79,7 +80,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #31fbe937
+# %% ../nbs/11_trainer.ipynb #974e4bfc
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -90,7 +91,7 @@ class Trainer:
         callbacks:list=None,       # of `Callback`; a progress line by default
     ):
         self.policy, self.tasks, self.config = policy, list(tasks), config or TrainConfig()
-        self.data, self.epoch, self.history, self.draws = data, 0, [], 0
+        self.data, self.epoch, self.history, self.draws, self.ratio_cause = data, 0, [], 0, None
         self.likelihood = objectives.LIKELIHOODS[self.config.likelihood]
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
         self._check()
@@ -196,7 +197,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #25a20ed3
+# %% ../nbs/11_trainer.ipynb #4469663e
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -220,10 +221,21 @@ def _update(self, task:Task, trajectory:Trajectory, advantage:torch.Tensor, epoc
     parts = [_take(flat, rows) for rows in order.tensor_split(self.config.updates) if len(rows)]
     self._remember(parts[1:])
     if not parts: return dict(grad_norm=0., ratio_error=0.)
-    stats = [self._minibatch(part) for part in parts]
+    stats = [self._gradient(parts[0])]
+    cause = self._explain(trajectory) if stats[0]['ratio_error'] > 0 else {}         # nothing has moved yet
+    stats[0]['grad_norm'] = self._step()
+    stats += [self._gradient(part) | dict(grad_norm=self._step()) for part in parts[1:]]
     whole = _combined(stats) | dict(ratio_error=stats[0]['ratio_error'])             # the later minibatches have moved, as they should
-    return {k: v.item() for k, v in whole.items()}
+    return {k: v.item() for k, v in whole.items()} | cause
 Trainer.update = _update
+
+def _explain(self, trajectory:Trajectory) -> dict: # ratio_cause, a sentence
+    "Why the ratio is not 1 before an update; found out and printed once in a run."
+    if self.ratio_cause is None:
+        self.ratio_cause = explain_ratio(self.policy, trajectory)[0]
+        tqdm.write(f'epoch {self.epoch}: {self.ratio_cause}')
+    return dict(ratio_cause=self.ratio_cause)
+Trainer._explain = _explain
 
 def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
 
@@ -246,14 +258,14 @@ def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
     columns = {k: torch.stack([s[k].float() for s in stats]) for k in stats[0]}
     return {k: _EXTREMES[k](v) if k in _EXTREMES else v @ shares.to(v) for k, v in columns.items()}
 
-def _minibatch(self, rows:dict) -> dict: # of 0-dimensional tensors
-    "One optimiser step on these rows, in micro-batches."
+def _gradient(self, rows:dict) -> dict: # of 0-dimensional tensors
+    "The gradient of a minibatch, in micro-batches."
     self.optimizer.zero_grad(set_to_none=True)
     parts = _split(rows, self.config.micro_batch)
     stats = [self._backward(part) for part in parts]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
-    return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) | dict(grad_norm=self._step())
-Trainer._minibatch = _minibatch
+    return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts])
+Trainer._gradient = _gradient
 
 def _backward(self, rows:dict) -> dict:
     "Gradient of the clipped objective, and of the KL to the base where it has a weight, on one micro-batch."

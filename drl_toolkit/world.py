@@ -343,15 +343,17 @@ def _one_twice(scene, rng):
     name = rng.choice(scene.placed).name
     return Scene(tuple(Placed(name, p.x, p.y, p.size) for p in scene.placed), scene.background, scene.caption)
 
-# %% ../nbs/00_world.ipynb #cf41935d
+# %% ../nbs/00_world.ipynb #c94a8e8c
 @contextmanager
 def no_bars():
-    "Inside this context the libraries draw no progress bars while they read files of a second."
+    "Inside this context the libraries draw no progress bars while they read or write files of a second, and give no advice."
     from diffusers.utils import logging as d
     from transformers.utils import logging as t
-    d.disable_progress_bar(); t.disable_progress_bar()
+    levels = [(lib, lib.get_verbosity()) for lib in (d, t)]
+    for lib, _ in levels: lib.disable_progress_bar(); lib.set_verbosity_error()
     try: yield
-    finally: d.enable_progress_bar(); t.enable_progress_bar()
+    finally:
+        for lib, level in levels: lib.enable_progress_bar(); lib.set_verbosity(level)
 
 def load_demo(
     folder:Path=None # another pipeline of the emoji world; the shipped one by default

@@ -172,3 +172,15 @@ def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
     t.policy.network.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     t.data_step(0)
     assert 250 < seen[0].max() < 300 and seen[0].min() < 20
+
+def test_a_ratio_that_is_not_one_is_explained(capsys):
+    "A callback leaves dropout on: the run trains on, and says why its ratios are off."
+    from torch import nn
+    from drl_toolkit.trainer import Callback
+    class Careless(Callback):
+        def after_sample(self, trainer, *_):
+            trainer.policy.network.conv_norm_out = nn.Sequential(trainer.policy.network.conv_norm_out, nn.Dropout(.2)).train()
+    t = trainer(TrainConfig(train_steps=3, epochs=1))
+    t.callbacks = [Careless()]
+    row = t.fit()[0]['tasks']['red']
+    assert row['ratio_error'] > 1e-4 and 'because of dropout' in row['ratio_cause'] and row['ratio_cause'] in capsys.readouterr().out

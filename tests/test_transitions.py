@@ -32,10 +32,10 @@ def test_oracle(case):
     by_index = tables(scheduler, case['num_inference_steps'], **options).transition(data['model_output'], case['step_index'], data['sample'])
     assert torch.equal(by_index.mean, g.mean) and torch.equal(by_index.std, g.std)
 
-def their_step(scheduler, index, output, x, z):
+def their_step(scheduler, index, output, x, z, **options):
     "diffusers' own step, with the noise z wherever it draws some."
     scheduler._step_index, scheduler.is_scale_input_called = index, True
-    with patch(f'{type(scheduler).__module__}.randn_tensor', lambda *a, **k: z): return scheduler.step(output, scheduler.timesteps[index], x).prev_sample
+    with patch(f'{type(scheduler).__module__}.randn_tensor', lambda *a, **k: z): return scheduler.step(output, scheduler.timesteps[index], x, **options).prev_sample
 
 # what a checkpoint's configuration may hold, per class
 OPTIONS = {
