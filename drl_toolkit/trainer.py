@@ -80,7 +80,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #974e4bfc
+# %% ../nbs/11_trainer.ipynb #fdba1f50
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -97,6 +97,7 @@ class Trainer:
         self._check()
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2))
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == 'fp16')   # small gradients vanish in fp16
         self.average = [p.detach().clone() for p in self.params] if self.config.average else None
         self.dims, self.clip_range = self.likelihood.dims(policy), self.config.clip_range or self.likelihood.clip_range(policy)
         if self.config.kl_weight and policy.train == 'full': policy.base_weights()   # taken now, before a resumed run's weights come
@@ -197,7 +198,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #4469663e
+# %% ../nbs/11_trainer.ipynb #8173d466
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -277,7 +278,7 @@ def _backward(self, rows:dict) -> dict:
     if self.config.kl_weight:
         kl = self.likelihood.divergence(self.policy, rows, now, weights)
         loss, stats['kl'] = loss + self.config.kl_weight * kl, kl.detach() / weights.sum()
-    loss.backward()
+    self.scaler.scale(loss).backward()
     return stats
 Trainer._backward = _backward
 
@@ -290,21 +291,23 @@ Trainer.learning_rate = _learning_rate
 def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before clipping
     "One optimiser step with this epoch's learning rate, clipping, and the average of the weights."
     for group in self.optimizer.param_groups: group['lr'] = scale * self.learning_rate()
+    self.scaler.unscale_(self.optimizer)
     norm = nn.utils.clip_grad_norm_(self.params, self.config.grad_clip or math.inf)
-    if not norm.isfinite(): raise FloatingPointError(f'the gradient is {norm.item()} in epoch {self.epoch}; the weights are as they were before this step')
-    self.optimizer.step()
+    if not norm.isfinite() and not self.scaler.is_enabled(): raise FloatingPointError(f'the gradient is {norm.item()} in epoch {self.epoch}; the weights are as they were before this step')
+    self.scaler.step(self.optimizer)                                 # in fp16 a step whose gradient overflowed is left out, and the next is scaled less
+    self.scaler.update()
     if self.average is not None:
         with torch.no_grad(): torch._foreach_lerp_(self.average, self.params, 1 - self.config.average)
     return norm
 Trainer._step = _step
 
-# %% ../nbs/11_trainer.ipynb #f78f3458
+# %% ../nbs/11_trainer.ipynb #7655dfe0
 def _data_gradient(self, seed:int, weight:float=1.) -> float:
     "Accumulate the gradient of the weighted data loss; returns the loss."
     images, captions = self.data(self.config.data_batch, seed)
     timesteps = torch.arange(round((1 - self.config.data_start) * self.policy.pipeline.scheduler.config.num_train_timesteps))
     loss = objectives.data_loss(self.policy, images, captions, torch.Generator().manual_seed(seed), timesteps)
-    (weight * loss).backward()
+    self.scaler.scale(weight * loss).backward()
     return loss.item()
 Trainer._data_gradient = _data_gradient
 
@@ -321,15 +324,16 @@ def _data_step(self, epoch:int) -> float: # the loss before the step
     return loss
 Trainer.data_step = _data_step
 
-# %% ../nbs/11_trainer.ipynb #1dfd27d0
+# %% ../nbs/11_trainer.ipynb #6c73bb67
 def _state(self) -> dict: # JSON beside the tensors
     "What is not a tensor: epoch, draws of the data loss, history, and the memory of per-prompt trackers."
-    return dict(epoch=self.epoch, draws=self.draws, history=self.history,
+    return dict(epoch=self.epoch, draws=self.draws, history=self.history, scaler=self.scaler.state_dict(),
                 credit={n: c.state_dict() for n, c in self.credit.items() if hasattr(c, 'state_dict')})
 Trainer.state = _state
 
 def _load_state(self, state:dict):
     "Take up a saved state."
     self.epoch, self.draws, self.history = state['epoch'], state['draws'], state['history']
+    if self.scaler.is_enabled(): self.scaler.load_state_dict(state['scaler'])
     for name, memory in state['credit'].items(): self.credit[name].load_state_dict(memory)
 Trainer.load_state = _load_state

@@ -73,7 +73,10 @@ def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
     (['train', 'joint', '--train', 'half'], "train is 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
     (['train', 'compressibility', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
-    (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast')])
+    (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast'),
+    (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "'nowhere' is no folder"), (['doctor', '--precision', 'fp8'], "precision is 'fp8'"),
+    (['train', 'compressibility', '--scheduler', 'PNDMScheduler'], 'PNDMScheduler; one of these is right'), (['train', 'compressibility', '--sde', 'cps'], "sde is 'cps', but DDIMScheduler"),
+    (['train', 'compressibility', '--noisy-from', '8', '--noisy-steps', '5'], 'stochastic_steps holds 10')])
 def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert status(argv) == 2
@@ -120,4 +123,12 @@ def test_help_lists_the_fields_with_their_comments(capsys):
 def test_doctor(capsys):
     assert main(['doctor']) == 0
     told = capsys.readouterr().out
-    assert 'torch' in told and 'shipped emoji-sd: found' in told and 'about' in told
+    assert 'torch' in told and 'shipped emoji-sd: found' in told and 'it fits' in told and '--micro-batch 32 by' in told
+
+def test_doctor_of_another_model_needs_no_weights(tmp_path, capsys):
+    from drl_toolkit.tiny import tiny_sdxl
+    tiny_sdxl().save_pretrained(tmp_path / 'xl')
+    for file in (tmp_path / 'xl').rglob('*.safetensors'): file.unlink()
+    assert main(['doctor', '--model', str(tmp_path / 'xl'), '--batch', '1000000', '--train', 'full', '--checkpointing', '--no-train-unconditional']) == 0
+    told = capsys.readouterr().out
+    assert 'it does not fit' in told and '--train lora' not in told.split('smaller')[0] and '--checkpointing' not in told

@@ -184,3 +184,15 @@ def test_a_ratio_that_is_not_one_is_explained(capsys):
     t.callbacks = [Careless()]
     row = t.fit()[0]['tasks']['red']
     assert row['ratio_error'] > 1e-4 and 'because of dropout' in row['ratio_cause'] and row['ratio_cause'] in capsys.readouterr().out
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+@pytest.mark.parametrize('train', ['lora', 'full'])
+def test_half_precision_learns_what_fp32_learns(precision, train):
+    "Exact ratios in every epoch, and weights that go the same way."
+    def moved(kind):
+        policy = Policy(tiny_sd(), num_steps=5, precision=kind, store=kind, train=train)
+        before = [p.detach().clone() for p in policy.parameters()]
+        rows = Trainer(policy, [task()], TrainConfig(train_steps=0, epochs=2, updates=1, warmup=0, lr=1e-3), callbacks=[]).fit()
+        assert all(row['tasks']['red']['ratio_error'] == 0 for row in rows)
+        return torch.cat([(p - b).detach().flatten() for p, b in zip(policy.parameters(), before)])
+    assert torch.cosine_similarity(moved('fp32'), moved(precision), dim=0) > .5
