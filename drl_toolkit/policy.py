@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'WORDS', 'MIN_ROWS', 'PolicyConfig', 'Policy', 'cast', 'another_scheduler', 'rescaled', 'demo_folder',
            'find_model', 'readable', 'open_pipeline']
 
-# %% ../nbs/02_policy.ipynb #339f966f
+# %% ../nbs/02_policy.ipynb #3255553e
 import json, re
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +20,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 
 from .pipelines import ATTENTION, Conditions, adapt
-from .transitions import SDES, Gaussian, tables
+from .transitions import SDES, Gaussian, check_sampler, tables
 from .world import assets_dir, no_bars
 
 # %% ../nbs/02_policy.ipynb #9186d7be
@@ -64,7 +64,7 @@ def _at_least(config, name, low, whole=False):
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
         raise ValueError(f"{name} is {value!r}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
-# %% ../nbs/02_policy.ipynb #4fdeeb40
+# %% ../nbs/02_policy.ipynb #ce53d1fb
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders
 
 class Policy:
@@ -87,12 +87,12 @@ class Policy:
     def schedule(self):
         "Compute the sampler's tables from the configuration."
         if self.scheduler: self.pipeline.scheduler = another_scheduler(self.pipeline.scheduler, self.scheduler)
-        scheduler, window = self.pipeline.scheduler, range(self.noisy_from, self.noisy_from + self.noisy_steps) if self.noisy_steps else None
-        try:
-            tables(scheduler, 1, self.eta, self.sde or None, self.noise_level or None) if not scheduler.config.get('use_dynamic_shifting') else None
-            self.adapter.set_timesteps(self.num_steps)
-            self.tables = tables(scheduler, None, self.eta, self.sde or None, self.noise_level or None, window, self.device)
+        noise = dict(eta=self.eta, sde=self.sde or None, noise_level=self.noise_level or None)
+        try: check_sampler(self.pipeline.scheduler, **noise)
         except TypeError as e: raise TypeError(f"{e}; or sample with another by scheduler='DDIMScheduler'") from None
+        self.adapter.set_timesteps(self.num_steps)
+        window = range(self.noisy_from, self.noisy_from + self.noisy_steps) if self.noisy_steps else None
+        self.tables = tables(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device)
 
     @property
     def parts(self) -> dict: # prefix -> module
