@@ -1,0 +1,97 @@
+"B²-DiffuRL by hand-made cases: shared prefixes, the paper's schedule, who is kept, and a run of it."
+import pytest, torch
+
+from drl_toolkit.branches import Branches, Contrastive, branch_rollout, trained_steps
+from drl_toolkit.mdp import rollout
+from drl_toolkit.policy import Policy
+from drl_toolkit.prompts import Task
+from drl_toolkit.tiny import tiny_sd
+from drl_toolkit.trainer import TrainConfig, Trainer
+
+PROMPTS, GROUPS = ['a cat'] * 3 + ['a dog'] * 3 + ['a key'] * 2, torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+
+def policy(**more): return Policy(tiny_sd(), num_steps=5, **more)
+
+def test_the_papers_schedule():
+    stages = [trained_steps(i, 100, 20) for i in range(100)]
+    assert [stages.count(n) for n in range(14, 21)] == [15, 14, 14, 15, 14, 14, 14]
+    assert trained_steps(0, 7, 10, first=.1) == 1 and trained_steps(6, 7, 10, first=.1) == 9 and trained_steps(99, 100, 10) == 10
+    assert all(1 <= trained_steps(e, n, t, f) <= t for n in (1, 3, 50) for e in range(n) for t in (1, 2, 7) for f in (.1, .5, 1.))
+
+@pytest.mark.parametrize('branching', [1, 2, 5])
+def test_a_family_shares_its_prefix_and_nothing_else(branching):
+    p = policy()
+    traj = branch_rollout(p, PROMPTS, GROUPS, branching, seed=1)
+    split = 5 - branching
+    for rows in ([0, 1, 2], [3, 4, 5], [6, 7]):
+        shared = traj.latents[:split + 1, rows]
+        assert torch.equal(shared, shared[:, :1].expand_as(shared)) and torch.equal(traj.log_probs[:split, rows], traj.log_probs[:split, rows[:1]].expand(-1, len(rows)))
+        if branching > 1: assert not torch.equal(traj.latents[split + 1, rows[0]], traj.latents[split + 1, rows[1]])
+    assert not torch.equal(traj.latents[0, 0], traj.latents[0, 3])
+    assert traj.latents.shape == (6, 8, 4, 8, 8) and traj.log_probs.shape == (5, 8) and traj.images.shape == (8, 3, 64, 64)
+
+@pytest.mark.parametrize('branching', [2, 4])
+def test_the_density_is_the_policys_and_batches_do_not_matter(branching):
+    p = policy(guidance_scale=2.)
+    traj = branch_rollout(p, PROMPTS, GROUPS, branching, seed=1)
+    for size in (1, 4):
+        other = branch_rollout(p, PROMPTS, GROUPS, branching, seed=1, batch_size=size)
+        assert torch.equal(other.latents, traj.latents) and torch.equal(other.log_probs, traj.log_probs)
+    rows = traj.transitions(p.stochastic.nonzero().T.expand(8, -1))
+    now = p.transition(rows['latents'], rows['step'], p.encode(PROMPTS)[rows['sample']]).log_prob(rows['next_latents'])
+    assert torch.equal(now.detach(), rows['old_log_prob'])
+
+def test_the_prefix_is_computed_once():
+    "Rows of the UNet: (T - s) per family and s per sample, in batches that are filled up to 16 rows."
+    p, seen = policy(), []
+    prompts, groups = ['a cat'] * 64, torch.arange(64) // 4
+    p.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    branch_rollout(p, prompts, groups, 2, batch_size=64)
+    assert sum(seen) == 3 * 16 + 2 * 64
+    seen.clear()
+    rollout(p, prompts)
+    assert sum(seen) == 5 * 64
+
+def test_selection_by_hand():
+    prompts, groups = ['p'] * 4 + ['q'] * 4, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    rewards = torch.tensor([10., 0., 6., 4., 1., 1., 1., 1.])
+    z = (rewards[:4] - 5) / rewards[:4].std(correction=0)
+    credit = Contrastive()(rewards, groups=groups, prompts=prompts)
+    assert torch.allclose(credit[:2], z[:2]) and (credit[2:] == 0).all()           # 6 and 4 lie within half a deviation; all of q is equal
+    assert (Contrastive(high=.2, low=-.2)(rewards, groups=groups, prompts=prompts)[:4] != 0).all()
+    only_good = Contrastive(low=-9., high=.5)(rewards, groups=groups, prompts=prompts)
+    assert (only_good != 0).tolist() == [True] + [False] * 7
+
+def test_history_is_remembered_per_prompt_and_comes_back():
+    c, groups = Contrastive(rounds=2, high=0., low=0.), torch.tensor([0, 0])
+    first, second = torch.tensor([0., 1.]), torch.tensor([3., 4.])
+    c(first, groups=groups, prompts=['p', 'p'])
+    known = torch.tensor([3., 4., 0., 1.])
+    again = Contrastive(rounds=2, high=0., low=0.)
+    again.load_state_dict(c.state_dict())
+    for one in (c, again):                                                         # the worse of the second round is still above the mean: it is not blamed
+        assert torch.allclose(one(second, groups=groups, prompts=['p', 'p']), torch.tensor([0., (4 - known.mean()) / known.std(correction=0)]))
+    for _ in range(5): c(second, groups=groups, prompts=['p', 'p'])
+    assert len(c.memory['p']) == 2
+
+def bright(samples=24): return Task('bright', ['a cat', 'a dog'], lambda images, prompts: images.mean((1, 2, 3)), group_size=4, samples=samples, advantage=Contrastive())
+
+@pytest.mark.parametrize('sampler', [Branches(first=.4), Branches(first=.4, share_prefix=False), Branches(first=1.)])
+def test_a_run_trains_backwards(sampler):
+    "The trained part grows, the ratio is 1 at every start, and only kept samples are trained."
+    t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0, updates=1, warmup=0, lr=1e-3), callbacks=[], sampler=sampler)
+    able = []
+    for n in range(1, 5): able.append(t.able(t.tasks[0]).nonzero().flatten().tolist()); t.fit(n); t.config.epochs = 4
+    assert able[-1] == [0, 1, 2, 3] and all(set(a) <= set(b) for a, b in zip(able, able[1:])) and all(3 in a for a in able)
+    assert all(h['tasks']['bright']['ratio_error'] == 0 for h in t.history)
+
+def test_it_raises_its_reward():
+    t = Trainer(policy(), [bright(48)], TrainConfig(epochs=12, train_steps=0, updates=2, warmup=0, lr=3e-3, seed=1), callbacks=[], sampler=Branches(first=.6))
+    rewards = [h['tasks']['bright']['reward'] for h in t.fit()]
+    assert sum(rewards[-3:]) > sum(rewards[:3])
+
+@pytest.mark.parametrize('attempt, words', [
+    (lambda: branch_rollout(policy(), PROMPTS, GROUPS, 0), 'branching is 0; 1 … 5'), (lambda: branch_rollout(policy(), PROMPTS, torch.zeros(8, dtype=torch.long), 2), 'group 0 has several prompts'),
+    (lambda: Branches(first=0.), 'first is 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low should not be above high'), (lambda: trained_steps(0, 1, 5, 2.), 'first is 2.0')])
+def test_bad_input_is_named(attempt, words):
+    with pytest.raises(ValueError, match=words): attempt()
