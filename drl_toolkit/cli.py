@@ -74,7 +74,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #b040f681
+# %% ../nbs/20_cli.ipynb #770c549c
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -98,11 +98,11 @@ def train(args):
 def _fit(args, run, tasks, config, out=None):
     "Train, in a run that is opened or made."
     import torch
-    from drl_toolkit.recipes import DATA, make_policy
+    from drl_toolkit.recipes import DATA, make_policy, make_sampler
     from drl_toolkit.runs import Recorder, Run, resume
     from drl_toolkit.trainer import Progress, Trainer
     torch.manual_seed(config.seed)                                             # LoRA's first matrices are random
-    trainer, new = Trainer(make_policy(config, args.model), tasks, config, data=DATA[config.data], callbacks=[]), run is None
+    trainer, new = Trainer(make_policy(config, args.model), tasks, config, data=DATA[config.data], callbacks=[], sampler=make_sampler(config)), run is None
     with run or Run.create(out, config, args.recipe, args.model) as run:
         prompts = [p for t in tasks for p in t.prompts[::max(1, len(t.prompts) // 4)][:4] for _ in range(4)]
         trainer.callbacks += [Progress(), Recorder(run, prompts)]

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DATA', 'MATCHING', 'RECIPES', 'RunConfig', 'object_scenes', 'all_scenes', 'fairness_task', 'composition_task',
-           'preference_task', 'compressibility_task', 'joint_tasks', 'recipe_names', 'load_recipe', 'make_policy']
+           'preference_task', 'compressibility_task', 'joint_tasks', 'recipe_names', 'load_recipe', 'make_policy',
+           'make_sampler']
 
-# %% ../nbs/13a_recipes.ipynb #939513cf
+# %% ../nbs/13a_recipes.ipynb #d588531c
 import random
 from dataclasses import dataclass, fields
 from functools import partial
@@ -16,23 +17,27 @@ import torch
 from diffusers import DiffusionPipeline
 
 from . import advantages, prompts as P, world
+from .branches import Branches
 from .composition import composition
 from .fairness import fairness
 from .policy import Policy, PolicyConfig
 from .preference import preference
 from .prompts import Task
 from .rewards import jpeg_compressibility
-from .trainer import TrainConfig
+from .trainer import Rollouts, TrainConfig
 
-# %% ../nbs/13a_recipes.ipynb #de38a35e
+# %% ../nbs/13a_recipes.ipynb #54bc7fd2
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
     "A training run as the command line knows it: how the policy is sampled, and how it is trained."
+    progressive: float = 0.       # B²-DiffuRL: share of the last denoising steps that is trained at first, growing to all; 0 trains all from the start
+    branching: bool = False       # B²-DiffuRL: the samples of a group share the part of their path that is not trained
     data: str = 'objects'         # pictures for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias)
 
     def __post_init__(self):
         TrainConfig.__post_init__(self)
         PolicyConfig.__post_init__(self)
+        if not 0 <= self.progressive <= 1: raise ValueError(f'progressive is {self.progressive!r}; it should lie in [0, 1]')
         if self.data not in DATA: raise ValueError(f"data is {self.data!r}; it should be one of {', '.join(map(repr, DATA))}")
 
 # %% ../nbs/13a_recipes.ipynb #455d6fdb
@@ -82,7 +87,7 @@ def joint_tasks() -> list:
     "The first paper's joint run: three rewards, never summed. [P §3.3]"
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
-# %% ../nbs/13a_recipes.ipynb #f8df5abe
+# %% ../nbs/13a_recipes.ipynb #16b05151
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -110,3 +115,8 @@ def make_policy(
     "The policy that a configuration asks for."
     options = {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
     return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)
+
+def make_sampler(config:RunConfig) -> Rollouts:
+    "Where a configuration's trajectories come from."
+    if not config.progressive and not config.branching: return Rollouts()
+    return Branches(first=config.progressive or 1., share_prefix=config.branching)

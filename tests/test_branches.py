@@ -1,7 +1,8 @@
 "B²-DiffuRL by hand-made cases: shared prefixes, the paper's schedule, who is kept, and a run of it."
 import pytest, torch
 
-from drl_toolkit.branches import Branches, Contrastive, branch_rollout, trained_steps
+from drl_toolkit.advantages import Contrastive
+from drl_toolkit.branches import Branches, branch_rollout, trained_steps
 from drl_toolkit.mdp import rollout
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task

@@ -75,6 +75,7 @@ def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
     (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast'),
     (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "'nowhere' is no folder"), (['doctor', '--precision', 'fp8'], "precision is 'fp8'"),
+    (['train', 'compressibility', '--progressive', '2'], r'progressive is 2.0'),
     (['train', 'compressibility', '--scheduler', 'PNDMScheduler'], 'PNDMScheduler; one of these is right'), (['train', 'compressibility', '--sde', 'cps'], "sde is 'cps', but DDIMScheduler"),
     (['train', 'compressibility', '--noisy-from', '8', '--noisy-steps', '5'], 'stochastic_steps holds 10')])
 def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):
