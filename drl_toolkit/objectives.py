@@ -123,7 +123,7 @@ def data_loss(
     noisy, target = noised(table, clean, step, generator)
     return F.mse_loss(policy.denoise(noisy, table.timesteps[step], policy.embed(policy.encode(prompts))), target)
 
-# %% ../nbs/10_objectives.ipynb #076eca3a
+# %% ../nbs/10_objectives.ipynb #f08bb25a
 class PathLikelihood:
     "log p(x_{t-1} | x_t) of the steps that were sampled, mean over dimensions. [P Eq 5]"
     needs_noise = True  # only stochastic steps have a density
@@ -148,8 +148,7 @@ class PathLikelihood:
 
     def divergence(self, policy, rows:dict, now, weights) -> torch.Tensor: # scalar
         "KL to the base in nats per step."
-        with torch.no_grad(), policy.reference(): base = policy.transition(rows['latents'], rows['step'], rows['cond'])
-        return kl_penalty(now, base, weights)
+        return kl_penalty(now, policy.tables.transition(rows['base'], rows['step'], rows['latents'].float()), weights)
 
 class MatchingLikelihood:
     "Minus the squared error with which the policy denoises its own pictures, mean over dimensions. [AWM Eq 9]"
@@ -176,7 +175,6 @@ class MatchingLikelihood:
 
     def divergence(self, policy, rows:dict, now, weights) -> torch.Tensor: # scalar
         "Squared distance to the base's prediction, mean over dimensions."
-        with torch.no_grad(), policy.reference(): base = policy.predict(rows['latents'], rows['step'], rows['cond'])
-        return _weighted((now - base).square().mean((1, 2, 3)), weights)
+        return _weighted((now - rows['base']).square().mean((1, 2, 3)), weights)
 
 LIKELIHOODS = dict(path=PathLikelihood(), matching=MatchingLikelihood())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Rollouts', 'Trainer', 'pick_steps']
 
-# %% ../nbs/11_trainer.ipynb #8434b8c6
+# %% ../nbs/11_trainer.ipynb #03c23684
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import advantages, objectives
-from .mdp import Trajectory, rollout, sample_seed
+from .mdp import Trajectory, cpu_threads, even_size, in_parallel, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
 from .ratio import explain_ratio
@@ -210,7 +210,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #8173d466
+# %% ../nbs/11_trainer.ipynb #61a6d06d
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -232,7 +232,7 @@ def _update(self, task:Task, trajectory:Trajectory, advantage:torch.Tensor, epoc
     order = torch.randperm(len(flat['sample']), generator=generator)
     if not self.config.kl_weight: order = order[flat['advantage'][order] != 0]       # no gradient: not computed
     parts = [_take(flat, rows) for rows in order.tensor_split(self.config.updates) if len(rows)]
-    self._remember(parts[1:])
+    self._remember(parts)
     if not parts: return dict(grad_norm=0., ratio_error=0.)
     stats = [self._gradient(parts[0])]
     cause = self._explain(trajectory) if stats[0]['ratio_error'] > 0 else {}         # nothing has moved yet
@@ -252,16 +252,25 @@ Trainer._explain = _explain
 
 def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
 
-def _split(rows, size): # a dict of tensors, in pieces of at most this many rows
-    return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
-
-@torch.no_grad()
 def _remember(self, parts:list):
-    "Log-probs before the first update, for the minibatches after it, where sampling did not leave them."
-    for rows in parts:
-        if 'old_log_prob' not in rows:
-            rows['old_log_prob'] = torch.cat([self.likelihood.log_prob(self.policy, part)[0] for part in _split(rows, self.config.micro_batch)])
+    "What the updates compare with: the base's predictions, and log-probs before the first update where sampling did not leave them."
+    for rows in parts[1:]:
+        if 'old_log_prob' not in rows: rows['old_log_prob'] = self._in_pieces(lambda part: self.likelihood.log_prob(self.policy, part)[0], rows)
+    if not self.config.kl_weight: return
+    with self.policy.reference():
+        for rows in parts: rows['base'] = self._in_pieces(lambda part: self.policy.predict(part['latents'], part['step'], part['cond']), rows)
 Trainer._remember = _remember
+
+def _pieces(self, rows:dict) -> list: # of dicts of tensors
+    "Micro-batches: as many for each thread, and none too large."
+    size = even_size(len(rows['step']), self.config.micro_batch, cpu_threads(self.policy.device))
+    return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
+Trainer._pieces = _pieces
+
+def _in_pieces(self, function, rows:dict) -> torch.Tensor:
+    "A function of rows without gradient, in micro-batches."
+    return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), cpu_threads(self.policy.device))))
+Trainer._in_pieces = _in_pieces
 
 _EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max)
 
@@ -274,14 +283,14 @@ def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
 def _gradient(self, rows:dict) -> dict: # of 0-dimensional tensors
     "The gradient of a minibatch, in micro-batches."
     self.optimizer.zero_grad(set_to_none=True)
-    parts = _split(rows, self.config.micro_batch)
-    stats = [self._backward(part) for part in parts]
+    parts, threads = self._pieces(rows), cpu_threads(self.policy.device)
+    stats = [self._backward(part) for part in parts] if threads == 1 else self._backward_together(parts, threads)
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts])
 Trainer._gradient = _gradient
 
-def _backward(self, rows:dict) -> dict:
-    "Gradient of the clipped objective, and of the KL to the base where it has a weight, on one micro-batch."
+def _loss(self, rows:dict) -> tuple: # scaled loss, figures
+    "The clipped objective, and the KL to the base where it has a weight, on one micro-batch."
     log_prob, now = self.likelihood.log_prob(self.policy, rows)
     old = rows.get('old_log_prob', log_prob.detach())
     weights = rows['weight'].to(log_prob)
@@ -290,9 +299,28 @@ def _backward(self, rows:dict) -> dict:
     if self.config.kl_weight:
         kl = self.likelihood.divergence(self.policy, rows, now, weights)
         loss, stats['kl'] = loss + self.config.kl_weight * kl, kl.detach() / weights.sum()
-    self.scaler.scale(loss).backward()
+    return self.scaler.scale(loss), stats
+Trainer._loss = _loss
+
+def _backward(self, rows:dict) -> dict:
+    "Accumulate the gradient of one micro-batch."
+    loss, stats = self._loss(rows)
+    loss.backward()
     return stats
 Trainer._backward = _backward
+
+def _backward_together(self, parts:list, threads:int) -> list:
+    "The same for several micro-batches at once. Threads must not write to one `.grad`, so each returns its own; they are added in order."
+    def gradient(rows):
+        loss, stats = self._loss(rows)
+        return stats, torch.autograd.grad(loss, self.params, allow_unused=True)
+    found = []
+    for stats, gradients in in_parallel(gradient, parts, threads):
+        found.append(stats)
+        for p, g in zip(self.params, gradients):
+            if g is not None: p.grad = g if p.grad is None else p.grad.add_(g)
+    return found
+Trainer._backward_together = _backward_together
 
 def _learning_rate(self) -> float:
     "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the `minutes` if that comes first."

@@ -196,3 +196,19 @@ def test_half_precision_learns_what_fp32_learns(precision, train):
         assert all(row['tasks']['red']['ratio_error'] == 0 for row in rows)
         return torch.cat([(p - b).detach().flatten() for p, b in zip(policy.parameters(), before)])
     assert torch.cosine_similarity(moved('fp32'), moved(precision), dim=0) > .5
+
+@pytest.mark.parametrize('likelihood, train', [('path', 'lora'), ('matching', 'full')])
+def test_threads_change_nothing(likelihood, train):
+    "Two batches at once: the same pictures to the bit, the same weights to rounding; the leash does not see half-swapped weights."
+    def run(threads):
+        torch.set_num_threads(threads)
+        try:
+            policy = Policy(tiny_sd(), num_steps=5, train=train)
+            t = Trainer(policy, [task()], TrainConfig(likelihood=likelihood, train_steps=3, updates=2, kl_weight=.1, epochs=2, warmup=0, lr=1e-3, micro_batch=16), callbacks=[])
+            return rollout(policy, ['a cat'] * 70, seed=1).latents, t.fit(), [p.detach().clone() for p in t.params]
+        finally: torch.set_num_threads(1)
+    one, two = run(1), run(2)
+    assert torch.equal(one[0], two[0]) and torch.get_num_threads() == 1
+    assert all(r['tasks']['red']['ratio_error'] == 0 for r in two[1])
+    assert one[1][1]['tasks']['red']['kl'] == pytest.approx(two[1][1]['tasks']['red']['kl'], rel=.05)
+    assert (torch.cat([(a - b).flatten() for a, b in zip(one[2], two[2])]).abs() < 1e-4).float().mean() > .99
