@@ -69,7 +69,7 @@ def _hollow(model, name, library, kind):
         if library == 'diffusers': return cls.from_config(cls.load_config(model, subfolder=name))
         return cls(transformers.AutoConfig.from_pretrained(model, subfolder=name)) if not hasattr(cls, 'config_class') else cls(cls.config_class.from_pretrained(model, subfolder=name))
 
-# %% ../nbs/02b_memory.ipynb #c8aff250
+# %% ../nbs/02b_memory.ipynb #4a394ea0
 @dataclass(frozen=True)
 class Load:
     "What decides the memory of a run beside the policy."
@@ -80,6 +80,7 @@ class Load:
     average: bool = False     # averaged weights
     rollout_batch: int = 64   # pictures denoised together
     decode_batch: int = 32    # pictures decoded together
+    threads: int = 1          # batches computed at once; on a CPU as many as PyTorch has threads
 
 def parameter_bytes(module) -> int:
     "Of parameters and buffers, in their own precision."
@@ -101,7 +102,8 @@ def estimate(
                  training=trained * (2 + load.average + (load.kl and config.train == 'full')),
                  trajectories=latent * (load.samples * (config.num_steps + 1) + 4 * rows) + images)
     if config.train == 'full' and config.precision != 'fp32': _cast_for_simulation(policy)
-    phases = dict(sampling=_peak(_sample, policy, min(load.rollout_batch, load.samples)), update=_peak(_update, policy, min(load.micro_batch, rows), load.kl),
+    phases = dict(sampling=_peak(_sample, policy, min(load.threads * load.rollout_batch, load.samples)),
+                  update=_peak(_update, policy, min(load.threads * load.micro_batch, rows), load.kl),
                   decoding=_peak(_decode, policy, min(load.decode_batch, load.samples)))
     return parts | phases | dict(peak=sum(parts.values()) + max(phases.values()))
 
@@ -131,14 +133,14 @@ def _sample(policy, rows):
     g.log_prob(g.sample(torch.empty_like(x)))
 
 def _update(policy, rows, kl):
-    "Two micro-batches: in the second the gradients of the first are there already."
+    "The base's predictions, then two micro-batches: in the second the gradients of the first are there already."
     x, step, cond = _batch(policy, rows)
+    if kl:
+        with torch.no_grad(): base = policy.transition(x, step, cond)
     for _ in range(2):
         now = policy.transition(x, step, cond)
         loss = now.log_prob(torch.empty_like(x)).mean()
-        if kl:
-            with torch.no_grad(): base = policy.transition(x, step, cond)
-            loss = loss + now.kl(base).mean()
+        if kl: loss = loss + now.kl(base).mean()
         loss.backward()
         del loss, now
 
