@@ -207,7 +207,7 @@ def evaluate(args):
     if run: print(f"\ntrained for {seconds['train'] / 60:.1f} minutes")
     print(f"\nsame prompts and seeds, {result.names[0]} above {result.names[1]}: {out / 'samples.png'}\nall figures: {', '.join(sorted(str(out / f'{n}.png') for n in figures))}, {out / 'summary.json'}")
 
-# %% ../nbs/20_cli.ipynb #6ec95ee8
+# %% ../nbs/20_cli.ipynb #e151fc68
 def _memory(args):
     "What a run would take, and what would make it smaller."
     import torch
@@ -222,11 +222,13 @@ def _memory(args):
     return load, advise(args.model, policy, load)
 
 def _print_memory(args, found, free):
+    import torch
     load, (parts, saved) = found
     gb = lambda b: f'{b / 1e9:8.2f} GB'
     print(f'\nmemory of training {args.model!r}, {load.samples} pictures an epoch, {load.micro_batch} transitions at once:')
-    for name, size in parts.items(): print(f'  {name:13}{gb(size)}' + (' (the largest of these three counts)' if name == 'decoding' else ''))
+    for name, size in parts.items(): print(f'  {name:13}{gb(size)}' + (' (one at a time: only the largest phase counts)' if name == 'decoding' else ''))
     print(f"  {'free':13}{gb(free)}: it {'fits' if parts['peak'] < free else 'does not fit'}")
+    if not torch.cuda.is_available(): saved.pop('--offload', None)               # the CPU's memory is all there is
     if saved: print('what would make it smaller: ' + ', '.join(f'{option} by {size / 1e9:.2f} GB' for option, size in saved.items()))
 
 def doctor(args):

@@ -69,7 +69,7 @@ def _hollow(model, name, library, kind):
         if library == 'diffusers': return cls.from_config(cls.load_config(model, subfolder=name))
         return cls(transformers.AutoConfig.from_pretrained(model, subfolder=name)) if not hasattr(cls, 'config_class') else cls(cls.config_class.from_pretrained(model, subfolder=name))
 
-# %% ../nbs/02b_memory.ipynb #4a394ea0
+# %% ../nbs/02b_memory.ipynb #3550f2e1
 @dataclass(frozen=True)
 class Load:
     "What decides the memory of a run beside the policy."
@@ -93,18 +93,20 @@ def estimate(
 ) -> dict:                       # part -> bytes; 'peak' is their sum with the largest of the three phases
     "Memory of a training run on one device, before it starts."
     config, load = config or PolicyConfig(), load or Load()
-    policy = Policy(hollow_pipeline(model), **vars(config))
+    policy = Policy(hollow_pipeline(model), **vars(replace(config, offload=False)))     # tensors without data cannot move
     trained = 4 * sum(p.numel() for p in policy.parameters())
     latent = torch.Size(policy.latent_shape).numel() * PRECISIONS[config.store].itemsize
     rows = load.samples * load.train_steps
     images = 4 * 3 * policy.adapter.image_size ** 2 * load.samples
-    parts = dict(weights=sum(parameter_bytes(m) for m in policy.pipeline.components.values() if isinstance(m, torch.nn.Module)),
+    waiting = policy.readers if config.offload else []
+    parts = dict(weights=sum(parameter_bytes(m) for m in policy.pipeline.components.values() if isinstance(m, torch.nn.Module) and m not in waiting),
                  training=trained * (2 + load.average + (load.kl and config.train == 'full')),
                  trajectories=latent * (load.samples * (config.num_steps + 1) + 4 * rows) + images)
     if config.train == 'full' and config.precision != 'fp32': _cast_for_simulation(policy)
     phases = dict(sampling=_peak(_sample, policy, min(load.threads * load.rollout_batch, load.samples)),
                   update=_peak(_update, policy, min(load.threads * load.micro_batch, rows), load.kl),
                   decoding=_peak(_decode, policy, min(load.decode_batch, load.samples)))
+    if waiting: phases = dict(reading=sum(map(parameter_bytes, waiting))) | phases
     return parts | phases | dict(peak=sum(parts.values()) + max(phases.values()))
 
 def _cast_for_simulation(policy):
@@ -147,7 +149,7 @@ def _update(policy, rows, kl):
 @torch.no_grad()
 def _decode(policy, rows): policy.adapter.decode(torch.empty(rows, *policy.latent_shape, device='meta'))
 
-# %% ../nbs/02b_memory.ipynb #22cdceb8
+# %% ../nbs/02b_memory.ipynb #03a5aff4
 def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (config, load)
     "Changes that may save memory, as one would type them."
     options = {}
@@ -155,6 +157,7 @@ def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (conf
     if not config.checkpointing: options['--checkpointing'] = replace(config, checkpointing=True), load
     if config.precision == 'fp32': options['--precision bf16'] = replace(config, precision='bf16'), load
     if config.store == 'fp32': options['--store bf16'] = replace(config, store='bf16'), load
+    if not config.offload and not config.train_text_encoder: options['--offload'] = replace(config, offload=True), load
     if config.train == 'full': options['--train lora'] = replace(config, train='lora'), load
     return options
 

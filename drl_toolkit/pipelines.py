@@ -31,7 +31,7 @@ class Conditions:
         "The embeddings, one for each row."
         return {name: t[self.index.to(t.device)] for name, t in self.tensors.items()}
 
-# %% ../nbs/01a_pipelines.ipynb #50d31c62
+# %% ../nbs/01a_pipelines.ipynb #c02ced3e
 ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')   # the layers that LoRA joins by default, as in DDPO's code; all these networks call them so
 
 class Adapter:
@@ -54,6 +54,11 @@ class Adapter:
         "The denoiser."
         return getattr(self.pipeline, self.network_name)
 
+    @property
+    def device(self) -> torch.device:
+        "Where the denoiser is; a text encoder may wait elsewhere."
+        return self.network.device
+
     def own_size(self) -> int: # pixels
         "What the pipeline draws when nothing is said."
         size = self.network.config.sample_size
@@ -71,7 +76,7 @@ class Adapter:
 
     def encode(self, prompts:list) -> dict: # name -> (P, …)
         "Embeddings of prompts, by the pipeline's own function."
-        return dict(prompt_embeds=self.pipeline.encode_prompt(prompts, self.pipeline.device, 1, False)[0])
+        return dict(prompt_embeds=self.pipeline.encode_prompt(prompts, self.device, 1, False)[0])
 
     def encode_negative(self, prompt:str) -> dict: # name -> (1, …)
         "What guidance goes away from; '' is the unconditional branch."
@@ -96,7 +101,7 @@ class Adapter:
         generator:torch.Generator=None,  # for a draw from the encoder's distribution; its mean when None
     ) -> torch.Tensor:                   # (B, C, h, w)
         "Clean latents of pictures."
-        distribution = self.pipeline.vae.encode(images.to(self.pipeline.device, self.pipeline.vae.dtype) * 2 - 1).latent_dist
+        distribution = self.pipeline.vae.encode(images.to(self.device, self.pipeline.vae.dtype) * 2 - 1).latent_dist
         latents = (distribution.mean if generator is None else distribution.sample(generator)).float()
         scale, shift = self._codec_scale(latents)
         return (latents - shift) * scale
@@ -111,17 +116,17 @@ class Adapter:
 
 class StableDiffusion(Adapter): "Stable Diffusion 1.x and 2.x: one text encoder, one embedding per word."
 
-# %% ../nbs/01a_pipelines.ipynb #b718a79f
+# %% ../nbs/01a_pipelines.ipynb #7195f74a
 class StableDiffusionXL(Adapter):
     "Stable Diffusion XL."
     text_encoders = ('text_encoder', 'text_encoder_2')
 
     def encode(self, prompts):
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.pipeline.device, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def encode_negative(self, prompt):
-        _, embeds, _, pooled = self.pipeline.encode_prompt([''], device=self.pipeline.device, do_classifier_free_guidance=True, negative_prompt=[prompt] if prompt else None)
+        _, embeds, _, pooled = self.pipeline.encode_prompt([''], device=self.device, do_classifier_free_guidance=True, negative_prompt=[prompt] if prompt else None)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def denoise(self, latents, timestep, embeddings, guidance_scale):
@@ -130,7 +135,7 @@ class StableDiffusionXL(Adapter):
         return self.network(latents, timestep, encoder_hidden_states=embeddings['prompt_embeds'],
                             added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids)).sample
 
-# %% ../nbs/01a_pipelines.ipynb #f3979af1
+# %% ../nbs/01a_pipelines.ipynb #160577db
 def dynamic_shift(scheduler, tokens:int) -> dict: # mu, where the scheduler wants it
     "A line through two points: more tokens, more of the schedule at high noise. [SD3 §5.3.2]"
     c = scheduler.config
@@ -150,7 +155,7 @@ class StableDiffusion3(Adapter):
         self.pipeline.scheduler.set_timesteps(num_steps, **dynamic_shift(self.pipeline.scheduler, side * side))
 
     def encode(self, prompts):
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.pipeline.device, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.device, do_classifier_free_guidance=False)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def denoise(self, latents, timestep, embeddings, guidance_scale):
@@ -176,7 +181,7 @@ class Flux(Adapter):
         self.pipeline.scheduler.set_timesteps(sigmas=np.linspace(1., 1 / num_steps, num_steps), **dynamic_shift(self.pipeline.scheduler, tokens))
 
     def encode(self, prompts):
-        embeds, pooled, _ = self.pipeline.encode_prompt(prompts, None, device=self.pipeline.device)
+        embeds, pooled, _ = self.pipeline.encode_prompt(prompts, None, device=self.device)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def denoise(self, latents, timestep, embeddings, guidance_scale):
@@ -190,13 +195,13 @@ class Flux(Adapter):
             txt_ids=torch.zeros(words.shape[1], 3, device=device, dtype=words.dtype)).sample
         return self.pipeline._unpack_latents(tokens, self.image_size, self.image_size, self.pipeline.vae_scale_factor)
 
-# %% ../nbs/01a_pipelines.ipynb #d1019e1d
+# %% ../nbs/01a_pipelines.ipynb #7d57c70c
 class PixArtSigma(Adapter):
     "PixArt-Σ."
     network_name, text_encoders = 'transformer', ()
 
     def encode(self, prompts):
-        embeds, mask, _, _ = self.pipeline.encode_prompt(prompts, False, device=self.pipeline.device)
+        embeds, mask, _, _ = self.pipeline.encode_prompt(prompts, False, device=self.device)
         return dict(prompt_embeds=embeds, prompt_attention_mask=mask)
 
     def denoise(self, latents, timestep, embeddings, guidance_scale):

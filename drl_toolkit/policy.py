@@ -23,7 +23,7 @@ from .pipelines import ATTENTION, Conditions, adapt
 from .transitions import SDES, Gaussian, check_sampler, tables
 from .world import assets_dir, no_bars
 
-# %% ../nbs/02_policy.ipynb #9186d7be
+# %% ../nbs/02_policy.ipynb #1c85c1e2
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 @dataclass
@@ -48,6 +48,7 @@ class PolicyConfig:
     precision: str = 'fp32'          # of the network's forward pass: 'fp32', 'bf16' or 'fp16'; trained weights stay in fp32
     store: str = 'fp32'              # of stored latents; they are rounded before they are scored
     checkpointing: bool = False      # compute activations twice and store few: less memory, a third slower
+    offload: bool = False            # frozen text encoders wait in the CPU's memory and come to the device only to read new prompts
     image_size: int = 0              # pixels, width and height
     seed: int = 0                    # of the LoRA's first matrices; the second start at zero
 
@@ -64,7 +65,7 @@ def _at_least(config, name, low, whole=False):
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
         raise ValueError(f"{name} is {value!r}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
-# %% ../nbs/02_policy.ipynb #ce53d1fb
+# %% ../nbs/02_policy.ipynb #fed479d9
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders
 
 class Policy:
@@ -112,10 +113,28 @@ class Policy:
             if self.train == 'full': module.float().requires_grad_(True)
             else: self._join_lora(module, self.lora_targets.split() if not prefix else list(WORDS))
         for p in self.parameters(): p.data = p.data.float()
+        self._send_readers('cpu')
+
+    @property
+    def readers(self) -> list: # of modules
+        "The text encoders."
+        return [m for name, m in self.pipeline.components.items() if name.startswith('text_encoder') and m is not None]
+
+    def _send_readers(self, device):
+        for module in self.readers if self.offload else (): module.to(device)
+
+    @contextmanager
+    def reading(self):
+        "Inside this context the text encoders are on the device, and the policy's precision holds."
+        self._send_readers(self.device)
+        try:
+            with self.autocast(): yield
+        finally: self._send_readers('cpu')
 
     def _refuse(self):
         name = type(self.pipeline).__name__
         if self.train == 'lora' and not hasattr(self.pipeline, 'save_lora_weights'): raise ValueError(f"train is 'lora', but diffusers cannot load one into {name}; it should be 'full'")
+        if self.train_text_encoder and self.offload: raise ValueError('offload is True, but train_text_encoder needs the text encoders all the time; one of them should be False')
         if self.train_text_encoder and not self.adapter.text_encoders: raise ValueError(f'train_text_encoder is True, but {name} has no CLIP text encoder; it should be False')
 
     def _join_lora(self, module, targets):
@@ -134,6 +153,11 @@ class Policy:
     def stochastic(self) -> torch.Tensor: # (T,) bool
         "Which steps add noise, and so have a density."
         return self.tables.stochastic
+
+    @property
+    def guided(self) -> bool:
+        "Whether a prediction needs the unconditional branch too."
+        return self.guidance_scale != 1 and not self.adapter.guided_by_input
 
     def named_parameters(self) -> dict: # name -> fp32 tensor
         "What training changes, by name."
@@ -156,11 +180,12 @@ def another_scheduler(scheduler, name:str):
     more = dict(solver_order=1, algorithm_type='sde-dpmsolver++') if name == 'DPMSolverMultistepScheduler' else {}
     return kind.from_config(scheduler.config, clip_sample=scheduler.config.get('clip_sample', False), **more)
 
-# %% ../nbs/02_policy.ipynb #0da4ef15
+# %% ../nbs/02_policy.ipynb #30d00b9b
 def _encode(self, prompts:list) -> Conditions: # of B rows
     "Prompts as the network is told of them."
     distinct = tuple(dict.fromkeys(prompts))
     index = torch.tensor([distinct.index(p) for p in prompts])
+    if self.guided and not self.train_text_encoder: self._read_negative()
     return Conditions(distinct, {} if self.train_text_encoder else self._remembered(distinct), index)
 Policy.encode = _encode
 
@@ -169,7 +194,7 @@ def _remembered(self, prompts):
     "Embeddings that are computed once in the policy's life."
     new = [p for p in prompts if p not in self._embeddings]
     for i in range(0, len(new), 64):
-        with self.autocast(): found = self.adapter.encode(new[i:i + 64])
+        with self.reading(): found = self.adapter.encode(new[i:i + 64])
         for j, p in enumerate(new[i:i + 64]): self._embeddings[p] = {name: t[j] for name, t in found.items()}
     return {name: torch.stack([self._embeddings[p][name] for p in prompts]) for name in self._embeddings[prompts[0]]}
 Policy._remembered = _remembered
@@ -178,18 +203,23 @@ def _embed(self, cond:Conditions) -> dict: # name -> (B, …)
     "Embeddings of a batch, with a gradient where the text encoder is trained."
     if cond.tensors: return cond.rows()
     used, where = cond.index.unique(return_inverse=True)
-    with self.autocast(): found = self.adapter.encode([cond.prompts[i] for i in used])
+    with self.reading(): found = self.adapter.encode([cond.prompts[i] for i in used])
     return {name: t[where.to(t.device)] for name, t in found.items()}
 Policy.embed = _embed
 
 def _negatives(self, like:dict) -> dict: # name -> (B, …)
     "The unconditional branch's embeddings, as many rows as the conditional ones."
-    if self._negative is None or self.train_text_encoder:
-        with self.autocast(), nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
+    self._read_negative()
     return {name: self._negative[name].expand_as(t) for name, t in like.items()}
 Policy._negatives = _negatives
 
-# %% ../nbs/02_policy.ipynb #d95ef15b
+def _read_negative(self):
+    "Embed what guidance goes away from: once, or at each use where the text encoder is trained."
+    if self._negative is not None and not self.train_text_encoder: return
+    with self.reading(), nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
+Policy._read_negative = _read_negative
+
+# %% ../nbs/02_policy.ipynb #0ca26235
 def _predict(self,
     latents:torch.Tensor,  # (B, C, H, W) x_t
     step,                  # int, or (B,) long: index of the denoising step, 0 is pure noise
@@ -197,7 +227,7 @@ def _predict(self,
 ) -> torch.Tensor:         # (B, C, H, W) fp32
     "The network's output, guidance included."
     t, x, told = self.timesteps[step].expand(len(latents)), self.tables.model_input(latents.float(), step), self.embed(cond)
-    if self.guidance_scale == 1 or self.adapter.guided_by_input: return self.denoise(x, t, told)
+    if not self.guided: return self.denoise(x, t, told)
     free, guided = self._branches(x, t, told, self._negatives(told))
     return rescaled(free + self.guidance_scale * (guided - free), guided, self.guidance_rescale)
 Policy.predict = _predict

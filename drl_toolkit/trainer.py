@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Rollouts', 'Trainer', 'pick_steps']
 
-# %% ../nbs/11_trainer.ipynb #03c23684
+# %% ../nbs/11_trainer.ipynb #6eb38eed
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import advantages, objectives
-from .mdp import Trajectory, cpu_threads, even_size, in_parallel, rollout, sample_seed
+from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
 from .ratio import explain_ratio
@@ -210,7 +210,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #61a6d06d
+# %% ../nbs/11_trainer.ipynb #551924e2
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -263,13 +263,13 @@ Trainer._remember = _remember
 
 def _pieces(self, rows:dict) -> list: # of dicts of tensors
     "Micro-batches: as many for each thread, and none too large."
-    size = even_size(len(rows['step']), self.config.micro_batch, cpu_threads(self.policy.device))
+    size = even_size(len(rows['step']), self.config.micro_batch, batches_at_once(self.policy))
     return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
 Trainer._pieces = _pieces
 
 def _in_pieces(self, function, rows:dict) -> torch.Tensor:
     "A function of rows without gradient, in micro-batches."
-    return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), cpu_threads(self.policy.device))))
+    return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), batches_at_once(self.policy))))
 Trainer._in_pieces = _in_pieces
 
 _EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max)
@@ -283,7 +283,7 @@ def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
 def _gradient(self, rows:dict) -> dict: # of 0-dimensional tensors
     "The gradient of a minibatch, in micro-batches."
     self.optimizer.zero_grad(set_to_none=True)
-    parts, threads = self._pieces(rows), cpu_threads(self.policy.device)
+    parts, threads = self._pieces(rows), batches_at_once(self.policy)
     stats = [self._backward(part) for part in parts] if threads == 1 else self._backward_together(parts, threads)
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts])

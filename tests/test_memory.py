@@ -59,3 +59,9 @@ def test_advice_is_true():
     now, saved = advise('demo', PolicyConfig(train='full'), Load(samples=192, kl=True))
     assert list(saved.values()) == sorted(saved.values(), reverse=True) and {'--micro-batch 32', '--checkpointing', '--precision bf16'} <= set(saved)
     assert now['peak'] - estimate('demo', PolicyConfig(train='full', checkpointing=True), Load(samples=192, kl=True))['peak'] == saved['--checkpointing']
+
+def test_offloaded_text_encoders_do_not_count(tmp_path):
+    tiny_flux().save_pretrained(tmp_path)
+    words = sum(p.numel() * 4 for name in ('text_encoder', 'text_encoder_2') for p in getattr(hollow_pipeline(tmp_path), name).parameters())
+    here, away = (estimate(tmp_path, PolicyConfig(offload=offload), Load(samples=4)) for offload in (False, True))
+    assert here['weights'] - away['weights'] == pytest.approx(words, rel=.01) and away['reading'] == pytest.approx(words, rel=.01)

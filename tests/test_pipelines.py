@@ -163,4 +163,19 @@ def test_other_classes_are_named():
     with pytest.raises(TypeError, match="PNDMScheduler; one of these is right: .*; or sample with another by scheduler='DDIMScheduler'"):
         Policy(tiny_sd(scheduler=PNDMScheduler()))
     with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"): PolicyConfig(guidance=3.)
+    with pytest.raises(ValueError, match='offload is True, but train_text_encoder'): policy_of('sd', train_text_encoder=True, offload=True)
     with pytest.raises(ValueError, match='PixArtSigmaPipeline has no CLIP text encoder'): policy_of('pixart', train_text_encoder=True)
+
+@pytest.mark.parametrize('name', ['sd', 'sdxl', 'sd3', 'flux', 'pixart'])
+def test_offloaded_text_encoders_come_only_to_read_new_prompts(name, monkeypatch):
+    "The moves are watched; there is only one device here, so that the pictures must be the same."
+    moves = []
+    real = torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, 'to', lambda self, *a, **k: (a and isinstance(a[0], (str, torch.device)) and moves.append((type(self).__name__, str(a[0]))), real(self, *a, **k))[1])
+    kept, policy = policy_of(name, guidance_scale=2.), policy_of(name, guidance_scale=2., offload=True)
+    count = len(policy.readers)
+    moves.clear()
+    assert torch.equal(rollout(kept, PROMPTS, seed=1).images, rollout(policy, PROMPTS, seed=1).images)
+    assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)       # to the device and back, for the prompts and for the negative one
+    rollout(policy, PROMPTS, seed=2)
+    assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)

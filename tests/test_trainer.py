@@ -203,7 +203,7 @@ def test_threads_change_nothing(likelihood, train):
     def run(threads):
         torch.set_num_threads(threads)
         try:
-            policy = Policy(tiny_sd(), num_steps=5, train=train)
+            policy = Policy(tiny_sd(), num_steps=5, train=train, guidance_scale=2.)
             t = Trainer(policy, [task()], TrainConfig(likelihood=likelihood, train_steps=3, updates=2, kl_weight=.1, epochs=2, warmup=0, lr=1e-3, micro_batch=16), callbacks=[])
             return rollout(policy, ['a cat'] * 70, seed=1).latents, t.fit(), [p.detach().clone() for p in t.params]
         finally: torch.set_num_threads(1)
