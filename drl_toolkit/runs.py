@@ -262,7 +262,7 @@ def _save_weights(self,
     return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model'], notes=notes))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #893050f1
+# %% ../nbs/16_runs.ipynb #6f4d4bba
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, and their average where it keeps one."
     named = trainer.policy.named_parameters()
@@ -277,7 +277,7 @@ def training_notes(trainer) -> str: # Markdown
     rows = [f"| {t.name} | {t.reward.name} | {t.reward.card.what if t.reward.card else 'a function of its author'} | {len(t.prompts)} | {t.samples} |" for t in trainer.tasks]
     c = trainer.config
     return '\n'.join(['## Training', '', '| task | reward | measures | prompts | samples an epoch |', '|---|---|---|---|---|', *rows, '',
-                      f'{trainer.epoch} epochs, likelihood {c.likelihood!r}, learning rate {c.lr:g}, KL weight {c.kl_weight:g}, data-loss weight {c.data_weight:g}, seed {c.seed}.',
+                      f'{trainer.epoch} epoch{"s" * (trainer.epoch != 1)}, likelihood {c.likelihood!r}, learning rate {c.lr:g}, KL weight {c.kl_weight:g}, data-loss weight {c.data_weight:g}, seed {c.seed}.',
                       'A reward measures part of what one wants; look at samples before you trust the rest.'])
 
 class Recorder(Callback):
