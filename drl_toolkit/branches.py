@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['trained_steps', 'branch_rollout', 'Branches']
 
-# %% ../nbs/12_branches.ipynb #26b4ce07
+# %% ../nbs/12_branches.ipynb #a95096a1
 from dataclasses import dataclass
 
 import torch
 
-from .mdp import Trajectory, first_latents, sample_seed, walk
+from .mdp import Trajectory, batches_at_once, even_size, first_latents, generators_of, in_parallel, joined, sample_seed, walk
 from .policy import Policy
 from .trainer import Rollouts
 
@@ -26,7 +26,7 @@ def trained_steps(
     start = max(1, round(first * num_steps))
     return min(num_steps, start + epoch * (num_steps - start + 1) // max(1, epochs))
 
-# %% ../nbs/12_branches.ipynb #a9a9970e
+# %% ../nbs/12_branches.ipynb #01802076
 def branch_rollout(
     policy:Policy,
     prompts:list,          # of B strings; those of a family are equal
@@ -38,13 +38,14 @@ def branch_rollout(
 ) -> Trajectory:
     "Samples that share the first part of their path within a group."
     if not 1 <= branching <= policy.num_steps: raise ValueError(f'branching is {branching!r}; 1 … {policy.num_steps} (the number of steps) is right')
-    families = [rows for rows in torch.arange(len(prompts)).split(groups.unique_consecutive(return_counts=True)[1].tolist())]
+    families = torch.arange(len(prompts)).split(groups.unique_consecutive(return_counts=True)[1].tolist())
     mixed = [f for f in families if len({prompts[i] for i in f}) > 1]
     if mixed: raise ValueError(f'group {groups[mixed[0][0]].item()} has several prompts; the samples of a family share one')
-    parts = [_family(policy, prompts, part, branching, seed, epoch) for part in _batches(families, batch_size)]
-    latents, log_probs = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
-    seeds = [sample_seed(seed, epoch, i) for i in range(len(prompts))]
-    return Trajectory(latents, log_probs, policy.decode(latents[-1]), list(prompts), seeds)
+    policy.encode(prompts)                                                                    # once, before the threads ask for it
+    threads = batches_at_once(policy)
+    batches = _batches(families, even_size(len(prompts), batch_size, threads))
+    parts = list(in_parallel(lambda part: _family(policy, prompts, part, branching, seed, epoch), batches, threads))
+    return joined(policy, parts, prompts, [sample_seed(seed, epoch, i) for i in range(len(prompts))])
 
 def _batches(families, size):
     "Whole families, about `size` samples at a time."
@@ -57,18 +58,18 @@ def _batches(families, size):
 def _family(policy, prompts, families, branching, seed, epoch):
     "Prefix and branches of some families: (T+1, B, C, H, W) latents and (T, B) log-probs."
     split, roots = policy.num_steps - branching, [int(f[0]) for f in families]
-    shared = [torch.Generator().manual_seed(sample_seed(seed, epoch, f'root {r}')) for r in roots]
+    shared = generators_of([sample_seed(seed, epoch, f'root {r}') for r in roots])
     start = first_latents(policy, shared)
     before, told = start[None], torch.zeros(0, len(roots), device=start.device)
     if split:
         latents, told = walk(policy, start, policy.encode([prompts[r] for r in roots]), shared, range(split))
         before = torch.cat([before, latents])
     copies, rows = torch.arange(len(families)).repeat_interleave(torch.tensor([len(f) for f in families])), torch.cat(families).tolist()
-    own = [torch.Generator().manual_seed(sample_seed(seed, epoch, i)) for i in rows]
+    own = generators_of([sample_seed(seed, epoch, i) for i in rows])
     latents, scored = walk(policy, before[-1, copies], policy.encode([prompts[i] for i in rows]), own, range(split, policy.num_steps))
     return torch.cat([before[:, copies], latents]), torch.cat([told[:, copies], scored])
 
-# %% ../nbs/12_branches.ipynb #b61c2cbb
+# %% ../nbs/12_branches.ipynb #273e4eeb
 @dataclass
 class Branches(Rollouts):
     "B²-DiffuRL's sampler: backward progressive training, and branches where training begins."
@@ -76,7 +77,7 @@ class Branches(Rollouts):
     share_prefix: bool = True # branches; False is backward progressive training alone
 
     def __post_init__(self):
-        if not 0 < self.first <= 1: raise ValueError(f'first is {self.first!r}; it should lie in (0, 1]')
+        trained_steps(0, 1, 1, self.first)                                    # refuses a share that is none
 
     def steps(self, trainer) -> int:
         "How many of the last steps are trained now."

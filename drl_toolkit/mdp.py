@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sample_seed', 'noise_of', 'fold_steps', 'Trajectory', 'batches_at_once', 'even_size', 'in_parallel', 'rollout',
-           'first_latents', 'walk']
+           'joined', 'generators_of', 'first_latents', 'walk']
 
 # %% ../nbs/03_mdp.ipynb #8e823846
 import hashlib
@@ -16,11 +16,11 @@ import torch
 
 from .policy import Policy
 
-# %% ../nbs/03_mdp.ipynb #e345517d
+# %% ../nbs/03_mdp.ipynb #5da37289
 def sample_seed(
     run_seed:int,
     epoch:int,
-    index:int,   # of the sample within the epoch
+    index,       # of the sample within the epoch: a number, or any name
 ) -> int:        # 0 … 2^48 - 1
     "A seed of its own for each sample of a run, the same on every machine."
     return int.from_bytes(hashlib.sha256(f'{run_seed}/{epoch}/{index}'.encode()).digest()[:6], 'big')
@@ -83,7 +83,7 @@ def in_parallel(
         with ThreadPoolExecutor(threads) as pool: yield from pool.map(function, parts)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/03_mdp.ipynb #59fc40d3
+# %% ../nbs/03_mdp.ipynb #748ed681
 def rollout(
     policy:Policy,
     prompts:list,          # of B strings
@@ -98,12 +98,25 @@ def rollout(
     size = even_size(len(prompts), batch_size, threads)
     policy.encode(prompts)                                                                    # once, before the threads ask for it
     parts = list(in_parallel(lambda rows: _paths(policy, [prompts[i] for i in rows], [seeds[i] for i in rows]), [r.tolist() for r in torch.arange(len(prompts)).split(size)], threads))
+    return joined(policy, parts, prompts, seeds)
+
+def joined(
+    policy:Policy,
+    parts:list,    # of (latents (T+1, B, C, H, W), log-probs (T, B)), batch by batch
+    prompts:list,  # of all batches
+    seeds:list,    # of all batches
+) -> Trajectory:
+    "The paths of several batches as one trajectory, with its pictures."
     latents, log_probs = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
     return Trajectory(latents, log_probs, policy.decode(latents[-1]), list(prompts), seeds)
 
+def generators_of(seeds:list) -> list: # of CPU generators
+    "A generator of its own for each sample."
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
 def _paths(policy, prompts, seeds):
     "All latents and log-probs of one batch."
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    generators = generators_of(seeds)
     start = first_latents(policy, generators)
     latents, log_probs = walk(policy, start, policy.encode(prompts), generators, range(policy.num_steps))
     return torch.cat([start[None], latents]), log_probs

@@ -45,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _drop(self, size): self.live -= size
 
-# %% ../nbs/02b_memory.ipynb #1757e712
+# %% ../nbs/02b_memory.ipynb #1d325614
 def hollow_pipeline(
     model, # folder of a pipeline, a hub id, or 'demo'
 ) -> DiffusionPipeline:
@@ -67,7 +67,7 @@ def _hollow(model, name, library, kind):
     if not issubclass(cls, torch.nn.Module): return cls.from_pretrained(model, subfolder=name)
     with torch.device('meta'):
         if library == 'diffusers': return cls.from_config(cls.load_config(model, subfolder=name))
-        return cls(transformers.AutoConfig.from_pretrained(model, subfolder=name)) if not hasattr(cls, 'config_class') else cls(cls.config_class.from_pretrained(model, subfolder=name))
+        return cls(cls.config_class.from_pretrained(model, subfolder=name))
 
 # %% ../nbs/02b_memory.ipynb #3550f2e1
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@
 __all__ = ['ATTENTION', 'ADAPTERS', 'Conditions', 'Adapter', 'StableDiffusion', 'StableDiffusionXL', 'dynamic_shift',
            'StableDiffusion3', 'Flux', 'PixArtSigma', 'adapt']
 
-# %% ../nbs/01a_pipelines.ipynb #4c7f7bc3
+# %% ../nbs/01a_pipelines.ipynb #c45cc0a2
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import (FluxPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 # %% ../nbs/01a_pipelines.ipynb #dee344a8
 @dataclass(frozen=True)
@@ -135,20 +136,16 @@ class StableDiffusionXL(Adapter):
         return self.network(latents, timestep, encoder_hidden_states=embeddings['prompt_embeds'],
                             added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids)).sample
 
-# %% ../nbs/01a_pipelines.ipynb #160577db
+# %% ../nbs/01a_pipelines.ipynb #7fcb0b4b
 def dynamic_shift(scheduler, tokens:int) -> dict: # mu, where the scheduler wants it
     "A line through two points: more tokens, more of the schedule at high noise. [SD3 §5.3.2]"
     c = scheduler.config
     if not c.get('use_dynamic_shifting'): return {}
-    low, high = c.get('base_image_seq_len', 256), c.get('max_image_seq_len', 4096)
-    slope = (c.get('max_shift', 1.15) - c.get('base_shift', .5)) / (high - low)
-    return dict(mu=c.get('base_shift', .5) + slope * (tokens - low))
+    return dict(mu=calculate_shift(tokens, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift))
 
 class StableDiffusion3(Adapter):
     "Stable Diffusion 3 and 3.5."
     network_name, text_encoders = 'transformer', ('text_encoder', 'text_encoder_2')
-
-    def own_size(self): return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
 
     def set_timesteps(self, num_steps):
         side = self.latent_shape[1] // self.network.config.patch_size

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Rollouts', 'Trainer', 'pick_steps']
 
-# %% ../nbs/11_trainer.ipynb #6eb38eed
+# %% ../nbs/11_trainer.ipynb #e8ae4065
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ from . import advantages, objectives
 from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, sample_seed
 from .policy import Policy
 from .prompts import Task
-from .ratio import explain_ratio
+from .ratio import explain_ratio, off_one
 
 # %% ../nbs/11_trainer.ipynb #a0e0ca42
 @dataclass
@@ -210,7 +210,7 @@ def _credit_of(self, task:Task, values:torch.Tensor, prompts:list, groups:torch.
     return advantage.float().clamp(-self.config.advantage_clip, self.config.advantage_clip) * task.weight
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #551924e2
+# %% ../nbs/11_trainer.ipynb #3878dc09
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -295,7 +295,7 @@ def _loss(self, rows:dict) -> tuple: # scaled loss, figures
     old = rows.get('old_log_prob', log_prob.detach())
     weights = rows['weight'].to(log_prob)
     loss, stats = objectives.ppo_clip(log_prob, old, rows['advantage'], self.clip_range, weights, dims=self.dims)
-    stats['ratio_error'] = (log_prob.detach() - old).exp().sub(1).abs().max()
+    stats['ratio_error'] = off_one(log_prob, old)
     if self.config.kl_weight:
         kl = self.likelihood.divergence(self.policy, rows, now, weights)
         loss, stats['kl'] = loss + self.config.kl_weight * kl, kl.detach() / weights.sum()

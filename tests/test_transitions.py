@@ -192,6 +192,7 @@ def test_deterministic_steps_have_no_density():
     (lambda: tables(DDIMScheduler(), 10, eta=-1), 'eta is -1'),
     (lambda: tables(DDPMScheduler(), 10, eta=.5), 'eta is 0.5; with a DDPMScheduler it should be 0 or 1'),
     (lambda: tables(DDIMScheduler(thresholding=True), 10), 'thresholding'),
+    (lambda: tables(DDIMScheduler(prediction_type='flow'), 10), "prediction_type is 'flow'; it should be one of 'epsilon'"),
     (lambda: tables(DDPMScheduler(variance_type='learned'), 10), "variance_type is 'learned'"),
     (lambda: tables(EulerAncestralDiscreteScheduler(prediction_type='sample'), 10), "prediction_type is 'sample'"),
     (lambda: tables(DPMSolverMultistepScheduler(), 10), 'solver_order is 2; it should be 1'),
