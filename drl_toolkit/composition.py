@@ -6,7 +6,7 @@
 __all__ = ['composition', 'strict_composition', 'Detections', 'iou', 'Detector', 'shipped_detector', 'wanted_classes', 'presence',
            'count_credit', 'relation_credit', 'strictness', 'composition_reward']
 
-# %% ../nbs/06_composition.ipynb #1cbe0292
+# %% ../nbs/06_composition.ipynb #6756306a
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from . import world
 from .rewards import Card, Reward
 
-# %% ../nbs/06_composition.ipynb #08cfb2f3
+# %% ../nbs/06_composition.ipynb #9b6c240b
 @dataclass(frozen=True)
 class Detections:
     "What a detector found in a batch; all queries, best first."
@@ -29,10 +29,10 @@ class Detections:
     def best(self,
         image:int,         # index in the batch
         name:str           # a class
-    ) -> float:            # 0 when the class was not among the queries
+    ) -> torch.Tensor:     # (); 0 when the class was not among the queries
         "The highest confidence for a class in one picture."
         found = self.scores[image][self.labels[image] == self.names.index(name)]
-        return found.max().item() if len(found) else 0.
+        return found.max() if len(found) else self.scores.new_zeros(())
 
     def above(self,
         image:int,
@@ -66,12 +66,11 @@ class Detector:
         self.processor = AutoImageProcessor.from_pretrained(source)
         self.names = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
-    @torch.no_grad()
     def __call__(self,
         images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
         batch_size:int=64,
     ) -> Detections:
-        "Everything that was found, sorted by confidence."
+        "Everything that was found, sorted by confidence; with a gradient where the pictures have one."
         parts = [self._some(x) for x in images.split(batch_size)]
         scores, labels, boxes = (torch.cat(p) for p in zip(*parts))
         return Detections(scores, labels, boxes, self.names)
@@ -98,7 +97,7 @@ def shipped_detector() -> Detector:
     "The emoji world's detector, loaded once."
     return Detector()
 
-# %% ../nbs/06_composition.ipynb #5eee1bec
+# %% ../nbs/06_composition.ipynb #95c34df6
 def wanted_classes(prompt:str) -> list: # of class names
     "The detector's names for what a prompt asks for. Raises `ValueError` for a prompt outside the vocabulary."
     wanted = world.parse(prompt)
@@ -108,10 +107,9 @@ def presence(
     found:Detections,
     image:int,
     prompt:str
-) -> float:    # in [0, 1]
+) -> torch.Tensor:    # () in [0, 1]
     "Mean over the prompt's objects of the best confidence. [P Eq 13]"
-    names = wanted_classes(prompt)
-    return sum(found.best(image, n) for n in names) / len(names)
+    return torch.stack([found.best(image, n) for n in wanted_classes(prompt)]).mean()
 
 def count_credit(found:Detections, image:int, wanted:world.Wanted) -> float: # in [0, 1]
     "How near the number of objects is to the one asked for."
@@ -126,7 +124,7 @@ def relation_credit(found:Detections, image:int, wanted:world.Wanted) -> float: 
     right = by - ay > abs(bx - ax) if wanted.relation == 'above' else abs(bx - ax) > abs(by - ay)
     return 1. if right else .5
 
-def strictness(found:Detections, image:int, prompt:str) -> float: # in [0, 1]
+def strictness(found:Detections, image:int, prompt:str) -> torch.Tensor: # () in [0, 1]
     "Presence, times what the count or the relation is worth."
     wanted, value = world.parse(prompt), presence(found, image, prompt)
     if wanted.kind == 'count': return value * count_credit(found, image, wanted)
@@ -142,7 +140,7 @@ def composition_reward(
     judge = strictness if strict else presence
     def score(images, prompts):
         found = (detector or shipped_detector())(images)
-        return torch.tensor([judge(found, i, p) for i, p in enumerate(prompts)], device=images.device)
+        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)])
     card = Card('confidence that what the prompt names is there' + (', in the right number and place' if strict else ''), 'probability', '0 … 1',
                 'the shipped RT-DETR' if detector is None else 'a transformers detector',
                 'objects as the detector likes them best: large, plain, in the middle of their half')

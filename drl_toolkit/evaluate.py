@@ -71,7 +71,7 @@ def sample_probes(
             bar.update(len(probe.prompts))
     return images
 
-# %% ../nbs/15_evaluate.ipynb #46ff78aa
+# %% ../nbs/15_evaluate.ipynb #b2350d7b
 OCCUPATION_PROMPTS, OBJECT_PROMPTS = P.portraits('all'), P.objects()
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def read_pictures(
     if probe.kind == 'objects': values |= dict(object=_right(images, prompts, OCCUPATION_PROMPTS + OBJECT_PROMPTS))
     if probe.kind == 'pairs':
         found = shipped_detector()(images)
-        values |= dict(composition=torch.tensor([presence(found, i, p) for i, p in enumerate(prompts)]),
+        values |= dict(composition=torch.stack([presence(found, i, p) for i, p in enumerate(prompts)]),
                        both=torch.tensor([both_present(found, i, p) for i, p in enumerate(prompts)]).float())
     return values
 

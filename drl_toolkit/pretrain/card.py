@@ -40,7 +40,8 @@ def tone_distances(probe:Probe, read:torch.Tensor) -> dict: # occupation -> tota
     of = lambda o: torch.tensor([world.parse(p).names[0] == o for p in probe.prompts])
     return {o: total_variation(read[of(o)], row) for o, row in TONE_TABLE.items()}
 
-# %% ../../nbs/pretrain/06_card.ipynb #cc5f18c5
+# %% ../../nbs/pretrain/06_card.ipynb #eeae26ca
+@torch.no_grad()
 def agreement_of_names(images:torch.Tensor) -> float: # share of the pictures
     "How often CLIP's best of 40 prompts is what the detector is surest of."
     found, names = shipped_detector()(images), named_by_clip(images, OCCUPATION_PROMPTS + OBJECT_PROMPTS)
