@@ -6,11 +6,12 @@
 __all__ = ['PRECISIONS', 'WORDS', 'MIN_ROWS', 'PolicyConfig', 'Policy', 'cast', 'another_scheduler', 'rescaled', 'demo_folder',
            'find_model', 'readable', 'open_pipeline']
 
-# %% ../nbs/02_policy.ipynb #3255553e
+# %% ../nbs/02_policy.ipynb #5b8ea156
 import json, re
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from threading import Lock
 
 import diffusers, torch
 from diffusers import DiffusionPipeline
@@ -65,7 +66,7 @@ def _at_least(config, name, low, whole=False):
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
         raise ValueError(f"{name} is {value!r}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
-# %% ../nbs/02_policy.ipynb #fed479d9
+# %% ../nbs/02_policy.ipynb #2bdf03d2
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders
 
 class Policy:
@@ -82,6 +83,7 @@ class Policy:
         self.adapter, self.device = adapt(pipeline, self.image_size or None), pipeline.device
         self.network, self.vae, self.latent_shape = self.adapter.network, pipeline.vae, self.adapter.latent_shape
         self._embeddings, self._negative, self._base = {}, None, None
+        self._count, self._counting = 0, Lock()
         self.schedule()
         self._prepare()
 
@@ -155,6 +157,11 @@ class Policy:
         return self.tables.stochastic
 
     @property
+    def evaluations(self) -> int:
+        "Rows that the network has been asked so far: the currency in which methods are compared."
+        return self._count
+
+    @property
     def guided(self) -> bool:
         "Whether a prediction needs the unconditional branch too."
         return self.guidance_scale != 1 and not self.adapter.guided_by_input
@@ -219,7 +226,7 @@ def _read_negative(self):
     with self.reading(), nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
 Policy._read_negative = _read_negative
 
-# %% ../nbs/02_policy.ipynb #0ca26235
+# %% ../nbs/02_policy.ipynb #e040395c
 def _predict(self,
     latents:torch.Tensor,  # (B, C, H, W) x_t
     step,                  # int, or (B,) long: index of the denoising step, 0 is pure noise
@@ -266,6 +273,7 @@ def _denoise(self,
 ) -> torch.Tensor:    # (B, C, H, W) fp32
     "The network, in its precision and in batches of at least `MIN_ROWS` rows."
     count, kind = len(x), PRECISIONS[self.precision]
+    with self._counting: self._count += count
     if count < MIN_ROWS:
         rows = torch.arange(MIN_ROWS, device=x.device) % count
         x, t, told = x[rows], t[rows], {name: v[rows] for name, v in told.items()}

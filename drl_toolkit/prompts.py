@@ -70,16 +70,16 @@ def load_prompts(
         except ValueError as e: raise ValueError(f'prompts file {str(path)!r}, line {i}: {e}') from None
     return [line for _, line in kept]
 
-# %% ../nbs/08_prompts.ipynb #933ec28b
+# %% ../nbs/08_prompts.ipynb #2f428e3d
 @dataclass
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
     name: str
     prompts: list                 # of strings
-    reward: Reward                # or a plain function
+    reward: Reward                # or a plain function; or a list of them, whose advantages are added
     group_size: int = 1           # samples that share one prompt
     samples: int = 64             # per epoch; rounded up to whole groups
-    weight: float = 1.            # of this task's advantages
+    weight: float = 1.            # of this task's advantages; for several rewards, one for each
     advantage: Callable = None    # one of `advantages`; the trainer's default (whole batch) when None
     window: tuple = None          # (start, stop) of the denoising that is trained, as shares: (0, .6) is its first six tenths; all of it when None
 
@@ -90,18 +90,34 @@ class Task:
             raise TypeError(f'{here}: prompts are not a list of non-empty strings; that would be right')
         self.prompts = list(self.prompts)
         if not self.prompts: raise ValueError(f'{here}: prompts is empty; a list of strings is right')
-        if not isinstance(self.reward, Reward):
-            if not callable(self.reward): raise TypeError(f'{here}: reward is {self.reward!r}; a function made by @reward is right')
-            self.reward = Reward(self.reward)
+        self._check_rewards(here)
         for field in ('group_size', 'samples'): self._check_whole(here, field)
-        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 < self.weight < float('inf'):
-            raise ValueError(f'{here}: weight is {self.weight!r}; a number above 0 is right')
         if self.advantage is not None and not callable(self.advantage):
             raise TypeError(f'{here}: advantage is {self.advantage!r}; a function such as advantages.batch is right')
         if self.window is not None: self._check_window(here)
-        if self.reward.level == 'group' and self.group_size < 2:
-            raise ValueError(f'{here}: group_size is 1, but reward {self.reward.name!r} judges a group of one prompt; 16 is the paper\'s')
+        grouped = next((r for r in self.rewards if r.level == 'group'), None)
+        if grouped and self.group_size < 2:
+            raise ValueError(f'{here}: group_size is 1, but reward {grouped.name!r} judges a group of one prompt; 16 is the paper\'s')
         self._round_up(here)
+
+    def _check_rewards(self, here):
+        "One reward or several, each with its weight."
+        several = isinstance(self.reward, (list, tuple))
+        given = list(self.reward) if several else [self.reward]
+        for r in given:
+            if not callable(r): raise TypeError(f'{here}: reward is {r!r}; a function made by @reward is right')
+        self.rewards = [r if isinstance(r, Reward) else Reward(r) for r in given]
+        if not given or len({r.name for r in self.rewards}) < len(given): raise ValueError(f'{here}: rewards are {[r.name for r in self.rewards]}; one or more of different names are right')
+        self.reward = self.rewards if several else self.rewards[0]
+        self.weights = list(self.weight) if isinstance(self.weight, (list, tuple)) else [self.weight] * len(given)
+        if len(self.weights) != len(given): raise ValueError(f'{here}: weight has {len(self.weights)} numbers for {len(given)} rewards; one each is right')
+        for w in self.weights:
+            if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'): raise ValueError(f'{here}: weight is {w!r}; a number above 0 is right')
+
+    @property
+    def reward_names(self) -> list: # of strings
+        "The task's name, or one for each of several rewards."
+        return [self.name] if len(self.rewards) == 1 else [f'{self.name}/{r.name}' for r in self.rewards]
 
     def _check_whole(self, here, field):
         value = getattr(self, field)
@@ -120,7 +136,8 @@ class Task:
     def describe(self) -> str:
         "What an epoch of this task is, in one sentence."
         groups = f'{self.samples // self.group_size} groups of {self.group_size}' if self.group_size > 1 else 'each with its own prompt'
-        return f'{self.name}: {self.samples} samples an epoch, {groups}, from {len(self.prompts)} prompts, rewarded by {self.reward.name!r}.'
+        judges = ' and '.join(repr(r.name) for r in self.rewards)
+        return f'{self.name}: {self.samples} samples an epoch, {groups}, from {len(self.prompts)} prompts, rewarded by {judges}.'
 
     def draw(self,
         seed:int,      # of the run

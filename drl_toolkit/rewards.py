@@ -6,7 +6,7 @@
 __all__ = ['clip_score', 'Card', 'Reward', 'reward', 'RewardReport', 'check_reward', 'jpeg_kilobytes', 'jpeg_compressibility',
            'jpeg_incompressibility', 'load_clip', 'clip_pixels', 'image_features', 'text_features', 'clip_reward']
 
-# %% ../nbs/04_rewards.ipynb #42faadc7
+# %% ../nbs/04_rewards.ipynb #db38ed30
 import base64, io, time, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from torch import nn
 
 from .world import assets_dir, sheet, to_pil
 
-# %% ../nbs/04_rewards.ipynb #4c231c5c
+# %% ../nbs/04_rewards.ipynb #7e4ecaeb
 def _check_inputs(name, images, prompts):
     "The pictures and prompts that a reward is given."
     if not torch.is_tensor(images) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -46,7 +46,7 @@ def _check_values(name, values, images, prompts, shapes):
         raise ValueError(f'{here} {what} for {len(bad)} of {len(images)} images (the first shows {prompts[bad[0]]!r}); every value must be finite')
     return values.detach().float()
 
-# %% ../nbs/04_rewards.ipynb #24985f5b
+# %% ../nbs/04_rewards.ipynb #c75ba299
 @dataclass(frozen=True)
 class Card:
     "What a reward measures, and how it can be cheated."
@@ -128,7 +128,7 @@ def reward(
     if score is None: return lambda f: Reward(f, name, level, card)
     return Reward(score, name, level, card)
 
-# %% ../nbs/04_rewards.ipynb #b1203cf9
+# %% ../nbs/04_rewards.ipynb #77f57f7a
 @dataclass
 class RewardReport:
     "What `check_reward` found."
@@ -201,7 +201,7 @@ def check_reward(
                         gap(again, values), gap(shuffled, values[perm]), alone, 1000 * cost / len(images), figures,
                         sheet(images[order], columns=len(order)), values[order].tolist())
 
-# %% ../nbs/04_rewards.ipynb #6e112744
+# %% ../nbs/04_rewards.ipynb #3000570f
 def jpeg_kilobytes(
     images:torch.Tensor, # (B, 3, H, W) in [0, 1]
     quality:int=95       # DDPO's
@@ -224,7 +224,7 @@ def jpeg_incompressibility(images, prompts):
     "DDPO's incompressibility: the kilobytes of a JPEG of quality 95."
     return jpeg_kilobytes(images)
 
-# %% ../nbs/04_rewards.ipynb #74e95a7f
+# %% ../nbs/04_rewards.ipynb #1ad56205
 @cache
 def load_clip(
     folder:str,        # an open_clip folder: open_clip_config.json, weights, tokenizer

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PREDICTIONS', 'SDES', 'Gaussian', 'Tables', 'tables', 'check_sampler', 'columns', 'training_tables', 'transition']
 
-# %% ../nbs/01_transitions.ipynb #0ae8fc3d
+# %% ../nbs/01_transitions.ipynb #17ee01b9
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
@@ -60,7 +60,7 @@ def _reduce(each, how):
     if how not in ('mean', 'sum'): raise ValueError(f"reduce is {how!r}; it should be 'mean' or 'sum'")
     return getattr(each.flatten(1), how)(1)
 
-# %% ../nbs/01_transitions.ipynb #6fcb18d8
+# %% ../nbs/01_transitions.ipynb #89feccbe
 PREDICTIONS = ('epsilon', 'v_prediction', 'sample', 'flow_prediction')
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,19 @@ class Tables:
     def stochastic(self) -> torch.Tensor: # (T,) bool
         "Which steps add noise, and so can be trained."
         return self.std > 0
+
+    @property
+    def evenness(self) -> torch.Tensor: # (T,), of mean 1 over the stochastic steps
+        "What a step's loss is multiplied with so that all steps have the same say: 1 / |how far the mean moves with the output|. [GRPO-Guard]"
+        moves = self._mean_per_output().abs()
+        even = torch.where(self.stochastic & (moves > 0), 1 / moves.clamp(min=1e-9), 0.)
+        return even / even[self.stochastic].mean() if self.stochastic.any() else even
+
+    def _mean_per_output(self):
+        "The derivative of the mean by the network's output: the mean is linear in it, so a difference will do."
+        nothing, steps = torch.zeros(len(self.std), 1, device=self.std.device), torch.arange(len(self.std), device=self.std.device)
+        mean = lambda output: replace(self, clip=None).transition(nothing + output, steps, nothing).mean.flatten()
+        return mean(1) - mean(0)
 
     def model_input(self,
         sample:torch.Tensor, # (B, …) x_t

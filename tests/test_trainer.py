@@ -38,7 +38,7 @@ def test_one_update_equals_a_reference_written_here():
         mean = prev.sqrt() * x0 + (1 - prev - std**2).clamp(min=0).sqrt() * noise
         log_prob = torch.distributions.Normal(mean, std).log_prob(traj.latents[t + 1]).flatten(1).mean(1)
         w = (log_prob - traj.log_probs[t]).exp()
-        total = total - torch.minimum(w * advantage, w.clamp(1 - ours.clip_range, 1 + ours.clip_range) * advantage).sum() / (18 * 4)
+        total = total - torch.minimum(w * advantage, w.clamp(1 - ours.objective.clip_range, 1 + ours.objective.clip_range) * advantage).sum() / (18 * 4)
     total.backward()
     theirs = torch.cat([p.grad.flatten() for p in policy.parameters()])
     captured = []
@@ -100,10 +100,10 @@ def test_matching_equals_advantage_weighted_pretraining_written_here():
     r = redness(traj.images, prompts).double()
     advantage = ((r - r.mean()) / (r.var(correction=0) + 1e-8).sqrt()).float()
     rows = []
-    real = ours.likelihood.rows
-    class Spy(type(ours.likelihood)):
+    real = ours.objective.likelihood.rows
+    class Spy(type(ours.objective.likelihood)):
         def rows(self, *args): rows.append(real(*args)); return rows[0]
-    ours.likelihood = Spy()
+    ours.objective.likelihood = Spy()
     found = captured_gradient(ours)
     sample, step = rows[0]['sample'], rows[0]['step']
     assert set(step.tolist()) == {1, 2, 3} and len(sample) == 36
@@ -129,7 +129,7 @@ def test_matching_needs_no_noise_and_holds_its_ratio_and_its_anchor():
 
 def test_a_window_of_steps_is_kept_and_refused_where_it_is_empty():
     t = trainer(TrainConfig(train_steps=2), [task(window=(0, .4))])
-    assert t.able(t.tasks[0]).tolist() == [True, True, False, False, False] and t.fit(1)
+    assert t.objective.able(t, t.tasks[0]).tolist() == [True, True, False, False, False] and t.fit(1)
     with pytest.raises(ValueError, match=r'only 2 of 5 steps can be trained in window \(0, 0.4\)'): trainer(TrainConfig(train_steps=3), [task(window=(0, .4))])
     for bad in ((.5, .1), (0,), (-.1, .5), .3, (0, 2), (True, 1)):
         with pytest.raises(ValueError, match='0 <= start < stop <= 1'): task(window=bad)
