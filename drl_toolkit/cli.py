@@ -207,7 +207,7 @@ def evaluate(args):
     if run: print(f"\ntrained for {seconds['train'] / 60:.1f} minutes")
     print(f"\nsame prompts and seeds, {result.names[0]} above {result.names[1]}: {out / 'samples.png'}\nall figures: {', '.join(sorted(str(out / f'{n}.png') for n in figures))}, {out / 'summary.json'}")
 
-# %% ../nbs/20_cli.ipynb #e151fc68
+# %% ../nbs/20_cli.ipynb #d8563465
 def _memory(args):
     "What a run would take, and what would make it smaller."
     import torch
@@ -217,7 +217,7 @@ def _memory(args):
     from drl_toolkit.recipes import RunConfig
     config = RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
-    load = Load(args.batch, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0,
+    load = Load(args.batch, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
                 threads=1 if torch.cuda.is_available() else torch.get_num_threads())
     return load, advise(args.model, policy, load)
 

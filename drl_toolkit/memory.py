@@ -69,7 +69,7 @@ def _hollow(model, name, library, kind):
         if library == 'diffusers': return cls.from_config(cls.load_config(model, subfolder=name))
         return cls(cls.config_class.from_pretrained(model, subfolder=name))
 
-# %% ../nbs/02b_memory.ipynb #3550f2e1
+# %% ../nbs/02b_memory.ipynb #1996a818
 @dataclass(frozen=True)
 class Load:
     "What decides the memory of a run beside the policy."
@@ -78,6 +78,7 @@ class Load:
     train_steps: int = 5      # denoising steps trained per picture
     kl: bool = False          # a leash to the base
     average: bool = False     # averaged weights
+    measured: bool = False    # now and then the gradient's noise is measured, with a copy of one gradient
     rollout_batch: int = 64   # pictures denoised together
     decode_batch: int = 32    # pictures decoded together
     threads: int = 1          # batches computed at once; on a CPU as many as PyTorch has threads
@@ -100,7 +101,7 @@ def estimate(
     images = 4 * 3 * policy.adapter.image_size ** 2 * load.samples
     waiting = policy.readers if config.offload else []
     parts = dict(weights=sum(parameter_bytes(m) for m in policy.pipeline.components.values() if isinstance(m, torch.nn.Module) and m not in waiting),
-                 training=trained * (2 + load.average + (load.kl and config.train == 'full')),
+                 training=trained * (2 + load.average + load.measured + (load.kl and config.train == 'full')),
                  trajectories=latent * (load.samples * (config.num_steps + 1) + 4 * rows) + images)
     if config.train == 'full' and config.precision != 'fp32': _cast_for_simulation(policy)
     phases = dict(sampling=_peak(_sample, policy, min(load.threads * load.rollout_batch, load.samples)),
@@ -149,7 +150,7 @@ def _update(policy, rows, kl):
 @torch.no_grad()
 def _decode(policy, rows): policy.adapter.decode(torch.empty(rows, *policy.latent_shape, device='meta'))
 
-# %% ../nbs/02b_memory.ipynb #03a5aff4
+# %% ../nbs/02b_memory.ipynb #b22c9ff6
 def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (config, load)
     "Changes that may save memory, as one would type them."
     options = {}
@@ -158,6 +159,7 @@ def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (conf
     if config.precision == 'fp32': options['--precision bf16'] = replace(config, precision='bf16'), load
     if config.store == 'fp32': options['--store bf16'] = replace(config, store='bf16'), load
     if not config.offload and not config.train_text_encoder: options['--offload'] = replace(config, offload=True), load
+    if load.measured: options['--measure-every 0'] = config, replace(load, measured=False)
     if config.train == 'full': options['--train lora'] = replace(config, train='lora'), load
     return options
 
