@@ -69,19 +69,20 @@ def _family(policy, prompts, families, branching, seed, epoch):
     latents, scored = walk(policy, before[-1, copies], policy.encode([prompts[i] for i in rows]), own, range(split, policy.num_steps))
     return torch.cat([before[:, copies], latents]), torch.cat([told[:, copies], scored])
 
-# %% ../nbs/12_branches.ipynb #273e4eeb
+# %% ../nbs/12_branches.ipynb #d8cc3e09
 @dataclass
 class Branches(Rollouts):
     "B²-DiffuRL's sampler: backward progressive training, and branches where training begins."
     first: float = .7       # share of the steps that is trained at the start; 1 trains all from the start
     share_prefix: bool = True # branches; False is backward progressive training alone
+    grow: bool = True       # the trained part grows to all; otherwise it stays as it is
 
     def __post_init__(self):
         trained_steps(0, 1, 1, self.first)                                    # refuses a share that is none
 
     def steps(self, trainer) -> int:
         "How many of the last steps are trained now."
-        return trained_steps(trainer.epoch, trainer.config.epochs, trainer.policy.num_steps, self.first)
+        return trained_steps(trainer.epoch if self.grow else 0, trainer.config.epochs, trainer.policy.num_steps, self.first)
 
     def draw(self, trainer, prompts, groups, seed, epoch) -> Trajectory:
         "Families with a common prefix."

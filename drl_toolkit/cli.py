@@ -10,7 +10,7 @@ __all__ = ['MODEL', 'SAMPLER', 'COMMANDS', 'build_parser', 'parse', 'train', 'op
 import argparse, difflib, json, shutil, sys
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #a4be1716
+# %% ../nbs/20_cli.ipynb #fe0971fb
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -25,9 +25,10 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     parser = _Parser(prog='drl', description='Fine-tune text-to-image diffusion models with reinforcement learning.', allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', metavar='{train,sample,eval,doctor}', required=True, parser_class=_Parser)
     train = commands.add_parser('train', help='run a recipe', allow_abbrev=False)
-    train.add_argument('recipe', metavar='RECIPE', help='joint, fairness, composition, preference or compressibility')
+    train.add_argument('recipe', metavar='RECIPE', help='joint, fairness, composition, preference, compressibility, clip or presence')
     train.add_argument('--model', help='folder of a Stable Diffusion 1.x or 2.x, or a hub id; the shipped model by default')
     train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default')
+    train.add_argument('--method', help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default')
     train.add_argument('--resume', action='store_true', help='go on with the run in --out, where there is one')
     if config is not None: _add_fields(train.add_argument_group('fields of the configuration'), config)
     sample = commands.add_parser('sample', help='draw pictures of prompts', allow_abbrev=False)
@@ -74,13 +75,13 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #770c549c
+# %% ../nbs/20_cli.ipynb #ad17583f
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
-    from drl_toolkit.recipes import load_recipe
+    from drl_toolkit.recipes import load_recipe, method_fields
     tasks, config = load_recipe(args.recipe)
-    given = {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
+    given = (method_fields(args.method) if args.method else {}) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
     if run is None: return tasks, type(config)(**asdict(config) | given)
     for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k)) for k, v in given.items() if k != 'epochs']:
         if mine != theirs: raise ValueError(f'{name} is {mine!r}, but the run in {str(run.folder)!r} has {theirs!r}; leave it out, or take another --out')
@@ -97,12 +98,10 @@ def train(args):
 
 def _fit(args, run, tasks, config, out=None):
     "Train, in a run that is opened or made."
-    import torch
-    from drl_toolkit.recipes import DATA, make_policy, make_sampler
+    from drl_toolkit.recipes import make_trainer
     from drl_toolkit.runs import Recorder, Run, resume
-    from drl_toolkit.trainer import Progress, Trainer
-    torch.manual_seed(config.seed)                                             # LoRA's first matrices are random
-    trainer, new = Trainer(make_policy(config, args.model), tasks, config, data=DATA[config.data], callbacks=[], sampler=make_sampler(config)), run is None
+    from drl_toolkit.trainer import Progress
+    trainer, new = make_trainer(config, tasks, args.model, callbacks=[]), run is None
     with run or Run.create(out, config, args.recipe, args.model) as run:
         prompts = [p for t in tasks for p in t.prompts[::max(1, len(t.prompts) // 4)][:4] for _ in range(4)]
         trainer.callbacks += [Progress(), Recorder(run, prompts)]

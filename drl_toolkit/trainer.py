@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer',
-           'pick_steps', 'PolicyGradient']
+           'pick_steps', 'PolicyGradient', 'BaseSamples']
 
 # %% ../nbs/11_trainer.ipynb #e8ae4065
 import math, time
@@ -522,6 +522,28 @@ def _data_step(self, epoch:int) -> float: # the loss before the step
     self.step(self.config.data_weight)
     return loss
 Trainer.data_step = _data_step
+
+# %% ../nbs/11_trainer.ipynb #526c143b
+class BaseSamples:
+    "Pictures of the untrained model as data for the data loss. [DDRL]"
+    def __init__(self,
+        policy:Policy,
+        prompts:list,      # of strings
+        pool:int=256,      # pictures that are drawn once
+        seed:int=0,
+    ):
+        self.policy, self.prompts, self.seed, self.latents = policy, [prompts[i % len(prompts)] for i in range(pool)], seed, None
+        if policy.train == 'full': policy.base_weights()                  # remembered before training begins
+
+    def __call__(self,
+        count:int,
+        seed:int,          # of the choice
+    ) -> tuple:            # latents (count, C, H, W), captions
+        "Some of the pool."
+        if self.latents is None:
+            with self.policy.reference(): self.latents = rollout(self.policy, self.prompts, seed=self.seed, epoch='base').latents[-1].float()
+        rows = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
+        return self.latents[rows], [self.prompts[i] for i in rows]
 
 # %% ../nbs/11_trainer.ipynb #4be4de07
 def _state(self) -> dict: # JSON beside the tensors
