@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'SURROGATES', 'reinforce', 'clip_pair', 'ppo_clip', 'scale_clip', 'transition_weights', 'kl_penalty',
            'encode_images', 'noised', 'data_loss', 'PathLikelihood', 'MatchingLikelihood', 'Reinforce', 'Clipped',
-           'Guarded', 'NegativeAware']
+           'Guarded', 'NegativeAware', 'inner_products']
 
 # %% ../nbs/10_objectives.ipynb #7539de11
 import math
@@ -254,3 +254,11 @@ class NegativeAware:
         return _weighted(goodness * error(self.beta) + (1 - goodness) * error(-self.beta), rows['weight']), {}
 
 SURROGATES = dict(ppo=Clipped(), reinforce=Reinforce(), guard=Guarded(), nft=NegativeAware())
+
+# %% ../nbs/10_objectives.ipynb #1155a770
+def inner_products(
+    gradients:list,     # R lists of tensors, the same shapes in each; None where one has none
+) -> torch.Tensor:      # (R, R) float64, on the CPU
+    "g_i · g_j of all pairs."
+    dot = lambda a, b: sum(((x * y).sum(dtype=torch.double) for x, y in zip(a, b) if x is not None and y is not None), torch.zeros((), dtype=torch.double))
+    return torch.stack([torch.stack([dot(a, b).cpu() for b in gradients]) for a in gradients])

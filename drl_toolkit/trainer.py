@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer',
-           'pick_steps', 'PolicyGradient', 'BaseSamples']
+           'pick_steps', 'PolicyGradient', 'BaseSamples', 'advice', 'Teacher']
 
 # %% ../nbs/11_trainer.ipynb #e8ae4065
 import math, time
@@ -98,7 +98,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #f73145ff
+# %% ../nbs/11_trainer.ipynb #384d8434
 @dataclass
 class Batch:
     "One task's samples of an epoch, scored and credited."
@@ -146,11 +146,11 @@ class Strategy:
 
     def epoch(self, trainer, epoch:int) -> dict: # task's name -> numbers to record
         "Serve all tasks once."
-        figures = {}
+        figures, batches = {}, []
         for task in trainer.tasks:
-            batch = trainer.collect(task, epoch)
-            figures[task.name] = batch.figures | trainer.learn(batch)
-        return figures
+            batches.append(trainer.collect(task, epoch))
+            figures[task.name] = batches[-1].figures | trainer.learn(batches[-1])
+        return trainer.across(figures, batches)
 
     def state_dict(self) -> dict: # JSON
         "What must be saved for an exact resume."
@@ -158,7 +158,7 @@ class Strategy:
 
     def load_state_dict(self, state:dict): "Take up a saved memory."
 
-# %% ../nbs/11_trainer.ipynb #ff51ec71
+# %% ../nbs/11_trainer.ipynb #53d941cc
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -172,7 +172,7 @@ class Trainer:
         strategy:Strategy=None,    # how several tasks share an epoch; one after the other by default
     ):
         self.policy, self.tasks, self.config = policy, list(tasks), config or TrainConfig()
-        self.data, self.epoch, self.history, self.draws, self.ratio_cause = data, 0, [], 0, None
+        self.data, self.epoch, self.history, self.draws, self.ratio_cause, self.pulls = data, 0, [], 0, None, {}
         self.sampler, self.strategy = sampler or Rollouts(), strategy or Strategy()
         self.objective = objective or PolicyGradient(self.config, policy)
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
@@ -353,7 +353,7 @@ class PolicyGradient(Objective):
         clip = f" with clip range {'/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range))}" if self.clip_range else ''
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
-# %% ../nbs/11_trainer.ipynb #182a8a42
+# %% ../nbs/11_trainer.ipynb #e810afdf
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
@@ -419,6 +419,7 @@ def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional ten
     self.optimizer.zero_grad(set_to_none=True)
     measured = first is not None and self.config.measure_every and first.epoch % self.config.measure_every == 0
     stats = self._halves(rows) if measured and len(rows['sample'].unique()) > 1 else self._accumulate(rows)
+    if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     return stats | (self._explain(first.trajectory) if first is not None and stats.get('ratio_error', 0) > 0 else {})
 Trainer.gradient = _gradient
@@ -479,7 +480,7 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     return norm
 Trainer.step = _step
 
-# %% ../nbs/11_trainer.ipynb #31aef076
+# %% ../nbs/11_trainer.ipynb #43effcd3
 def _halves(self, rows:dict) -> dict:
     "The gradient of all rows as that of two halves, and what they say of each other."
     odd = (rows['sample'].unique(return_inverse=True)[1] % 2).bool().cpu()
@@ -487,18 +488,26 @@ def _halves(self, rows:dict) -> dict:
     stats = [self._accumulate(parts[0])]
     first = [None if p.grad is None else p.grad.clone() for p in self.params]
     stats.append(self._accumulate(parts[1]))
-    both, product, gap = _sums(first, [p.grad for p in self.params], [part['weight'].sum() for part in parts])
-    found = dict(signal_to_noise=product.clamp(min=0) / (gap / 4).clamp(min=1e-30), half_cosine=product / both.clamp(min=1e-30))
+    (ff, ft), (_, tt) = objectives.inner_products([first, [p.grad for p in self.params]])          # of the first half and of both
+    one, two = (part['weight'].double().sum().cpu() for part in parts)
+    a, product, b = ff / one**2, (ft - ff) / (one * two), (tt - 2 * ft + ff) / two**2             # of the halves, as if each were the whole
+    found = dict(signal_to_noise=product.clamp(min=0) / ((a + b - 2 * product) / 4).clamp(min=1e-30), half_cosine=product / (a * b).sqrt().clamp(min=1e-30))
     return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) | found
 Trainer._halves = _halves
 
-def _sums(first, total, shares):
-    "|g₁||g₂|, g₁·g₂ and |g₁ - g₂|², of halves that count the same."
-    pairs = [(f / shares[0], (t - f) / shares[1]) for f, t in zip(first, total) if f is not None]
-    dot = lambda x, y: torch.stack([(a * b).sum() for a, b in zip(x, y)]).sum()
-    one, two = zip(*pairs)
-    a, b, product = dot(one, one), dot(two, two), dot(one, two)
-    return (a * b).sqrt(), product, a + b - 2 * product
+# %% ../nbs/11_trainer.ipynb #fd963d55
+def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers to record
+    "Each task's share of the advantages' variance, and the cosines between their gradients where they were measured."
+    if len(batches) < 2: return figures
+    sizes = [b.advantage.float().var(correction=0).item() for b in batches]
+    for batch, size in zip(batches, sizes): figures[batch.task.name]['advantage_share'] = size / max(sum(sizes), 1e-30)
+    names, products = list(self.pulls), objectives.inner_products(list(self.pulls.values())) if self.pulls else None
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            if i != j: figures[a][f'cosine/{b}'] = float(products[i, j] / (products[i, i] * products[j, j]).sqrt().clamp(min=1e-30))
+    self.pulls = {}
+    return figures
+Trainer.across = _across
 
 # %% ../nbs/11_trainer.ipynb #c99a415e
 def _data_gradient(self, seed:int, weight:float=1.) -> float:
@@ -559,3 +568,32 @@ def _load_state(self, state:dict):
     if self.scaler.is_enabled(): self.scaler.load_state_dict(state['scaler'])
     for name, memory in state['credit'].items(): self.credit[name].load_state_dict(memory)
 Trainer.load_state = _load_state
+
+# %% ../nbs/11_trainer.ipynb #f2c1f661
+def advice(
+    row:dict   # one task's figures of an epoch
+) -> dict:     # kind -> sentence
+    "What a teacher would say of these figures; nothing when all is well."
+    get, found = lambda name: row.get(name, math.nan), {}
+    def say(kind, if_so, sentence):
+        if if_so: found[kind] = sentence
+    say('few', get('effective_samples') < 6, f"the advantages weigh as much as {get('effective_samples'):.1f} equal samples: a few outliers decide each step; draw more samples, or try credit='rank'")
+    say('flat', get('flat_groups') > .5, f"{get('flat_groups'):.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, or the reward is too coarse")
+    say('noise', get('signal_to_noise') < .05, f"the gradient is mostly noise (signal to noise {get('signal_to_noise'):.2g}): draw more samples, train more steps of each, or try likelihood='matching'")
+    for side, what in (('high', 'praised and became likely enough'), ('low', 'blamed and became unlikely enough')):
+        say(side, get(f'clipped_{side}') > .3, f"{get(f'clipped_{side}'):.0%} of the transitions have no gradient, since they were {what}: the learning rate is too high, the clip range too narrow, or there are too many updates")
+    say('owner', get('advantage_share') > .8, f"{get('advantage_share'):.0%} of all advantages' variance is this task's: the others hardly count; lower its weight")
+    for name, value in row.items():
+        if name.startswith('cosine/'): say(name, value < -.3, f"its gradient contradicts {name.removeprefix('cosine/')}'s (cosine {value:.2f}): try strategy 'pcgrad', or fewer objectives")
+    return found
+
+class Teacher(Callback):
+    "Says once for each task and kind what `advice` found, and leaves it in the record."
+    def __init__(self): self.said = set()
+
+    def after_epoch(self, trainer, record):
+        for name, row in record['tasks'].items():
+            new = {kind: sentence for kind, sentence in advice(row).items() if (name, kind) not in self.said}
+            self.said |= {(name, kind) for kind in new}
+            for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
+            if new: row['advice'] = ' '.join(f'{sentence}.' for sentence in new.values())

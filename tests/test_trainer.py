@@ -3,12 +3,13 @@ import math
 
 import pytest, torch
 
+from drl_toolkit import advantages
 from drl_toolkit.mdp import rollout
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
-from drl_toolkit.trainer import TrainConfig, Trainer, pick_steps
+from drl_toolkit.trainer import BaseSamples, Teacher, TrainConfig, Trainer, advice, pick_steps
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -212,3 +213,74 @@ def test_threads_change_nothing(likelihood, train):
     assert all(r['tasks']['red']['ratio_error'] == 0 for r in two[1])
     assert one[1][1]['tasks']['red']['kl'] == pytest.approx(two[1][1]['tasks']['red']['kl'], rel=.05)
     assert (torch.cat([(a - b).flatten() for a, b in zip(one[2], two[2])]).abs() < 1e-4).float().mean() > .99
+
+def test_the_teacher_speaks_of_what_is_wrong_and_only_once(capsys):
+    healthy = dict(effective_samples=40., flat_groups=.1, signal_to_noise=.5, clipped_high=.05, clipped_low=.05, advantage_share=.5)
+    assert advice(healthy) == {} and advice({}) == {}
+    for name, value, word in (('effective_samples', 2., 'outliers'), ('flat_groups', .9, '90% of the groups'), ('signal_to_noise', .001, 'mostly noise'), ('clipped_high', .5, 'likely enough'),
+                              ('clipped_low', .5, 'unlikely enough'), ('advantage_share', .95, 'hardly count'), ('cosine/preference', -.8, "preference's")):
+        (sentence,) = advice(healthy | {name: value}).values()
+        assert word in sentence
+    equal = Task('flat', ['a cat'], lambda images, prompts: torch.arange(len(images)) // 9 * 1., group_size=9, samples=18, advantage=advantages.group)
+    t = trainer(tasks=[equal]); t.callbacks = [Teacher()]
+    first, second = t.fit(2)
+    assert 'teach nothing' in first['tasks']['flat']['advice'] and 'advice' not in second['tasks']['flat']
+    assert capsys.readouterr().out.count('teach nothing') == 1
+
+def test_signal_to_noise_is_that_of_halves_computed_here():
+    t = trainer(TrainConfig(train_steps=2, updates=1, warmup=0, micro_batch=8, measure_every=1))
+    batch = t.collect(t.tasks[0], 0)
+    (rows,) = t.plan(batch)
+    stats = t.gradient(rows, batch)
+    whole, halves = [p.grad.clone() for p in t.params], []
+    for rest in (0, 1):
+        t.gradient({k: v[rows['sample'] % 2 == rest] for k, v in rows.items()})
+        halves.append(torch.cat([p.grad.flatten() for p in t.params]) * 2)             # each half weighs one half
+    assert torch.allclose(torch.cat([w.flatten() for w in whole]), (halves[0] + halves[1]) / 2, atol=1e-7)
+    signal, noise = halves[0] @ halves[1], (halves[0] - halves[1]).square().sum() / 4
+    assert stats['signal_to_noise'].item() == pytest.approx(max(0., (signal / noise).item()), rel=1e-3, abs=1e-5)
+    assert stats['half_cosine'].item() == pytest.approx(torch.cosine_similarity(halves[0], halves[1], dim=0).item(), rel=1e-3, abs=1e-5)
+
+def test_several_rewards_add_their_advantages():
+    weighted = Task('both', ['a cat', 'a dog'], [redness, reward(lambda images, prompts: 1000 * images.mean((1, 2, 3)), name='bright')], samples=18, weight=(1., .5))
+    t = trainer(tasks=[weighted])
+    seen = []
+    t.callbacks = [type('Spy', (), dict(before_fit=lambda *a: 0, after_sample=lambda self, t, task, traj, values, advantage: seen.append((traj, advantage)), after_epoch=lambda *a: 0, after_fit=lambda *a: 0))()]
+    row = t.fit(1)[0]['tasks']['both']
+    images, advantage = seen[0][0].images, seen[0][1]
+    parts = [advantages.batch(redness(images, ['a cat'] * 18)), .5 * advantages.batch(1000 * images.mean((1, 2, 3)))]
+    assert torch.allclose(advantage, parts[0] + parts[1], atol=1e-5)
+    assert row['share/redness'] == pytest.approx(.8, abs=1e-3) and row['bright/reward'] == pytest.approx(1000 * images.mean().item(), rel=1e-4)
+
+def test_the_leash_is_adapted_to_its_target():
+    t = trainer(TrainConfig(train_steps=2, kl_weight=.1, kl_target=1., warmup=0))
+    for kl, weight in ((2., .2), (1.2, .2), (.1, .1), (1., .1), (9., .2)):
+        t.adapt_leash(kl)
+        assert t.kl_weight == pytest.approx(weight)
+
+def test_the_weights_can_decay_to_the_base():
+    t = trainer(TrainConfig(train_steps=2, base_decay=10., warmup=0, lr=.01, updates=1))
+    with torch.no_grad():
+        for p in t.params: p.add_(1.)
+    base = t.policy.base_weights()
+    before = [p.detach() - b for p, b in zip(t.params, base)]
+    for p in t.params: p.grad = torch.zeros_like(p)
+    t.step()
+    assert all(torch.allclose(p.detach() - b, .9 * x, atol=1e-6) for p, b, x in zip(t.params, base, before))
+
+@pytest.mark.parametrize('told, words', [(dict(surrogate='reinforce', updates=2), 'updates is 2'), (dict(surrogate='nft'), "needs likelihood='matching'"), (dict(surrogate='guard', likelihood='matching'), "needs likelihood='path'"),
+                                         (dict(kl_target=1.), 'kl_weight is 0'), (dict(clip_high=.1), 'clip_range is 0'), (dict(credit='fame'), 'credit is'), (dict(surrogate='x'), 'surrogate is')])
+def test_fields_that_do_not_fit_together(told, words):
+    with pytest.raises(ValueError, match=words): TrainConfig(**told)
+
+def test_base_samples_are_the_untrained_models():
+    policy = Policy(tiny_sd(), num_steps=3, train='full')
+    expected = rollout(policy, ['a cat', 'a dog', 'a cat'], seed=0, epoch='base').latents[-1]
+    data = BaseSamples(policy, ['a cat', 'a dog'], pool=3)
+    with torch.no_grad():
+        for p in policy.parameters(): p.add_(.1)
+    latents, captions = data(2, seed=5)
+    rows = torch.randperm(3, generator=torch.Generator().manual_seed(5))[:2]
+    assert torch.equal(latents, expected[rows]) and captions == [['a cat', 'a dog', 'a cat'][i] for i in rows]
+    t = trainer(TrainConfig(train_steps=2, data_weight=1., data_batch=2, warmup=0), data=BaseSamples(Policy(tiny_sd(), num_steps=5), ['a cat'], pool=4))
+    assert t.fit(1)[0]['data_loss'] > 0

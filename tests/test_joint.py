@@ -1,0 +1,104 @@
+"Strategies for several tasks, against gradients and mixtures made here."
+import random
+
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from scipy.optimize import minimize
+
+from drl_toolkit.joint import MGDA, Balanced, Constrained, PCGrad, Together, shortest_mixture, without_conflicts
+from drl_toolkit.policy import Policy
+from drl_toolkit.prompts import Task
+from drl_toolkit.recipes import RunConfig, load_recipe, make_trainer
+from drl_toolkit.rewards import reward
+from drl_toolkit.tiny import tiny_sd
+from drl_toolkit.trainer import Strategy, TrainConfig, Trainer
+
+@reward
+def warmth(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
+@reward
+def coolness(images, prompts): return images[:, 2].mean((1, 2)) - .5 * images[:, 0].mean((1, 2))
+
+def trainer(strategy, epochs=2, **told):
+    tasks = [Task('warm', ['a cat'], warmth, samples=16), Task('cool', ['a dog'], coolness, samples=16)]
+    return Trainer(Policy(tiny_sd(), num_steps=4, train='full'), tasks, TrainConfig(epochs=epochs, lr=1e-3, train_steps=2, warmup=0, grad_clip=0, updates=1, **told), callbacks=[], strategy=strategy)
+
+def vectors(seed, count, size=6): return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_shortest_mixture_is_the_one_that_scipy_finds(seed, count):
+    g = vectors(seed, count)
+    weights = shortest_mixture(g @ g.T)
+    best = minimize(lambda w: (w @ g.numpy() @ g.numpy().T @ w), np.full(count, 1 / count), bounds=[(0, 1)] * count, constraints=dict(type='eq', fun=lambda w: w.sum() - 1), tol=1e-12)
+    assert (weights >= 0).all() and weights.sum().item() == pytest.approx(1)
+    assert (weights @ g).norm().item()**2 == pytest.approx(best.fun, rel=1e-3, abs=1e-6)
+    assert (g @ (weights @ g)).min() >= -1e-4                                  # no task gets worse
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_pcgrad_is_its_algorithm_1_on_the_vectors_themselves(seed):
+    g, total, rng = vectors(seed, 3), torch.zeros(6, dtype=torch.double), random.Random(seed)
+    for i in range(3):
+        mine = g[i].clone()
+        for j in rng.sample([j for j in range(3) if j != i], 2):
+            if (along := mine @ g[j]) < 0: mine -= along / (g[j] @ g[j]) * g[j]
+        total += mine / 3
+    assert torch.allclose(without_conflicts(g @ g.T, random.Random(seed)) @ g, total)
+
+def test_gradients_that_agree_are_left_alone():
+    g = vectors(0, 3).abs()
+    assert torch.allclose(without_conflicts(g @ g.T, random.Random(0)), torch.full((3,), 1 / 3, dtype=torch.double))
+
+def test_together_takes_the_mean_of_both_tasks_gradients():
+    seen, alone = [], []
+    both = trainer(Together(), 1)
+    both.optimizer.register_step_pre_hook(lambda *_: seen.append([p.grad.clone() for p in both.params]))
+    both.fit()
+    one = trainer(Strategy(), 1)
+    for task in one.tasks:
+        one.gradient(one.plan(one.collect(task, 0))[0])
+        alone.append([p.grad.clone() for p in one.params])
+    assert len(seen) == 1 and all(torch.allclose(s, (a + b) / 2, atol=1e-7) for s, a, b in zip(seen[0], *alone))
+
+def test_figures_of_all_strategies():
+    for strategy in (Strategy(), Together(), PCGrad(), MGDA(), Balanced(), Constrained(keep=('cool',))):
+        rows = trainer(strategy, measure_every=1).fit()[-1]['tasks']
+        assert rows['warm']['advantage_share'] + rows['cool']['advantage_share'] == pytest.approx(1)
+        assert rows['warm']['cosine/cool'] == rows['cool']['cosine/warm'] and abs(rows['warm']['cosine/cool']) <= 1
+        assert ('gradient_weight' in rows['warm']) == isinstance(strategy, Together)
+
+def test_a_kept_task_counts_only_while_it_is_below_its_start():
+    way = Constrained(keep=('cool',), rate=2.)
+    t = trainer(way, 1)
+    for now, multiplier in ((0., 0.), (-.5, 1.), (-.25, 1.5), (1., 0.)):
+        way.start, way.now = {'warm': (0., 1.), 'cool': (0., 1.)}, {}
+        batch = lambda name, value: type('B', (), dict(task=type('T', (), dict(name=name)), figures=dict(reward=value, reward_std=1.)))
+        way.see(t, [batch('warm', 0.), batch('cool', now)])
+        assert way.multipliers['cool'] == pytest.approx(multiplier)
+        assert way.weigh(t, torch.eye(2)).tolist() == pytest.approx([1 / (1 + multiplier), multiplier / (1 + multiplier)])
+
+@pytest.mark.parametrize('make', [lambda: Balanced(), lambda: Constrained(keep=('cool',)), lambda: PCGrad()])
+def test_a_strategy_is_resumed_exactly(make):
+    whole = trainer(make(), 3); whole.fit()
+    first = trainer(make(), 3); first.fit(1)
+    then = trainer(make(), 3)
+    then.load_state(first.state())
+    with torch.no_grad(): torch._foreach_copy_(then.params, first.params)
+    then.optimizer.load_state_dict(first.optimizer.state_dict())
+    then.fit(3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.params, then.params))
+
+def test_refusals():
+    with pytest.raises(ValueError, match="keep is empty"): trainer(Constrained())
+    with pytest.raises(ValueError, match="keep is cold"): trainer(Constrained(keep=('cold',)))
+    with pytest.raises(ValueError, match="data_mode is 'joined'"):
+        Trainer(Policy(tiny_sd(), num_steps=3), [Task('warm', ['a cat'], warmth)], TrainConfig(train_steps=2, data_weight=1., data_mode='joined'), data=lambda n, s: None, callbacks=[], strategy=PCGrad())
+    with pytest.raises(ValueError, match="strategy is 'vote'"): RunConfig(strategy='vote')
+
+def test_six_objectives_need_nothing_special():
+    tasks, config = load_recipe('six')
+    assert len(tasks) == 6 and config.strategy == 'pcgrad'
+    for t in tasks: t.samples, t.group_size = (16, 16) if t.reward.level == 'group' else (4, 4)
+    config.epochs, config.num_steps, config.train_steps, config.train = 1, 5, 2, 'lora'
+    record = make_trainer(config, tasks, tiny_sd(), callbacks=[]).fit()[0]
+    assert len(record['tasks']) == 6 and sum(k.startswith('cosine/') for k in record['tasks']['fairness']) == 5
