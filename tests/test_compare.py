@@ -1,0 +1,61 @@
+"`drl compare` on hand-made runs and on two real, very short ones."
+import json
+
+import pandas as pd, pytest, torch
+
+from drl_toolkit import compare as C, plots
+from drl_toolkit.cli import main
+from drl_toolkit.policy import Policy
+from drl_toolkit.recipes import RunConfig, load_recipe
+from drl_toolkit.rewards import reward
+from drl_toolkit.runs import Run
+from drl_toolkit.tiny import tiny_sd
+
+def made(folder, rewards, epochs=None):
+    "A run of the recipe clip with these mean rewards, and no weights."
+    with Run.create(folder, RunConfig(epochs=epochs or len(rewards)), 'clip') as run:
+        for i, r in enumerate(rewards): run.log(dict(epoch=i, tasks=dict(clip=dict(reward=r)), seconds=2., cpu_seconds=1., evaluations=100))
+    return run
+
+def test_curves_say_what_was_spent_before_each_epoch(tmp_path):
+    made(tmp_path / 'ppo-0', [.1, .2, .3]); made(tmp_path / 'raft-1', [.5])
+    rows = C.read_runs(tmp_path, ['ppo', 'raft', 'draft'], 2)
+    mine = rows[rows['method'] == 'ppo']
+    assert mine['reward'].tolist() == [.1, .2, .3] and mine['evaluations'].tolist() == [0, 100, 200] and mine['seconds'].tolist() == [0, 2, 4]
+    assert mine['images'].tolist() == [0, 64, 128] == [load_recipe('clip')[0][0].samples * i for i in range(3)]
+    assert set(zip(rows['method'], rows['seed'])) == {('ppo', 0), ('raft', 1)}
+
+def test_a_run_without_weights_or_with_fewer_epochs_is_not_whole(tmp_path):
+    made(tmp_path / 'a', [.1, .2])
+    assert not C.is_whole(tmp_path / 'a') and not C.is_whole(tmp_path / 'none')
+    (tmp_path / 'a' / 'weights').mkdir()
+    assert C.is_whole(tmp_path / 'a')
+    made(tmp_path / 'b', [.1], epochs=2); (tmp_path / 'b' / 'weights').mkdir()
+    assert not C.is_whole(tmp_path / 'b')
+
+def test_judge_groups_by_prompt():
+    seen = []
+    @reward
+    def spy(images, prompts): seen.append(prompts); return images.mean((1, 2, 3))
+    found = C.judge(Policy(tiny_sd(), num_steps=2), spy, ['a cat', 'a dog'], each=3)
+    assert seen == [['a cat'] * 3 + ['a dog'] * 3] and 1 <= found['vendi'] <= 3 and 0 <= found['distance'] <= 2
+
+def test_the_figure_shows_mean_and_extremes():
+    rows = pd.DataFrame([dict(method=m, seed=s, epoch=e, reward=s + e, images=e, evaluations=e, cpu_seconds=e) for m in 'ab' for s in range(3) for e in range(4)])
+    figure = plots.method_curves(rows)
+    line, band = figure.axes[0].lines[0], figure.axes[0].collections[0].get_paths()[0].vertices
+    assert line.get_ydata().tolist() == [1, 2, 3, 4] and band[:, 1].min() == 0 and band[:, 1].max() == 5 and len(figure.axes) == 3
+
+def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
+    options = ['--epochs', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']
+    assert C.train_all('clip', ['ppo', 'draft'], 1, tmp_path, options, jobs=1) == []
+    assert all(C.is_whole(C.run_folder(tmp_path, m, 0)) for m in ('ppo', 'draft'))
+    before = (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes()
+    assert C.train_all('clip', ['ppo'], 1, tmp_path, options) == [] and (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes() == before
+    (method, seed, told), = C.train_all('compressibility', ['draft'], 1, tmp_path / 'other', options)
+    assert (method, seed) == ('draft', 0) and 'has no gradient' in told
+    table = C.verdicts(tmp_path, ['ppo', 'draft'], 1, load_recipe('clip')[0][0])
+    assert set(table.index) == {'ppo', 'draft'} and json.loads((tmp_path / 'ppo-0' / 'judged.json').read_text())['reward'] == pytest.approx(table.loc['ppo', 'reward'])
+    for argv, word in ((['clip', '--methods', 'fame'], "method 'fame'"), (['beauty', '--methods', 'ppo'], "recipe 'beauty'"), (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0')):
+        assert main(['compare', *argv, '--out', str(tmp_path / 'x')]) == 2
+        assert word in capsys.readouterr().err
