@@ -15,6 +15,6 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=['drl_toolkit', 'drl_toolkit.pretrain', 'drl_toolkit.assets'], package_dir={'drl_toolkit.assets': 'assets'},
     package_data={'drl_toolkit.assets': [str(p.relative_to(here / 'assets')) for p in (here / 'assets').rglob('*') if p.is_file()]},
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(), extras_require={kind: cfg[f'{kind}_requirements'].split() for kind in ('data', 'ocr', 'dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split()}, zip_safe=False,
 )

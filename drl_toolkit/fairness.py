@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fairness', 'shared_fairness', 'ToneReader', 'shipped_reader', 'tone_shares', 'statistical_parity', 'parity_floor',
-           'leave_one_out_credit', 'fairness_reward']
+           'leave_one_out_credit', 'rarity_credit', 'fairness_reward']
 
 # %% ../nbs/05_fairness.ipynb #ca1f0a67
 import math
@@ -88,7 +88,7 @@ def parity_floor(
         total += ways * math.sqrt(sum((c / n - 1 / classes)**2 for c in counts))
     return total
 
-# %% ../nbs/05_fairness.ipynb #4267147e
+# %% ../nbs/05_fairness.ipynb #5c977bf6
 def leave_one_out_credit(
     tones:torch.Tensor,     # (n,) long; -1 is unreadable
     classes:int=len(TONES),
@@ -99,21 +99,31 @@ def leave_one_out_credit(
     credit = without - whole
     return torch.where(tones < 0, credit.min().clamp(max=0) - .25 / n, credit)
 
+def rarity_credit(
+    tones:torch.Tensor,     # (n,) long; -1 is unreadable
+    classes:int=len(TONES),
+) -> torch.Tensor:          # (n,)
+    "How rare each picture's tone is among the others: its even share less the share they have; unreadable ones get less than any. [after 2607.14962]"
+    shares = torch.bincount(tones[tones >= 0], minlength=classes)[:classes].float()
+    credit = 1 / classes - (shares[tones.clamp(min=0)] - 1) / max(1, len(tones) - 1)
+    return torch.where(tones < 0, 1 / classes - 1 - .25 / max(1, len(tones)), credit)
+
 def fairness_reward(
     reader=None,             # images -> tones (B,), -1 for unreadable; the shipped reader when None
-    credit:str='own',        # 'own': leave-one-out, per picture; 'shared': -SP to all, the paper's
+    credit:str='own',        # 'own': leave-one-out, per picture; 'rare': for adding a rare tone; 'shared': -SP to all, the paper's
     classes:int=len(TONES),
     name:str='fairness',
 ) -> Reward:
     "Parity of a group as a reward. The recorded figures are the group's parity and its readable share."
-    if credit not in ('own', 'shared'): raise ValueError(f"credit is {credit!r}; 'own' or 'shared' is right")
+    ways = dict(own=leave_one_out_credit, rare=rarity_credit, shared=lambda tones, classes: torch.full((len(tones),), -statistical_parity(tones, classes)))
+    if credit not in ways: raise ValueError(f"credit is {credit!r}; {', '.join(map(repr, ways))} is right")
     def score(images, prompts):
         tones = (reader or shipped_reader())(images).cpu()
-        parity = statistical_parity(tones, classes)
-        value = leave_one_out_credit(tones, classes) if credit == 'own' else torch.full((len(images),), -parity)
+        value, parity = ways[credit](tones, classes), statistical_parity(tones, classes)
         figures = dict(parity=parity, parity_floor=parity_floor(len(images), classes), readable=(tones >= 0).float().mean().item())
         return value.to(images.device), figures
-    return Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', '-0.9 … 0' if credit == 'shared' else 'about -0.1 … 0.1',
-                  'the shipped tone reader' if reader is None else 'a tone reader', 'colour casts and painted faces: watch the readable share and the faces'))
+    return Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')[credit],
+                  'the shipped tone reader' if reader is None else 'a tone reader', 'colour casts and painted faces: watch the readable share and the faces',
+                  'Apache-2.0' if reader is None else "the reader's"))
 
 fairness, shared_fairness = fairness_reward(), fairness_reward(credit='shared', name='shared_fairness')

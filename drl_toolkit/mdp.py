@@ -83,17 +83,18 @@ def in_parallel(
         with ThreadPoolExecutor(threads) as pool: yield from pool.map(function, parts)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/03_mdp.ipynb #748ed681
+# %% ../nbs/03_mdp.ipynb #80062c87
 def rollout(
     policy:Policy,
     prompts:list,          # of B strings
     seed:int=0,            # of the run
     epoch:int=0,
     batch_size:int=64,     # samples denoised together; speed depends on it, pictures do not
+    first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
 ) -> Trajectory:
     "Sample a picture for every prompt and keep the path."
     if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
-    seeds = [sample_seed(seed, epoch, i) for i in range(len(prompts))]
+    seeds = [sample_seed(seed, epoch, first + i) for i in range(len(prompts))]
     threads = batches_at_once(policy)
     size = even_size(len(prompts), batch_size, threads)
     policy.encode(prompts)                                                                    # once, before the threads ask for it

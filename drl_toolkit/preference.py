@@ -5,33 +5,34 @@
 # %% auto #0
 __all__ = ['preference', 'preference_reward', 'load_transformers_clip', 'pick_score']
 
-# %% ../nbs/07_preference.ipynb #e0cf62a9
+# %% ../nbs/07_preference.ipynb #89f103ea
 from functools import cache
-from pathlib import Path
 
 import torch
 from transformers import AutoProcessor, CLIPModel
 
-from .rewards import Card, Reward, image_features, load_clip, text_features
+from .rewards import Card, Reward, image_features, load_clip, processed, text_features
 from .world import assets_dir
 
-# %% ../nbs/07_preference.ipynb #009ef42c
+# %% ../nbs/07_preference.ipynb #0c3ca78a
 def preference_reward(
-    folder:Path=None,        # open_clip folder of a CLIP fine-tuned on preferences; the shipped synthetic one by default
+    model:str=None,          # a CLIP fine-tuned on preferences, as in `rewards.load_clip`; the shipped synthetic one by default
+    weights:str=None,
     name:str='preference',
 ) -> Reward:
     "Bradley-Terry score of an open_clip model: its scaled cosine between picture and prompt."
     def score(images, prompts):
-        path, device = str(folder or assets_dir() / 'preference'), str(images.device)
-        scale = load_clip(path, device)[0].logit_scale.exp()
-        return scale * (image_features(images, path) * text_features(prompts, path, device)).sum(1)
-    model = f'open_clip {folder}' if folder else 'a CLIP fine-tuned on synthetic pairs; no person was asked'
-    return Reward(score, name, card=Card('how much raters like the picture for its prompt', 'log-odds', 'comparable within a prompt', model,
-                                         'the cleanest drawing of the prompt, always the same one: it asks for no variety'))
+        source, device = str(model or assets_dir() / 'preference'), str(images.device)
+        scale = load_clip(source, weights, device)[0].logit_scale.exp()
+        return scale * (image_features(images, source, weights) * text_features(prompts, source, weights, device)).sum(1)
+    what = f'open_clip {model}' if model else 'a CLIP fine-tuned on synthetic pairs; no person was asked'
+    return Reward(score, name, card=Card('how much raters like the picture for its prompt', 'log-odds', 'comparable within a prompt', what,
+                                         'the cleanest drawing of the prompt, always the same one: it asks for no variety',
+                                         "the checkpoint's" if model else 'Apache-2.0'))
 
 preference = preference_reward()
 
-# %% ../nbs/07_preference.ipynb #b1cf8f78
+# %% ../nbs/07_preference.ipynb #63275972
 @cache
 def load_transformers_clip(
     model:str,         # folder or hub id of a CLIPModel
@@ -49,8 +50,8 @@ def pick_score(
     "PickScore (Kirstain et al. 2023), or any preference model that is a transformers CLIPModel."
     def score(images, prompts):
         clip, process = load_transformers_clip(model, processor, str(images.device))
-        inputs = process(images=list(images.clamp(0, 1)), text=list(prompts), do_rescale=False, padding=True, truncation=True, return_tensors='pt').to(images.device)
+        inputs = processed(process, images, text=list(prompts), padding=True, truncation=True)
         out = clip(**inputs)
         return clip.logit_scale.exp() * (out.image_embeds * out.text_embeds).sum(1)
     return Reward(score, name, card=Card('how much people like the picture for its prompt', 'log-odds', 'comparable within a prompt', model,
-                                         'saturated colours, busy detail and one house style'))
+                                         'saturated colours, busy detail and one house style', "MIT (the code's; the model card names none)"))

@@ -121,7 +121,7 @@ def six_tasks() -> list:
     small = Task('small files', P.objects(), jpeg_compressibility, group_size=4, samples=16, advantage=advantages.leave_one_out, weight=.25)
     return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
 
-# %% ../nbs/14a_recipes.ipynb #4eb84262
+# %% ../nbs/14a_recipes.ipynb #2516a8a1
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -166,7 +166,7 @@ def make_trainer(
 ) -> Trainer:
     "The trainer that a configuration asks for."
     policy = make_policy(config, model)
-    data = BaseSamples(policy, [p for t in tasks for p in t.prompts[:64]]) if config.data == 'base' and config.data_weight else DATA.get(config.data)
+    data = BaseSamples(policy, [p for t in tasks if isinstance(t.prompts, list) for p in t.prompts[:64]]) if config.data == 'base' and config.data_weight else DATA.get(config.data)
     return Trainer(policy, tasks, config, data=data, callbacks=callbacks, sampler=make_sampler(config),
                    objective=OBJECTIVES[config.objective](config), strategy=STRATEGIES[config.strategy](config))
 

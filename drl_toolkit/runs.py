@@ -262,7 +262,7 @@ def _save_weights(self,
     return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model'], notes=notes))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #c27a1df9
+# %% ../nbs/16_runs.ipynb #edab92a9
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, and their average where it keeps one."
     named = trainer.policy.named_parameters()
@@ -274,7 +274,7 @@ def averaged(trainer):
 
 def training_notes(trainer) -> str: # Markdown
     "What a model was trained on, for its card."
-    rows = [f"| {t.name} | {r.name} | {r.card.what or 'a function of its author'} | {len(t.prompts)} | {t.samples} |" for t in trainer.tasks for r in t.rewards]
+    rows = [f"| {t.name} | {r.name} | {r.card.what or 'a function of its author'} | {t.pool} | {t.samples} |" for t in trainer.tasks for r in t.rewards]
     c = trainer.config
     return '\n'.join(['## Training', '', '| task | reward | measures | prompts | samples an epoch |', '|---|---|---|---|---|', *rows, '',
                       f'{trainer.epoch} epoch{"s" * (trainer.epoch != 1)}, {trainer.objective.describe(trainer)}, learning rate {c.lr:g}, KL weight {c.kl_weight:g}, data-loss weight {c.data_weight:g}, seed {c.seed}.',

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer',
            'pick_steps', 'PolicyGradient', 'BaseSamples', 'advice', 'Teacher']
 
-# %% ../nbs/11_trainer.ipynb #e8ae4065
+# %% ../nbs/11_trainer.ipynb #a8457876
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from . import advantages, objectives
 from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, sample_seed
 from .policy import Policy
-from .prompts import Task
+from .prompts import Stream, Task
 from .ratio import explain_ratio, off_one
 
 # %% ../nbs/11_trainer.ipynb #1ecca076
@@ -532,7 +532,7 @@ def _data_step(self, epoch:int) -> float: # the loss before the step
     return loss
 Trainer.data_step = _data_step
 
-# %% ../nbs/11_trainer.ipynb #526c143b
+# %% ../nbs/11_trainer.ipynb #6816a1e0
 class BaseSamples:
     "Pictures of the untrained model as data for the data loss. [DDRL]"
     def __init__(self,
@@ -541,6 +541,7 @@ class BaseSamples:
         pool:int=256,      # pictures that are drawn once
         seed:int=0,
     ):
+        if not prompts or pool < 1: raise ValueError(f'base samples: {len(prompts)} prompts for a pool of {pool}; a list of prompts and a pool of 1 or more are right')
         self.policy, self.prompts, self.seed, self.latents = policy, [prompts[i % len(prompts)] for i in range(pool)], seed, None
         if policy.train == 'full': policy.base_weights()                  # remembered before training begins
 
@@ -554,10 +555,11 @@ class BaseSamples:
         rows = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
         return self.latents[rows], [self.prompts[i] for i in rows]
 
-# %% ../nbs/11_trainer.ipynb #4be4de07
+# %% ../nbs/11_trainer.ipynb #e5f1ec12
 def _state(self) -> dict: # JSON beside the tensors
-    "What is not a tensor: epoch, draws of the data loss, history, and the memory of per-prompt trackers."
+    "What is not a tensor: epoch, draws of the data loss, history, the memory of per-prompt trackers, and where the prompt streams are."
     return dict(epoch=self.epoch, draws=self.draws, history=self.history, scaler=self.scaler.state_dict(), kl_weight=self.kl_weight, strategy=self.strategy.state_dict(),
+                prompts={t.name: t.prompts.state_dict() for t in self.tasks if isinstance(t.prompts, Stream)},
                 credit={n: c.state_dict() for n, c in self.credit.items() if hasattr(c, 'state_dict')})
 Trainer.state = _state
 
@@ -567,6 +569,8 @@ def _load_state(self, state:dict):
     self.strategy.load_state_dict(state['strategy'])
     if self.scaler.is_enabled(): self.scaler.load_state_dict(state['scaler'])
     for name, memory in state['credit'].items(): self.credit[name].load_state_dict(memory)
+    for task in self.tasks:
+        if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])
 Trainer.load_state = _load_state
 
 # %% ../nbs/11_trainer.ipynb #f2c1f661

@@ -48,9 +48,9 @@ def test_detector_agrees_with_transformers_own_processing(random_detector):
     "Same pixels as the image processor, same scores, labels and boxes as its post-processing where a query's best class is meant."
     d, images = random_detector, torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     own = d.processor(images=world.to_pil(images), return_tensors='pt')
-    assert (own['pixel_values'] - d.pixels(images)).abs().max() < 1 / 255
+    assert (own['pixel_values'] - d.pixels(images)['pixel_values']).abs().max() < 1 / 255
     result = d(images)
-    with torch.no_grad(): out = d.model(d.pixels(images))
+    with torch.no_grad(): out = d.model(**d.pixels(images))
     theirs = d.processor.post_process_object_detection(out, threshold=0., target_sizes=[(1, 1)] * 3)
     for i in range(3):
         assert result.scores[i, 0].item() == pytest.approx(theirs[i]['scores'].max().item(), abs=1e-5)

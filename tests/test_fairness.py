@@ -2,7 +2,7 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from drl_toolkit.fairness import fairness_reward, leave_one_out_credit, parity_floor, statistical_parity
+from drl_toolkit.fairness import fairness_reward, leave_one_out_credit, parity_floor, rarity_credit, statistical_parity
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-1, 4), min_size=2, max_size=20))
@@ -42,3 +42,11 @@ def test_reward_sees_groups_whole():
     own, figures = fairness_reward(reader).report(images, prompts, groups)
     assert own[3] > 0 > own[0] and figures['readable'] == 1 and figures['parity_floor'] == pytest.approx(parity_floor(4))
     with pytest.raises(ValueError, match="credit is 'all'"): fairness_reward(credit='all')
+
+def test_rarity_is_the_even_share_less_the_share_among_the_others():
+    tones = torch.tensor([0] * 6 + [2] * 3 + [4] + [-1] * 2)
+    by_hand = [.2 - sum(o == t for j, o in enumerate(tones.tolist()) if j != i) / 11 for i, t in enumerate(tones.tolist())]
+    credit = rarity_credit(tones)
+    assert torch.allclose(credit[:10], torch.tensor(by_hand[:10])) and (credit[10:] < credit[:10].min()).all()
+    values, figures = fairness_reward(lambda images: tones, credit='rare').report(torch.rand(12, 3, 8, 8), ['a portrait of a judge'] * 12, torch.zeros(12, dtype=torch.long))
+    assert torch.allclose(values, credit) and figures['parity'] == pytest.approx(statistical_parity(tones))

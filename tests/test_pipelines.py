@@ -119,7 +119,8 @@ def test_data_loss_and_its_gradient(name):
     policy = policy_of(name)
     loss = data_loss(policy, torch.rand(4, 3, 64, 64), PROMPTS + ['a key'], torch.Generator().manual_seed(0))
     loss.backward()
-    assert .1 < loss.item() < 20 and all(p.grad is not None for p in policy.parameters() if p.requires_grad and 'context' not in str(p.shape)) or name in ('sd3', 'flux')
+    with_gradient = [p for p in policy.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert .1 < loss.item() < 20 and len(with_gradient) >= len(policy.parameters()) / 3      # of a new LoRA the first matrices have none, and SD3's and FLUX's last block drops its text
 
 def test_the_unconditional_branch_can_be_left_out_of_the_gradient():
     "The same pictures and ratios; another gradient."

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_transitions import CASES, ORACLES, their_step
 from drl_toolkit.mdp import rollout
 from drl_toolkit.policy import PRECISIONS, Policy
+from drl_toolkit.ratio import ratio_error
 from drl_toolkit.tiny import tiny_sd, tiny_sd3
 from drl_toolkit.transitions import tables, transition
 
@@ -26,15 +27,6 @@ def policy_of(scheduler, prediction, precision, train='lora'):
     options = dict(num_steps=5, precision=precision, store=precision, train=train)
     if prediction == 'flow_prediction': return Policy(tiny_sd3(), sde=scheduler.split(', ')[1], **options)
     return Policy(tiny_sd(prediction_type=prediction, zero_snr=False), scheduler=scheduler, **options)
-
-def ratio_error(policy, traj=None):
-    "The largest |ratio - 1| of all stochastic steps, recomputed in shuffled order; of mean log-probs, as everywhere."
-    traj = traj or rollout(policy, PROMPTS, seed=1)
-    rows = traj.transitions(policy.stochastic.nonzero().T.expand(len(PROMPTS), -1))
-    order = torch.randperm(len(rows['step']), generator=torch.Generator().manual_seed(0))[:32]
-    with torch.no_grad():
-        now = policy.transition(rows['latents'][order], rows['step'][order], policy.encode(PROMPTS)[rows['sample'][order]]).log_prob(rows['next_latents'][order])
-    return (now - rows['old_log_prob'][order]).exp().sub(1).abs().max().item()
 
 def scored_too_early(policy):
     "The same when latents are scored first and rounded afterwards, as other code bases do (field-notes C1)."
@@ -84,7 +76,8 @@ def test_steps_are_diffusers_and_the_oracles(scheduler, prediction):
 @pytest.mark.parametrize('scheduler, prediction', ROWS)
 def test_the_ratio_is_one_before_any_update(scheduler, prediction, precision):
     "Exactly, where every batch has 16 rows or more; the transformer rounds by batch in fp32."
-    assert ratio_error(policy_of(scheduler, prediction, precision)) <= (2e-6 if prediction == 'flow_prediction' else 0)
+    policy = policy_of(scheduler, prediction, precision)
+    assert ratio_error(policy, rollout(policy, PROMPTS, seed=1)) <= (2e-6 if prediction == 'flow_prediction' else 0)
 
 def test_scoring_before_rounding_is_not_one():
     "What this guards against is real."
@@ -103,7 +96,7 @@ def test_masters_stay_in_fp32_and_the_codec_too(precision, train):
 def table():
     rows = []
     for s, p in ROWS:
-        errors = {kind: ratio_error(policy_of(s, p, kind)) for kind in PRECISIONS}
+        errors = {kind: ratio_error(policy_of(s, p, kind), rollout(policy_of(s, p, kind), PROMPTS, seed=1)) for kind in PRECISIONS}
         early = {f'{kind} scored before rounding': scored_too_early(policy_of(s, p, kind)) for kind in ('bf16', 'fp16')}
         rows.append({'scheduler': s, 'prediction': p, "diffusers' step": step_difference(s, p), 'oracle': oracle_difference(s, p), **errors, **early})
     return rows

@@ -2,7 +2,8 @@
 import pytest, torch
 
 from drl_toolkit import world
-from drl_toolkit.prompts import Task, counts, load_prompts, objects, pairs, portraits
+from drl_toolkit.prompts import (ACTIVITIES, ANIMALS, B2_RELATIONS, PAPER_OCCUPATIONS, PAPER_RELATIONS, Compositions, Task, animal_activities, animal_counts, coloured_fruits, counts,
+                                 load_prompts, objects, paper_portraits, pairs, portraits)
 from drl_toolkit.rewards import jpeg_compressibility, reward
 
 of = lambda prompts: {world.pair_key(*world.parse(p).names) for p in prompts}
@@ -16,6 +17,34 @@ def test_sets_follow_the_worlds_lists_and_all_prompts_parse():
     for ps in (portraits(backgrounds=True), objects(True), counts(True), pairs(backgrounds=True)):
         assert len(ps) == len(set(ps)) and all(world.parse(p).background for p in ps)
     with pytest.raises(ValueError, match="split is 'test'"): pairs('test')
+
+def test_the_papers_hundred_occupations():
+    assert len(set(PAPER_OCCUPATIONS)) == 100 and PAPER_OCCUPATIONS[0] == 'accountant' and PAPER_OCCUPATIONS[-1] == 'web designer'
+    assert all(o == o.strip() and o and '\n' not in o for o in PAPER_OCCUPATIONS)
+    assert paper_portraits()[1] == 'a portrait of administrative assistant' and paper_portraits(articles=True)[1] == 'a portrait of an administrative assistant'
+
+def test_compositions_are_all_ordered_pairs_written_when_asked_for():
+    names, relations = ['apple', 'car', 'umbrella', 'key'], PAPER_RELATIONS
+    with_article = lambda n: ('an ' if n[0] in 'aeiou' else 'a ') + n
+    truth = [f'{with_article(a)} {r} {with_article(b)}' for a in names for b in names if a != b for r in relations]
+    made = Compositions(names)
+    assert list(made) == truth == made[:] and len(made) == len(set(made)) == 60 and made[-1] == truth[-1] and made[7:3:-2] == truth[7:3:-2]
+    assert len(Compositions(map(str, range(450)))) == 1_010_250                       # the paper's million [P §4.3]
+    with pytest.raises(IndexError): made[60]
+    assert set(B2_RELATIONS['train']) < set(B2_RELATIONS['held_out'])
+    for names, relations, words in ((['a'], ('on',), 'names holds 1'), (['a', 'a'], ('on',), 'names holds 1'), (['a', 'b'], (), 'relations is empty')):
+        with pytest.raises(ValueError, match=words): Compositions(names, relations)
+
+def test_the_sets_of_ddpo_and_b2():
+    train, test = animal_activities('train'), animal_activities('held_out')
+    assert len(set(ANIMALS)) == 45 and (len(train), len(test)) == (45, 90) and sorted(train + test) == sorted(animal_activities()) and 'an ant' in ' '.join(train)
+    assert [sum(p.endswith(a) for p in train) for a in ACTIVITIES] == [15, 15, 15] and [sum(p.endswith(a) for p in test) for a in ACTIVITIES] == [30, 30, 30]
+    train, test = coloured_fruits('train'), coloured_fruits('held_out')
+    assert (len(set(train)), len(set(test))) == (40, 40) and not set(train) & set(test)
+    for word in (0, 1): assert {p.split()[word] for p in train} == {p.split()[word] for p in test}
+    assert len(animal_counts()) == 8 * 45 and {'two mice', 'nine sheep', 'five geese', 'three turkeys', 'two flies'} < set(animal_counts()) and animal_counts(1, 1)[0] == 'one cat'
+    for call, words in ((lambda: animal_activities('test'), "split is 'test'"), (lambda: coloured_fruits('x'), "split is 'x'"), (lambda: animal_counts(3, 2), 'low is 3'), (lambda: animal_counts(1, 10), 'high 10')):
+        with pytest.raises(ValueError, match=words): call()
 
 @pytest.mark.parametrize('change, words', [
     (dict(name=''), 'name'), (dict(prompts='a cat'), 'prompts'), (dict(prompts=[]), 'prompts is empty'), (dict(prompts=['a cat', ' ']), 'prompts'),

@@ -1,11 +1,12 @@
 "The contract that every reward keeps, and the shipped ones against independent computations."
 import io, warnings
 
-import open_clip, pytest, torch
+import numpy as np, open_clip, pytest, torch
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from drl_toolkit import world
-from drl_toolkit.rewards import (Reward, check_reward, clip_pixels, clip_reward, clip_score, image_features, jpeg_compressibility,
+from drl_toolkit.rewards import (Card, Reward, clip_pixels, clip_reward, clip_score, image_features, jpeg_compressibility,
                                  jpeg_incompressibility, load_clip, reward)
 
 IMAGES, PROMPTS = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), ['a cat', 'a dog'] * 3
@@ -64,15 +65,74 @@ def test_figures_are_means_over_groups():
     r = reward(lambda x, p: (mean(x), dict(count=len(x))), level='group', name='r')
     assert r.report(IMAGES, ['a'] * 4 + ['b'] * 2)[1] == {'count': 3}
 
-def test_check_reward_finds_what_hurts():
-    verdict = lambda f, **kw: ' '.join(check_reward(Reward(f, 'r', **kw), IMAGES, PROMPTS).problems)
-    assert verdict(lambda x, p: mean(x)) == '' and verdict(lambda x, p: mean(x).std(), level='group') == ''
-    assert 'deterministic' in verdict(lambda x, p: mean(x) + torch.rand(len(x)))
-    assert 'neighbours' in verdict(lambda x, p: mean(x) - mean(x).mean())
-    assert 'order' in verdict(lambda x, p: mean(x) + torch.arange(len(x)))
-    with pytest.warns(UserWarning): assert 'constant' in verdict(lambda x, p: x.new_ones(len(x)))
-    report = check_reward(lambda x, p: mean(x).double(), IMAGES, PROMPTS)
-    assert report.dtype == 'float64' and 'ms per image' in repr(report) and 'data:image/png' in report._repr_html_()
+bright, red = reward(lambda x, p: mean(x), name='bright'), reward(lambda x, p: x[:, 0].mean((1, 2)), name='red', card=Card('red', unit='share', hacks='paint'))
+spread = reward(lambda x, p: (x.std(0).mean(), dict(size=len(x))), level='group', name='spread')
+
+numbers = st.floats(-4, 4).map(lambda v: round(v, 2)).filter(lambda v: v != 0)
+steps = st.lists(st.tuples(st.sampled_from(('+', '-', '*', '/', 'clip', 'neg', '+r', '-r', 'r-')), numbers, st.sampled_from((0, 1))), max_size=5)
+
+@settings(max_examples=60, deadline=None)
+@given(steps)
+def test_arithmetic_is_arithmetic_and_the_name_says_it(steps):
+    both, values = (bright, red), (mean(IMAGES), IMAGES[:, 0].mean((1, 2)))
+    r, expected = bright, values[0]
+    for op, number, other in steps:
+        if op == '+': r, expected = r + number, expected + number
+        if op == '-': r, expected = number - r, number - expected
+        if op == '*': r, expected = number * r, number * expected
+        if op == '/': r, expected = r / number, expected / number
+        if op == 'neg': r, expected = -r, -expected
+        if op == 'clip': r, expected = r.clip(min=number), expected.clamp(min=number)
+        if op == '+r': r, expected = r + both[other], expected + values[other]
+        if op == '-r': r, expected = r - both[other], expected - values[other]
+        if op == 'r-': r, expected = both[other] - r, values[other] - expected
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); found, figures = r.report(IMAGES, PROMPTS)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    read = eval(r.name, dict(bright=bright, red=red))                    # a name is the expression, and reads as what it computes
+    assert torch.allclose(r.score(IMAGES, PROMPTS), read.score(IMAGES, PROMPTS), rtol=1e-3, atol=1e-3) and set(figures) <= {'bright', 'red'}
+
+def test_names_levels_and_cards():
+    r = .7 * (bright - red) + bright.clip(max=.9) / 2
+    assert r.name == '0.7*(bright - red) + bright.clip(max=0.9)/2' and r.level == 'sample' and r.card.hacks == 'red: paint' and r.card.unit == '' and 'red: red' in r.card.what
+    assert (bright + spread).level == 'group' and sum([bright, red]).name == 'bright + red' and (np.float64(.5) * red).name == '0.5*red' and (red - (bright - 1)).name == 'red - (bright - 1)'
+    assert bright.standardised(.5, .1).name == '(bright - 0.5)/0.1' and r.named('mix').name == 'mix' and (2 * r.named('mix')).name == '2*mix' and r.name != 'mix'
+
+def test_each_part_is_asked_once_and_recorded():
+    asked = []
+    counted = reward(lambda x, p: (asked.append(1), mean(x))[1], name='counted')
+    values, figures = (counted + 2 * counted.clip(max=.5) - red).report(IMAGES, PROMPTS)
+    assert len(asked) == 1 and figures == {'counted': pytest.approx(mean(IMAGES).mean().item()), 'red': pytest.approx(IMAGES[:, 0].mean().item())}
+
+def test_groups_and_samples_mixed():
+    groups = torch.tensor([0, 1, 0, 1, 0, 1])
+    values, figures = (bright + 3 * spread).report(IMAGES, PROMPTS, groups)
+    expected = mean(IMAGES).clone()
+    for g in range(2): expected[groups == g] += 3 * IMAGES[groups == g].std(0).mean()
+    assert torch.allclose(values, expected) and figures['size'] == 3 and set(figures) == {'bright', 'spread', 'size'}
+    one = (bright + 3 * spread).score(IMAGES[::2], PROMPTS[::2])
+    assert torch.allclose(one, expected[::2])
+    two = (spread + spread.named('other')).report(IMAGES, PROMPTS, groups)[1]
+    assert set(two) == {'spread', 'other', 'spread/size', 'other/size'}                              # figures of one name keep apart
+
+def test_a_sum_of_differentiable_rewards_is_differentiable():
+    x = IMAGES.clone().requires_grad_()
+    grad, = torch.autograd.grad((2 * bright - red.clip(max=.4) + spread).score(x, PROMPTS).sum(), x)
+    y = IMAGES.clone().requires_grad_()
+    by_hand, = torch.autograd.grad((2 * mean(y) - y[:, 0].mean((1, 2)).clamp(max=.4) + y.std(0).mean()).sum(), y)
+    assert torch.allclose(grad, by_hand, atol=1e-7)
+
+@pytest.mark.parametrize('make, error, words', [
+    (lambda: bright * red, TypeError, 'only a number'), (lambda: bright / red, TypeError, 'only a number'), (lambda: bright * True, TypeError, 'True'), (lambda: bright + 'x', TypeError, "'x'"),
+    (lambda: bright + torch.ones(3), TypeError, 'only a number'), (lambda: bright + float('nan'), ValueError, 'nan'), (lambda: bright / 0, ValueError, '/ 0'), (lambda: bright.clip(), ValueError, 'clip'),
+    (lambda: bright.clip(min=1, max=0), ValueError, 'min 1 and max 0'), (lambda: bright.standardised(0, 0), ValueError, 'std is 0'), (lambda: bright.standardised('0', 1), TypeError, "'0'"),
+    (lambda: bright + reward(lambda x, p: mean(x), name='bright'), ValueError, "two parts called 'bright'")])
+def test_what_cannot_be_meant_is_refused(make, error, words):
+    with pytest.raises(error) as caught: make()
+    assert words in str(caught.value) and '\n' not in str(caught.value)
+
+def test_a_combination_that_overflows_is_told_by_its_name():
+    with pytest.raises(ValueError, match='1e.38.bright. returned an infinite'): (1e38 * bright.named('bright') * 1e38)(IMAGES, PROMPTS)
 
 def test_jpeg_size_is_the_size_of_the_file(tmp_path):
     values = jpeg_incompressibility(IMAGES, PROMPTS)
