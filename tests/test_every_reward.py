@@ -14,7 +14,8 @@ from drl_toolkit.fairness import fairness, shared_fairness
 from drl_toolkit.pixels import colourfulness, sharpness, text_reward
 from drl_toolkit.preference import pick_score, preference, preference_reward
 from drl_toolkit.reward_models import aesthetic_reward, hps_reward, image_reward
-from drl_toolkit.rewards import CLIP_H, check_reward, clip_reward, clip_score, jpeg_compressibility, jpeg_incompressibility
+from drl_toolkit.lab import check_reward
+from drl_toolkit.rewards import CLIP_H, clip_reward, clip_score, jpeg_compressibility, jpeg_incompressibility
 from drl_toolkit.zero_shot import ZeroShotDetector, detection_reward
 
 A = world.assets_dir()
@@ -67,7 +68,7 @@ def test_contract(name, new):
     assert r.level == ('group' if name in GROUPS else 'sample')
     values = r(images, asked)
     assert values.shape == (8,) and values.dtype == torch.float32 and values.isfinite().all() and not values.requires_grad
-    assert not [p for p in check_reward(r, images, asked).problems if 'constant' not in p]        # deterministic, and independent of order and neighbours
+    assert not [p for p in check_reward(r, images, asked, others=[]).problems if 'constant' not in p]        # deterministic, and independent of order and neighbours
     outside = (images * 1.2 - .1).requires_grad_()                           # as back-propagation gives them
     rows = slice(None) if r.level == 'sample' else slice(0, None, 4)
     raw = r.score(outside[rows], asked[rows])
