@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
-	@echo 'make test        all tests, as .ci/run calls them: at most 20 minutes, after a set-up of about 6'
+	@echo 'make test        all tests, as .ci/run calls them: at most 25 minutes, after a set-up of about 7'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
@@ -31,11 +31,11 @@ test: test-python test-notebooks
 	@echo '== All tests passed.'
 
 test-python: .venv/.installed-dev
-	@echo '== Tests (1 of 2): pytest, two processes; about 5 minutes.'
+	@echo '== Tests (1 of 2): pytest, two processes; about 8 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10 tests
 
 test-notebooks: .venv/.installed-dev
-	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 8 minutes.'
+	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 10 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 
 readme: .venv/.installed-dev

@@ -10,7 +10,7 @@ __all__ = ['MODEL', 'SAMPLER', 'COMMANDS', 'build_parser', 'parse', 'train', 'co
 import argparse, difflib, json, shutil, sys
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #7cea3795
+# %% ../nbs/20_cli.ipynb #a060964c
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -52,14 +52,14 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     return parser
 
 def _add_compare(commands):
-    "Options of `drl compare`; what follows `--` goes to `drl train`."
-    compare = commands.add_parser('compare', help='several methods on one recipe, with equal budgets and several seeds', allow_abbrev=False)
+    "Options of `drl compare`."
+    compare = commands.add_parser('compare', help='several methods on one recipe, with equal budgets and several seeds', allow_abbrev=False,
+                                  epilog='What follows -- goes to drl train: drl compare … -- --epochs 20 --lr 1e-4')
     compare.add_argument('recipe', metavar='RECIPE', help='such as clip or presence, which are made for it')
     compare.add_argument('--methods', required=True, metavar='A,B,…', help='names as for drl train --method')
     compare.add_argument('--seeds', type=int, default=3, help='runs of each method')
     compare.add_argument('--jobs', type=int, default=1, help='runs at once, each a process')
     compare.add_argument('--out', required=True, metavar='DIR', help='folder of the runs and of the results; a second call goes on')
-    compare.add_argument('options', nargs='*', metavar='-- OPTIONS', help='fields for all runs, as for drl train: -- --epochs 20 --lr 1e-4')
 
 def _add_sampling(command, seed):
     "Options of commands that draw pictures."
@@ -83,8 +83,10 @@ def parse(argv:list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
     from importlib import import_module
     config = import_module('drl_toolkit.recipes').RunConfig() if argv[:1] in (['train'], ['doctor']) else None
+    cut = argv.index('--') if argv[:1] == ['compare'] and '--' in argv else len(argv)
     parser = build_parser(config)
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv[:cut])
+    args.options = argv[cut + 1:]
     if not rest: return args
     known = {s for a in parser._subparsers._group_actions[0].choices[args.command]._actions for s in a.option_strings}
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)

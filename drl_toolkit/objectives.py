@@ -181,10 +181,11 @@ class MatchingLikelihood:
 
 LIKELIHOODS = dict(path=PathLikelihood(), matching=MatchingLikelihood())
 
-# %% ../nbs/10_objectives.ipynb #85ece4e6
+# %% ../nbs/10_objectives.ipynb #b749f446
 class Reinforce:
     "Advantage times log-prob. [P Eq 6; D §4.2]"
     likelihoods = ('path', 'matching')
+    memory = ()
 
     def clip_range(self, likelihood, policy) -> float: # no clip
         "Nothing is clipped."
@@ -201,6 +202,7 @@ class Reinforce:
 class Clipped:
     "PPO's clipped ratio. [P Eq 7]"
     likelihoods = ('path', 'matching')
+    memory = ('old_log_prob',)
 
     def clip_range(self, likelihood, policy) -> float:
         "The likelihood's own."
@@ -214,10 +216,11 @@ class Clipped:
         "The clipped surrogate."
         return ppo_clip(log_prob, old['old_log_prob'], rows['advantage'], clip_range, rows['weight'], dims)
 
-# %% ../nbs/10_objectives.ipynb #d57f8f02
+# %% ../nbs/10_objectives.ipynb #78bf041b
 class Guarded:
     "The clip on a ratio without its bias and its scale. [GRPO-Guard]"
     likelihoods = ('path',)
+    memory = ('old_mean',)
 
     def clip_range(self, likelihood, policy) -> float:
         "The likelihood's, times the mean σ: that is what the log-ratio is multiplied with."
@@ -232,12 +235,13 @@ class Guarded:
         change = ((rows['next_latents'].float() - old['old_mean']) / now.std * (now.mean - old['old_mean'])).mean((1, 2, 3))
         return ppo_clip(change, torch.zeros_like(change), rows['advantage'], clip_range, rows['weight'] * rows['evenness'], 0)
 
-# %% ../nbs/10_objectives.ipynb #65b65ff8
+# %% ../nbs/10_objectives.ipynb #c75666d2
 @dataclass
 class NegativeAware:
     "A positive and a negative branch on noised clean pictures. [DiffusionNFT]"
     beta: float = 1.        # how far the branches go
     likelihoods = ('matching',)
+    memory = ('old_output',)
 
     def clip_range(self, likelihood, policy) -> float: # no clip
         "Nothing is clipped."

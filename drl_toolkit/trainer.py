@@ -276,7 +276,7 @@ def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) 
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)), shares
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #e3de9275
+# %% ../nbs/11_trainer.ipynb #e6e9bc33
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -327,7 +327,7 @@ class PolicyGradient(Objective):
     def remember(self, trainer, minibatches):
         "What the surrogate compares with, where sampling did not leave it, and the base's predictions for the leash."
         for rows in minibatches[1:]:
-            for name in self.remembered(trainer.policy, {k: v[:1] for k, v in rows.items()}):
+            for name in self.surrogate.memory:
                 if name not in rows: rows[name] = trainer.in_pieces(lambda part: self.remembered(trainer.policy, part)[name], rows)
         if not self.config.kl_weight: return
         with trainer.policy.reference():
@@ -353,7 +353,7 @@ class PolicyGradient(Objective):
         clip = f" with clip range {'/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range))}" if self.clip_range else ''
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
-# %% ../nbs/11_trainer.ipynb #e810afdf
+# %% ../nbs/11_trainer.ipynb #204f2447
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
@@ -378,12 +378,11 @@ Trainer.learn = _learn
 def _summary(self, stats:list) -> dict: # numbers to record
     "Of all minibatches; the ratio's error and what only the first measured are the first's. The leash is adapted to what was seen."
     if not stats: return dict(grad_norm=0., ratio_error=0.)
-    words = {k: v for k, v in stats[0].items() if not torch.is_tensor(v)}
-    numbers = [{k: v for k, v in s.items() if torch.is_tensor(v)} for s in stats]
-    shared = [{k: s[k] for k in numbers[-1]} for s in numbers]
-    found = {k: v.item() for k, v in ({k: v for k, v in numbers[0].items() if k not in shared[0]} | _combined(shared) | dict(ratio_error=numbers[0].get('ratio_error', torch.zeros(())))).items()}
+    first, always = stats[0], [k for k, v in stats[0].items() if torch.is_tensor(v) and all(k in s for s in stats)]
+    found = first | _combined([{k: s[k] for k in always} for s in stats]) | dict(ratio_error=first.get('ratio_error', 0.))
+    found = {k: v.item() if torch.is_tensor(v) else v for k, v in found.items()}
     if 'kl' in found: found |= dict(kl_weight=self.adapt_leash(found['kl']))
-    return found | words
+    return found
 Trainer.summary = _summary
 
 def _adapt_leash(self, kl:float) -> float: # the weight that was in force

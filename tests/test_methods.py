@@ -9,10 +9,10 @@ from drl_toolkit.tiny import tiny_sd
 @reward
 def warmth(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
 
-def trainer(name, epochs=8, **more):
+def trainer(name, epochs=7, **more):
     "Five steps, two prompts, families of four."
     told = dict(epochs=epochs, num_steps=5, train_steps=0, updates=2, lr=3e-3, warmup=0, train='full', seed=1) | method_fields(name) | more
-    return make_trainer(RunConfig(**told), [Task('warm', ['a cat', 'a dog'], warmth, group_size=4, samples=48)], tiny_sd(), callbacks=[])
+    return make_trainer(RunConfig(**told), [Task('warm', ['a cat', 'a dog'], warmth, group_size=4, samples=32)], tiny_sd(), callbacks=[])
 
 @pytest.mark.parametrize('name', METHODS)
 def test_the_reward_rises(name):
