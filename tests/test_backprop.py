@@ -2,7 +2,7 @@
 import pytest, torch
 
 from drl_toolkit.backprop import AlignProp, DRaFT, DRaFTLV, ReFL, noise_of_steps, rewards_of, walk_with_graph
-from drl_toolkit.mdp import rollout
+from drl_toolkit.mdp import rollout, sample_seed
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.rewards import jpeg_compressibility, reward
@@ -92,6 +92,19 @@ def test_leash_micro_batches_and_resume():
     for t in (whole, small): t.fit()
     assert whole.history[0]['tasks']['warm']['kl'] == pytest.approx(0, abs=1e-12) and whole.history[1]['tasks']['warm']['kl'] > 0
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole.params, small.params))
+
+def test_refl_has_the_pretraining_loss_that_its_paper_has():
+    "Its gradient is the sum of both."
+    data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed)), ['a cat'] * count)
+    gradients = []
+    for told in ({}, dict(data_weight=.3, data_mode='joined', data_batch=4)):
+        t = Trainer(Policy(tiny_sd(), num_steps=4, train='full'), [Task('warm', PROMPTS, warmth, samples=6)], TrainConfig(epochs=1, updates=1, **told), data=data, callbacks=[], objective=ReFL())
+        (rows,) = t.plan(t.collect(t.tasks[0], 0))
+        t.gradient(rows)
+        gradients.append([p.grad.clone() for p in t.params])
+    t.optimizer.zero_grad()
+    t._data_gradient(sample_seed(t.config.seed, 0, -2), .3)
+    assert all(torch.allclose(both, alone + p.grad, atol=1e-6) for alone, both, p in zip(*gradients, t.params))
 
 @pytest.mark.parametrize('objective, told, words', [(DRaFT(0), {}, 'steps is 0'), (DRaFT(6), {}, 'steps is 6'), (ReFL(late=0.), {}, 'late is 0'),
                                                     (DRaFT(), dict(reward=jpeg_compressibility), 'has no gradient')])
