@@ -208,14 +208,15 @@ def measure_floor(
     counts = torch.nn.functional.one_hot(chosen, len(target)).sum(1)
     return measure(counts / n, torch.tensor(target)).mean().item()
 
-# %% ../nbs/05a_attributes.ipynb #793773cc
+# %% ../nbs/05a_attributes.ipynb #0cd28616
 def leave_one_out(
     n:int,           # members of a group
     worth:Callable,  # rows (m,) long -> the worth of the group of these members
 ) -> torch.Tensor:   # (n,)
     "What each member adds: the worth of all, less that of the others."
     rows = torch.arange(n)
-    return torch.stack([torch.as_tensor(worth(rows)) - torch.as_tensor(worth(rows[rows != i])) for i in range(n)])
+    whole = torch.as_tensor(worth(rows))
+    return torch.stack([whole - torch.as_tensor(worth(rows[rows != i])) for i in range(n)])
 
 def own_credit(
     classes:torch.Tensor,  # (n,) long; -1 is unreadable

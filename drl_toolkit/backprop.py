@@ -14,7 +14,7 @@ from .mdp import generators_of, noise_of
 from .objectives import noised
 from .trainer import Batch, Objective
 
-# %% ../nbs/14_backprop.ipynb #6f9ef373
+# %% ../nbs/14_backprop.ipynb #4f98870a
 def rewards_of(
     policy,
     reward,                # a `Reward` of level 'sample'
@@ -22,7 +22,7 @@ def rewards_of(
     prompts:list,          # of B strings
 ) -> torch.Tensor:         # (B,), with a graph to the latents
     "Rewards of latents: decoded, not clamped, scored."
-    return reward.score(policy.adapter.decode(latents) / 2 + .5, prompts)
+    return reward.bare(policy.adapter.decode(latents) / 2 + .5, prompts)
 
 def check_gradient(policy, reward, prompt:str):
     "Refuse a reward that has no gradient, or that judges groups."
@@ -56,7 +56,7 @@ def walk_with_graph(
         latents = policy.tables.transition(told[-1], step, latents.float()).sample(noise[:, i])
     return latents, torch.stack(told, 1)
 
-# %% ../nbs/14_backprop.ipynb #07019405
+# %% ../nbs/14_backprop.ipynb #fa2fc1d7
 @dataclass
 class DRaFT(Objective):
     "Back-propagation through the last steps of the sampler. [DRaFT-K]"
@@ -85,9 +85,7 @@ class DRaFT(Objective):
 
     def remember(self, trainer, minibatches):
         "The base's predictions at the latents of the rollout, for the leash."
-        if not trainer.config.kl_weight: return
-        with trainer.policy.reference():
-            for rows in minibatches: rows['base'] = trainer.in_pieces(lambda part: self.pictures(trainer.policy, part)[1], rows)
+        trainer.remember_base(minibatches, lambda part: self.pictures(trainer.policy, part)[1])
 
     def pictures(self, policy, rows:dict) -> tuple: # x_0 (B, C, H, W), predictions (B, …)
         "The finished latents of some rows, with a graph."
@@ -101,7 +99,7 @@ class DRaFT(Objective):
         loss = -(rows['weight'] * reward).sum()
         if not trainer.config.kl_weight: return loss, {}
         gap = (told - rows['base']).square().flatten(1).mean(1)
-        return loss + trainer.kl_weight * (rows['weight'] * gap).sum(), dict(kl=(rows['weight'] * gap).sum().detach() / rows['weight'].sum())
+        return trainer.leashed(loss, {}, (rows['weight'] * gap).sum(), rows)
 
     def describe(self, trainer):
         return f'goes back from the reward through the last {self.steps} step{"s" * (self.steps > 1)}'

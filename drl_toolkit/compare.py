@@ -4,34 +4,33 @@
 
 # %% auto #0
 __all__ = ['run_folder', 'is_whole', 'epochs_of', 'train_all', 'read_runs', 'judge', 'judge_run', 'verdicts', 'compare_methods',
-           'read_comparison', 'beside']
+           'read_comparison']
 
-# %% ../nbs/17a_compare.ipynb #e1e05c28
+# %% ../nbs/17a_compare.ipynb #85eb9293
 import json, os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd, torch
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .diversity import pairwise_distance, vendi_score
 from .mdp import rollout
-from .plots import method_curves
-from .policy import Policy, PolicyConfig
+from .policy import Policy
 from .recipes import load_recipe, method_fields
 from .rewards import image_features
 from .runs import Run, is_run, write_json
 
-# %% ../nbs/17a_compare.ipynb #5b6578c9
+# %% ../nbs/17a_compare.ipynb #19a1a59e
 def run_folder(out:Path, method:str, seed:int) -> Path:
     "Where a method's run with a seed is."
     return Path(out) / f'{method}-{seed}'
 
 def is_whole(folder:Path) -> bool:
     "Whether a run has come to its end."
-    return is_run(folder) and (Path(folder) / 'weights').is_dir() and len(epochs_of(Run.open(folder))) >= Run.open(folder).config['epochs']
+    if not is_run(folder) or not (Path(folder) / 'weights').is_dir(): return False
+    run = Run.open(folder)
+    return len(epochs_of(run)) >= run.config['epochs']
 
 def epochs_of(run:Run) -> list: # of rows of `metrics`
     "What each epoch cost as a whole."
@@ -85,7 +84,7 @@ def _curve(run, method, seed):
         spent = {k: v + (images if k == 'images' else cost[k]) for k, v in spent.items()}
     return rows
 
-# %% ../nbs/17a_compare.ipynb #9f925360
+# %% ../nbs/17a_compare.ipynb #ff5b0872
 @torch.no_grad()
 def judge(
     policy:Policy,
@@ -105,8 +104,7 @@ def judge_run(folder:Path, task) -> dict:
     "Of a finished run, with its own sampler; remembered beside it."
     note, run = Path(folder) / 'judged.json', Run.open(folder)
     if not note.is_file():
-        options = {f.name: run.config[f.name] for f in fields(PolicyConfig) if f.name in run.config}
-        write_json(note, judge(Policy.from_pretrained(run.folder / 'weights', base=run.about['model'] or 'demo', **options), task.reward, list(dict.fromkeys(task.prompts))[:16]))
+        write_json(note, judge(Policy.from_pretrained(run.folder / 'weights', base=run.about['model'] or 'demo'), task.reward, list(dict.fromkeys(task.prompts))[:16]))
     return json.loads(note.read_text())
 
 def verdicts(
@@ -149,24 +147,3 @@ def read_comparison(path:Path) -> tuple: # curves, verdicts: two tables
     "What `compare_methods` wrote."
     found = json.loads(Path(path).read_text())
     return pd.DataFrame(found['curves']), pd.DataFrame(found['verdicts']).set_index('method')
-
-# %% ../nbs/17a_compare.ipynb #445eea11
-def beside(
-    curves:pd.DataFrame,   # of `read_comparison`
-    methods:list,
-    reference:str='ppo',
-    ylabel:str='mean reward',
-) -> Figure:
-    "A small panel for each method, with the reference in gray: mean over seeds, and from the worst to the best of them."
-    rows = -(-len(methods) // 5)
-    fig = Figure(figsize=(11, 1.9 * rows), layout='constrained')
-    axes = fig.subplots(rows, 5, sharex=True, sharey=True, squeeze=False).flatten()
-    for ax, method in zip(axes, methods):
-        for name, colour in ((reference, '0.6'), (method, 'tab:blue')):
-            at = curves[curves['method'] == name].groupby('images')['reward'].agg(['mean', 'min', 'max'])
-            ax.plot(at.index, at['mean'], color=colour, lw=1.5)
-            ax.fill_between(at.index, at['min'], at['max'], color=colour, alpha=.2, lw=0)
-        ax.set_title(method, fontsize=9)
-    for ax in axes[len(methods):]: ax.axis('off')
-    fig.supxlabel('images sampled', fontsize=9); fig.supylabel(ylabel, fontsize=9)
-    return fig

@@ -6,7 +6,7 @@
 __all__ = ['LAB_PROMPTS', 'MEASURES', 'EDITS', 'SHIPPED', 'base_samples', 'blur', 'grey', 'centred', 'rank_correlation', 'Slope',
            'gradient_slopes', 'RewardReport', 'check_reward', 'crispness']
 
-# %% ../nbs/07b_lab.ipynb #087a6be1
+# %% ../nbs/07b_lab.ipynb #2e1b9774
 import base64, io, math, textwrap, time, warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +20,7 @@ from .fairness import fairness
 from .mdp import rollout
 from .policy import Policy
 from .preference import preference
-from .rewards import Card, Reward, clip_score, jpeg_incompressibility, jpeg_kilobytes, reward
+from .rewards import Card, Reward, clip_score, groups_of, jpeg_incompressibility, jpeg_kilobytes, reward
 from .world import load_demo
 
 # %% ../nbs/07b_lab.ipynb #78f3f341
@@ -71,13 +71,13 @@ EDITS = {      # name -> function of images -> images; clamped afterwards
     'a red tint': lambda x: x + x.new_tensor([.15, -.08, -.08])[:, None, None],
 }
 
-# %% ../nbs/07b_lab.ipynb #b525cb30
+# %% ../nbs/07b_lab.ipynb #7bb90412
 def centred(
     values:torch.Tensor,  # (B,)
     prompts:list,         # of B strings
 ) -> torch.Tensor:        # (B,)
     "Without each prompt's mean."
-    ids = torch.tensor([prompts.index(p) for p in prompts])
+    ids = groups_of(prompts)
     count = torch.bincount(ids).clamp(min=1)
     return values - (torch.bincount(ids, values.double()) / count)[ids]
 
@@ -94,7 +94,7 @@ def rank_correlation(
     if (ranks.std(1) == 0).any(): return 0.
     return torch.corrcoef(ranks)[0, 1].item()
 
-# %% ../nbs/07b_lab.ipynb #79a7c622
+# %% ../nbs/07b_lab.ipynb #4fae53e7
 @dataclass(frozen=True)
 class Slope:
     "Derivatives of a reward along some directions."
@@ -108,8 +108,7 @@ class Slope:
         return ((self.claimed - self.measured).norm() / longer).item() if longer > 0 else 0.
 
 def _total(r, images, prompts):
-    values = r.score(images, prompts)
-    values = torch.as_tensor(values[0] if isinstance(values, tuple) else values)
+    values = torch.as_tensor(r.bare(images, prompts))
     return values.expand(len(images)) @ torch.linspace(.5, 1.5, len(images)).to(values)   # a plain sum would cancel what is relative to the batch
 
 def _gradient(r, images, prompts):
@@ -274,13 +273,12 @@ def _repr_html(self):
             f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
 RewardReport._repr_html_ = _repr_html
 
-# %% ../nbs/07b_lab.ipynb #60e40905
+# %% ../nbs/07b_lab.ipynb #b9047a36
 SHIPPED = (clip_score, composition, strict_composition, preference, fairness)   # what a new reward is compared with
 
 def _raw_dtype(r, images, prompts):
     "What the function itself returns, before it is made float32."
-    values = r.score(images, prompts)
-    values = values[0] if isinstance(values, tuple) else values
+    values = r.bare(images, prompts)
     return str(getattr(values, 'dtype', type(values).__name__)).removeprefix('torch.')
 
 def _some(level, prompts, groups, count):
@@ -329,7 +327,7 @@ def check_reward(
 def _examined(r, images, prompts, groups, others):
     values, figures = r.report(images, prompts, groups)                       # the first call also loads models and checks what it was given
     began = time.perf_counter(); again = r(images, prompts, groups); cost = time.perf_counter() - began
-    groups = torch.tensor([prompts.index(p) for p in prompts]) if groups is None else groups.cpu()
+    groups = groups_of(prompts) if groups is None else groups.cpu()
     perm = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     pick = lambda rows: (images[rows.to(images.device)], [prompts[i] for i in rows])
     gap = lambda a, b: (a - b).abs().max().item()

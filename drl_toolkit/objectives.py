@@ -181,11 +181,12 @@ class MatchingLikelihood:
 
 LIKELIHOODS = dict(path=PathLikelihood(), matching=MatchingLikelihood())
 
-# %% ../nbs/10_objectives.ipynb #b749f446
+# %% ../nbs/10_objectives.ipynb #59f74f25
 class Reinforce:
     "Advantage times log-prob. [P Eq 6; D §4.2]"
     likelihoods = ('path', 'matching')
     memory = ()
+    idle_at_zero = True     # a row without advantage has no gradient
 
     def clip_range(self, likelihood, policy) -> float: # no clip
         "Nothing is clipped."
@@ -203,6 +204,7 @@ class Clipped:
     "PPO's clipped ratio. [P Eq 7]"
     likelihoods = ('path', 'matching')
     memory = ('old_log_prob',)
+    idle_at_zero = True     # a row without advantage has no gradient
 
     def clip_range(self, likelihood, policy) -> float:
         "The likelihood's own."
@@ -216,11 +218,12 @@ class Clipped:
         "The clipped surrogate."
         return ppo_clip(log_prob, old['old_log_prob'], rows['advantage'], clip_range, rows['weight'], dims)
 
-# %% ../nbs/10_objectives.ipynb #78bf041b
+# %% ../nbs/10_objectives.ipynb #046136e2
 class Guarded:
     "The clip on a ratio without its bias and its scale. [GRPO-Guard]"
     likelihoods = ('path',)
     memory = ('old_mean',)
+    idle_at_zero = True     # a row without advantage has no gradient
 
     def clip_range(self, likelihood, policy) -> float:
         "The likelihood's, times the mean σ: that is what the log-ratio is multiplied with."
@@ -235,13 +238,14 @@ class Guarded:
         change = ((rows['next_latents'].float() - old['old_mean']) / now.std * (now.mean - old['old_mean'])).mean((1, 2, 3))
         return ppo_clip(change, torch.zeros_like(change), rows['advantage'], clip_range, rows['weight'] * rows['evenness'], 0)
 
-# %% ../nbs/10_objectives.ipynb #c75666d2
+# %% ../nbs/10_objectives.ipynb #ec7458b9
 @dataclass
 class NegativeAware:
     "A positive and a negative branch on noised clean pictures. [DiffusionNFT]"
     beta: float = 1.        # how far the branches go
     likelihoods = ('matching',)
     memory = ('old_output',)
+    idle_at_zero = False    # without advantage a row still holds the policy to its picture
 
     def clip_range(self, likelihood, policy) -> float: # no clip
         "Nothing is clipped."

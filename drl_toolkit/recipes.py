@@ -8,7 +8,7 @@ __all__ = ['OBJECTIVES', 'STRATEGIES', 'DATA', 'MATCHING', 'RECIPES', 'METHODS',
            'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names', 'load_recipe', 'make_policy', 'make_sampler',
            'make_trainer', 'method_fields']
 
-# %% ../nbs/14a_recipes.ipynb #1e3f6aed
+# %% ../nbs/14a_recipes.ipynb #82f5e58a
 import random
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,13 +23,13 @@ from .branches import Branches
 from .composition import composition, strict_composition
 from .fairness import fairness
 from .joint import MGDA, Balanced, Constrained, PCGrad, Together
-from .policy import Policy, PolicyConfig
+from .policy import Policy, PolicyConfig, check_words
 from .preference import preference
 from .prompts import Task
 from .rewards import clip_score, jpeg_compressibility
 from .trainer import BaseSamples, Rollouts, Strategy, TrainConfig, Trainer
 
-# %% ../nbs/14a_recipes.ipynb #bd967633
+# %% ../nbs/14a_recipes.ipynb #3d86daa9
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
     "A training run as the command line knows it: how the policy is sampled, and how it is trained."
@@ -47,8 +47,7 @@ class RunConfig(TrainConfig, PolicyConfig):
         PolicyConfig.__post_init__(self)
         if not 0 <= self.progressive <= 1: raise ValueError(f'progressive is {self.progressive!r}; it should lie in [0, 1]')
         if self.back_steps < 1: raise ValueError(f'back_steps is {self.back_steps!r}; it should be 1 or more')
-        for name, known in dict(data=(*DATA, 'base'), objective=OBJECTIVES, strategy=STRATEGIES).items():
-            if getattr(self, name) not in known: raise ValueError(f"{name} is {getattr(self, name)!r}; it should be one of {', '.join(map(repr, known))}")
+        check_words(self, data=(*DATA, 'base'), objective=OBJECTIVES, strategy=STRATEGIES)
 
 OBJECTIVES = dict(policy=lambda config: None, draft=lambda config: DRaFT(config.back_steps), draft_lv=lambda config: DRaFTLV(),
                   alignprop=lambda config: AlignProp(config.back_steps), refl=lambda config: ReFL())

@@ -6,8 +6,8 @@
 __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'read_request', 'read_reply', 'make_server', 'serve',
            'remote_reward', 'load_reward', 'Pending', 'scored_rollout']
 
-# %% ../nbs/04c_remote.ipynb #18ea4af4
-import base64, http.client, importlib, importlib.util, io, json, threading, time, zipfile
+# %% ../nbs/04c_remote.ipynb #57429349
+import base64, http.client, importlib, importlib.util, io, json, socket, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +19,7 @@ from PIL import Image
 
 from .mdp import Trajectory, rollout
 from .policy import Policy
-from .rewards import Card, Reward
+from .rewards import Card, Reward, groups_of
 from .world import to_pil, to_tensor
 
 # %% ../nbs/04c_remote.ipynb #98ff8308
@@ -114,7 +114,7 @@ def read_reply(
     if not isinstance(figures, dict) or not all(map(_is_number, figures.values())): raise ValueError('the reply has figures that are not finite numbers')
     return torch.tensor(values, dtype=torch.float32), figures
 
-# %% ../nbs/04c_remote.ipynb #90f19131
+# %% ../nbs/04c_remote.ipynb #4d5ed9f1
 class _Handler(BaseHTTPRequestHandler):
     "One request. `reward`, `limit` and `lock` come from `make_server`."
     protocol_version, timeout = 'HTTP/1.1', 60
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         "Values for pictures."
         length = self.headers.get('Content-Length', '')
         refusal = self._refusal(length)
-        if refusal: return self._answer(*refusal)
+        if refusal: return self._refuse(*refusal)
         try: images, prompts = read_request(self.rfile.read(int(length)), self.limit)
         except ValueError as e: return self._answer(400, dict(error=str(e)))
         self._answer(*self._judged(images, prompts))
@@ -150,11 +150,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status, message):
         body = json.dumps(dict(protocol=PROTOCOL) | message).encode()
-        self.close_connection = status in (404, 411, 413, 415)                         # its body was not read
         self.send_response(status)
         for header in (('Content-Type', 'application/json'), ('Content-Length', str(len(body)))): self.send_header(*header)
         try: self.end_headers(); self.wfile.write(body)
         except ConnectionError: self.close_connection = True                           # the client did not wait
+
+    def _refuse(self, status, message, seconds=5):
+        "Answer, then take in and drop what the client still sends: a connection closed in its face would lose the answer (RFC 9112, 9.6)."
+        self.close_connection = True
+        self._answer(status, message)
+        end = time.monotonic() + seconds
+        try:
+            self.connection.shutdown(socket.SHUT_WR); self.connection.settimeout(1)
+            while time.monotonic() < end and self.rfile.read1(2**16): pass
+        except OSError: pass                                                           # it is gone, or silent
 
     def log_message(self, *args): "Quiet: a training run asks thousands of times."
 
@@ -282,7 +291,7 @@ def _module(place, spec):
     loader.loader.exec_module(module)
     return module
 
-# %% ../nbs/04c_remote.ipynb #6d675d64
+# %% ../nbs/04c_remote.ipynb #39477d83
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
     def __init__(self,
@@ -291,7 +300,7 @@ class Pending:
         groups:torch.Tensor=None,  # (B,) long; equal prompts are a group by default
     ):
         self.reward, self.prompts = reward, list(prompts)
-        self.groups = torch.tensor([prompts.index(p) for p in prompts]) if groups is None else groups.cpu()
+        self.groups = groups_of(prompts) if groups is None else groups.cpu()
         self.images, self.asked, self.parts = {}, set(), []
         self.pool = ThreadPoolExecutor(1, thread_name_prefix='reward')
 

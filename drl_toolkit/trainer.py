@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer',
            'pick_steps', 'PolicyGradient', 'BaseSamples', 'advice', 'Teacher']
 
-# %% ../nbs/11_trainer.ipynb #a8457876
+# %% ../nbs/11_trainer.ipynb #90ec1f16
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 
 from . import advantages, objectives
 from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, sample_seed
-from .policy import Policy
+from .policy import Policy, check_words
 from .prompts import Stream, Task
 from .ratio import explain_ratio, off_one
 
-# %% ../nbs/11_trainer.ipynb #1ecca076
+# %% ../nbs/11_trainer.ipynb #4b441e73
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
@@ -66,9 +66,7 @@ class TrainConfig:
         if not 0 < self.lr_end <= 1: raise ValueError(f'lr_end is {self.lr_end!r}; it should lie in (0, 1]')
         for name in ('beta2', 'average', 'data_start'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should lie in [0, 1)')
-        words = dict(likelihood=objectives.LIKELIHOODS, surrogate=objectives.SURROGATES, credit=('', *advantages.CREDITS), data_mode=('step', 'joined'))
-        for name, known in words.items():
-            if getattr(self, name) not in known: raise ValueError(f"{name} is {getattr(self, name)!r}; it should be one of {', '.join(map(repr, known))}")
+        check_words(self, likelihood=objectives.LIKELIHOODS, surrogate=objectives.SURROGATES, credit=('', *advantages.CREDITS), data_mode=('step', 'joined'))
         self._check_together()
 
     def _check_together(self):
@@ -276,7 +274,7 @@ def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) 
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)), shares
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #e6e9bc33
+# %% ../nbs/11_trainer.ipynb #9b282e34
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -322,16 +320,14 @@ class PolicyGradient(Objective):
 
     def useful(self, rows):
         "Without a leash, those with an advantage."
-        return (rows['advantage'] != 0) | (self.config.kl_weight > 0) | (self.config.surrogate == 'nft')
+        return (rows['advantage'] != 0) | (self.config.kl_weight > 0) | (not self.surrogate.idle_at_zero)
 
     def remember(self, trainer, minibatches):
         "What the surrogate compares with, where sampling did not leave it, and the base's predictions for the leash."
         for rows in minibatches[1:]:
             for name in self.surrogate.memory:
                 if name not in rows: rows[name] = trainer.in_pieces(lambda part: self.remembered(trainer.policy, part)[name], rows)
-        if not self.config.kl_weight: return
-        with trainer.policy.reference():
-            for rows in minibatches: rows['base'] = trainer.in_pieces(lambda part: trainer.policy.predict(part['latents'], part['step'], part['cond']), rows)
+        trainer.remember_base(minibatches, lambda part: trainer.policy.predict(part['latents'], part['step'], part['cond']))
 
     def remembered(self, policy, rows:dict) -> dict: # name -> (N, …)
         "What the surrogate must know of the policy as it is."
@@ -343,17 +339,15 @@ class PolicyGradient(Objective):
         old = {name: rows.get(name, value.detach()) for name, value in self.surrogate.remembers(log_prob, now).items()}
         loss, stats = self.surrogate.loss(rows, log_prob, now, old, self.clip_range, self.dims)
         stats['ratio_error'] = off_one(log_prob, rows.get('old_log_prob', log_prob.detach()))
-        if self.config.kl_weight:
-            kl = self.likelihood.divergence(trainer.policy, rows, now, rows['weight'])
-            loss, stats['kl'] = loss + trainer.kl_weight * kl, kl.detach() / rows['weight'].sum()
-        return loss, stats
+        if not self.config.kl_weight: return loss, stats
+        return trainer.leashed(loss, stats, self.likelihood.divergence(trainer.policy, rows, now, rows['weight']), rows)
 
     def describe(self, trainer):
         k = ' or '.join(map(str, sorted({self.config.train_steps or int(self.able(trainer, t).sum()) for t in trainer.tasks})))
         clip = f" with clip range {'/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range))}" if self.clip_range else ''
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
-# %% ../nbs/11_trainer.ipynb #204f2447
+# %% ../nbs/11_trainer.ipynb #60f327bc
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
@@ -384,6 +378,18 @@ def _summary(self, stats:list) -> dict: # numbers to record
     if 'kl' in found: found |= dict(kl_weight=self.adapt_leash(found['kl']))
     return found
 Trainer.summary = _summary
+
+def _remember_base(self, minibatches:list, predict:Callable):
+    "The base's predictions (rows -> (N, …)) for the leash, where there is one."
+    if not self.config.kl_weight: return
+    with self.policy.reference():
+        for rows in minibatches: rows['base'] = self.in_pieces(predict, rows)
+Trainer.remember_base = _remember_base
+
+def _leashed(self, loss, stats:dict, kl, rows:dict) -> tuple: # loss, figures
+    "A loss with the weighted distance from the base, a sum over these rows."
+    return loss + self.kl_weight * kl, stats | dict(kl=kl.detach() / rows['weight'].sum())
+Trainer.leashed = _leashed
 
 def _adapt_leash(self, kl:float) -> float: # the weight that was in force
     "Where there is a target: twice the weight beyond 1.5 times of it, half below two thirds. [PPO §4]"
