@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['text_identity', 'EmbeddingCache']
 
-# %% ../nbs/02c_embeddings.ipynb #affdb7c4
+# %% ../nbs/02c_embeddings.ipynb #dc20235f
 import hashlib, json, os, threading, warnings
 from pathlib import Path
 
 import diffusers, torch, transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from .policy import Policy
 
@@ -27,7 +27,7 @@ def text_identity(policy:Policy) -> str:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../nbs/02c_embeddings.ipynb #3ed2c775
+# %% ../nbs/02c_embeddings.ipynb #27ac3554
 class EmbeddingCache:
     "Embeddings of prompts on disk. Give it to a policy: `policy.cache = EmbeddingCache(folder, policy)`."
     def __init__(self,
@@ -51,7 +51,7 @@ class EmbeddingCache:
         "What is known of a prompt."
         path = self.path(prompt)
         try:
-            found = load_file(path, device=str(self.device))
+            found = {name: t.to(self.device) for name, t in load(path.read_bytes()).items()}   # read at once: another process may delete the file
             os.utime(path)                                           # used now: it goes last
         except (OSError, SafetensorError): return None               # not there, gone meanwhile, or torn
         return found

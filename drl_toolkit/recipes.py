@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'STRATEGIES', 'DATA', 'MATCHING', 'RECIPES', 'METHODS', 'RunConfig', 'object_scenes', 'all_scenes',
-           'fairness_task', 'composition_task', 'preference_task', 'compressibility_task', 'few_pairs', 'clip_task',
-           'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names', 'load_recipe', 'make_policy', 'make_sampler',
-           'make_trainer', 'method_fields']
+           'fairness_task', 'composition_task', 'preference_task', 'compressibility_task', 'crispness_task',
+           'few_pairs', 'clip_task', 'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names', 'load_recipe',
+           'make_policy', 'make_sampler', 'make_trainer', 'method_fields']
 
-# %% ../nbs/14a_recipes.ipynb #82f5e58a
+# %% ../nbs/14a_recipes.ipynb #917bd6c4
 import random
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,6 +23,7 @@ from .branches import Branches
 from .composition import composition, strict_composition
 from .fairness import fairness
 from .joint import MGDA, Balanced, Constrained, PCGrad, Together
+from .lab import crispness
 from .policy import Policy, PolicyConfig, check_words
 from .preference import preference
 from .prompts import Task
@@ -69,7 +70,7 @@ def all_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0,
 
 DATA = dict(objects=object_scenes, scenes=all_scenes)
 
-# %% ../nbs/14a_recipes.ipynb #9ab2c7da
+# %% ../nbs/14a_recipes.ipynb #ab0bd1b9
 def _with_grounds(prompts, *args):
     "The plain prompts twice and each once per background: a quarter of them plain."
     return 2 * prompts(*args) + prompts(*args, backgrounds=True)
@@ -97,6 +98,10 @@ def compressibility_task(samples:int=64) -> Task:
     "Small JPEG files of single objects: the classic toy of DDPO. [D §5]"
     return Task('compressibility', P.objects(), jpeg_compressibility, samples=samples)
 
+def crispness_task(samples:int=64) -> Task:
+    "A reward that was made to be hacked (chapter 07b): training it is an exercise in noticing."
+    return Task('crispness', P.objects(), crispness, samples=samples)
+
 def few_pairs(count:int=16) -> list: # of prompts
     "Some training pairs, chosen once: few enough that a short run meets each of them often."
     return random.Random(0).sample(P.pairs('train'), count)
@@ -120,7 +125,7 @@ def six_tasks() -> list:
     small = Task('small files', P.objects(), jpeg_compressibility, group_size=4, samples=16, advantage=advantages.leave_one_out, weight=.25)
     return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
 
-# %% ../nbs/14a_recipes.ipynb #2516a8a1
+# %% ../nbs/14a_recipes.ipynb #b6af8abb
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -130,6 +135,7 @@ RECIPES = dict(
     preference=(lambda: [preference_task()], RunConfig(epochs=16, **MATCHING)),
     six=(six_tasks, RunConfig(epochs=16, strategy='pcgrad', **MATCHING | dict(lr=1e-4))),
     compressibility=(lambda: [compressibility_task()], RunConfig(epochs=30, train='full', lr=2e-4)),
+    crispness=(lambda: [crispness_task()], RunConfig(epochs=30, train='full', lr=2e-4)),
     clip=(lambda: [clip_task()], RunConfig(epochs=10, train='full', updates=4, warmup=1)),
     presence=(lambda: [presence_task()], RunConfig(epochs=10, train='full', updates=4, warmup=1)),
 )

@@ -262,11 +262,12 @@ def _save_weights(self,
     return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model'], notes=notes))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #edab92a9
+# %% ../nbs/16_runs.ipynb #42e7bada
 def named_state(trainer) -> dict: # name -> tensor
-    "The tensors that a trainer must find again: its parameters, and their average where it keeps one."
+    "The tensors that a trainer must find again: its parameters, their average where it keeps one, and its callbacks' own."
     named = trainer.policy.named_parameters()
-    return dict(named) if trainer.average is None else named | {f'average/{n}': a for n, a in zip(named, trainer.average)}
+    average = {} if trainer.average is None else {f'average/{n}': a for n, a in zip(named, trainer.average)}
+    return named | average | {name: t for callback in trainer.callbacks for name, t in callback.tensors().items()}
 
 def averaged(trainer):
     "A context in which the policy holds the averaged weights, where the trainer keeps them."

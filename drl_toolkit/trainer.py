@@ -78,13 +78,16 @@ class TrainConfig:
         if self.kl_target and not self.kl_weight: raise ValueError(f'kl_target is {self.kl_target} but kl_weight is 0; give a weight to start from, such as 0.01')
         if self.clip_high and not self.clip_range: raise ValueError(f'clip_high is {self.clip_high} but clip_range is 0; give both')
 
-# %% ../nbs/11_trainer.ipynb #a42d68a5
+# %% ../nbs/11_trainer.ipynb #42983d3e
 class Callback:
     "What happens beside the loop; override what you need."
     def before_fit(self, trainer): "Once, before the first epoch."
     def after_sample(self, trainer, task, trajectory, rewards, advantage): "Per task and epoch: pictures are scored, nothing is updated yet."
     def after_epoch(self, trainer, record:dict): "The record is what `fit` returns for this epoch."
     def after_fit(self, trainer): "However it ended, errors too."
+    def tensors(self) -> dict: # name -> tensor, filled in place by a resume
+        "What a checkpoint must keep of this callback."
+        return {}
 
 class StopTraining(Exception): "Raised by a callback to end `fit` after this epoch, in good order."
 
