@@ -69,7 +69,7 @@ def _family(policy, prompts, families, branching, seed, epoch):
     latents, scored = walk(policy, before[-1, copies], policy.encode([prompts[i] for i in rows]), own, range(split, policy.num_steps))
     return torch.cat([before[:, copies], latents]), torch.cat([told[:, copies], scored])
 
-# %% ../nbs/12_branches.ipynb #d8cc3e09
+# %% ../nbs/12_branches.ipynb #ae280c90
 @dataclass
 class Branches(Rollouts):
     "B²-DiffuRL's sampler: backward progressive training, and branches where training begins."
@@ -84,9 +84,9 @@ class Branches(Rollouts):
         "How many of the last steps are trained now."
         return trained_steps(trainer.epoch if self.grow else 0, trainer.config.epochs, trainer.policy.num_steps, self.first)
 
-    def draw(self, trainer, prompts, groups, seed, epoch) -> Trajectory:
+    def draw(self, trainer, task, prompts, groups, seed, epoch) -> Trajectory:
         "Families with a common prefix."
-        if not self.share_prefix: return super().draw(trainer, prompts, groups, seed, epoch)
+        if not self.share_prefix: return super().draw(trainer, task, prompts, groups, seed, epoch)
         return branch_rollout(trainer.policy, prompts, groups, self.steps(trainer), seed, epoch)
 
     def trainable(self, trainer) -> torch.Tensor: # (T,) bool

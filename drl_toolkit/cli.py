@@ -10,7 +10,7 @@ __all__ = ['MODEL', 'SAMPLER', 'COMMANDS', 'build_parser', 'parse', 'train', 'co
 import argparse, difflib, json, shutil, sys
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #a060964c
+# %% ../nbs/20_cli.ipynb #2e0fe235
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -25,7 +25,7 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     parser = _Parser(prog='drl', description='Fine-tune text-to-image diffusion models with reinforcement learning.', allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', metavar='{train,compare,sample,eval,serve,doctor}', required=True, parser_class=_Parser)
     train = commands.add_parser('train', help='run a recipe', allow_abbrev=False)
-    train.add_argument('recipe', metavar='RECIPE', help='joint, fairness, composition, preference, six, compressibility, clip or presence')
+    train.add_argument('recipe', metavar='RECIPE', help='joint, fairness, composition, preference, six, compressibility, crispness, clip or presence')
     train.add_argument('--model', help='folder of a Stable Diffusion 1.x or 2.x, or a hub id; the shipped model by default')
     train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default')
     train.add_argument('--method', help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default')
@@ -92,7 +92,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #ce3db6b2
+# %% ../nbs/20_cli.ipynb #1d688197
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -118,10 +118,11 @@ def _fit(args, run, tasks, config, out=None):
     from drl_toolkit.recipes import make_trainer
     from drl_toolkit.runs import Recorder, Run, resume
     from drl_toolkit.trainer import Progress, Teacher
+    from drl_toolkit.watch import watch_of
     trainer, new = make_trainer(config, tasks, args.model, callbacks=[]), run is None
     with run or Run.create(out, config, args.recipe, args.model) as run:
-        prompts = [p for t in tasks for p in t.prompts[::max(1, len(t.prompts) // 4)][:4] for _ in range(4)]
-        trainer.callbacks += [Progress(), Teacher(), Recorder(run, prompts)]
+        prompts = [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
+        trainer.callbacks += [Progress(), Teacher(), *watch_of(config, trainer), Recorder(run, prompts)]
         if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
         print(trainer.sentence(), flush=True)
         try: trainer.fit()

@@ -156,7 +156,7 @@ class Stream(ABC):
         if len(taken) < count: raise ValueError(f'{self}: it ended after {len(taken)} of {count} prompts; passes=0 begins again without end')
         return taken
 
-# %% ../nbs/08_prompts.ipynb #722d2362
+# %% ../nbs/08_prompts.ipynb #ec6f5179
 @dataclass
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
@@ -182,6 +182,15 @@ class Task:
         if grouped and self.group_size < 2:
             raise ValueError(f'{here}: group_size is 1, but reward {grouped.name!r} judges a group of one prompt; 16 is the paper\'s')
         self._round_up(here)
+
+    def examples(self, count:int) -> list: # of at most `count` different prompts
+        "Some of its prompts, spread over a list, or the next of a stream, which stays where it is."
+        if not isinstance(self.prompts, Stream):
+            distinct = list(dict.fromkeys(self.prompts))
+            return distinct[::max(1, len(distinct) // count)][:count]
+        here = self.prompts.state_dict()
+        try: return list(dict.fromkeys(self.prompts.take(count)))
+        finally: self.prompts.load_state_dict(here)
 
     def _check_prompts(self, here):
         if isinstance(self.prompts, str) or not all(isinstance(p, str) and p.strip() for p in self.prompts):

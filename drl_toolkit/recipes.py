@@ -6,13 +6,14 @@
 __all__ = ['OBJECTIVES', 'STRATEGIES', 'DATA', 'MATCHING', 'RECIPES', 'METHODS', 'RunConfig', 'object_scenes', 'all_scenes',
            'fairness_task', 'composition_task', 'preference_task', 'compressibility_task', 'crispness_task',
            'few_pairs', 'clip_task', 'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names', 'load_recipe',
-           'make_policy', 'make_sampler', 'make_trainer', 'method_fields']
+           'make_policy', 'with_prompts', 'make_sampler', 'make_trainer', 'method_fields']
 
-# %% ../nbs/14a_recipes.ipynb #917bd6c4
+# %% ../nbs/14a_recipes.ipynb #54e7d008
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import cycle, islice
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
@@ -28,9 +29,10 @@ from .policy import Policy, PolicyConfig, check_words
 from .preference import preference
 from .prompts import Task
 from .rewards import clip_score, jpeg_compressibility
-from .trainer import BaseSamples, Rollouts, Strategy, TrainConfig, Trainer
+from .streams import PromptStream
+from .trainer import BaseSamples, Overlapped, Rollouts, Strategy, TrainConfig, Trainer
 
-# %% ../nbs/14a_recipes.ipynb #3d86daa9
+# %% ../nbs/14a_recipes.ipynb #9e148f2d
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
     "A training run as the command line knows it: how the policy is sampled, and how it is trained."
@@ -41,12 +43,21 @@ class RunConfig(TrainConfig, PolicyConfig):
     branching: bool = False       # B²-DiffuRL: the samples of a group share the part of their path that is not trained
     strategy: str = 'in_turn'     # how several tasks share an epoch: 'in_turn', 'together', 'pcgrad', 'mgda', 'balanced' or 'constrained'
     keep: str = ''                # 'constrained': names of the tasks that are kept where the base was
+    prompts: str = ''             # file of prompts in place of the recipe's own, of any size: .txt, .csv, .jsonl or .parquet; two in a hundred are held out
+    overlap: bool = False         # score pictures in a thread while the next are sampled: for rewards that wait for another machine
+    watch: str = ''               # rewards that are only watched, such as 'clip_score preference' or 'my_file.py:my_reward'
+    watch_every: int = 2          # epochs between two looks at them
+    patience: int = 0             # stop after so many looks without a new best of the watched rewards, and keep the best weights; 0 never
     data: str = 'objects'         # pictures for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias), 'base' (drawn by the base model)
 
     def __post_init__(self):
         TrainConfig.__post_init__(self)
         PolicyConfig.__post_init__(self)
         if not 0 <= self.progressive <= 1: raise ValueError(f'progressive is {self.progressive!r}; it should lie in [0, 1]')
+        for name, low in dict(watch_every=1, patience=0).items():
+            if getattr(self, name) < low: raise ValueError(f'{name} is {getattr(self, name)!r}; it should be {low} or more')
+        if self.patience and not self.watch: raise ValueError(f"patience is {self.patience} but nothing is watched; name rewards that are not trained, such as watch='clip_score'")
+        if self.overlap and (self.progressive or self.branching): raise ValueError('overlap is True with branches, whose pictures are finished together; take one of the two')
         if self.back_steps < 1: raise ValueError(f'back_steps is {self.back_steps!r}; it should be 1 or more')
         check_words(self, data=(*DATA, 'base'), objective=OBJECTIVES, strategy=STRATEGIES)
 
@@ -125,7 +136,7 @@ def six_tasks() -> list:
     small = Task('small files', P.objects(), jpeg_compressibility, group_size=4, samples=16, advantage=advantages.leave_one_out, weight=.25)
     return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
 
-# %% ../nbs/14a_recipes.ipynb #b6af8abb
+# %% ../nbs/14a_recipes.ipynb #4063c39c
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -158,9 +169,17 @@ def make_policy(
     options = {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
     return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)
 
+def with_prompts(
+    tasks:list,         # one `Task`
+    path:Path,          # of a file as `prompt_files` takes it
+) -> list:
+    "The task with the prompts of a file, streamed; a small part of them is never drawn."
+    if len(tasks) > 1: raise ValueError(f"prompts is {str(path)!r}, but this recipe has {len(tasks)} tasks; a recipe of one task is right")
+    return [replace(tasks[0], prompts=PromptStream(path, split='train'))]
+
 def make_sampler(config:RunConfig) -> Rollouts:
     "Where a configuration's trajectories come from."
-    if not config.progressive and not config.branching: return Rollouts()
+    if not config.progressive and not config.branching: return Overlapped() if config.overlap else Rollouts()
     return Branches(first=config.progressive or 1., share_prefix=config.branching, grow=config.grow)
 
 def make_trainer(
@@ -170,6 +189,7 @@ def make_trainer(
     callbacks:list=None # of `Callback`; a progress line by default
 ) -> Trainer:
     "The trainer that a configuration asks for."
+    if config.prompts: tasks = with_prompts(tasks, config.prompts)
     policy = make_policy(config, model)
     data = BaseSamples(policy, [p for t in tasks if isinstance(t.prompts, list) for p in t.prompts[:64]]) if config.data == 'base' and config.data_weight else DATA.get(config.data)
     return Trainer(policy, tasks, config, data=data, callbacks=callbacks, sampler=make_sampler(config),

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'read_request', 'read_reply', 'make_server', 'serve',
-           'remote_reward', 'load_reward', 'Pending', 'scored_rollout']
+           'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'rollout_in_parts']
 
-# %% ../nbs/04c_remote.ipynb #57429349
+# %% ../nbs/04c_remote.ipynb #6eaef92d
 import base64, http.client, importlib, importlib.util, io, json, socket, threading, time, zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -291,7 +292,7 @@ def _module(place, spec):
     loader.loader.exec_module(module)
     return module
 
-# %% ../nbs/04c_remote.ipynb #39477d83
+# %% ../nbs/04c_remote.ipynb #699379dc
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
     def __init__(self,
@@ -348,13 +349,24 @@ def scored_rollout(
     "What `rollout` and `reward.report` give, with the reward at work on each batch while the next is sampled."
     if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
     if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; it should be 1 or more')
-    parts = []
     with Pending(reward, prompts, groups) as pending:
-        for start in range(0, len(prompts), batch_size):
-            rows = list(range(start, min(start + batch_size, len(prompts))))
-            parts.append(rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=start))
-            pending.add(rows, parts[-1].images)
-        return _one(parts), *pending.result()
+        return rollout_in_parts(policy, prompts, pending.add, seed, epoch, batch_size), *pending.result()
+
+def rollout_in_parts(
+    policy:Policy,
+    prompts:list,              # of B strings
+    done:Callable,             # (rows, images) -> anything; called when a part is sampled
+    seed:int=0,                # of the run
+    epoch:int=0,
+    batch_size:int=16,         # pictures in a part
+) -> Trajectory:
+    "What `rollout` gives, told part by part."
+    parts = []
+    for start in range(0, len(prompts), batch_size):
+        rows = list(range(start, min(start + batch_size, len(prompts))))
+        parts.append(rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=start))
+        done(rows, parts[-1].images)
+    return _one(parts)
 
 def _one(parts):
     "Trajectories of parts of an epoch as one."

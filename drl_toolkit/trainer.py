@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer',
-           'pick_steps', 'PolicyGradient', 'BaseSamples', 'advice', 'Teacher']
+           'pick_steps', 'PolicyGradient', 'BaseSamples', 'advice', 'Teacher', 'Overlapped']
 
-# %% ../nbs/11_trainer.ipynb #90ec1f16
+# %% ../nbs/11_trainer.ipynb #a5dc5e4e
 import math, time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
 import torch
@@ -20,6 +21,7 @@ from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, s
 from .policy import Policy, check_words
 from .prompts import Stream, Task
 from .ratio import explain_ratio, off_one
+from .remote import Pending, rollout_in_parts
 
 # %% ../nbs/11_trainer.ipynb #4b441e73
 @dataclass
@@ -99,7 +101,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #384d8434
+# %% ../nbs/11_trainer.ipynb #890f8062
 @dataclass
 class Batch:
     "One task's samples of an epoch, scored and credited."
@@ -111,9 +113,13 @@ class Batch:
 
 class Rollouts:
     "Where trajectories come from, and which of their steps may be trained: independent samples, all steps."
-    def draw(self, trainer, prompts:list, groups:torch.Tensor, seed:int, epoch:int) -> Trajectory:
+    def draw(self, trainer, task:Task, prompts:list, groups:torch.Tensor, seed:int, epoch:int) -> Trajectory:
         "A trajectory for every prompt."
         return rollout(trainer.policy, prompts, seed=seed, epoch=epoch)
+
+    def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), figures), for each reward of the task
+        "What the task's rewards say."
+        return [reward.report(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
 
     def trainable(self, trainer) -> torch.Tensor: # (T,) bool
         "Which steps this epoch may train."
@@ -245,7 +251,7 @@ class Trainer:
     def _tell(self, moment, *args):
         for callback in self.callbacks: getattr(callback, moment)(self, *args)
 
-# %% ../nbs/11_trainer.ipynb #08103c43
+# %% ../nbs/11_trainer.ipynb #9e66441e
 def _seed_of(self, task:Task) -> int:
     "The run's seed, told apart by task."
     return sample_seed(self.config.seed, 0, self.tasks.index(task))
@@ -254,15 +260,14 @@ Trainer.seed_of = _seed_of
 def _sample(self, task:Task, epoch:int) -> tuple: # (Trajectory, groups (B,))
     "Stage 1: prompts from the task's own distribution, a trajectory for each."
     prompts, groups = task.draw(self.seed_of(task), epoch)
-    return self.sampler.draw(self, prompts, groups, self.seed_of(task), epoch), groups
+    return self.sampler.draw(self, task, prompts, groups, self.seed_of(task), epoch), groups
 Trainer.sample = _sample
 
-# %% ../nbs/11_trainer.ipynb #76716262
+# %% ../nbs/11_trainer.ipynb #e8444801
 def _score(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> tuple: # (numbers to record, values: a list of (B,))
     "Stage 2: this task's rewards, and no others. The first one's figures have no prefix."
     found, values = {}, []
-    for i, reward in enumerate(task.rewards):
-        v, figures = reward.report(trajectory.images, trajectory.prompts, groups)
+    for i, (reward, (v, figures)) in enumerate(zip(task.rewards, self.sampler.reports(task, trajectory, groups))):
         row = dict(reward=v.mean().item(), reward_std=v.std(correction=0).item(), reward_min=v.min().item(), reward_max=v.max().item()) | figures
         found |= {f'{reward.name}/{k}' if i else k: x for k, x in row.items()}
         values.append(v)
@@ -609,3 +614,24 @@ class Teacher(Callback):
             self.said |= {(name, kind) for kind in new}
             for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
             if new: row['advice'] = ' '.join(f'{sentence}.' for sentence in new.values())
+
+# %% ../nbs/11_trainer.ipynb #21316e6c
+class Overlapped(Rollouts):
+    "Independent samples whose rewards are at work while the next are sampled."
+    def __init__(self,
+        batch_size:int=16   # pictures that are handed over together
+    ):
+        self.batch_size, self.waiting = batch_size, (None, [])
+
+    def draw(self, trainer, task, prompts, groups, seed, epoch):
+        "A trajectory for every prompt; its values are on their way."
+        pending = [Pending(reward, prompts, groups) for reward in task.rewards]
+        hand_over = lambda rows, images: [p.add(rows, images) for p in pending]
+        self.waiting = rollout_in_parts(trainer.policy, prompts, hand_over, seed, epoch, self.batch_size), pending
+        return self.waiting[0]
+
+    def reports(self, task, trajectory, groups):
+        "The values that were asked for while sampling."
+        (mine, pending), self.waiting = self.waiting, (None, [])
+        if mine is not trajectory: return super().reports(task, trajectory, groups)
+        with ExitStack() as stack: return [stack.enter_context(p).result() for p in pending]
