@@ -181,7 +181,7 @@ def sample(args):
     write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8'))
     print(f'{len(rows)} pictures of {len(prompts)} prompts: {out}')
 
-# %% ../nbs/20_cli.ipynb #da3bb6b8
+# %% ../nbs/20_cli.ipynb #17508368
 def _base_of(model, against):
     "What a model is compared with."
     from drl_toolkit.runs import Run, is_run
@@ -194,14 +194,15 @@ def _base_of(model, against):
 
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
-    from drl_toolkit.drift import MEASURES
-    from drl_toolkit.judges import EMOJI_JUDGES, Judge
+    from dataclasses import replace
+    from drl_toolkit.judges import EMOJI_JUDGES, Judge, judge_of
     from drl_toolkit.pixels import colourfulness, sharpness
     from drl_toolkit.rewards import jpeg_compressibility
     from drl_toolkit.watch import named_rewards
-    own = [] if emoji else [r for t in tasks for r in t.rewards] + [jpeg_compressibility, sharpness, colourfulness]
-    found = {r.name: Judge(r, ()) for r in own + named_rewards(names)}
-    return (list(EMOJI_JUDGES) if emoji else []) + [j for name, j in found.items() if not emoji or name not in {e.reward.name for e in EMOJI_JUDGES}]
+    own = [judge_of(r) for t in tasks for r in t.rewards] + [Judge(r) for r in named_rewards(names)]
+    always = EMOJI_JUDGES if emoji else [Judge(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
+    found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_JUDGES} if emoji else {})
+    return [j if emoji else replace(j, kinds=()) for j in found.values()]
 
 def _nats(policies, probes, seed, count=64):
     "KL of whole paths for some prompts, in nats; None where the two samplers differ or have no noise."

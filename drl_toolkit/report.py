@@ -67,7 +67,7 @@ def over_optimisation(
     for ax in (top, bottom): ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False)
     return fig
 
-# %% ../nbs/17b_report.ipynb #bba036e0
+# %% ../nbs/17b_report.ipynb #d356a1c6
 @dataclass
 class Evaluation:
     "Base against tuned, with everything that was found."
@@ -100,11 +100,12 @@ class Evaluation:
 
 def sentences(found:Evaluation) -> list: # of strings
     "What was found, in words: gains that are more than luck, losses that are, and what moved too far."
-    rows, name = found.rewards, lambda r: f'{r.reward} ({r.prompts} prompts)'
-    paid = [f'{name(r)}: {r.effect:+.2f} standard deviations, {r.win_rate:.0%} wins' for r in rows[rows['trained']].itertuples()]
+    rows = found.rewards
+    paid = [f'{r.reward} ({r.prompts} prompts): {r.effect:+.2f} standard deviations, {r.win_rate:.0%} wins' for r in rows[rows['trained']].itertuples()]
     others = rows[~rows['trained']]
-    lists = [('Trained', paid), ('Also better, though nobody paid for it', [name(r) for r in others[others['effect_low'] > 0].itertuples()]),
-             ('Worse', [name(r) for r in others[others['effect_high'] < 0].itertuples()]), ('Moved far from the base', alarms(found.drift))]
+    named = lambda part: [f"{reward} ({', '.join(mine['prompts'])})" for reward, mine in part.groupby('reward', sort=False)]
+    lists = [('Trained', paid), ('Also better, though nobody paid for it', named(others[others['effect_low'] > 0])), ('Worse', named(others[others['effect_high'] < 0])),
+             ('Moved far from the base', alarms(found.drift))]
     best = turned(found.looks)
     if best is not None: lists.append(('Over-optimised', [f'the watched rewards had their best at epoch {best} and never came back to it']))
     return [f'{title}: {"; ".join(items)}.' for title, items in lists if items]

@@ -165,7 +165,7 @@ class Strategy:
 
     def load_state_dict(self, state:dict): "Take up a saved memory."
 
-# %% ../nbs/11_trainer.ipynb #53d941cc
+# %% ../nbs/11_trainer.ipynb #31ed1af3
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -249,7 +249,12 @@ class Trainer:
         return Batch(task, epoch, trajectory, advantage, figures | shares | advantages.credit_stats(values[0], advantage, groups))
 
     def _tell(self, moment, *args):
-        for callback in self.callbacks: getattr(callback, moment)(self, *args)
+        "Tell every callback; one that asks to stop is heard when all were told."
+        stop = None
+        for callback in self.callbacks:
+            try: getattr(callback, moment)(self, *args)
+            except StopTraining as asked: stop = asked
+        if stop: raise stop
 
 # %% ../nbs/11_trainer.ipynb #9e66441e
 def _seed_of(self, task:Task) -> int:
