@@ -7,14 +7,14 @@ __all__ = ['ITA_CLASSES', 'ITA_CUTS', 'MONK', 'ita', 'ita_class', 'monk_lab', 'm
            'SkinTone', 'ImageClassifier', 'PromptClassifier', 'shares_of', 'distance', 'divergence', 'absence',
            'target_shares', 'measure_floor', 'leave_one_out', 'own_credit', 'balance_reward']
 
-# %% ../nbs/05a_attributes.ipynb #9c0b383f
+# %% ../nbs/05a_attributes.ipynb #55f786dd
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from .rewards import Card, Reward, image_features, processed, text_features
+from .rewards import Card, Reward, Seen, image_features, processed, text_features
 from .world import no_bars
 
 # %% ../nbs/05a_attributes.ipynb #782c1630
@@ -208,7 +208,7 @@ def measure_floor(
     counts = torch.nn.functional.one_hot(chosen, len(target)).sum(1)
     return measure(counts / n, torch.tensor(target)).mean().item()
 
-# %% ../nbs/05a_attributes.ipynb #0cd28616
+# %% ../nbs/05a_attributes.ipynb #cd0038ef
 def leave_one_out(
     n:int,           # members of a group
     worth:Callable,  # rows (m,) long -> the worth of the group of these members
@@ -245,7 +245,8 @@ def balance_reward(
         classes = reader(images).cpu()
         p = shares_of(classes, q)
         figures = {name: measure(p, q).item(), f'{name}_floor': measure_floor(len(images), tuple(q.tolist()), measure),
-                   'coverage': 1 - absence(torch.bincount(classes[classes >= 0], minlength=len(q)), q).item(), 'readable': (classes >= 0).float().mean().item()}
+                   'coverage': 1 - absence(torch.bincount(classes[classes >= 0], minlength=len(q)), q).item(), 'readable': (classes >= 0).float().mean().item(),
+                   f'{name} class': Seen(classes, tuple(reader.names))}
         if credit == 'own': return own_credit(classes, q, measure).to(images.device), figures
         worth = -measure(p, q) if credit == 'shared' else -measure(_soft_shares(reader.probabilities(images), q), q.to(images.device))
         return worth.to(images.device).expand(len(images)), figures

@@ -100,7 +100,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #1d688197
+# %% ../nbs/20_cli.ipynb #6ead7618
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -108,7 +108,7 @@ def _train_config(args, run):
     tasks, config = load_recipe(args.recipe)
     given = (method_fields(args.method) if args.method else {}) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
     if run is None: return tasks, type(config)(**asdict(config) | given)
-    for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k)) for k, v in given.items() if k != 'epochs']:
+    for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k, v)) for k, v in given.items() if k != 'epochs']:
         if mine != theirs: raise ValueError(f'{name} is {mine!r}, but the run in {str(run.folder)!r} has {theirs!r}; leave it out, or take another --out')
     return tasks, type(config)(**run.config | given)
 
@@ -123,14 +123,17 @@ def train(args):
 
 def _fit(args, run, tasks, config, out=None):
     "Train, in a run that is opened or made."
+    from drl_toolkit.frames import FrameRecorder
     from drl_toolkit.recipes import make_trainer
-    from drl_toolkit.runs import Recorder, Run, resume
+    from drl_toolkit.runs import Listener, Recorder, Run, Trackers, check_trackers, resume
     from drl_toolkit.trainer import Progress, Teacher
     from drl_toolkit.watch import watch_of
+    trackers = check_trackers(config.trackers)
     trainer, new = make_trainer(config, tasks, args.model, callbacks=[]), run is None
+    watch, prompts = watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     with run or Run.create(out, config, args.recipe, args.model) as run:
-        prompts = [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
-        trainer.callbacks += [Progress(), Teacher(), *watch_of(config, trainer), Recorder(run, prompts)]
+        frames = [FrameRecorder(run, share=config.frames)] if config.frames else []
+        trainer.callbacks += [Progress(), Teacher(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), Listener(run)]
         if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
         print(trainer.sentence(), flush=True)
         try: trainer.fit()

@@ -21,7 +21,7 @@ from .recipes import load_recipe, method_fields
 from .rewards import image_features
 from .runs import Run, is_run, write_json
 
-# %% ../nbs/17a_compare.ipynb #19a1a59e
+# %% ../nbs/17a_compare.ipynb #5f9ecf2a
 def run_folder(out:Path, method:str, seed:int) -> Path:
     "Where a method's run with a seed is."
     return Path(out) / f'{method}-{seed}'
@@ -57,7 +57,7 @@ def train_all(
 def _train(recipe, method, seed, folder, options, jobs):
     "One run; its exit status and its last words."
     threads = dict(OMP_NUM_THREADS='1') if jobs > 1 else {}
-    command = [sys.executable, '-m', 'drl_toolkit.cli', 'train', recipe, '--method', method, '--seed', str(seed), '--out', str(folder), '--resume', *options]
+    command = [sys.executable, '-m', 'drl_toolkit.cli', 'train', recipe, '--method', method, '--seed', str(seed), '--out', str(folder), '--resume', '--frames', '0', *options]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | dict(TQDM_DISABLE='1'))
     return done.returncode, (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
 

@@ -6,7 +6,7 @@
 __all__ = ['composition', 'strict_composition', 'Detections', 'iou', 'sorted_boxes', 'Detector', 'shipped_detector',
            'wanted_classes', 'presence', 'count_credit', 'relation_credit', 'strictness', 'composition_reward']
 
-# %% ../nbs/06_composition.ipynb #e540b14c
+# %% ../nbs/06_composition.ipynb #30ac1540
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from . import world
-from .rewards import Card, Reward, processed
+from .rewards import Card, Reward, Seen, processed
 
 # %% ../nbs/06_composition.ipynb #f3dde115
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def shipped_detector() -> Detector:
     "The emoji world's detector, loaded once."
     return Detector()
 
-# %% ../nbs/06_composition.ipynb #faf70d67
+# %% ../nbs/06_composition.ipynb #20c0cb85
 def wanted_classes(prompt:str) -> list: # of class names
     "The detector's names for what a prompt asks for. Raises `ValueError` for a prompt outside the vocabulary."
     wanted = world.parse(prompt)
@@ -152,7 +152,7 @@ def composition_reward(
     judge = strictness if strict else presence
     def score(images, prompts):
         found = (detector or shipped_detector())(images)
-        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)])
+        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)]), {'boxes': Seen([found.above(i, .3) for i in range(len(prompts))])}
     card = Card('confidence that what the prompt names is there' + (', in the right number and place' if strict else ''), 'probability', '0 … 1',
                 'the shipped RT-DETR' if detector is None else 'a transformers detector',
                 'objects as the detector likes them best: large, plain, in the middle of their half',

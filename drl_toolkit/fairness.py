@@ -6,7 +6,7 @@
 __all__ = ['fairness', 'shared_fairness', 'ToneReader', 'shipped_reader', 'tone_shares', 'statistical_parity', 'parity_floor',
            'leave_one_out_credit', 'rarity_credit', 'fairness_reward']
 
-# %% ../nbs/05_fairness.ipynb #ca1f0a67
+# %% ../nbs/05_fairness.ipynb #98a6a095
 import math
 from functools import cache
 from itertools import combinations_with_replacement
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from . import world
-from .rewards import Card, Reward
+from .rewards import Card, Reward, Seen
 from .world import TONES
 
 # %% ../nbs/05_fairness.ipynb #edc655c7
@@ -88,7 +88,7 @@ def parity_floor(
         total += ways * math.sqrt(sum((c / n - 1 / classes)**2 for c in counts))
     return total
 
-# %% ../nbs/05_fairness.ipynb #5c977bf6
+# %% ../nbs/05_fairness.ipynb #47349bcf
 def leave_one_out_credit(
     tones:torch.Tensor,     # (n,) long; -1 is unreadable
     classes:int=len(TONES),
@@ -121,6 +121,7 @@ def fairness_reward(
         tones = (reader or shipped_reader())(images).cpu()
         value, parity = ways[credit](tones, classes), statistical_parity(tones, classes)
         figures = dict(parity=parity, parity_floor=parity_floor(len(images), classes), readable=(tones >= 0).float().mean().item())
+        figures['skin tone'] = Seen(tones, TONES if classes == len(TONES) else tuple(f'class {i + 1}' for i in range(classes)))
         return value.to(images.device), figures
     return Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')[credit],
                   'the shipped tone reader' if reader is None else 'a tone reader', 'colour casts and painted faces: watch the readable share and the faces',

@@ -70,7 +70,7 @@ def _at_least(config, name, low, whole=False):
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
         raise ValueError(f"{name} is {value!r}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
-# %% ../nbs/02_policy.ipynb #41ef2283
+# %% ../nbs/02_policy.ipynb #c3ab91ab
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders
 
 class Policy:
@@ -165,6 +165,11 @@ class Policy:
     def evaluations(self) -> int:
         "Rows that the network has been asked so far: the currency in which methods are compared."
         return self._count
+
+    @property
+    def knows_base(self) -> bool:
+        "Whether the base is at hand without a further copy of the weights."
+        return self.train == 'lora' or self._base is not None
 
     @property
     def guided(self) -> bool:
@@ -322,7 +327,7 @@ def _decode(self,
     return torch.cat([self.adapter.decode(z.float()) for z in latents.split(batch_size)]).div(2).add(.5).clamp(0, 1)
 Policy.decode = _decode
 
-# %% ../nbs/02_policy.ipynb #69b2ea07
+# %% ../nbs/02_policy.ipynb #06b5d523
 @contextmanager
 def _reference(self):
     "Inside this context the policy predicts as the untrained base."
@@ -334,6 +339,14 @@ def _reference(self):
     finally:
         for module in self.parts.values(): module.enable_adapters()
 Policy.reference = _reference
+
+@contextmanager
+def _uncounted(self):
+    "Inside this context the network's calls do not count as `evaluations`: they are not the method's."
+    before = self._count
+    try: yield
+    finally: self._count = before
+Policy.uncounted = _uncounted
 
 def _base_weights(self) -> list: # of tensors
     "A copy of the weights as they were at the first call."

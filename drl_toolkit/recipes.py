@@ -8,8 +8,8 @@ __all__ = ['OBJECTIVES', 'STRATEGIES', 'DATA', 'MATCHING', 'RECIPES', 'METHODS',
            'few_pairs', 'clip_task', 'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names', 'load_recipe',
            'make_policy', 'with_prompts', 'make_sampler', 'make_trainer', 'method_fields']
 
-# %% ../nbs/14a_recipes.ipynb #54e7d008
-import random
+# %% ../nbs/14a_recipes.ipynb #3e3bdc67
+import math, random
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import cycle, islice
@@ -32,7 +32,7 @@ from .rewards import clip_score, jpeg_compressibility
 from .streams import PromptStream
 from .trainer import BaseSamples, Overlapped, Rollouts, Strategy, TrainConfig, Trainer
 
-# %% ../nbs/14a_recipes.ipynb #9e148f2d
+# %% ../nbs/14a_recipes.ipynb #1e02e4bd
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
     "A training run as the command line knows it: how the policy is sampled, and how it is trained."
@@ -41,6 +41,8 @@ class RunConfig(TrainConfig, PolicyConfig):
     progressive: float = 0.       # B²-DiffuRL: share of the last denoising steps that is trained at first; 0 trains all from the start
     grow: bool = True             # B²-DiffuRL: the trained share grows to all until the end of the run
     branching: bool = False       # B²-DiffuRL: the samples of a group share the part of their path that is not trained
+    frames: float = .03           # share of the training time that keeping pictures and paths to look at may take; 0 keeps none
+    trackers: str = ''            # who else gets numbers and sheets, separated by commas: tensorboard, wandb, trackio
     strategy: str = 'in_turn'     # how several tasks share an epoch: 'in_turn', 'together', 'pcgrad', 'mgda', 'balanced' or 'constrained'
     keep: str = ''                # 'constrained': names of the tasks that are kept where the base was
     prompts: str = ''             # file of prompts in place of the recipe's own, of any size: .txt, .csv, .jsonl or .parquet; two in a hundred are held out
@@ -59,6 +61,7 @@ class RunConfig(TrainConfig, PolicyConfig):
         if self.patience and not self.watch: raise ValueError(f"patience is {self.patience} but nothing is watched; name rewards that are not trained, such as watch='clip_score'")
         if self.overlap and (self.progressive or self.branching): raise ValueError('overlap is True with branches, whose pictures are finished together; take one of the two')
         if self.back_steps < 1: raise ValueError(f'back_steps is {self.back_steps!r}; it should be 1 or more')
+        if not 0 <= self.frames < math.inf: raise ValueError(f'frames is {self.frames!r}; a share of the training time is right, such as .03, or 0')
         check_words(self, data=(*DATA, 'base'), objective=OBJECTIVES, strategy=STRATEGIES)
 
 OBJECTIVES = dict(policy=lambda config: None, draft=lambda config: DRaFT(config.back_steps), draft_lv=lambda config: DRaFTLV(),

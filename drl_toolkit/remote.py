@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'read_request', 'read_reply', 'make_server', 'serve',
            'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'rollout_in_parts']
 
-# %% ../nbs/04c_remote.ipynb #6eaef92d
+# %% ../nbs/04c_remote.ipynb #59212462
 import base64, http.client, importlib, importlib.util, io, json, socket, threading, time, zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from PIL import Image
 
 from .mdp import Trajectory, rollout
 from .policy import Policy
-from .rewards import Card, Reward, groups_of
+from .rewards import Card, Reward, groups_of, seen_in_place
 from .world import to_pil, to_tensor
 
 # %% ../nbs/04c_remote.ipynb #98ff8308
@@ -292,7 +292,7 @@ def _module(place, spec):
     loader.loader.exec_module(module)
     return module
 
-# %% ../nbs/04c_remote.ipynb #699379dc
+# %% ../nbs/04c_remote.ipynb #ded6590b
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
     def __init__(self,
@@ -321,7 +321,7 @@ class Pending:
         if not ready: return
         self.asked |= set(ready)
         batch = torch.stack([self.images.pop(i) for i in ready])
-        self.parts.append((ready, self.pool.submit(self.reward.report, batch, [self.prompts[i] for i in ready], self.groups[ready])))
+        self.parts.append((ready, self.pool.submit(self.reward.look, batch, [self.prompts[i] for i in ready], self.groups[ready])))
 
     def _whole_groups(self, rows):
         "Rows of the groups that are complete with these."
@@ -330,12 +330,17 @@ class Pending:
 
     def result(self) -> tuple: # (values (B,), dict of figures), as `reward.report` gives them
         "All values; waits for those that are not there yet. An error of the reward comes out here."
+        return self.look()[:2]
+
+    def look(self) -> tuple: # (values (B,), dict of figures, dict of `Seen`), as `reward.look` gives them
+        "The same, and what the reward saw in each picture."
         if missing := len(self.prompts) - len(self.asked): raise ValueError(f'pending: {missing} of {len(self.prompts)} pictures have not been handed over')
         told = [(rows, *part.result()) for rows, part in self.parts]
         values = told[0][1].new_zeros(len(self.prompts))
-        for rows, part, _ in told: values[rows] = part
-        weights = [len(rows) if self.reward.level == 'sample' else len(self.groups[rows].unique()) for rows, _, _ in told]
-        return values, {k: sum(w * f[k] for w, (_, _, f) in zip(weights, told)) / sum(weights) for k in told[0][2]}
+        for rows, part, *_ in told: values[rows] = part
+        weights = [len(rows) if self.reward.level == 'sample' else len(self.groups[rows].unique()) for rows, *_ in told]
+        figures = {k: sum(w * f[k] for w, (_, _, f, _) in zip(weights, told)) / sum(weights) for k in told[0][2]}
+        return values, figures, {k: seen_in_place([torch.tensor(rows) for rows, *_ in told], [s[k] for *_, s in told]) for k in told[0][3]}
 
 def scored_rollout(
     policy:Policy,

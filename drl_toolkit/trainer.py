@@ -80,11 +80,12 @@ class TrainConfig:
         if self.kl_target and not self.kl_weight: raise ValueError(f'kl_target is {self.kl_target} but kl_weight is 0; give a weight to start from, such as 0.01')
         if self.clip_high and not self.clip_range: raise ValueError(f'clip_high is {self.clip_high} but clip_range is 0; give both')
 
-# %% ../nbs/11_trainer.ipynb #42983d3e
+# %% ../nbs/11_trainer.ipynb #4e191381
 class Callback:
     "What happens beside the loop; override what you need."
     def before_fit(self, trainer): "Once, before the first epoch."
     def after_sample(self, trainer, task, trajectory, rewards, advantage): "Per task and epoch: pictures are scored, nothing is updated yet."
+    def after_plan(self, trainer, batch, minibatches:list): "Per task and epoch: what the updates learn from is chosen (dicts of rows, see `Objective.rows`), nothing is updated yet by this task."
     def after_epoch(self, trainer, record:dict): "The record is what `fit` returns for this epoch."
     def after_fit(self, trainer): "However it ended, errors too."
     def tensors(self) -> dict: # name -> tensor, filled in place by a resume
@@ -101,7 +102,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #890f8062
+# %% ../nbs/11_trainer.ipynb #8e3d7502
 @dataclass
 class Batch:
     "One task's samples of an epoch, scored and credited."
@@ -110,6 +111,9 @@ class Batch:
     trajectory: Trajectory
     advantage: torch.Tensor   # (B,)
     figures: dict             # numbers to record
+    groups: torch.Tensor      # (B,) long: which samples belong together
+    values: list              # of (B,), one for each of the task's rewards
+    seen: dict                # name -> `Seen`: what the rewards saw in the pictures
 
 class Rollouts:
     "Where trajectories come from, and which of their steps may be trained: independent samples, all steps."
@@ -117,9 +121,9 @@ class Rollouts:
         "A trajectory for every prompt."
         return rollout(trainer.policy, prompts, seed=seed, epoch=epoch)
 
-    def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), figures), for each reward of the task
+    def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), figures, what was seen), for each reward of the task
         "What the task's rewards say."
-        return [reward.report(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
+        return [reward.look(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
 
     def trainable(self, trainer) -> torch.Tensor: # (T,) bool
         "Which steps this epoch may train."
@@ -165,7 +169,7 @@ class Strategy:
 
     def load_state_dict(self, state:dict): "Take up a saved memory."
 
-# %% ../nbs/11_trainer.ipynb #31ed1af3
+# %% ../nbs/11_trainer.ipynb #1f843082
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -243,10 +247,10 @@ class Trainer:
     def collect(self, task:Task, epoch:int) -> Batch:
         "Sample, score, credit."
         trajectory, groups = self.sample(task, epoch)
-        figures, values = self.score(task, trajectory, groups)
+        figures, values, seen = self.score(task, trajectory, groups)
         advantage, shares = self.credit_of(task, values, trajectory.prompts, groups)
         self._tell('after_sample', task, trajectory, values[0], advantage)
-        return Batch(task, epoch, trajectory, advantage, figures | shares | advantages.credit_stats(values[0], advantage, groups))
+        return Batch(task, epoch, trajectory, advantage, figures | shares | advantages.credit_stats(values[0], advantage, groups), groups, values, seen)
 
     def _tell(self, moment, *args):
         "Tell every callback; one that asks to stop is heard when all were told."
@@ -268,15 +272,16 @@ def _sample(self, task:Task, epoch:int) -> tuple: # (Trajectory, groups (B,))
     return self.sampler.draw(self, task, prompts, groups, self.seed_of(task), epoch), groups
 Trainer.sample = _sample
 
-# %% ../nbs/11_trainer.ipynb #e8444801
-def _score(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> tuple: # (numbers to record, values: a list of (B,))
+# %% ../nbs/11_trainer.ipynb #30aac879
+def _score(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> tuple: # (numbers to record, values: a list of (B,), what was seen)
     "Stage 2: this task's rewards, and no others. The first one's figures have no prefix."
-    found, values = {}, []
-    for i, (reward, (v, figures)) in enumerate(zip(task.rewards, self.sampler.reports(task, trajectory, groups))):
+    found, values, seen = {}, [], {}
+    for i, (reward, (v, figures, saw)) in enumerate(zip(task.rewards, self.sampler.reports(task, trajectory, groups))):
         row = dict(reward=v.mean().item(), reward_std=v.std(correction=0).item(), reward_min=v.min().item(), reward_max=v.max().item()) | figures
         found |= {f'{reward.name}/{k}' if i else k: x for k, x in row.items()}
+        seen |= saw
         values.append(v)
-    return found, values
+    return found, values, seen
 Trainer.score = _score
 
 def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) -> tuple: # (B,), each reward's share of the variance
@@ -360,7 +365,7 @@ class PolicyGradient(Objective):
         clip = f" with clip range {'/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range))}" if self.clip_range else ''
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
-# %% ../nbs/11_trainer.ipynb #60f327bc
+# %% ../nbs/11_trainer.ipynb #181ee440
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
@@ -370,6 +375,7 @@ def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser
     order = order[self.objective.useful(rows).cpu()[order]]
     minibatches = [_take(rows, part) for part in order.tensor_split(self.config.updates) if len(part)]
     self.objective.remember(self, minibatches)
+    self._tell('after_plan', batch, minibatches)
     return minibatches
 Trainer.plan = _plan
 
@@ -620,7 +626,7 @@ class Teacher(Callback):
             for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
             if new: row['advice'] = ' '.join(f'{sentence}.' for sentence in new.values())
 
-# %% ../nbs/11_trainer.ipynb #21316e6c
+# %% ../nbs/11_trainer.ipynb #1abe7864
 class Overlapped(Rollouts):
     "Independent samples whose rewards are at work while the next are sampled."
     def __init__(self,
@@ -639,4 +645,4 @@ class Overlapped(Rollouts):
         "The values that were asked for while sampling."
         (mine, pending), self.waiting = self.waiting, (None, [])
         if mine is not trajectory: return super().reports(task, trajectory, groups)
-        with ExitStack() as stack: return [stack.enter_context(p).result() for p in pending]
+        with ExitStack() as stack: return [stack.enter_context(p).look() for p in pending]

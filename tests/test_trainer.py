@@ -9,7 +9,7 @@ from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
-from drl_toolkit.trainer import BaseSamples, Teacher, TrainConfig, Trainer, advice, pick_steps
+from drl_toolkit.trainer import BaseSamples, Callback, Teacher, TrainConfig, Trainer, advice, pick_steps
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -245,7 +245,7 @@ def test_several_rewards_add_their_advantages():
     weighted = Task('both', ['a cat', 'a dog'], [redness, reward(lambda images, prompts: 1000 * images.mean((1, 2, 3)), name='bright')], samples=18, weight=(1., .5))
     t = trainer(tasks=[weighted])
     seen = []
-    t.callbacks = [type('Spy', (), dict(before_fit=lambda *a: 0, after_sample=lambda self, t, task, traj, values, advantage: seen.append((traj, advantage)), after_epoch=lambda *a: 0, after_fit=lambda *a: 0))()]
+    t.callbacks = [type('Spy', (Callback,), dict(after_sample=lambda self, t, task, traj, values, advantage: seen.append((traj, advantage))))()]
     row = t.fit(1)[0]['tasks']['both']
     images, advantage = seen[0][0].images, seen[0][1]
     parts = [advantages.batch(redness(images, ['a cat'] * 18)), .5 * advantages.batch(1000 * images.mean((1, 2, 3)))]
