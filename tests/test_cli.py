@@ -62,7 +62,7 @@ def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
     told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())
     assert summary.keys() == {'parity', 'composition', 'preference', 'guard', 'seconds'} and summary['seconds']['train'] > 0
-    assert {p.name for p in (tmp_path / 'e').iterdir()} == {'summary.json', 'table.md', 'samples.png', 'tones.png', 'curves.png'}
+    assert {p.name for p in (tmp_path / 'e').iterdir()} == {'summary.json', 'table.md', 'rewards.csv', 'drift.csv', 'report.html', 'ballot', 'samples.png', 'rewards.png', 'tones.png', 'curves.png'}
     assert 'parity' in told and 'held-out' in told and str(tmp_path / 'e/samples.png') in told
     assert main(['eval', tiny, '--against', str(run), '--out', str(tmp_path / 'f'), '--size', '.1', '--num-steps', '3']) == 0
     assert 'seconds' not in json.loads((tmp_path / 'f/summary.json').read_text())
