@@ -6,8 +6,9 @@
 __all__ = ['MODEL', 'COMMANDS', 'build_parser', 'parse', 'train', 'compare', 'sample', 'evaluate', 'tax', 'vote', 'doctor',
            'serve', 'main']
 
-# %% ../nbs/20_cli.ipynb #e05fd4bc
-import argparse, difflib, json, shutil, sys
+# %% ../nbs/20_cli.ipynb #be775aa3
+import argparse, difflib, json, shutil, signal, sys, threading
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/20_cli.ipynb #f3fbd665
@@ -100,7 +101,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #6ead7618
+# %% ../nbs/20_cli.ipynb #116bf581
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -121,6 +122,19 @@ def train(args):
     tasks, config = _train_config(args, None)
     _fit(args, None, tasks, config, out)
 
+@contextmanager
+def _leaving(run):
+    "Ctrl-C and SIGTERM end the run after this epoch, saved; a second one ends it at once, and then this epoch is lost."
+    def wish(number, frame):
+        for n in before: signal.signal(n, signal.default_int_handler)
+        print(f'\n{signal.Signals(number).name}: stopping after this epoch, and saving; once more stops at once', file=sys.stderr, flush=True)
+        ask(run.folder, 'stop')
+    from drl_toolkit.runs import ask
+    before = {n: signal.signal(n, wish) for n in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    try: yield
+    finally:
+        for n, handler in before.items(): signal.signal(n, handler)
+
 def _fit(args, run, tasks, config, out=None):
     "Train, in a run that is opened or made."
     from drl_toolkit.frames import FrameRecorder
@@ -136,10 +150,11 @@ def _fit(args, run, tasks, config, out=None):
         trainer.callbacks += [Progress(), Teacher(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), Listener(run)]
         if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
         print(trainer.sentence(), flush=True)
-        try: trainer.fit()
-        except Exception:
-            if new and not trainer.epoch: shutil.rmtree(run.folder)            # nothing was learnt; leave nothing half-written
-            raise
+        with _leaving(run):
+            try: trainer.fit()
+            except Exception:
+                if new and not trainer.epoch: shutil.rmtree(run.folder)        # nothing was learnt; leave nothing half-written
+                raise
     print(f"weights: {run.folder / 'weights'}\npictures through training: {run.folder / 'samples'}")
 
 # %% ../nbs/20_cli.ipynb #5c514ae5

@@ -58,7 +58,7 @@ def write_json(path:Path, value) -> Path:
     "JSON, whole or not at all."
     return write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1), encoding='utf-8'))
 
-# %% ../nbs/16_runs.ipynb #b81238d7
+# %% ../nbs/16_runs.ipynb #af53734b
 def optimizer_tensors(optimizer, names:dict) -> dict: # 'name/moment' -> tensor
     "The tensors that an optimiser keeps for each parameter."
     return {f'{names[p]}/{key}': torch.as_tensor(value) for p, state in optimizer.state.items() for key, value in state.items()}
@@ -87,13 +87,15 @@ def load_state(
 ) -> dict:               # what was saved as `extra`
     "Take up a state that `save_state` wrote. Raises `ValueError` naming what does not fit."
     path, names = Path(path), {p: n for n, p in params.items()}
-    try: saved, extra = load_file(path / 'weights.safetensors'), json.loads((path / 'state.json').read_text())
+    try:                                                             # all of it, before anything here is changed
+        saved, extra = load_file(path / 'weights.safetensors'), json.loads((path / 'state.json').read_text())
+        moments = {} if optimizer is None else load_file(path / 'optimizer.safetensors')
     except (OSError, ValueError, SafetensorError) as e: raise ValueError(f'checkpoint {str(path)!r} cannot be read ({str(e).splitlines()[0][:120]})') from None
     shapes = lambda d: {k: tuple(v.shape) for k, v in d.items()}
     if unlike := sorted(set(shapes(saved).items()) ^ set(shapes(params).items())):
         raise ValueError(f'checkpoint {str(path)!r} does not fit this model: {unlike[0][0]!r} is {shapes(saved).get(unlike[0][0])} there and {shapes(params).get(unlike[0][0])} here')
     for name, p in params.items(): p.copy_(saved[name])
-    if optimizer is not None: _fill_optimizer(optimizer, load_file(path / 'optimizer.safetensors'), names)
+    if optimizer is not None: _fill_optimizer(optimizer, moments, names)
     return extra
 
 def _fill_optimizer(optimizer, moments, names):
@@ -280,7 +282,7 @@ def _save_weights(self,
     return write_whole(self.folder / 'weights', lambda part: policy.save(part, base=self.about['model'], notes=notes))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #42e7bada
+# %% ../nbs/16_runs.ipynb #dd458fc8
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, their average where it keeps one, and its callbacks' own."
     named = trainer.policy.named_parameters()
@@ -305,21 +307,30 @@ class Recorder(Callback):
         run:Run,
         prompts:list,          # of the sheets
         seed:int=1,            # of the sheets; not the run's own, so that these pictures are never trained on
-        every:int=5,           # epochs between two sheets, and between two checkpoints
+        every:int=5,           # epochs between two sheets; there is a checkpoint at least as often
         keep:int=2,            # checkpoints
+        share:float=.05,       # of the training time: checkpoints after other epochs may take as much
     ):
-        self.run, self.prompts, self.seed, self.every, self.keep = run, list(prompts), seed, every, keep
+        self.run, self.prompts, self.seed, self.every, self.keep, self.share = run, list(prompts), seed, every, keep, share
+        self.cost = self.since = 0.                                   # seconds: of the last checkpoint, and of training since then
 
     def before_fit(self, trainer):
         "The base's sheet."
         if trainer.epoch == 0: self.sheet(trainer)
 
     def after_epoch(self, trainer, record):
-        "The record; every `every` epochs and at the end a sheet and a checkpoint."
+        "The record; every `every` epochs and at the end a sheet; a checkpoint then, and whenever it is cheap."
         self.run.log(record)
-        if trainer.epoch % self.every and trainer.epoch < trainer.config.epochs: return
-        self.sheet(trainer)
+        due = trainer.epoch % self.every == 0 or trainer.epoch >= trainer.config.epochs
+        self.since += record['seconds']
+        if due: self.sheet(trainer)
+        if due or self.cost <= self.share * self.since: self.checkpoint(trainer)
+
+    def checkpoint(self, trainer):
+        "All that a resume needs; measured."
+        began = time.perf_counter()
         self.run.checkpoint(trainer.epoch, named_state(trainer), trainer.optimizer, trainer.state(), self.keep)
+        self.cost, self.since = time.perf_counter() - began, 0.
 
     def after_fit(self, trainer):
         "The weights in diffusers' own format."
