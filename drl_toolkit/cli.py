@@ -101,7 +101,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #116bf581
+# %% ../nbs/20_cli.ipynb #55b92a28
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -146,7 +146,7 @@ def _fit(args, run, tasks, config, out=None):
     trainer, new = make_trainer(config, tasks, args.model, callbacks=[]), run is None
     watch, prompts = watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     with run or Run.create(out, config, args.recipe, args.model) as run:
-        frames = [FrameRecorder(run, share=config.frames)] if config.frames else []
+        frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
         trainer.callbacks += [Progress(), Teacher(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), Listener(run)]
         if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
         print(trainer.sentence(), flush=True)
@@ -156,6 +156,7 @@ def _fit(args, run, tasks, config, out=None):
                 if new and not trainer.epoch: shutil.rmtree(run.folder)        # nothing was learnt; leave nothing half-written
                 raise
     print(f"weights: {run.folder / 'weights'}\npictures through training: {run.folder / 'samples'}")
+    for kept in frames: print(f"paths and pictures to look at: {run.folder / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
 
 # %% ../nbs/20_cli.ipynb #5c514ae5
 def compare(args):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'COLUMNS', 'QUALITIES', 'cells', 'Path', 'TaskFrames', 'Frames', 'recorded_epochs', 'read_frames',
-           'save_frames', 'shown_samples', 'followed_samples', 'shared_steps', 'note_of', 'Followed', 'FrameRecorder']
+           'save_frames', 'shown_samples', 'followed_samples', 'shared_steps', 'note_of', 'Followed', 'FrameRecorder',
+           'slim_copy']
 
-# %% ../nbs/16a_frames.ipynb #8d62b97b
-import io, json, math, re, time
+# %% ../nbs/16a_frames.ipynb #5fa259b5
+import io, json, math, re, shutil, time
 from functools import cached_property
 from pathlib import Path as File
 
@@ -355,3 +356,14 @@ class FrameRecorder(Callback):
     def overhead(self) -> float:
         "What keeping frames has taken, as a share of the training time."
         return sum(self.spent.values()) / max(self.trained, 1e-9)
+
+# %% ../nbs/16a_frames.ipynb #cb1704d3
+def slim_copy(
+    run:File,            # folder of a finished run
+    folder:File,         # new, or replaced
+    weights:bool=True,   # with the result in diffusers' own format; small where a LoRA was trained
+) -> File:
+    "A run as it is shown to others: without checkpoints, locks and what trackers wrote."
+    Run.open(run)
+    left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | ({'weights'} if not weights else set())
+    return write_whole(folder, lambda part: shutil.copytree(run, part, ignore=lambda at, names: [n for n in names if n.startswith('.') or File(at) == File(run) and n in left_out]))

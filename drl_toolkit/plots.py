@@ -179,7 +179,7 @@ def beside(
     fig.supxlabel('images sampled', fontsize=9); fig.supylabel(ylabel, fontsize=9)
     return fig
 
-# %% ../nbs/17_plots.ipynb #e4721b75
+# %% ../nbs/17_plots.ipynb #da51687b
 def _row(ax, images, left, y, side, pad=.05) -> list: # of x
     "Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each. One image for all: many are slow to draw."
     gap = max(1, round(pad * images[0].width))
@@ -211,8 +211,12 @@ def _step_bars(ax, values, colours, label):
     ax.yaxis.get_major_locator().set_params(nbins=3)
     ax.ticklabel_format(axis='y', scilimits=(-2, 3), useOffset=False)
 
+def _one_apart(image):
+    "The width with which pictures in a `_row` have their middles one apart."
+    return 1 / (1 + max(1, round(.05 * image.width)) / image.width)
+
 def _row_of_pictures(ax, images, label):
-    side = 1 / (1 + max(1, round(.05 * images[0].width)) / images[0].width)      # so that the middles are one apart
+    side = _one_apart(images[0])
     ax.set(yticks=[], ylim=(-side / 2 * _shape(images[0]), side / 2 * _shape(images[0])))
     _row(ax, images, -side / 2, 0, side)
     _side_label(ax, label)
@@ -235,9 +239,9 @@ def film_strip(
     path, # of `TaskFrames.paths`
 ) -> Figure:
     "A path from noise to picture, with what each step weighed under it."
-    count, shape = len(path.steps), _shape(path.noisy[0])
+    count, first = len(path.steps), path.noisy[0]
     cell = min(1., 7.37 / (count + 1))
-    fig, axes = _rows_of([cell * shape] * 2 + [.5] * 4, cell * (count + 1))
+    fig, axes = _rows_of([cell * _one_apart(first) * _shape(first)] * 2 + [.5] * 4, cell * (count + 1))
     axes[0].set_xlim(-.5, count + .5)
     _row_of_pictures(axes[0], path.noisy, 'latents,\ndecoded')
     _row_of_pictures(axes[1], path.predicted, 'predicted\npicture')
@@ -506,7 +510,7 @@ def _boxed_row(ax, task, reward, shown, images, side, y):
     for i, x in zip(shown, _row(ax, images, .08, y, side)):
         ax.text(x - side / 2, top + .04, '\n'.join([*wrap(task.samples['prompt'][i], 34)[:2], f'{task.samples[reward][i]:.2f}']), fontsize=7.5, va='bottom')
 
-# %% ../nbs/17_plots.ipynb #bd9e1dc2
+# %% ../nbs/17_plots.ipynb #c48f4a31
 @styled
 def objective_shares(
     rows:list # of a run's `metrics()`
@@ -543,7 +547,9 @@ def gradient_cosines(
     ax = fig.subplots()
     ax.axhspan(-1, 0, color=BAD, alpha=.07, lw=0)
     ax.axhline(0, color='k', lw=.7)
-    for i, ((a, b), (x, y)) in enumerate(pairs.items()): ax.plot(x, y, marker='o', ms=3, lw=1.4, label=f'{a} and {b}', **colour_of(i))
+    ranked = sorted(pairs.items(), key=lambda item: item[1][1].mean())           # of many pairs, those that agree least have a colour
+    for i, ((a, b), (x, y)) in enumerate(ranked[:8]): ax.plot(x, y, marker='o', ms=3, lw=1.4, label=f'{a} and {b}', **colour_of(i))
+    for _, (x, y) in ranked[8:]: ax.plot(x, y, lw=.6, color='#bbbbbb', zorder=0)
     most = max(.2, *(1.15 * np.abs(y).max() for _, y in pairs.values()))
     ax.set(xlabel='epoch', ylabel='cosine of the gradients', ylim=(-min(1, most), min(1, most)))
     _whole_epochs(ax)
@@ -571,10 +577,11 @@ def tax_matrix(
     fig.colorbar(shown, ax=ax, format=lambda v, _: f'{v:.0%}', ticks=[-1, 0, 1])
     return fig
 
-# %% ../nbs/17_plots.ipynb #952210b8
+# %% ../nbs/17_plots.ipynb #dfd0f9cd
 def _of_sheet(image, columns, pad):
     "The pictures of a sheet as `world.sheet` makes it."
     side = (image.width + pad) // columns - pad
+    if side < 1: return [image]                                                  # no sheet of so many columns
     high = [s for s in range(1, image.height + 1) if (image.height + pad) % (s + pad) == 0]
     tall = min(high, key=lambda s: abs(s - side))
     return [image.crop((c * (side + pad), r * (tall + pad), c * (side + pad) + side, r * (tall + pad) + tall)) for r in range((image.height + pad) // (tall + pad)) for c in range(columns)]
