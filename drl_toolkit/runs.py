@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'WISHES', 'TRACKERS', 'SAMPLER', 'write_whole', 'write_json', 'optimizer_tensors', 'save_state',
-           'load_state', 'RunError', 'versions', 'Run', 'check_out', 'is_run', 'named_state', 'averaged',
+           'load_state', 'RunError', 'versions', 'Run', 'check_out', 'is_run', 'rows_of', 'named_state', 'averaged',
            'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask', 'Listener', 'check_trackers',
            'Trackers', 'sampler_of', 'open_policy']
 
@@ -213,8 +213,8 @@ def is_run(folder:Path) -> bool:
     except ValueError: return False
     return True
 
-# %% ../nbs/16_runs.ipynb #77b77aa7
-def _rows(record:dict) -> list: # of dicts
+# %% ../nbs/16_runs.ipynb #75393acc
+def rows_of(record:dict) -> list: # of dicts
     "The trainer's record of an epoch as rows of one level. Numbers that JSON does not know become null."
     clean = lambda d: {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in d.items()}
     whole = {k: v for k, v in record.items() if k not in ('epoch', 'tasks')}
@@ -223,7 +223,7 @@ def _rows(record:dict) -> list: # of dicts
 
 def _log(self, record:dict):
     "Append an epoch: `{'epoch': 3, 'tasks': {name: {number: …}}, 'seconds': …}`."
-    text = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in _rows(record))
+    text = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows_of(record))
     with open(self.folder / 'metrics.jsonl', 'a', encoding='utf-8') as f: f.write(text); f.flush(); os.fsync(f.fileno())
 Run.log = _log
 
@@ -439,7 +439,7 @@ class Listener(Callback):
         self.run.checkpoint(trainer.epoch, named_state(trainer), trainer.optimizer, trainer.state())
         with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
 
-# %% ../nbs/16_runs.ipynb #83bda9ef
+# %% ../nbs/16_runs.ipynb #ca311ca1
 TRACKERS = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio')      # name -> what pip installs
 
 def check_trackers(
@@ -476,7 +476,7 @@ class Trackers(Callback):
 
     def after_epoch(self, trainer, record):
         "All numbers, and the sheet if there is a new one."
-        numbers = {f"{row['task']}/{k}" if row['task'] else k: v for row in _rows(record) for k, v in row.items() if k not in ('epoch', 'task') and isinstance(v, (int, float))}
+        numbers = {f"{row['task']}/{k}" if row['task'] else k: v for row in rows_of(record) for k, v in row.items() if k not in ('epoch', 'task') and isinstance(v, (int, float))}
         self.accelerator.log(numbers, step=trainer.epoch)
         self.send_sheet(trainer.epoch)
 
