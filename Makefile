@@ -6,11 +6,12 @@ DEMO := runs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-python test-notebooks readme clean-demo
+.PHONY: help demo app test test-python test-notebooks readme clean-demo
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
+	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
 	@echo 'make test        all tests, as .ci/run calls them: at most 25 minutes, after a set-up of about 7'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
@@ -23,6 +24,9 @@ demo: .venv/.installed
 	@echo
 	@echo '== Demo (2 of 2): the tuned model against its base, same prompts and seeds; about 2 minutes.'
 	$(BIN)/drl eval $(DEMO) --out $(DEMO)
+
+app: .venv/.installed
+	$(BIN)/drl app $(RUNS)
 
 clean-demo:
 	rm -rf $(DEMO)
