@@ -7,10 +7,10 @@ __all__ = ['SCHEMA', 'COLUMNS', 'QUALITIES', 'cells', 'Path', 'TaskFrames', 'Fra
            'save_frames', 'shown_samples', 'followed_samples', 'shared_steps', 'note_of', 'Followed', 'FrameRecorder',
            'slim_copy']
 
-# %% ../nbs/16a_frames.ipynb #5fa259b5
+# %% ../nbs/16a_frames.ipynb #26a510b7
 import io, json, math, re, shutil, time
 from functools import cached_property
-from pathlib import Path as File
+from pathlib import Path as File                                                 # a `Path` is something else in this chapter
 
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -38,7 +38,7 @@ def _open_grid(file, columns, count):
         with Image.open(file, formats=['WEBP']) as image: return cells(image.convert('RGB'), columns, count)
     except Exception as e: raise RunError(f'{str(file)!r} cannot be shown ({type(e).__name__}); it should be a WebP picture of {count} cells') from None
 
-# %% ../nbs/16a_frames.ipynb #a31d7372
+# %% ../nbs/16a_frames.ipynb #2a96674b
 SCHEMA = 1                      # of frames.json; a reader refuses a later one
 COLUMNS = 8                     # of the pictures
 _STEPS = dict(steps=int, timesteps=float, log_prob=float, ratio=float, kl=float, trained=bool, clipped=bool, noise_std=float)
@@ -78,14 +78,25 @@ class Path:
 def _number(value): return math.nan if value is None else float(value)
 
 class TaskFrames:
-    "What is kept of a task's epoch."
+    """What is kept of a task's epoch.
+
+    samples     a row per sample: prompt, seed, group, advantage, a column per reward, and one per category with the class's name, or None
+    rewards     the names of the columns of rewards
+    categories  what was read in the pictures, such as 'skin tone' -> the names of its classes
+    split       how many steps the samples of a group share; None where they are independent
+    shown       the samples whose pictures were kept; `pictures` holds them, by sample
+    boxes       sample -> [(name, confidence, (x0, y0, x1, y1))], where a detector was asked
+    paths       of a few samples, a `Path` each
+    """
     def __init__(self,
         name:str,
         note:dict,    # the task's part of frames.json
         inside,       # file name -> path in the epoch's folder
     ):
         self.name, index = name, int(note['index'])
-        self.samples, self.rewards = self._table(note), tuple(note['rewards'])
+        own = ('prompt', 'seed', 'group', 'advantage')
+        self.rewards = tuple(f'{name} (reward)' if name in own else name for name in note['rewards'])
+        self.samples = self._table(note)
         self.categories = {what: tuple(map(str, c['names'])) for what, c in note['categories'].items()}
         self.split = None if note['split'] is None else int(note['split'])
         self.shown, self._file = [self._known(i) for i in note['shown']], inside(f'{index}.pictures.webp')
@@ -94,8 +105,8 @@ class TaskFrames:
 
     def _table(self, note):
         "A row per sample."
-        columns = dict(prompt=note['prompts'], seed=note['seeds'], group=note['groups'], advantage=[_number(a) for a in note['advantages']])
-        columns |= {name: [_number(v) for v in values] for name, values in note['rewards'].items()}
+        columns = dict(prompt=[str(p) for p in note['prompts']], seed=[int(s) for s in note['seeds']], group=[int(g) for g in note['groups']], advantage=[_number(a) for a in note['advantages']])
+        columns |= {name: [_number(v) for v in values] for name, values in zip(self.rewards, note['rewards'].values())}
         named = lambda c: [c['names'][i] if i >= 0 else None for i in c['values']]
         return pd.DataFrame(columns | {what: pd.Series(named(c), dtype=object) for what, c in note['categories'].items()})
 
@@ -280,7 +291,7 @@ class Followed:
         last = to_pil(self.batch.trajectory.images[self.samples])
         return [(noisy[i * count:(i + 1) * count] + [last[i]], clean[i * count:(i + 1) * count]) for i in range(len(self.samples))]
 
-# %% ../nbs/16a_frames.ipynb #ca0aad06
+# %% ../nbs/16a_frames.ipynb #7f6e3e0c
 class FrameRecorder(Callback):
     "Keeps something of an epoch to look at, within a share of the training time."
     def __init__(self,
@@ -296,6 +307,7 @@ class FrameRecorder(Callback):
         self.run, self.paths, self.pictures, self.share, self.steps = run, paths, pictures, share, steps
         self.epoch, self.trained, self.within = None, 0., 0.             # seconds of training, of them ours
         self.spent, self.cost, self.last = dict(pictures=0., paths=0.), {}, {}
+        self.chosen, self.kept, self.followed, self.took = None, {}, {}, {}
 
     def after_plan(self, trainer, batch, minibatches):
         "Keep what is gone after the epoch."

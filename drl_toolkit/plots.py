@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT'
            'demographics', 'parity_over_time', 'tone_bars', 'boxed', 'composition_sheet', 'objective_shares',
            'gradient_cosines', 'tax_matrix', 'evolution', 'before_after']
 
-# %% ../nbs/17_plots.ipynb #e1e73cf5
+# %% ../nbs/17_plots.ipynb #6a1b6797
 import io, math
 from functools import wraps
 from textwrap import wrap
@@ -16,6 +16,7 @@ from threading import RLock
 
 import numpy as np, pandas as pd, torch
 from matplotlib import rc_context, rcParamsDefault
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -23,7 +24,7 @@ from .attributes import distance, measure_floor, shares_of, target_shares
 from .fairness import parity_floor
 from .world import TONES, sheet
 
-# %% ../nbs/17_plots.ipynb #8755fa2f
+# %% ../nbs/17_plots.ipynb #6a1be410
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')   # Okabe & Ito 2008
 GOOD, BAD, QUIET, DARK = COLOURS[2], COLOURS[1], '#707070', COLOURS[:3]
 STYLE = {k: v for k, v in rcParamsDefault.items() if k.split('.')[0] in ('axes', 'figure', 'font', 'grid', 'legend', 'lines', 'patch', 'savefig', 'text', 'xtick', 'ytick', 'image', 'hatch')} | {
@@ -57,7 +58,7 @@ def png(
 ) -> bytes:
     "A figure as a PNG file."
     file = io.BytesIO()
-    with _ONE_AT_A_TIME: figure.savefig(file, format='png', dpi=dpi, facecolor='white')
+    with _ONE_AT_A_TIME: figure.savefig(file, format='png', dpi=dpi, facecolor='white', pil_kwargs=dict(compress_level=2))   # a panel waits for it
     return file.getvalue()
 
 def _title(fig, text, more=''):
@@ -73,6 +74,13 @@ def _panels(count, title, columns=3, width=3., height=2.4):
     for ax in axes[count:]: ax.axis('off')
     _title(fig, title)
     return fig, axes[:count]
+
+def _blocks(ax, x, bottom, top, width, colours, **look):
+    "Bars as one thing to draw: a hundred of matplotlib's own take half a second."
+    across = np.array([-1, -1, 1, 1]) * width / 2
+    corners = [np.column_stack([at + across, (low, high, high, low)]) for at, low, high in zip(x, bottom, top)]
+    ax.add_collection(PolyCollection(corners, facecolors=colours, **dict(lw=0) | look))
+    ax.autoscale_view()
 
 def _whole_epochs(ax): ax.xaxis.get_major_locator().set_params(integer=True)
 
@@ -179,7 +187,7 @@ def beside(
     fig.supxlabel('images sampled', fontsize=9); fig.supylabel(ylabel, fontsize=9)
     return fig
 
-# %% ../nbs/17_plots.ipynb #da51687b
+# %% ../nbs/17_plots.ipynb #bb350455
 def _row(ax, images, left, y, side, pad=.05) -> list: # of x
     "Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each. One image for all: many are slow to draw."
     gap = max(1, round(pad * images[0].width))
@@ -205,11 +213,11 @@ def _side_label(ax, label):
 
 def _step_bars(ax, values, colours, label):
     "A bar per step; a step without a value has none."
-    ax.bar(range(len(values)), np.nan_to_num(values), .62, color=colours)
+    _blocks(ax, range(len(values)), np.minimum(0, np.nan_to_num(values)), np.maximum(0, np.nan_to_num(values)), .62, colours)
     ax.axhline(0, color='k', lw=.6)
     _side_label(ax, label)
     ax.yaxis.get_major_locator().set_params(nbins=3)
-    ax.ticklabel_format(axis='y', scilimits=(-2, 3), useOffset=False)
+    ax.ticklabel_format(axis='y', scilimits=(-4, 5), useOffset=False)
 
 def _one_apart(image):
     "The width with which pictures in a `_row` have their middles one apart."
@@ -220,17 +228,16 @@ def _row_of_pictures(ax, images, label):
     ax.set(yticks=[], ylim=(-side / 2 * _shape(images[0]), side / 2 * _shape(images[0])))
     _row(ax, images, -side / 2, 0, side)
     _side_label(ax, label)
-    ax.tick_params(bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
 
-def _rows_of(heights, width):
-    "A figure with rows of these heights below a title; their axes share x and are `width` inches wide."
+def _rows_of(heights, width, xlim):
+    "A figure with rows of these heights below a title; their axes are `width` inches wide, and only the last has room for ticks."
     left, top, bottom, gap = 1.5, .55, .62, .1
     size = left + width + .15, top + bottom + sum(heights) + gap * (len(heights) - 1)
     fig, axes, y = Figure(figsize=size), [], size[1] - top
     for height in heights:
         y -= height
-        axes.append(fig.add_axes((left / size[0], y / size[1], width / size[0], height / size[1]), sharex=axes[0] if axes else None))
+        axes.append(fig.add_axes((left / size[0], y / size[1], width / size[0], height / size[1]), xlim=xlim, xticks=[]))
         y -= gap
     return fig, axes
 
@@ -241,8 +248,7 @@ def film_strip(
     "A path from noise to picture, with what each step weighed under it."
     count, first = len(path.steps), path.noisy[0]
     cell = min(1., 7.37 / (count + 1))
-    fig, axes = _rows_of([cell * _one_apart(first) * _shape(first)] * 2 + [.5] * 4, cell * (count + 1))
-    axes[0].set_xlim(-.5, count + .5)
+    fig, axes = _rows_of([cell * _one_apart(first) * _shape(first)] * 2 + [.5] * 4, cell * (count + 1), (-.5, count + .5))
     _row_of_pictures(axes[0], path.noisy, 'latents,\ndecoded')
     _row_of_pictures(axes[1], path.predicted, 'predicted\npicture')
     learnt = [COLOURS[0] if t else '#c8c8c8' for t in path.trained]
@@ -252,7 +258,6 @@ def film_strip(
     _step_bars(axes[5], path.kl, COLOURS[3], 'KL to the\nbase, nats')
     if not np.isfinite(path.kl).any(): axes[5].text(.5, .5, 'the run knows no base', transform=axes[5].transAxes, ha='center', va='center', color=QUIET)
     for i in np.flatnonzero(path.clipped): axes[4].plot(i, 100 * (path.ratio[i] - 1), 'x', color=BAD, ms=8, mew=2)
-    for ax in axes[2:-1]: ax.tick_params(labelbottom=False)
     axes[-1].set(xticks=range(count + 1), xticklabels=[f'{s + 1}\nt={t:.4g}' for s, t in zip(path.steps, path.timesteps)] + ['picture'], xlabel='denoising step (training timestep)')
     _marks(fig, path)
     return fig
@@ -345,17 +350,17 @@ def _draw_shares(fig, task, reward):
     ax.text(0, 1.25, f'{between:.0%} of the variance of {reward}: prompt and shared steps', transform=ax.transAxes, fontsize=7.5, va='bottom', ha='left')
     ax.text(1, 1.25, f'the steps after the branching: {within:.0%}', transform=ax.transAxes, fontsize=7.5, va='bottom', ha='right')
 
-# %% ../nbs/17_plots.ipynb #8ed3a3a7
+# %% ../nbs/17_plots.ipynb #b5a47057
 SKIN_COLOURS = ('#f9ddbd', '#e0bb95', '#ba8d68', '#a56c43', '#70534a')     # of the emoji, light to dark
 
 def _pair_of_bars(ax, base, tuned, pictures, target=(.2,) * 5, colours=SKIN_COLOURS):
     "Shares before and after, with the target and where a sample of a model on target lies."
-    for i, q in enumerate(target):
-        spread = (q * (1 - q) / pictures)**.5 if pictures else 0
-        ax.fill_between([i - .46, i + .46], max(0, q - spread), q + spread, color='0.88', lw=0, zorder=0)
-        ax.plot([i - .46, i + .46], [q, q], color='k', lw=.9, zorder=3)
+    at, q = np.arange(len(target)), np.array(target)
+    spread = np.sqrt(q * (1 - q) / pictures) if pictures else 0 * q
+    _blocks(ax, at, np.maximum(0, q - spread), q + spread, .92, '0.88', zorder=0)
+    ax.hlines(q, at - .46, at + .46, color='k', lw=.9, zorder=3)
     for shares, shift, edge in ((base, -.2, '0.6'), (tuned, .2, 'k')):
-        if shares is not None: ax.bar([i + shift for i in range(len(shares))], shares, .38, color=colours, edgecolor=edge, lw=.7 if shift < 0 else 1.1, zorder=2)
+        if shares is not None: _blocks(ax, at + shift, 0 * at, shares, .38, colours, edgecolor=edge, lw=.7 if shift < 0 else 1.1, zorder=2)
     ax.set(xticks=[], xlim=(-.6, len(target) - .4))
 
 def _class_names(samples, category):
@@ -395,7 +400,7 @@ def demographics(
     base = base if base is not None and category in base and len(base) else None
     names = tuple(names or _class_names(pd.concat([samples, base]) if base is not None else samples, category)) or ('unknown',)
     target = target_shares(names, target)
-    asked = list(samples['prompt'].value_counts().index[:prompts]) if samples['prompt'].nunique() > 1 else []
+    asked = sorted(samples['prompt'].unique(), key=lambda p: (-(samples['prompt'] == p).sum(), p))[:prompts] if samples['prompt'].nunique() > 1 else []
     fig, whole, small = _one_and_many(len(asked))
     of = lambda s, prompt: None if s is None else s[s['prompt'] == prompt]
     _demographic(whole, samples, base, category, names, target)
@@ -403,7 +408,7 @@ def demographics(
     whole.tick_params(axis='x', rotation=40)
     for ax, prompt in zip(small, asked):
         _demographic(ax, of(samples, prompt), of(base, prompt), category, names, target)
-        ax.set_title(f'{_short(prompt)} ({len(of(samples, prompt))})', fontsize=8)
+        ax.set_title(f'{_short(prompt, 14)} ({len(of(samples, prompt))})', fontsize=8)
     top = max(ax.get_ylim()[1] for ax in (whole, *small))
     for ax in (whole, *small): ax.set_ylim(0, top)
     _title(fig, _distance_text(samples, base, category, names, target), 'left bar: first epoch, right bar: now; ' * (base is not None) + 'line and band: the target and its sampling error')
@@ -413,16 +418,18 @@ def _one_and_many(count):
     "A wide panel on the left, `count` small ones on the right."
     columns = min(4, count)
     rows = max(1, -(-count // max(1, columns)))
-    fig = Figure(figsize=(max(7, 3.4 + 1.4 * columns), max(3.2, 1.25 * rows + .7)), layout='constrained')
-    spec = fig.add_gridspec(rows, 2 * columns + 5)
-    whole = fig.add_subplot(spec[:, :5])
-    return fig, whole, [fig.add_subplot(spec[i // columns, 5 + 2 * (i % columns):7 + 2 * (i % columns)]) for i in range(count)]
+    width, height, head = max(7, 3.9 + 1.3 * columns), max(3.4, 1.2 * rows + .75), .62
+    fig = Figure(figsize=(width, height))
+    place = lambda x, y, w, h: fig.add_axes((x / width, y / height, w / width, h / height))      # inches; by hand, since a layout engine takes a second for so many
+    tall = (height - head - .1) / rows
+    return fig, place(.55, .95, 3., height - head - 1.15), [place(3.95 + 1.3 * (i % columns), height - head - (i // columns + 1) * tall + .1, 1.02, tall - .32) for i in range(count)]
 
 def _demographic(ax, samples, base, category, names, target):
     colours = (SKIN_COLOURS if tuple(names) == tuple(TONES) else [COLOURS[i % 6] for i in range(len(names))])
     now, then = _shares(samples, category, names), _shares(base, category, names)
     _pair_of_bars(ax, then, now, len(samples), [*target.tolist(), 0.], [*colours, 'white'])
     ax.set(yticks=[0, .5, 1], ylim=(0, min(1.02, 1.1 * max(.4, *(now or [0]), *(then or [0])))))
+    ax.tick_params(labelsize=7)
 
 # %% ../nbs/17_plots.ipynb #66b397f7
 @styled
