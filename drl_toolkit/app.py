@@ -25,7 +25,7 @@ from .runs import Run, RunError, ask, check_out, find_runs, open_policy, sampler
 from .votes import CHOICES, Ballot
 from .world import assets_dir, parse, to_pil
 
-# %% ../nbs/19_app.ipynb #bd2c0d44
+# %% ../nbs/19_app.ipynb #67a1613b
 class Library:
     "The runs of a folder, looked for at most twice a second however many viewers ask."
     def __init__(self,
@@ -43,7 +43,8 @@ class Library:
 
     def _look(self):
         if not self.folder.is_dir(): return {}, {}
-        runs, broken = find_runs(self.folder)
+        try: runs, broken = find_runs(self.folder)
+        except (ValueError, OSError) as e: return {}, {self.home: str(e).replace(str(self.folder), self.home)}
         name = lambda path: str(Path(path).relative_to(self.folder)) if Path(path) != self.folder else self.folder.name
         return {name(r.folder): r for r in sorted(runs, key=lambda r: str(r.about.get('created')), reverse=True)}, {name(p): why.replace(f'{self.folder}/', '') for p, why in broken.items()}
 
@@ -114,7 +115,7 @@ def compare(
     if speaks_emoji(policies[0]): parse(prompt)
     return pages.side_by_side(prompt, int(seed), *(to_pil(rollout(p, [prompt] * count, seed=int(seed)).images) for p in policies))
 
-# %% ../nbs/19_app.ipynb #dc331bb7
+# %% ../nbs/19_app.ipynb #13c2a9ff
 @dataclass
 class Bench:
     "Where viewers train: one run at a time, short, and no more than `most` in all."
@@ -124,7 +125,7 @@ class Bench:
     most: int = 20        # runs that may lie in the folder
     options: tuple = ()   # more words for drl train, such as ('--num-steps', '5')
 
-    def __post_init__(self): self.process, self.out, self.log, self.wanted = None, None, None, ''
+    def __post_init__(self): self.process, self.out, self.log, self.wanted, self._lock = None, None, None, '', threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -135,12 +136,17 @@ class Bench:
         "Begin a run in another process."
         if recipe not in recipe_names(): raise ValueError(f"recipe is {str(recipe)[:40]!r}; one of {', '.join(recipe_names())} is right")
         if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not 1 <= epochs <= self.epochs: raise ValueError(f'epochs is {epochs!r}; a number from 1 to {self.epochs} is right')
+        with self._lock: return self._begin(recipe, int(epochs))
+
+    def _begin(self, recipe, epochs):
         if self.busy: raise RunError(f'{self.out.name} is still training; one at a time')
         if len(list(self.folder.glob('here-*'))) >= self.most: raise RunError(f'there are {self.most} runs that were started here, which is the most; remove some from the folder')
-        self.out, self.log = self.folder / f'here-{recipe}-{time.strftime("%m%d-%H%M%S")}', tempfile.TemporaryFile()
-        words = [sys.executable, '-m', 'drl_toolkit.cli', 'train', recipe, '--out', str(self.out), '--epochs', str(int(epochs)), '--minutes', str(self.minutes), *self.options]
-        self.wanted = ''
+        self.out, self.log, self.wanted = self.folder / f'here-{recipe}-{time.strftime("%m%d-%H%M%S")}', tempfile.TemporaryFile(), ''
+        words = [sys.executable, '-m', 'drl_toolkit.cli', 'train', recipe, '--out', str(self.out), '--epochs', str(epochs), '--minutes', str(self.minutes), *self.options]
         self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
+        limit = threading.Timer(2 * 60 * self.minutes, self.process.terminate)          # pauses count: nobody holds the place for ever
+        limit.daemon = True
+        limit.start()
         return self.out.name
 
     def tell(self, want:str):
@@ -225,11 +231,12 @@ body, gradio-app, .gradio-container { background:var(--ground) !important; }
 @media (max-width:640px) { .gradio-container { padding:0 12px 40px !important; } #top { position:static; } .stage { grid-template-columns:1fr 1fr; } .stage figure:last-child { display:none; } .tree { grid-template-columns:1fr; gap:14px; } .trunk { overflow-x:auto; padding:4px; } .look .leaves { border-left:0; border-top:3px solid var(--line); padding:14px 0 0; } .goal .what { min-height:0; } .boxes { grid-template-columns:1fr 1fr; gap:16px; } }
 '''
 
-# %% ../nbs/19_app.ipynb #d24445c8
+# %% ../nbs/19_app.ipynb #1fdecf7d
 SCRIPT = '''<script>
 window.drl = {
   step: 1, timer: null,
   note(values) { const u = new URL(location); for (const [k, v] of Object.entries(values)) v === null || v === '' ? u.searchParams.delete(k) : u.searchParams.set(k, v); history.replaceState(null, '', u); },
+  turn(view) { const p = new URL(location).searchParams; if (view !== (p.get('view') || (p.get('sample') ? 'trajectories' : 'overview'))) this.note({view, sample: null}); },
   show(root, step) {
     const path = root.querySelector('.path'); if (!path) return;
     const all = path.querySelectorAll('.strip li'); this.step = Math.max(1, Math.min(step, all.length));
@@ -253,7 +260,7 @@ element.addEventListener('input', e => { if (e.target.matches('.player input')) 
 element.addEventListener('click', e => { const b = e.target.closest('button'); if (b) b.matches('.play') ? drl.play(element) : drl.show(element, +b.dataset.step); });
 watch('value', () => drl.show(element, drl.step)); drl.show(element, drl.step);'''
 
-# %% ../nbs/19_app.ipynb #79e8bc47
+# %% ../nbs/19_app.ipynb #a3a1350f
 LABELS = dict(overview='Overview', trajectories='Trajectories', branches='Branches', fairness='Fairness', composition='Composition', compare='Compare', costs='Tax & drift', vote='Vote', runs='Runs', train='Train')
 PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)   # what is chosen on a page
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')     # answers at once, without a veil over what is there; what comes in is checked here
@@ -303,7 +310,7 @@ class Panel:
         gr.on([self.epoch.input, *(p.input for p in self.pick.values())], self.move, view, out, trigger_mode='always_last', **QUIET)
         for page, tab in self.tab.items():
             tab.select(self.turning(page), view, out, **QUIET)
-            tab.select(None, js=f"() => drl.note({{view: '{page}', sample: null}})")
+            tab.select(None, js=f"() => drl.turn('{page}')")
         self.run.input(None, self.run, js="run => drl.note({run, epoch: null, sample: null})")
         self.epoch.input(None, self.epoch, js="epoch => drl.note({epoch})")
         for pick in self.pick.values(): pick.input(None, pick, js="sample => drl.note({sample})")
@@ -377,7 +384,7 @@ def chosen_of(choices:list, pick:str) -> str:
     same = lambda test: next((v for v in values if test(v)), None)
     return pick if pick in values else same(lambda v: v.rpartition('/')[2] == pick) or same(lambda v: v.rpartition('/')[0] == pick.rpartition('/')[0]) or (values[0] if values else '')
 
-# %% ../nbs/19_app.ipynb #1af6c6fe
+# %% ../nbs/19_app.ipynb #ea927761
 def _open(self, request:gr.Request):
     "What the address asks for."
     asked = dict(request.query_params)
@@ -404,7 +411,7 @@ Panel.turning = _turning
 def _move(self, page, name, epoch, seen, *picks):
     "Another epoch, or another thing on the page."
     change = self.look(page, name, epoch_of(epoch), self.picked(page, picks), seen)
-    change.pop(self.epoch, None)                                              # it is in the viewer's hand
+    if self.epoch in change: change[self.epoch] = gr.Slider(maximum=max(1, change[self.seen]['last']))   # its value is in the viewer's hand
     return change
 Panel.move = _move
 
