@@ -384,7 +384,7 @@ def chosen_of(choices:list, pick:str) -> str:
     same = lambda test: next((v for v in values if test(v)), None)
     return pick if pick in values else same(lambda v: v.rpartition('/')[2] == pick) or same(lambda v: v.rpartition('/')[0] == pick.rpartition('/')[0]) or (values[0] if values else '')
 
-# %% ../nbs/19_app.ipynb #ea927761
+# %% ../nbs/19_app.ipynb #6ce7c4d1
 def _open(self, request:gr.Request):
     "What the address asks for."
     asked = dict(request.query_params)
@@ -400,10 +400,14 @@ def _at_end(epoch, seen):
 def _picked(self, page, picks): return dict(zip(self.pick, picks)).get(page)
 Panel.picked = _picked
 
+def _early(name, seen):
+    "Whether an event was on its way before the page knew which run is asked for."
+    return name is None and (not seen or seen['names'][0] is not None)
+
 def _turning(self, page):
     "Another page of the same run."
     def turn(request:gr.Request, old, name, epoch, seen, *picks):
-        if not seen or name is None and seen['names'][0]: return gr.skip()        # the first tab tells that it is there before the page knows what is asked for
+        if _early(name, seen): return gr.skip()
         return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen, request)
     return turn
 Panel.turning = _turning
@@ -423,7 +427,7 @@ Panel.choose = _choose
 def _tick(self, page, name, epoch, seen, *picks):
     "What has happened since; mostly nothing."
     runs, _ = self.library.scan()
-    if page in ('vote', 'compare') or seen and seen.get('names') == (name, *runs) and seen.get('moment') == self.moment(page, name): return gr.skip()
+    if _early(name, seen) or page in ('vote', 'compare') or seen and seen.get('names') == (name, *runs) and seen.get('moment') == self.moment(page, name): return gr.skip()
     return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
 Panel.tick = _tick
 
