@@ -86,7 +86,7 @@ class View:
 
     def __repr__(self): return f'{type(self).__name__}: {self.what}'
 
-# %% ../nbs/18_widgets.ipynb #dfbebed5
+# %% ../nbs/18_widgets.ipynb #4f8c590e
 class Mailbox:
     "The messages that wait for this kernel while its main thread is busy."
     def __init__(self):
@@ -112,7 +112,10 @@ class Mailbox:
         idents, parts = session.feed_identities(message, copy=False) if len(message) > 1 else (None, None)
         kind = parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']   # a glance; a message can be opened once only
         if kind not in ('comm_msg', 'comm_close'): return False
-        self.kernel.shell_handlers[kind](None, idents, session.deserialize(parts, copy=False))
+        message = session.deserialize(parts, copy=False)
+        self.kernel.shell_handlers[kind](None, idents, message)
+        self.kernel._publish_status('idle', 'shell', parent=message)            # a slider sends its next value when it hears this
+        self.kernel._publish_status('busy', 'shell')                            # for the cell goes on
         return True
 
     def put_back(self):
@@ -588,7 +591,7 @@ def worst_and_best(
         axes[name].set_yticks([]); axes[name].set_ylabel(name); axes[name].tick_params(length=0); axes[name].spines[:].set_visible(False)
     return fig
 
-# %% ../nbs/18_widgets.ipynb #d8452546
+# %% ../nbs/18_widgets.ipynb #77088342
 class RewardLab(View):
     "Edit a reward, and see what it likes."
     def __init__(self,
@@ -603,7 +606,7 @@ class RewardLab(View):
         self.text, self.page = W.Textarea(text if isinstance(text, str) else textwrap.dedent(inspect.getsource(function)), layout=W.Layout(width='100%', height='110px'), continuous_update=False), W.HTML()
         self.score, self.examine = W.Button(description='Score', icon='play', button_style='primary'), W.Button(description='Examine', icon='search', tooltip='all of check_reward; some seconds')
         self.box = W.VBox([self.text, W.HBox([self.score, self.examine]), self.page])
-        self.score.on_click(self.redraw); self.examine.on_click(lambda _: self.attempt(self.examined))
+        self.text.observe(self.redraw, 'value'); self.score.on_click(self.redraw); self.examine.on_click(lambda _: self.attempt(self.examined))
         self.read(); self.redraw()
 
     def read(self):

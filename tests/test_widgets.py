@@ -236,6 +236,7 @@ def lab(): return RewardLab('def red(images, prompts): return images[:, 0].mean(
 def test_an_edited_reward_is_scored(lab):
     assert '<b>red</b>' in lab.page.value and torch.allclose(lab.values, lab.images[:, 0].mean((1, 2)))
     lab.text.value = 'def blue(images, prompts): return images[:, 2].mean((1, 2))'
+    assert '<b>blue</b>' in lab.page.value
     lab.score.click()
     assert '<b>blue</b>' in lab.page.value and torch.allclose(lab.values, lab.images[:, 2].mean((1, 2)))
 
@@ -354,12 +355,24 @@ def lab_page(jupyter, tmp_path_factory):
         page.goto(f'{jupyter}/lab/tree/widgets.ipynb', wait_until='domcontentloaded')
         lab = Lab(page, shots)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=90_000)
-        while lab.cell('setup').locator('.jp-InputPrompt').inner_text() == '[ ]:':      # a kernel that is just starting may drop a request
-            lab.run('setup'); time.sleep(1)
-        lab.says('setup', 'all set', 120)
+        end = time.time() + 150
+        while not lab.cell('setup').locator('.jp-OutputArea', has_text='all set').count():
+            assert time.time() < end, 'the first cell does not run'
+            if lab.cell('setup').locator('.jp-InputPrompt').inner_text() == '[ ]:': lab.run('setup')     # a kernel that is just starting may drop a request
+            time.sleep(1)
         yield lab
         page.screenshot(path=shots / 'widgets_end.png')
         browser.close()
+
+def test_paths_are_stepped_and_played(lab_page):
+    lab, at = lab_page, 'paths'
+    lab.run(at); lab.says(at, 'steps done')
+    first = lab.changes(at, lambda: lab.slide(at, 'steps done', 'ArrowRight'))
+    assert first.count('<img') == 2 and 'next: step 2' in first
+    assert lab.changes(at, lambda: lab.slide(at, 'path', 'ArrowRight')) != first
+    lab.changes(at, lambda: lab.cell(at).locator('.widget-play button').first.click())
+    lab.says(at, 'finished picture')
+    lab.shot(at)
 
 def test_buttons_work_while_the_cell_runs(lab_page):
     lab, at = lab_page, 'monitor'
@@ -372,6 +385,7 @@ def test_buttons_work_while_the_cell_runs(lab_page):
     assert lab.page_of(at).split('epoch ')[1] == epoch
     lab.button(at, 'Resume').click(); lab.says(at, 'training')
     lab.changes(at, lambda: None)
+    for key in ('Home', 'ArrowRight', 'ArrowRight'): lab.changes('paths', lambda: lab.slide('paths', 'steps done', key))    # other widgets answer too
     lab.button(at, 'Stop after this epoch').click(); lab.says(at, 'fit has ended')
     assert 'stopped' in lab.page_of(at) and lab.button(at, 'Pause').is_disabled() and lab.cell(at).locator('.widget-html img').count() == 3
     lab.says('after', "checkpoints: ['epoch_00"); lab.says('after', 'epochs: True')
@@ -383,16 +397,6 @@ def test_a_run_in_a_thread_leaves_the_kernel_free(lab_page):
     lab.button(at, 'Pause').click(); lab.says(at, 'paused')
     lab.button(at, 'Resume').click(); lab.says(at, 'training')
     lab.button(at, 'Stop after this epoch').click(); lab.says(at, 'stopped')
-    lab.shot(at)
-
-def test_paths_are_stepped_and_played(lab_page):
-    lab, at = lab_page, 'paths'
-    lab.run(at); lab.says(at, 'steps done')
-    first = lab.changes(at, lambda: lab.slide(at, 'steps done', 'ArrowRight'))
-    assert first.count('<img') == 2 and 'next: step 2' in first
-    assert lab.changes(at, lambda: lab.slide(at, 'path', 'ArrowRight')) != first
-    lab.changes(at, lambda: lab.cell(at).locator('.widget-play button').first.click())
-    lab.says(at, 'finished picture')
     lab.shot(at)
 
 def test_branches_are_grown_again(lab_page):
