@@ -56,7 +56,7 @@ def walk_with_graph(
         latents = policy.tables.transition(told[-1], step, latents.float()).sample(noise[:, i])
     return latents, torch.stack(told, 1)
 
-# %% ../nbs/14_backprop.ipynb #fa2fc1d7
+# %% ../nbs/14_backprop.ipynb #2582a7ff
 @dataclass
 class DRaFT(Objective):
     "Back-propagation through the last steps of the sampler. [DRaFT-K]"
@@ -81,7 +81,7 @@ class DRaFT(Objective):
     def samples(self, trainer, batch:Batch) -> dict:
         "What rows of all methods know: which sample, its prompt and its task."
         count = len(batch.trajectory.prompts)
-        return dict(sample=torch.arange(count), cond=trainer.policy.encode(batch.trajectory.prompts), task=torch.full((count,), trainer.tasks.index(batch.task)))
+        return dict(sample=torch.arange(count), row=batch.share.numbers(), cond=trainer.policy.encode(batch.trajectory.prompts), task=torch.full((count,), trainer.tasks.index(batch.task)))
 
     def remember(self, trainer, minibatches):
         "The base's predictions at the latents of the rollout, for the leash."
@@ -116,7 +116,7 @@ class AlignProp(DRaFT):
 
     def describe(self, trainer): return f'goes back from the reward through the last 1 to {self.steps} steps'
 
-# %% ../nbs/14_backprop.ipynb #d53baf24
+# %% ../nbs/14_backprop.ipynb #87327297
 @dataclass
 class DRaFTLV(DRaFT):
     "The last step alone, from several noisings of each finished picture. [DRaFT-LV]"
@@ -126,12 +126,15 @@ class DRaFTLV(DRaFT):
         "A row for each noising."
         policy, last, again = trainer.policy, trainer.policy.num_steps - 1, torch.arange(len(batch.trajectory.prompts)).repeat(self.repeats)
         step, rows = torch.full((len(again),), last), self.samples(trainer, batch)
-        latents, _ = noised(policy.tables, batch.trajectory.latents[-1][again].float(), step, generator)
-        return {k: v[again] for k, v in rows.items()} | dict(latents=latents, step=step, noise=torch.zeros(len(again), 1, *policy.latent_shape, device=policy.device))
+        own = lambda whole: batch.share.of(whole, 1).flatten(0, 1)                # of a table: a line for each noising, a column for each sample of all processes
+        noise = own(torch.randn(self.repeats, batch.share.count, *policy.latent_shape, generator=generator))
+        latents, _ = noised(policy.tables, batch.trajectory.latents[-1][again].float(), step, noise)
+        row = own(torch.arange(self.repeats * batch.share.count).view(self.repeats, -1))
+        return {k: v[again] for k, v in rows.items()} | dict(row=row, latents=latents, step=step, noise=torch.zeros(len(again), 1, *policy.latent_shape, device=policy.device))
 
     def describe(self, trainer): return f'goes back from the reward through the last step of {self.repeats} noisings of each'
 
-# %% ../nbs/14_backprop.ipynb #a061e3a0
+# %% ../nbs/14_backprop.ipynb #2c45bb72
 @dataclass
 class ReFL(DRaFT):
     "One step, drawn from the late ones; the reward of the picture that is predicted there. [ReFL Eq 5]"
@@ -146,7 +149,7 @@ class ReFL(DRaFT):
         "A row for each sample: the latents at a late step."
         policy, samples = trainer.policy, self.samples(trainer, batch)
         first = policy.num_steps - max(1, round(self.late * policy.num_steps))
-        step = torch.randint(first, policy.num_steps, (len(samples['sample']),), generator=generator)
+        step = batch.share.of(torch.randint(first, policy.num_steps, (batch.share.count,), generator=generator))
         return samples | dict(latents=batch.trajectory.latents[step, samples['sample']], step=step)
 
     def pictures(self, policy, rows):

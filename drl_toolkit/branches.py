@@ -26,7 +26,7 @@ def trained_steps(
     start = max(1, round(first * num_steps))
     return min(num_steps, start + epoch * (num_steps - start + 1) // max(1, epochs))
 
-# %% ../nbs/12_branches.ipynb #01802076
+# %% ../nbs/12_branches.ipynb #0939a83d
 def branch_rollout(
     policy:Policy,
     prompts:list,          # of B strings; those of a family are equal
@@ -35,6 +35,7 @@ def branch_rollout(
     seed:int=0,            # of the run
     epoch:int=0,
     batch_size:int=64,     # samples denoised together
+    first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
 ) -> Trajectory:
     "Samples that share the first part of their path within a group."
     if not 1 <= branching <= policy.num_steps: raise ValueError(f'branching is {branching!r}; 1 … {policy.num_steps} (the number of steps) is right')
@@ -44,8 +45,8 @@ def branch_rollout(
     policy.encode(prompts)                                                                    # once, before the threads ask for it
     threads = batches_at_once(policy)
     batches = _batches(families, even_size(len(prompts), batch_size, threads))
-    parts = list(in_parallel(lambda part: _family(policy, prompts, part, branching, seed, epoch), batches, threads))
-    return joined(policy, parts, prompts, [sample_seed(seed, epoch, i) for i in range(len(prompts))])
+    parts = list(in_parallel(lambda part: _family(policy, prompts, part, branching, lambda i: sample_seed(seed, epoch, i), first), batches, threads))
+    return joined(policy, parts, prompts, [sample_seed(seed, epoch, first + i) for i in range(len(prompts))])
 
 def _batches(families, size):
     "Whole families, about `size` samples at a time."
@@ -55,21 +56,21 @@ def _batches(families, size):
         out[-1].append(family)
     return out
 
-def _family(policy, prompts, families, branching, seed, epoch):
+def _family(policy, prompts, families, branching, seed_of, first):
     "Prefix and branches of some families: (T+1, B, C, H, W) latents and (T, B) log-probs."
     split, roots = policy.num_steps - branching, [int(f[0]) for f in families]
-    shared = generators_of([sample_seed(seed, epoch, f'root {r}') for r in roots])
+    shared = generators_of([seed_of(f'root {first + r}') for r in roots])
     start = first_latents(policy, shared)
     before, told = start[None], torch.zeros(0, len(roots), device=start.device)
     if split:
         latents, told = walk(policy, start, policy.encode([prompts[r] for r in roots]), shared, range(split))
         before = torch.cat([before, latents])
     copies, rows = torch.arange(len(families)).repeat_interleave(torch.tensor([len(f) for f in families])), torch.cat(families).tolist()
-    own = generators_of([sample_seed(seed, epoch, i) for i in rows])
+    own = generators_of([seed_of(first + i) for i in rows])
     latents, scored = walk(policy, before[-1, copies], policy.encode([prompts[i] for i in rows]), own, range(split, policy.num_steps))
     return torch.cat([before[:, copies], latents]), torch.cat([told[:, copies], scored])
 
-# %% ../nbs/12_branches.ipynb #ae280c90
+# %% ../nbs/12_branches.ipynb #75238c19
 @dataclass
 class Branches(Rollouts):
     "B²-DiffuRL's sampler: backward progressive training, and branches where training begins."
@@ -84,10 +85,10 @@ class Branches(Rollouts):
         "How many of the last steps are trained now."
         return trained_steps(trainer.epoch if self.grow else 0, trainer.config.epochs, trainer.policy.num_steps, self.first)
 
-    def draw(self, trainer, task, prompts, groups, seed, epoch) -> Trajectory:
+    def draw(self, trainer, task, prompts, groups, seed, epoch, first=0) -> Trajectory:
         "Families with a common prefix."
-        if not self.share_prefix: return super().draw(trainer, task, prompts, groups, seed, epoch)
-        return branch_rollout(trainer.policy, prompts, groups, self.steps(trainer), seed, epoch)
+        if not self.share_prefix: return super().draw(trainer, task, prompts, groups, seed, epoch, first)
+        return branch_rollout(trainer.policy, prompts, groups, self.steps(trainer), seed, epoch, first=first)
 
     def trainable(self, trainer) -> torch.Tensor: # (T,) bool
         "The last steps only."

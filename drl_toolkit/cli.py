@@ -6,9 +6,9 @@
 __all__ = ['MODEL', 'COMMANDS', 'build_parser', 'parse', 'train', 'compare', 'sample', 'evaluate', 'tax', 'vote', 'doctor',
            'serve', 'app', 'main']
 
-# %% ../nbs/20_cli.ipynb #be775aa3
-import argparse, difflib, json, shutil, signal, sys, threading
-from contextlib import contextmanager
+# %% ../nbs/20_cli.ipynb #663e9cee
+import argparse, difflib, json, os, shutil, signal, sys, threading
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 # %% ../nbs/20_cli.ipynb #9ba5b1d3
@@ -106,7 +106,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #55b92a28
+# %% ../nbs/20_cli.ipynb #1f99950a
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -120,12 +120,32 @@ def _train_config(args, run):
 
 def train(args):
     "`drl train`"
+    from dataclasses import asdict
+    from drl_toolkit.processes import Processes
+    from drl_toolkit.recipes import RunConfig, load_recipe, make_trainer
     from drl_toolkit.runs import Run, is_run
-    out = Path(args.out or f'runs/{args.recipe}')
-    if args.resume and is_run(out):
-        with Run.open(out, write=True) as run: return _fit(args, run, *_train_config(args, run))
-    tasks, config = _train_config(args, None)
-    _fit(args, None, tasks, config, out)
+    processes, out, run = Processes.launched(), Path(args.out or f'runs/{args.recipe}'), None
+    with ExitStack() as stack:
+        with processes.all_well():                                             # only the main process touches the run's folder
+            if processes.main and args.resume and is_run(out): run = stack.enter_context(Run.open(out, write=True))
+            tasks, config = _train_config(args, run) if processes.main else (load_recipe(args.recipe)[0], None)
+        config, new = RunConfig(**processes.from_main(config and asdict(config))), run is None
+        with processes.all_well():
+            trainer = make_trainer(config, tasks, args.model, [], processes)
+            if processes.main: run = _equip(trainer, config, run or (lambda: stack.enter_context(Run.create(out, config, args.recipe, args.model))))
+        if processes.main: print(trainer.sentence(), flush=True)
+        with _leaving(run) if processes.main else nullcontext():
+            try: trainer.fit()
+            except Exception:
+                if processes.main and new and not trainer.epoch: shutil.rmtree(run.folder) # nothing was learnt; leave nothing half-written
+                raise
+    processes.close()
+    if processes.main: _tell_where(out, trainer)
+
+def _tell_where(out, trainer):
+    from drl_toolkit.frames import FrameRecorder
+    print(f"weights: {out / 'weights'}\npictures through training: {out / 'samples'}")
+    for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)): print(f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
 
 @contextmanager
 def _leaving(run):
@@ -140,28 +160,18 @@ def _leaving(run):
     finally:
         for n, handler in before.items(): signal.signal(n, handler)
 
-def _fit(args, run, tasks, config, out=None):
-    "Train, in a run that is opened or made."
+def _equip(trainer, config, run):
+    "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
     from drl_toolkit.frames import FrameRecorder
-    from drl_toolkit.recipes import make_trainer
-    from drl_toolkit.runs import Listener, Recorder, Run, Trackers, check_trackers, resume
+    from drl_toolkit.runs import Listener, Recorder, Trackers, check_trackers, resume
     from drl_toolkit.trainer import Progress, Teacher
     from drl_toolkit.watch import watch_of
-    trackers = check_trackers(config.trackers)
-    trainer, new = make_trainer(config, tasks, args.model, callbacks=[]), run is None
-    watch, prompts = watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
-    with run or Run.create(out, config, args.recipe, args.model) as run:
-        frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
-        trainer.callbacks += [Progress(), Teacher(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), Listener(run)]
-        if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
-        print(trainer.sentence(), flush=True)
-        with _leaving(run):
-            try: trainer.fit()
-            except Exception:
-                if new and not trainer.epoch: shutil.rmtree(run.folder)        # nothing was learnt; leave nothing half-written
-                raise
-    print(f"weights: {run.folder / 'weights'}\npictures through training: {run.folder / 'samples'}")
-    for kept in frames: print(f"paths and pictures to look at: {run.folder / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
+    trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
+    new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
+    frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
+    trainer.callbacks += [Progress(), Teacher(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), Listener(run)]
+    if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
+    return run
 
 # %% ../nbs/20_cli.ipynb #5c514ae5
 def compare(args):
@@ -316,7 +326,7 @@ def vote(args):
     count = ballot.result()
     print(f'{ballot.names[1]} was preferred to {ballot.names[0]} in {count.win_rate:.0%} of {count.pairs} pairs (95 % interval {count.low:.0%} to {count.high:.0%}; {count.votes} votes of {count.voters} voters)')
 
-# %% ../nbs/20_cli.ipynb #d8563465
+# %% ../nbs/20_cli.ipynb #a8156714
 def _memory(args):
     "What a run would take, and what would make it smaller."
     import torch
@@ -343,15 +353,18 @@ def _print_memory(args, found, free):
 def doctor(args):
     "`drl doctor`"
     if args.batch < 1: raise ValueError(f'batch is {args.batch}; it should be 1 or more')
-    import os, platform
+    import platform
     import psutil, torch
+    from drl_toolkit.processes import Processes
     from drl_toolkit.runs import versions
     from drl_toolkit.world import assets_dir
-    found = _memory(args)                                                      # wrong input is told before anything else
+    found, processes = _memory(args), Processes.launched()                     # wrong input is told before anything else
+    if not processes.main: return
     print(f'Python {platform.python_version()}; ' + ', '.join(f'{k} {v}' for k, v in versions().items()))
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else f'CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
     memory, disk = psutil.virtual_memory(), shutil.disk_usage('.')
+    if processes.count > 1: print(processes.describe())
     print(f'device: {device}; memory {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free; disk {disk.free / 1e9:.0f} GB free')
     for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference'):
         print(f"shipped {name}: {'found' if any((assets_dir() / name).glob('**/*.safetensors')) else 'MISSING; install the package again'}")
@@ -369,14 +382,19 @@ def app(args):
     from drl_toolkit.app import serve as open_panel
     open_panel(args.folder, args.port, args.host, args.allow_train)
 
-# %% ../nbs/20_cli.ipynb #af49a9ca
+# %% ../nbs/20_cli.ipynb #4b1108ac
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
+
+def _check_alone(command):
+    "Only training is for several processes."
+    if command not in ('train', 'doctor') and os.environ.get('WORLD_SIZE', '1') != '1': raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a launcher started several processes, but this command runs in one; start it without")
 
 def main(argv=None) -> int: # exit status
     "`drl`: one line and status 2 for whatever is wrong with the input."
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = parse(argv)
+        _check_alone(args.command)
         COMMANDS[args.command](args)
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
     except (ValueError, TypeError, OSError, FloatingPointError) as e:

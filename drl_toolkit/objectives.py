@@ -7,13 +7,14 @@ __all__ = ['LIKELIHOODS', 'SURROGATES', 'reinforce', 'clip_pair', 'ppo_clip', 's
            'encode_images', 'noised', 'data_loss', 'PathLikelihood', 'MatchingLikelihood', 'Reinforce', 'Clipped',
            'Guarded', 'NegativeAware', 'inner_products']
 
-# %% ../nbs/10_objectives.ipynb #7539de11
+# %% ../nbs/10_objectives.ipynb #d43f493c
 import math
 from dataclasses import dataclass
 
 import torch, torch.nn.functional as F
 
 from .mdp import fold_steps
+from .processes import Share
 from .transitions import training_tables
 
 # %% ../nbs/10_objectives.ipynb #6cf5f6af
@@ -90,7 +91,7 @@ def kl_penalty(
     kl = torch.where(policy.stochastic, kl, torch.zeros_like(kl))
     return _weighted(kl, weights) if weights is not None else kl.sum() / policy.stochastic.sum().clamp(min=1)
 
-# %% ../nbs/10_objectives.ipynb #9891c726
+# %% ../nbs/10_objectives.ipynb #5379b83a
 @torch.no_grad()
 def encode_images(
     policy,
@@ -104,10 +105,10 @@ def noised(
     table,                     # `Tables`
     clean:torch.Tensor,        # (B, C, H, W) latents
     step:torch.Tensor,         # (B,) long: index into the table
-    generator:torch.Generator  # on the CPU: the noise is the same on every device
+    noise:torch.Tensor,        # (B, C, H, W) standard normal
 ) -> tuple:                    # noisy latents and the model's right answer to them, each (B, C, H, W)
     "Clean latents with fresh noise, as in pretraining."
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    noise = noise.to(clean)
     return table.noised(clean, step, noise), table.target(clean, step, noise)
 
 def data_loss(
@@ -116,16 +117,18 @@ def data_loss(
     prompts:list,                   # of B captions
     generator:torch.Generator,      # on the CPU: timesteps and noise are the same on every device
     timesteps:torch.Tensor=None,    # (K,) long: which timesteps to draw from; all of training by default
-) -> torch.Tensor:                  # scalar
+    share:Share=None,               # which of a larger batch these are, whose others another process has; all of it by default
+) -> torch.Tensor:                  # scalar, a mean over these
     "Plain denoising MSE, the loss of pretraining, without guidance. [P Eq 8]"
     table = training_tables(policy.pipeline.scheduler, policy.device)
     clean = images.to(policy.device) if tuple(images.shape[1:]) == tuple(policy.latent_shape) else encode_images(policy, images)
     choice = torch.arange(len(table.timesteps)) if timesteps is None else timesteps.cpu()
-    step = choice[torch.randint(len(choice), (len(clean),), generator=generator)].to(policy.device)
-    noisy, target = noised(table, clean, step, generator)
+    share = share or Share(0, len(clean), len(clean))
+    step = choice[share.of(torch.randint(len(choice), (share.count,), generator=generator))].to(policy.device)
+    noisy, target = noised(table, clean, step, share.randn(clean.shape[1:], generator))
     return F.mse_loss(policy.denoise(noisy, table.timesteps[step], policy.embed(policy.encode(prompts))), target)
 
-# %% ../nbs/10_objectives.ipynb #870f6899
+# %% ../nbs/10_objectives.ipynb #688496bc
 class PathLikelihood:
     "log p(x_{t-1} | x_t) of the steps that were sampled, mean over dimensions. [P Eq 5]"
     needs_noise = True  # only stochastic steps have a density
@@ -138,7 +141,7 @@ class PathLikelihood:
         "The papers' ε for this model's dimensions."
         return scale_clip(self.dims(policy))
 
-    def rows(self, policy, trajectory, steps, generator) -> dict:
+    def rows(self, policy, trajectory, steps, generator, share=None) -> dict:
         "Transitions as they were sampled, with their log-probs of then."
         rows = trajectory.transitions(steps)
         return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']], evenness=policy.tables.evenness[rows['step']])
@@ -164,10 +167,12 @@ class MatchingLikelihood:
         "ε for ratios of squared errors, which are of order 1 in any model."
         return .01
 
-    def rows(self, policy, trajectory, steps, generator) -> dict:
+    def rows(self, policy, trajectory, steps, generator, share=None) -> dict: # `share`: which of all processes' samples these are
         "The finished latents, noised afresh to the timesteps of these steps, with what the policy should answer."
         sample, step = fold_steps(steps)
-        noisy, target = noised(policy.tables, trajectory.latents[-1][sample].float(), step, generator)
+        share = share or Share(0, len(steps), len(steps))
+        noise = share.times(steps.shape[1]).randn(policy.latent_shape, generator)
+        noisy, target = noised(policy.tables, trajectory.latents[-1][sample].float(), step, noise)
         return dict(latents=noisy, target=target, step=step, sample=sample, cond=policy.encode(trajectory.prompts)[sample])
 
     def log_prob(self, policy, rows:dict) -> tuple: # (N,), the prediction

@@ -8,7 +8,7 @@ __all__ = ['OBJECTIVES', 'STRATEGIES', 'DATA', 'MATCHING', 'RECIPES', 'METHODS',
            'few_pairs', 'clip_task', 'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names', 'load_recipe',
            'make_policy', 'with_prompts', 'make_sampler', 'make_trainer', 'method_fields']
 
-# %% ../nbs/14a_recipes.ipynb #3e3bdc67
+# %% ../nbs/14a_recipes.ipynb #7a68e54a
 import math, random
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -27,6 +27,7 @@ from .joint import MGDA, Balanced, Constrained, PCGrad, Together
 from .lab import crispness
 from .policy import Policy, PolicyConfig, check_words
 from .preference import preference
+from .processes import Processes
 from .prompts import Task
 from .rewards import clip_score, jpeg_compressibility
 from .streams import PromptStream
@@ -139,7 +140,7 @@ def six_tasks() -> list:
     small = Task('small files', P.objects(), jpeg_compressibility, group_size=4, samples=16, advantage=advantages.leave_one_out, weight=.25)
     return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
 
-# %% ../nbs/14a_recipes.ipynb #4063c39c
+# %% ../nbs/14a_recipes.ipynb #34de98ba
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -167,9 +168,10 @@ def load_recipe(name:str) -> tuple: # list of `Task`, `RunConfig`
 def make_policy(
     config:RunConfig,
     model=None,       # a pipeline, a folder or a hub id; the shipped model when None
+    device=None,      # the pipeline's own when None
 ) -> Policy:
     "The policy that a configuration asks for."
-    options = {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
+    options = dict(device=device) | {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
     return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)
 
 def with_prompts(
@@ -189,14 +191,16 @@ def make_trainer(
     config:RunConfig,
     tasks:list,         # of `Task`
     model=None,         # a pipeline, a folder or a hub id; the shipped model when None
-    callbacks:list=None # of `Callback`; a progress line by default
+    callbacks:list=None,# of `Callback`; a progress line by default
+    processes:Processes=None, # who takes part; those that a launcher started by default
 ) -> Trainer:
     "The trainer that a configuration asks for."
+    processes = processes or Processes.launched()
     if config.prompts: tasks = with_prompts(tasks, config.prompts)
-    policy = make_policy(config, model)
+    policy = make_policy(config, model, processes.device if processes.count > 1 else None)
     data = BaseSamples(policy, [p for t in tasks if isinstance(t.prompts, list) for p in t.prompts[:64]]) if config.data == 'base' and config.data_weight else DATA.get(config.data)
     return Trainer(policy, tasks, config, data=data, callbacks=callbacks, sampler=make_sampler(config),
-                   objective=OBJECTIVES[config.objective](config), strategy=STRATEGIES[config.strategy](config))
+                   objective=OBJECTIVES[config.objective](config), strategy=STRATEGIES[config.strategy](config), processes=processes)
 
 # %% ../nbs/14a_recipes.ipynb #5042b814
 _PLAIN = dict(objective='policy', likelihood='path', surrogate='ppo', credit='batch', progressive=0., branching=False, grow=True)

@@ -292,7 +292,7 @@ def _module(place, spec):
     loader.loader.exec_module(module)
     return module
 
-# %% ../nbs/04c_remote.ipynb #ded6590b
+# %% ../nbs/04c_remote.ipynb #c7b7bca6
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
     def __init__(self,
@@ -364,12 +364,13 @@ def rollout_in_parts(
     seed:int=0,                # of the run
     epoch:int=0,
     batch_size:int=16,         # pictures in a part
+    first:int=0,               # index of the first prompt's sample within the epoch
 ) -> Trajectory:
     "What `rollout` gives, told part by part."
     parts = []
     for start in range(0, len(prompts), batch_size):
         rows = list(range(start, min(start + batch_size, len(prompts))))
-        parts.append(rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=start))
+        parts.append(rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=first + start))
         done(rows, parts[-1].images)
     return _one(parts)
 

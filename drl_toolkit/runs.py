@@ -439,7 +439,7 @@ class Listener(Callback):
         self.run.checkpoint(trainer.epoch, named_state(trainer), trainer.optimizer, trainer.state())
         with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
 
-# %% ../nbs/16_runs.ipynb #ca311ca1
+# %% ../nbs/16_runs.ipynb #1f5df4fc
 TRACKERS = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio')      # name -> what pip installs
 
 def check_trackers(
@@ -481,8 +481,8 @@ class Trackers(Callback):
         self.send_sheet(trainer.epoch)
 
     def after_fit(self, trainer):
-        "Close them."
-        self.accelerator.end_training()
+        "Close them. (`end_training` would also part the processes of the run.)"
+        for tracker in self.accelerator.trackers: tracker.finish()
 
     def send_sheet(self, epoch):
         "The sheet of an epoch, where there is one."

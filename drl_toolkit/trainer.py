@@ -6,10 +6,10 @@
 __all__ = ['TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer',
            'pick_steps', 'PolicyGradient', 'BaseSamples', 'advice', 'Teacher', 'Overlapped']
 
-# %% ../nbs/11_trainer.ipynb #a5dc5e4e
-import math, time
+# %% ../nbs/11_trainer.ipynb #41f6252e
+import math, sys, time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from . import advantages, objectives
 from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, sample_seed
 from .policy import Policy, check_words
+from .processes import Processes, Share
 from .prompts import Stream, Task
 from .ratio import explain_ratio, off_one
 from .remote import Pending, rollout_in_parts
@@ -102,24 +103,25 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #8e3d7502
+# %% ../nbs/11_trainer.ipynb #aec5cd8b
 @dataclass
 class Batch:
-    "One task's samples of an epoch, scored and credited."
+    "One task's samples of an epoch, scored and credited. Of several processes each has its own, all but the figures."
     task: Task
     epoch: int
-    trajectory: Trajectory
+    trajectory: Trajectory    # None where a process has no sample; the main one always has some
     advantage: torch.Tensor   # (B,)
-    figures: dict             # numbers to record
+    figures: dict             # numbers to record, of all processes' samples
     groups: torch.Tensor      # (B,) long: which samples belong together
     values: list              # of (B,), one for each of the task's rewards
     seen: dict                # name -> `Seen`: what the rewards saw in the pictures
+    share: Share              # which of all samples these are
 
 class Rollouts:
     "Where trajectories come from, and which of their steps may be trained: independent samples, all steps."
-    def draw(self, trainer, task:Task, prompts:list, groups:torch.Tensor, seed:int, epoch:int) -> Trajectory:
-        "A trajectory for every prompt."
-        return rollout(trainer.policy, prompts, seed=seed, epoch=epoch)
+    def draw(self, trainer, task:Task, prompts:list, groups:torch.Tensor, seed:int, epoch:int, first:int=0) -> Trajectory:
+        "A trajectory for every prompt; `first` is the index of the first of them among all processes' samples."
+        return rollout(trainer.policy, prompts, seed=seed, epoch=epoch, first=first)
 
     def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), figures, what was seen), for each reward of the task
         "What the task's rewards say."
@@ -133,8 +135,8 @@ class Objective:
     "What is minimised on a batch."
     def check(self, trainer): "Refuse, before anything is sampled, what cannot be trained."
 
-    def rows(self, trainer, batch:Batch, generator:torch.Generator) -> dict: # of tensors with as many rows; 'sample' and 'step' are among them
-        "What is learnt from. Rows are shuffled and cut into minibatches and micro-batches; their `weight` is added later."
+    def rows(self, trainer, batch:Batch, generator:torch.Generator) -> dict: # of tensors with as many rows; 'sample', 'step' and 'row' (its number among all processes' rows) are among them
+        "What is learnt from. Rows are shuffled and cut into minibatches and micro-batches; their `weight` is added later. What is drawn is drawn for all samples, see `Share`."
         raise NotImplementedError
 
     def useful(self, rows:dict) -> torch.Tensor: # (N,) bool
@@ -169,7 +171,7 @@ class Strategy:
 
     def load_state_dict(self, state:dict): "Take up a saved memory."
 
-# %% ../nbs/11_trainer.ipynb #1f843082
+# %% ../nbs/11_trainer.ipynb #25ccf980
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -181,10 +183,11 @@ class Trainer:
         sampler:Rollouts=None,     # where trajectories come from; independent samples by default
         objective:Objective=None,  # what is minimised; the configuration's policy gradient by default
         strategy:Strategy=None,    # how several tasks share an epoch; one after the other by default
+        processes:Processes=None,  # who takes part; those that a launcher started by default
     ):
         self.policy, self.tasks, self.config = policy, list(tasks), config or TrainConfig()
         self.data, self.epoch, self.history, self.draws, self.ratio_cause, self.pulls = data, 0, [], 0, None, {}
-        self.sampler, self.strategy = sampler or Rollouts(), strategy or Strategy()
+        self.sampler, self.strategy, self.processes = sampler or Rollouts(), strategy or Strategy(), processes or Processes.launched()
         self.objective = objective or PolicyGradient(self.config, policy)
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
         self._check()
@@ -215,15 +218,17 @@ class Trainer:
     def fit(self, epochs:int=None) -> list: # one record per epoch
         "Train until `epochs` are done in all; a trainer that has done some goes on from there."
         if epochs is not None: self.config.epochs = epochs
+        self.follow_main()
         self._tell('before_fit')
         try:
             while self.epoch < self.config.epochs and self.has_time():
-                record = self.epoch_of(self.epoch)
+                record = self.processes.from_main(self.epoch_of(self.epoch))
                 self.epoch += 1
                 self.history.append(record)
                 self._tell('after_epoch', record)
-        except StopTraining as stop: print(stop)
+        except StopTraining as stop: self._say(stop)
         finally: self._tell('after_fit')
+        self.processes.copy_from_main(self.params)                     # a callback may have put back better ones
         return self.history
 
     def time_used(self, more:float=0.) -> float: # seconds beyond those spent
@@ -233,8 +238,8 @@ class Trainer:
     def has_time(self) -> bool:
         "Whether an epoch as long as the last ones would end in time."
         last = max((record['seconds'] for record in self.history[-3:]), default=0.)
-        fits = self.time_used(last) <= 1
-        if not fits: print(f'{self.epoch} of {self.config.epochs} epochs; there is no time for another within {self.config.minutes:g} minutes')
+        fits = self.processes.from_main(self.time_used(last) <= 1)
+        if not fits: self._say(f'{self.epoch} of {self.config.epochs} epochs; there is no time for another within {self.config.minutes:g} minutes')
         return fits
 
     def epoch_of(self, epoch:int) -> dict:
@@ -242,46 +247,60 @@ class Trainer:
         wall, cpu, calls = time.time(), time.process_time(), self.policy.evaluations
         record = dict(epoch=epoch, tasks=self.strategy.epoch(self, epoch))
         if self.config.data_weight and self.config.data_mode == 'step': record['data_loss'] = self.data_step(epoch)
-        return record | dict(seconds=time.time() - wall, cpu_seconds=time.process_time() - cpu, evaluations=self.policy.evaluations - calls)
+        cpu, calls = map(sum, zip(*self.processes.gathered((time.process_time() - cpu, self.policy.evaluations - calls))))
+        return record | dict(seconds=time.time() - wall, cpu_seconds=cpu, evaluations=calls)
 
     def collect(self, task:Task, epoch:int) -> Batch:
-        "Sample, score, credit."
-        trajectory, groups = self.sample(task, epoch)
-        figures, values, seen = self.score(task, trajectory, groups)
-        advantage, shares = self.credit_of(task, values, trajectory.prompts, groups)
-        self._tell('after_sample', task, trajectory, values[0], advantage)
-        return Batch(task, epoch, trajectory, advantage, figures | shares | advantages.credit_stats(values[0], advantage, groups), groups, values, seen)
+        "Sample, score, credit. Of several processes each does its share; all know all values, and so the same credit."
+        prompts, groups = task.draw(self.seed_of(task), epoch)
+        share = self.processes.share(groups)
+        with self.processes.all_well(): trajectory, reports = self.sample(task, epoch, share.of(prompts), share.of(groups), share)
+        figures, values = self.score(task, reports)
+        advantage, shares = self.credit_of(task, values, prompts, groups)
+        own, seen = share.of(advantage), {k: s for *_, saw in reports for k, s in saw.items()}
+        self._tell('after_sample', task, trajectory, share.of(values[0]), own)
+        figures |= shares | advantages.credit_stats(values[0], advantage, groups)
+        return Batch(task, epoch, trajectory, own, figures, share.of(groups), [share.of(v) for v in values], seen, share)
 
     def _tell(self, moment, *args):
-        "Tell every callback; one that asks to stop is heard when all were told."
+        "Tell every callback, in the main process; one that asks to stop is heard when all were told, and by all processes."
         stop = None
-        for callback in self.callbacks:
-            try: getattr(callback, moment)(self, *args)
-            except StopTraining as asked: stop = asked
-        if stop: raise stop
+        with nullcontext() if sys.exc_info()[0] else self.processes.all_well():
+            for callback in self.callbacks if self.processes.main else []:
+                try: getattr(callback, moment)(self, *args)
+                except StopTraining as asked: stop = asked
+        if moment == 'after_fit': return
+        words = self.processes.from_main(stop and str(stop))
+        if words is not None: raise stop or StopTraining(words)
 
-# %% ../nbs/11_trainer.ipynb #9e66441e
+    def _say(self, words):
+        if self.processes.main: print(words)
+
+# %% ../nbs/11_trainer.ipynb #a234dad0
 def _seed_of(self, task:Task) -> int:
     "The run's seed, told apart by task."
     return sample_seed(self.config.seed, 0, self.tasks.index(task))
 Trainer.seed_of = _seed_of
 
-def _sample(self, task:Task, epoch:int) -> tuple: # (Trajectory, groups (B,))
-    "Stage 1: prompts from the task's own distribution, a trajectory for each."
-    prompts, groups = task.draw(self.seed_of(task), epoch)
-    return self.sampler.draw(self, task, prompts, groups, self.seed_of(task), epoch), groups
+def _sample(self, task:Task, epoch:int, prompts:list, groups:torch.Tensor, share:Share) -> tuple: # (Trajectory, reports: (values, figures, what was seen) of each reward)
+    "Stage 1: a trajectory for every prompt of this process's share, and what the task's rewards say of it."
+    if not share.size: return None, []
+    trajectory = self.sampler.draw(self, task, prompts, groups, self.seed_of(task), epoch, share.first)
+    return trajectory, self.sampler.reports(task, trajectory, groups)
 Trainer.sample = _sample
 
-# %% ../nbs/11_trainer.ipynb #30aac879
-def _score(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> tuple: # (numbers to record, values: a list of (B,), what was seen)
-    "Stage 2: this task's rewards, and no others. The first one's figures have no prefix."
-    found, values, seen = {}, [], {}
-    for i, (reward, (v, figures, saw)) in enumerate(zip(task.rewards, self.sampler.reports(task, trajectory, groups))):
-        row = dict(reward=v.mean().item(), reward_std=v.std(correction=0).item(), reward_min=v.min().item(), reward_max=v.max().item()) | figures
+# %% ../nbs/11_trainer.ipynb #89a22380
+def _score(self, task:Task, reports:list) -> tuple: # (numbers to record, values: a list of (B,))
+    "Stage 2: all processes' values of this task's rewards, and no others, in the order of the samples. The first one's figures have no prefix."
+    found, values = {}, []
+    told = [t for t in self.processes.gathered([(v.tolist(), figures) for v, figures, _ in reports]) if t]      # some may have no sample
+    for i, (reward, parts) in enumerate(zip(task.rewards, zip(*told))):
+        v = torch.tensor([x for part, _ in parts for x in part], device=self.policy.device)
+        means = {k: sum(len(part) / len(v) * figures[k] for part, figures in parts) for k in parts[0][1]}       # groups are of one size
+        row = dict(reward=v.mean().item(), reward_std=v.std(correction=0).item(), reward_min=v.min().item(), reward_max=v.max().item()) | means
         found |= {f'{reward.name}/{k}' if i else k: x for k, x in row.items()}
-        seen |= saw
         values.append(v)
-    return found, values, seen
+    return found, values
 Trainer.score = _score
 
 def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) -> tuple: # (B,), each reward's share of the variance
@@ -292,7 +311,7 @@ def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) 
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)), shares
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #9b282e34
+# %% ../nbs/11_trainer.ipynb #4858c5f3
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -332,9 +351,9 @@ class PolicyGradient(Objective):
 
     def rows(self, trainer, batch, generator):
         "A row for every chosen step of every sample."
-        steps = pick_steps(self.able(trainer, batch.task), len(batch.advantage), self.config.train_steps, generator)
-        rows = self.likelihood.rows(trainer.policy, batch.trajectory, steps, generator)
-        return rows | dict(advantage=batch.advantage[rows['sample']])
+        steps = batch.share.of(pick_steps(self.able(trainer, batch.task), batch.share.count, self.config.train_steps, generator))
+        rows = self.likelihood.rows(trainer.policy, batch.trajectory, steps, generator, batch.share)
+        return rows | dict(advantage=batch.advantage[rows['sample']], row=batch.share.times(steps.shape[1]).numbers())
 
     def useful(self, rows):
         "Without a leash, those with an advantage."
@@ -365,19 +384,29 @@ class PolicyGradient(Objective):
         clip = f" with clip range {'/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range))}" if self.clip_range else ''
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
-# %% ../nbs/11_trainer.ipynb #181ee440
+# %% ../nbs/11_trainer.ipynb #5490e060
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
-    rows = self.objective.rows(self, batch, generator)
-    rows |= dict(weight=self.config.updates * objectives.transition_weights(rows['sample']).to(self.policy.device))
-    order = torch.randperm(len(rows['step']), generator=generator)
-    order = order[self.objective.useful(rows).cpu()[order]]
-    minibatches = [_take(rows, part) for part in order.tensor_split(self.config.updates) if len(part)]
-    self.objective.remember(self, minibatches)
+    with self.processes.all_well(): rows, useful = self._rows(batch, generator)
+    number, useful = self.processes.whole(rows['row']), self.processes.whole(useful)                 # of all processes' rows
+    order, place = torch.randperm(len(number), generator=generator), torch.full((len(number),), -1)
+    self.processes.copy_from_main([order])
+    order = order[useful[number.argsort()][order]]
+    place[rows['row']] = torch.arange(len(rows['row']))                                              # where a row is here; -1 where another process has it
+    minibatches = [_take(rows, place[part][place[part] >= 0]) for part in order.tensor_split(self.config.updates) if len(part)]
+    with self.processes.all_well(): self.objective.remember(self, minibatches)
     self._tell('after_plan', batch, minibatches)
     return minibatches
 Trainer.plan = _plan
+
+def _rows(self, batch:Batch, generator:torch.Generator) -> tuple: # dict of rows, (N,) bool: which have a gradient
+    "This process's rows, each of which knows what it counts among all."
+    if not batch.share.size: return dict.fromkeys(('row', 'sample', 'step', 'weight'), torch.zeros(0, dtype=torch.long)), torch.zeros(0, dtype=torch.bool)
+    rows = self.objective.rows(self, batch, generator)
+    rows |= dict(weight=self.config.updates * objectives.transition_weights(rows['sample'], batch.share.count).to(self.policy.device))
+    return rows, self.objective.useful(rows).cpu()
+Trainer._rows = _rows
 
 def _learn(self, batch:Batch) -> dict: # numbers to record
     "Stage 4: the objective's steps on one batch."
@@ -421,12 +450,14 @@ def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
 
 def _pieces(self, rows:dict) -> list: # of dicts of tensors
     "Micro-batches: as many for each thread, and none too large."
+    if not len(rows['step']): return []
     size = even_size(len(rows['step']), self.config.micro_batch, batches_at_once(self.policy))
     return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
 Trainer._pieces = _pieces
 
 def _in_pieces(self, function, rows:dict) -> torch.Tensor:
     "A function of rows without gradient, in micro-batches."
+    if not len(rows['step']): return torch.zeros(0)
     return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), batches_at_once(self.policy))))
 Trainer.in_pieces = _in_pieces
 
@@ -442,18 +473,28 @@ def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional ten
     "The gradient of a minibatch into `.grad`. Of the first one of a batch, more is asked: why its ratio is not 1, and now and then how much of it is noise."
     self.optimizer.zero_grad(set_to_none=True)
     measured = first is not None and self.config.measure_every and first.epoch % self.config.measure_every == 0
-    stats = self._halves(rows) if measured and len(rows['sample'].unique()) > 1 else self._accumulate(rows)
+    samples = rows['sample'].cpu() + first.share.first if measured else None
+    known = self.processes.whole(samples).unique() if measured else ()                            # which of all samples this minibatch has
+    stats = self._halves(rows, torch.searchsorted(known, samples) % 2 > 0) if len(known) > 1 else self._accumulate(rows)
     if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
-    return stats | (self._explain(first.trajectory) if first is not None and stats.get('ratio_error', 0) > 0 else {})
+    return stats | (self._explain(first.trajectory) if self.processes.main and first is not None and stats.get('ratio_error', 0) > 0 else {})
 Trainer.gradient = _gradient
 
 def _accumulate(self, rows:dict) -> dict:
-    "Add the gradient of these rows, in micro-batches."
+    "Add the gradient of these rows, in micro-batches; of several processes, that of the rows of all."
     parts, threads = self._pieces(rows), batches_at_once(self.policy)
-    stats = [self._backward(part) for part in parts] if threads == 1 else self._backward_together(parts, threads)
-    return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts])
+    with self.processes.adding(self.params):
+        stats = [self._backward(part) for part in parts] if threads == 1 else self._backward_together(parts, threads)
+        found = _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) if parts else {}
+    return found if self.processes.count == 1 else self._overall(found, len(rows['step']))
 Trainer._accumulate = _accumulate
+
+def _overall(self, stats:dict, count:int) -> dict: # of 0-dimensional tensors
+    "The figures of all processes, each with so many rows."
+    told = [(s, n) for s, n in self.processes.gathered(({k: v.item() for k, v in stats.items()}, count)) if n]
+    return _combined([{k: torch.tensor(x) for k, x in s.items()} for s, _ in told], [n / sum(n for _, n in told) for _, n in told])
+Trainer._overall = _overall
 
 def _explain(self, trajectory:Trajectory) -> dict: # ratio_cause, a sentence
     "Why the ratio is not 1 before an update; found out and printed once in a run."
@@ -504,26 +545,26 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     return norm
 Trainer.step = _step
 
-# %% ../nbs/11_trainer.ipynb #43effcd3
-def _halves(self, rows:dict) -> dict:
-    "The gradient of all rows as that of two halves, and what they say of each other."
-    odd = (rows['sample'].unique(return_inverse=True)[1] % 2).bool().cpu()
+# %% ../nbs/11_trainer.ipynb #d7aa9d10
+def _halves(self, rows:dict, odd:torch.Tensor) -> dict:
+    "The gradient of all rows as that of two halves (`odd` (N,) bool tells them apart), and what they say of each other."
     parts = [_take(rows, (~odd).nonzero().flatten()), _take(rows, odd.nonzero().flatten())]
     stats = [self._accumulate(parts[0])]
     first = [None if p.grad is None else p.grad.clone() for p in self.params]
     stats.append(self._accumulate(parts[1]))
     (ff, ft), (_, tt) = objectives.inner_products([first, [p.grad for p in self.params]])          # of the first half and of both
-    one, two = (part['weight'].double().sum().cpu() for part in parts)
+    told = zip(*self.processes.gathered([(part['weight'].double().sum().item(), len(part['step'])) for part in parts]))
+    (one, few), (two, more) = (map(sum, zip(*half)) for half in told)                             # what they weigh and how many rows they have, in all processes
     a, product, b = ff / one**2, (ft - ff) / (one * two), (tt - 2 * ft + ff) / two**2             # of the halves, as if each were the whole
     found = dict(signal_to_noise=product.clamp(min=0) / ((a + b - 2 * product) / 4).clamp(min=1e-30), half_cosine=product / (a * b).sqrt().clamp(min=1e-30))
-    return _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) | found
+    return _combined(stats, [few / (few + more), more / (few + more)]) | found
 Trainer._halves = _halves
 
-# %% ../nbs/11_trainer.ipynb #fd963d55
+# %% ../nbs/11_trainer.ipynb #d8e58b1d
 def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers to record
     "Each task's share of the advantages' variance, and the cosines between their gradients where they were measured."
     if len(batches) < 2: return figures
-    sizes = [b.advantage.float().var(correction=0).item() for b in batches]
+    sizes = [self.processes.whole(b.advantage).float().var(correction=0).item() for b in batches]
     for batch, size in zip(batches, sizes): figures[batch.task.name]['advantage_share'] = size / max(sum(sizes), 1e-30)
     names, products = list(self.pulls), objectives.inner_products(list(self.pulls.values())) if self.pulls else None
     for i, a in enumerate(names):
@@ -533,15 +574,23 @@ def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers 
     return figures
 Trainer.across = _across
 
-# %% ../nbs/11_trainer.ipynb #c99a415e
+# %% ../nbs/11_trainer.ipynb #260520f1
 def _data_gradient(self, seed:int, weight:float=1.) -> float:
-    "Accumulate the gradient of the weighted data loss; returns the loss."
-    images, captions = self.data(self.config.data_batch, seed)
+    "Accumulate the gradient of the weighted data loss, each process that of its share of the pictures; returns the loss."
+    with self.processes.adding(self.params):
+        images, captions = self.data(self.config.data_batch, seed)
+        share = self.processes.share(torch.arange(len(captions)))
+        loss = self._own_data_loss(share, images, captions, seed, weight) if share.size else 0.
+    return sum(self.processes.gathered(loss))
+Trainer._data_gradient = _data_gradient
+
+def _own_data_loss(self, share:Share, images, captions:list, seed:int, weight:float) -> float: # this share's part of the mean
+    "The gradient of this process's part."
     timesteps = torch.arange(round((1 - self.config.data_start) * self.policy.pipeline.scheduler.config.num_train_timesteps))
-    loss = objectives.data_loss(self.policy, images, captions, torch.Generator().manual_seed(seed), timesteps)
+    loss = share.size / share.count * objectives.data_loss(self.policy, share.of(images), share.of(captions), torch.Generator().manual_seed(seed), timesteps, share)
     self.scaler.scale(weight * loss).backward()
     return loss.item()
-Trainer._data_gradient = _data_gradient
+Trainer._own_data_loss = _own_data_loss
 
 def _add_data_gradient(self):
     self.draws += 1
@@ -579,7 +628,7 @@ class BaseSamples:
         rows = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
         return self.latents[rows], [self.prompts[i] for i in rows]
 
-# %% ../nbs/11_trainer.ipynb #e5f1ec12
+# %% ../nbs/11_trainer.ipynb #29befb94
 def _state(self) -> dict: # JSON beside the tensors
     "What is not a tensor: epoch, draws of the data loss, history, the memory of per-prompt trackers, and where the prompt streams are."
     return dict(epoch=self.epoch, draws=self.draws, history=self.history, scaler=self.scaler.state_dict(), kl_weight=self.kl_weight, strategy=self.strategy.state_dict(),
@@ -596,6 +645,18 @@ def _load_state(self, state:dict):
     for task in self.tasks:
         if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])
 Trainer.load_state = _load_state
+
+def _follow_main(self):
+    "Every process begins where the main one stands, who may have resumed a run: its weights, their average, the optimiser's moments, and all memories."
+    if self.processes.count == 1: return
+    mine = [self.optimizer.state.get(p, {}) for p in self.params]
+    state, shapes = self.processes.from_main((self.state(), [{k: list(v.shape) for k, v in moments.items()} for moments in mine]))
+    if not self.processes.main:
+        self.load_state(state)
+        mine = [{k: torch.zeros(shape, device=p.device if shape else 'cpu') for k, shape in moments.items()} for p, moments in zip(self.params, shapes)]
+        self.optimizer.state.update({p: moments for p, moments in zip(self.params, mine) if moments})
+    self.processes.copy_from_main([*self.params, *(self.average or []), *(t for moments in mine for t in moments.values())])
+Trainer.follow_main = _follow_main
 
 # %% ../nbs/11_trainer.ipynb #f2c1f661
 def advice(
@@ -626,7 +687,7 @@ class Teacher(Callback):
             for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
             if new: row['advice'] = ' '.join(f'{sentence}.' for sentence in new.values())
 
-# %% ../nbs/11_trainer.ipynb #1abe7864
+# %% ../nbs/11_trainer.ipynb #23caa89d
 class Overlapped(Rollouts):
     "Independent samples whose rewards are at work while the next are sampled."
     def __init__(self,
@@ -634,11 +695,11 @@ class Overlapped(Rollouts):
     ):
         self.batch_size, self.waiting = batch_size, (None, [])
 
-    def draw(self, trainer, task, prompts, groups, seed, epoch):
+    def draw(self, trainer, task, prompts, groups, seed, epoch, first=0):
         "A trajectory for every prompt; its values are on their way."
         pending = [Pending(reward, prompts, groups) for reward in task.rewards]
         hand_over = lambda rows, images: [p.add(rows, images) for p in pending]
-        self.waiting = rollout_in_parts(trainer.policy, prompts, hand_over, seed, epoch, self.batch_size), pending
+        self.waiting = rollout_in_parts(trainer.policy, prompts, hand_over, seed, epoch, self.batch_size, first), pending
         return self.waiting[0]
 
     def reports(self, task, trajectory, groups):
