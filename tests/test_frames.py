@@ -323,7 +323,7 @@ class Script(Callback):
 def test_it_stops_where_it_can_go_on(run):
     t = trainer([Recorder(run, PROMPTS, every=99), Script(run, {2: 'stop'}), Listener(run)], epochs=9)
     t.fit()
-    assert t.epoch == 2 and [p.name for p in run.checkpoints()] == ['epoch_0002'] and list((run.folder / 'weights').glob('*.safetensors'))
+    assert t.epoch == 2 and run.checkpoints()[-1].name == 'epoch_0002' and list((run.folder / 'weights').glob('*.safetensors'))
     again = trainer([], epochs=9)
     assert resume(again, run) == 2 and all(torch.equal(a, named_state(again)[n]) for n, a in named_state(t).items())
     again.callbacks = [Listener(run)]
