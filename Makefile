@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
 	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
-	@echo 'make test        all tests, as .ci/run calls them: at most 25 minutes, after a set-up of about 7'
+	@echo 'make test        all tests, as .ci/run calls them: about 30 minutes on two cores, after a set-up of about 7'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
@@ -35,11 +35,11 @@ test: test-python test-notebooks
 	@echo '== All tests passed.'
 
 test-python: .venv/.installed-dev
-	@echo '== Tests (1 of 2): pytest, two processes; about 8 minutes.'
+	@echo '== Tests (1 of 2): pytest, two processes; about 15 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10 tests
 
 test-notebooks: .venv/.installed-dev
-	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 10 minutes.'
+	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 12 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 
 readme: .venv/.installed-dev
