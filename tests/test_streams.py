@@ -273,7 +273,7 @@ def trained(tmp_path, name, epochs, stop=None):
             resume(trainer, run)
             trainer.callbacks = [Recorder(run, ['a cat'], every=1)]
             draw = trainer.sampler.draw
-            trainer.sampler.draw = lambda t, prompts, *more: seen.append(prompts) or draw(t, prompts, *more)
+            trainer.sampler.draw = lambda t, task, prompts, *more: seen.append(prompts) or draw(t, task, prompts, *more)
             trainer.fit(until)
     return seen, trainer
 
