@@ -291,7 +291,7 @@ class Followed:
         last = to_pil(self.batch.trajectory.images[self.samples])
         return [(noisy[i * count:(i + 1) * count] + [last[i]], clean[i * count:(i + 1) * count]) for i in range(len(self.samples))]
 
-# %% ../nbs/16a_frames.ipynb #7f6e3e0c
+# %% ../nbs/16a_frames.ipynb #a9623587
 class FrameRecorder(Callback):
     "Keeps something of an epoch to look at, within a share of the training time."
     def __init__(self,
@@ -326,7 +326,8 @@ class FrameRecorder(Callback):
         self.chosen = set(names)
         if self.epoch == 0 or self.epoch == trainer.config.epochs - 1 or trainer.time_used(2 * latest) > 1: return
         left = {kind: part * self.share * (self.trained + latest) - self.spent[kind] for kind, part in (('pictures', 1 / 3), ('paths', 2 / 3))}
-        self.chosen = self.affordable(names, left['paths']) if left['pictures'] >= 0 else None
+        last = sum(self.cost.values())                                               # is put aside for the last epoch
+        self.chosen = self.affordable(names, left['paths'] - last) if left['pictures'] >= 0 else None
 
     def affordable(self, names, seconds) -> set:
         "The tasks whose paths were not kept for longest, as many as there is time for."

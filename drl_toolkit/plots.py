@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT'
            'demographics', 'parity_over_time', 'tone_bars', 'boxed', 'composition_sheet', 'objective_shares',
            'gradient_cosines', 'tax_matrix', 'evolution', 'before_after']
 
-# %% ../nbs/17_plots.ipynb #6a1b6797
+# %% ../nbs/17_plots.ipynb #e73f285a
 import io, math
 from functools import wraps
 from textwrap import wrap
@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from .attributes import distance, measure_floor, shares_of, target_shares
-from .fairness import parity_floor
 from .world import TONES, sheet
 
 # %% ../nbs/17_plots.ipynb #6a1be410
