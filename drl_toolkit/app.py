@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['PAGES', 'STYLE', 'SCRIPT', 'ON_PATH', 'LABELS', 'PICKERS', 'QUIET', 'OPEN', 'HEADERS', 'Library', 'stamp',
            'last_epoch', 'epoch_of', 'draw', 'compare', 'Bench', 'no_runs', 'Panel', 'badge', 'options', 'chosen_of',
-           'voter_of', 'Gate', 'plain_values', 'weights', 'make_app', 'serve']
+           'voter_of', 'Gate', 'plain_values', 'weights', 'FirstPage', 'make_app', 'serve']
 
-# %% ../nbs/19_app.ipynb #f75026ad
+# %% ../nbs/19_app.ipynb #3a144633
 import json, re, secrets, socket, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from urllib.parse import urlencode
 
 import fastapi, uvicorn
 import gradio as gr
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, PlainTextResponse
+from jinja2 import Environment
 
 from . import pages
 from .frames import recorded_epochs
@@ -384,12 +387,17 @@ def chosen_of(choices:list, pick:str) -> str:
     same = lambda test: next((v for v in values if test(v)), None)
     return pick if pick in values else same(lambda v: v.rpartition('/')[2] == pick) or same(lambda v: v.rpartition('/')[0] == pick.rpartition('/')[0]) or (values[0] if values else '')
 
-# %% ../nbs/19_app.ipynb #6ce7c4d1
+# %% ../nbs/19_app.ipynb #8e744d17
+def _asked(self, query:dict) -> tuple: # page, run, epoch, what is chosen on the page
+    "What an address asks for."
+    page = query.get('view') if query.get('view') in self.html else 'trajectories' if query.get('sample') else 'overview'
+    return page, query.get('run'), epoch_of(query.get('epoch')), query.get('sample', '')
+Panel.asked_for = _asked
+
 def _open(self, request:gr.Request):
-    "What the address asks for."
-    asked = dict(request.query_params)
-    page = asked.get('view') if asked.get('view') in self.html else 'trajectories' if asked.get('sample') else 'overview'
-    return self.look(page, asked.get('run'), epoch_of(asked.get('epoch')), asked.get('sample', ''), request=request) | {self.tabs: gr.Tabs(selected=page)}
+    "The first answer to a browser."
+    asked = self.asked_for(request.query_params)
+    return self.look(*asked, request=request) | {self.tabs: gr.Tabs(selected=asked[0])}
 Panel.open = _open
 
 def _at_end(epoch, seen):
@@ -516,7 +524,7 @@ def _connect_actions(self):
     for want, button in controls.items(): button.click(partial(self.on_bench, self.bench.tell, want), None, [self.html['train']], **QUIET)
 Panel.connect_actions = _connect_actions
 
-# %% ../nbs/19_app.ipynb #c92018b2
+# %% ../nbs/19_app.ipynb #40446c97
 OPEN = re.compile(r'/(|config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|weights|(assets|static)/[\w./+-]+|gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset))')
 HEADERS = {'content-security-policy': "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'",
            'x-content-type-options': 'nosniff', 'referrer-policy': 'same-origin'}
@@ -532,7 +540,6 @@ class Gate:
             body = await fastapi.Request(scope, receive).body()
             if not plain_values(body): return await PlainTextResponse('numbers and words are right here', 400)(scope, receive, send)
             receive = _again(body, receive)
-        if scope['path'] == '/': scope = scope | dict(query_string=b'')          # the address is read by `Panel.open`; Gradio has other ideas of ?page= and ?deep_link=
         async def answer(message):
             if message['type'] == 'http.response.start':
                 extra = HEADERS | ({'set-cookie': f'voter={secrets.token_hex(8)}; HttpOnly; SameSite=Lax; Max-Age=31536000'} if scope['path'] == '/' and not _has_cookie(scope) else {})
@@ -563,6 +570,50 @@ def weights(library:Library, run:str, file:str):
     except (ValueError, OSError) as e: return PlainTextResponse(str(e), 404)
     return FileResponse(found.folder / 'weights' / file, filename=f'{run}-{file}'.replace('/', '-'), media_type='application/octet-stream')
 
+# %% ../nbs/19_app.ipynb #71cfcf66
+_FIRST = Environment(autoescape=True).from_string('''
+<div id="first"><style>{{ style|safe }}
+#first { position:absolute; top:0; left:0; right:0; min-height:100%; z-index:50; background:var(--ground); font-family:system-ui,sans-serif; }
+#first nav { display:flex; overflow-x:auto; scrollbar-width:none; border-bottom:1px solid var(--line); } #first nav { margin:0 -12px; } #first nav a { padding:13px 16px; font-size:14px; line-height:21px; color:var(--soft); text-decoration:none; white-space:nowrap; } #first nav [aria-current] { color:var(--accent); box-shadow:0 -2px var(--accent) inset; }
+#first #top { height:85px; display:flex; } #first * { box-sizing:border-box; } #first main { padding-top:33px; }
+</style>
+<div class="gradio-container"><div id="top"><div id="brand"><p><span>drl</span> see it learn</p></div></div>
+<nav>{% for page, label in labels.items() %}<a href="{{ links[page] }}"{% if page == shown %} aria-current="page"{% endif %}>{{ label }}</a>{% endfor %}</nav>
+<main class="look">{{ content|safe }}</main></div>
+<script>
+(page => { const first = document.getElementById('first'), done = () => document.querySelector(`#${page} :is(h1, h2)`),
+  watch = new MutationObserver(() => { if (done()) { watch.disconnect(); first.remove(); } });
+  document.body.classList.toggle('dark', matchMedia('(prefers-color-scheme: dark)').matches); watch.observe(document.body, {childList: true, subtree: true}); })('{{ shown }}');
+</script></div>''')
+
+def _first(self, query:dict) -> str:
+    "What an address asks for, before Gradio has started; nothing for pages on which something is done."
+    page, name, epoch, pick = self.asked_for(query)
+    if page not in PAGES and page != 'runs': return ''
+    content = self.look(page, name, epoch, pick)[self.html[page]]
+    link = lambda to: '?' + urlencode({k: v for k, v in dict(run=name, view=to).items() if v})
+    return _FIRST.render(style=STYLE, labels={p: LABELS[p] for p in self.tab}, links={p: link(p) for p in self.tab}, shown=page, content=content)
+Panel.first = _first
+
+class FirstPage:
+    "Serves Gradio's page with what the address asks for already in it."
+    def __init__(self, app, panel:Panel): self.app, self.panel = app, panel
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http' or scope['path'] != '/': return await self.app(scope, receive, send)
+        first = await run_in_threadpool(self.panel.first, dict(fastapi.Request(scope).query_params))
+        held = []
+        async def hold(message):
+            held.append(message)
+            if message['type'] == 'http.response.start' or message.get('more_body'): return
+            start, body = held[0], b''.join(m.get('body', b'') for m in held[1:]).replace(b'<gradio-app', first.encode() + b'<gradio-app', 1)
+            headers = [(k, v) for k, v in start['headers'] if k.lower() != b'content-length'] + [(b'content-length', str(len(body)).encode())]
+            await send(start | dict(headers=headers))
+            await send(dict(type='http.response.body', body=b'' if scope['method'] == 'HEAD' else body))
+        plain = [h for h in scope['headers'] if h[0] != b'accept-encoding']                 # so that the page comes as text
+        await self.app(scope | dict(query_string=b'', headers=plain), receive, hold)         # Gradio has other ideas of ?page= and ?deep_link=
+
+# %% ../nbs/19_app.ipynb #6b200df0
 def make_app(
     folder:Path,             # of runs
     allow_train:bool=False,  # offer the page on which viewers train
@@ -575,7 +626,9 @@ def make_app(
     app.state.bench = bench
     app.get('/weights')(lambda run, file: weights(library, run, file))
     theme = gr.themes.Base(primary_hue='blue', neutral_hue='slate', font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
-    gr.mount_gradio_app(app, Panel(library, bench).blocks, '/', footer_links=[], run_history=False, theme=theme, head=f'<style>{STYLE}</style>{SCRIPT}', show_error=False, max_file_size=1, blocked_paths=['/'], enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False)
+    panel = Panel(library, bench)
+    gr.mount_gradio_app(app, panel.blocks, '/', footer_links=[], run_history=False, theme=theme, head=f'<style>{STYLE}</style>{SCRIPT}', show_error=False, max_file_size=1, blocked_paths=['/'], enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False)
+    app.add_middleware(FirstPage, panel=panel)
     app.add_middleware(Gate)
     return app
 
