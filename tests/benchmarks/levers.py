@@ -1,0 +1,137 @@
+"""What each lever does to the time and the memory of one epoch, with all others as they are.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2] [--repeats 3] [--only fold,compile]
+
+An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by default: for these the entry
+shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. Epochs take turns, so that a
+noisy machine is noisy for all; ratios are medians of the ratios within a turn. Memory is the peak of an epoch in a process of its own."""
+import argparse, json, statistics, sys, time, warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from against_trl import high_water, models, redness, synchronise
+
+from drl_toolkit.branches import Branches
+from drl_toolkit.policy import Policy
+from drl_toolkit.prompts import Task, objects
+from drl_toolkit.trainer import Rollouts, TrainConfig, Trainer
+
+@dataclass(frozen=True)
+class Lever:
+    "One change to an epoch."
+    words: str                                          # what is different from `as it is`
+    policy: dict = field(default_factory=dict)          # fields of the policy
+    config: dict = field(default_factory=dict)          # fields of the configuration
+    prepare: object = None                              # trainer -> None, once
+    during: object = None                               # trainer -> context of each epoch
+    sampler: object = Rollouts
+    against: str = 'as it is'                           # what it is compared with
+
+@contextmanager
+def without_skipping(trainer):
+    "Rows whose advantage is zero are computed too."
+    with mock.patch.object(type(trainer.objective), 'useful', lambda self, rows: torch.ones(len(rows['step']), dtype=torch.bool)): yield
+
+@contextmanager
+def prompts_read_every_time(trainer):
+    "Nothing of a prompt is kept."
+    kept = Policy.encode
+    def encode(policy, *args, **options):
+        policy._embeddings.clear()
+        return kept(policy, *args, **options)
+    with mock.patch.object(Policy, 'encode', encode): yield
+
+@contextmanager
+def inference(trainer):
+    "Sampling in inference mode, which tracks even less than no_grad."
+    draw = Rollouts.draw
+    def fast(*args, **options):
+        with torch.inference_mode(): found = draw(*args, **options)
+        found.latents, found.log_probs = found.latents.clone(), found.log_probs.clone()                 # so that autograd may use them
+        return found
+    with mock.patch.object(Rollouts, 'draw', fast): yield
+
+def fused(trainer): trainer.optimizer = torch.optim.AdamW(trainer.params, lr=trainer.config.lr, betas=(.9, trainer.config.beta2), fused=True)
+
+def network(trainer): return trainer.policy.pipeline.unet
+
+LEVERS = {
+    'as it is':        Lever('the defaults'),
+    'fold':            Lever('one denoising step per forward, as the reference scripts do', config=dict(micro_batch=8)),
+    'half of them':    Lever('half of the samples have no advantage and are skipped', prepare=lambda t: setattr(t, 'half', True)),
+    'no skipping':     Lever('the same, computed all the same', prepare=lambda t: setattr(t, 'half', True), during=without_skipping, against='half of them'),
+    'leash':           Lever('KL to the base, whose predictions are made once per epoch', config=dict(kl_weight=.1)),
+    'prompts read':    Lever('text encoder asked in every call', during=prompts_read_every_time),
+    'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: Branches(.5, grow=False)),
+    'inference mode':  Lever('sampling in inference mode', during=inference),
+    'channels last':   Lever('the network in channels-last layout', prepare=lambda t: network(t).to(memory_format=torch.channels_last)),
+    'compile':         Lever('the network through torch.compile', prepare=lambda t: network(t).compile(dynamic=False)),
+    'fused optimiser': Lever('AdamW in one kernel', prepare=fused),
+    'bf16':            Lever('the network in bf16', policy=dict(precision='bf16')),
+    'store bf16':      Lever('latents kept in bf16', policy=dict(store='bf16')),
+    'checkpointing':   Lever('activations computed twice', policy=dict(checkpointing=True)),
+    'small batches':   Lever('micro-batches of 16 transitions', config=dict(micro_batch=16)),
+    'lora':            Lever('LoRA of rank 4 in place of all weights', policy=dict(train='lora', lora_rank=4)),
+}
+
+def make(lever, folder, args, device):
+    "A function that trains one epoch and returns its seconds: of sampling and scoring, of training."
+    policy = Policy.from_pretrained(folder, device=device, image_size=args.pixels, num_steps=args.steps, **dict(train='full') | lever.policy)
+    config = TrainConfig(**dict(epochs=1, warmup=0, train_steps=0, updates=2, measure_every=0) | lever.config)
+    trainer = Trainer(policy, [Task('red', objects(), redness, samples=args.samples, group_size=4)], config, callbacks=[], sampler=lever.sampler())
+    if lever.prepare: lever.prepare(trainer)
+    epoch = iter(range(10**6))
+    def run():
+        with (lever.during or no_change)(trainer):
+            began = time.perf_counter()
+            batch = trainer.collect(trainer.tasks[0], next(epoch)); synchronise(device)
+            sampled = time.perf_counter()
+            if getattr(trainer, 'half', False): batch.advantage[::2] = 0
+            trainer.learn(batch); synchronise(device)
+            return sampled - began, time.perf_counter() - sampled
+    return run
+
+@contextmanager
+def no_change(trainer): yield
+
+def peak(name, folder, args, device):
+    "MB that an epoch needs at most, above the imports."
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_peak, name, folder, args, device).result()
+
+def _peak(name, folder, args, device):
+    warnings.simplefilter('ignore')
+    with high_water(device) as most: make(LEVERS[name], folder, args, device)()
+    return most()
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', 'sd15', 'sd2')); parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--samples', type=int, default=32); parser.add_argument('--steps', type=int, default=10); parser.add_argument('--pixels', type=int, default=0)
+    parser.add_argument('--only', default=''); parser.add_argument('--out', required=True)
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')
+    device, folder = 'cuda' if torch.cuda.is_available() else 'cpu', models(args.model)
+    names = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS)
+    names += [LEVERS[n].against for n in names if LEVERS[n].against not in names]
+    runs, seen = {n: make(LEVERS[n], folder, args, device) for n in names}, {n: [] for n in names}
+    for turn in range(args.repeats + 1):                                       # the first warms up
+        for name, run in runs.items():
+            times = run()
+            if turn: seen[name].append(times)
+        print(f'turn {turn} of {args.repeats}', file=sys.stderr, flush=True)
+    rows, median = [], lambda values: round(statistics.median(values), 4)
+    for name in names:
+        lever, against = LEVERS[name], LEVERS[name].against
+        ratios = [median([b[i] / a[i] for a, b in zip(seen[against], seen[name])]) for i in (0, 1)] + [median([sum(b) / sum(a) for a, b in zip(seen[against], seen[name])])]
+        rows.append(dict(lever=name, words=lever.words, against=against) | dict(zip(('sampling', 'training', 'epoch'), ratios)) | dict(seconds=median([sum(t) for t in seen[name]]), memory_mb=peak(name, folder, args, device)))
+        print(json.dumps(rows[-1]), flush=True)
+    Path(args.out).write_text(json.dumps(dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps, rows=rows), indent=1) + '\n')
+
+if __name__ == '__main__': main()
