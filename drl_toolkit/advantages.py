@@ -288,7 +288,7 @@ def best_of(
 CREDITS = dict(batch=lambda: batch, per_prompt=PerPrompt, group=lambda: group, leave_one_out=lambda: leave_one_out, moving_average=MovingAverage, rank=lambda: rank,
                contrastive=Contrastive, reward_weighted=lambda: reward_weighted, top_share=lambda: top_share, best_of=lambda: best_of)
 
-# %% ../nbs/09_advantages.ipynb #d3a38709
+# %% ../nbs/09_advantages.ipynb #f629cb0a
 def effective_samples(
     advantages:torch.Tensor, # (B,)
 ) -> float:                  # 0 … B
@@ -301,8 +301,9 @@ def credit_stats(
     advantages:torch.Tensor,  # (B,) as made of them
     groups:torch.Tensor=None, # (B,) long
 ) -> dict:                    # of numbers
-    "What a run should record about credit: how many samples count, how many and which share of the groups teach nothing, and how large it got."
+    "What a run should record about credit: how many samples count, in all and in a group, how many and which share of the groups teach nothing, and how large it got."
     found = dict(no_credit=(advantages == 0).float().mean().item(), largest_advantage=advantages.abs().max().item(), effective_samples=effective_samples(advantages))
     if groups is None or len(groups.unique()) == len(groups): return found
-    flat = flat_groups(rewards, groups).cpu()
-    return found | dict(flat_groups=len(groups.cpu()[flat].unique()) / len(groups.unique()))
+    flat, sizes = flat_groups(rewards, groups).cpu(), [effective_samples(advantages[groups == g]) for g in groups.unique()]
+    counted = [size for size in sizes if size]                                # groups in which somebody has credit
+    return found | dict(flat_groups=len(groups.cpu()[flat].unique()) / len(groups.unique()), effective_group=sum(counted) / max(1, len(counted)))

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['ITA_CLASSES', 'ITA_CUTS', 'MONK', 'ita', 'ita_class', 'monk_lab', 'monk_class', 'lbp_faces', 'fixed_face', 'skin_lab',
            'SkinTone', 'ImageClassifier', 'PromptClassifier', 'shares_of', 'distance', 'divergence', 'absence',
-           'target_shares', 'measure_floor', 'leave_one_out', 'own_credit', 'balance_reward']
+           'target_shares', 'measure_floor', 'own_credit', 'balance_reward']
 
-# %% ../nbs/05a_attributes.ipynb #55f786dd
+# %% ../nbs/05a_attributes.ipynb #3926ac34
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from .fairness import leave_one_out, unreadable_last
 from .rewards import Card, Reward, Seen, image_features, processed, text_features
 from .world import no_bars
 
@@ -208,24 +209,14 @@ def measure_floor(
     counts = torch.nn.functional.one_hot(chosen, len(target)).sum(1)
     return measure(counts / n, torch.tensor(target)).mean().item()
 
-# %% ../nbs/05a_attributes.ipynb #cd0038ef
-def leave_one_out(
-    n:int,           # members of a group
-    worth:Callable,  # rows (m,) long -> the worth of the group of these members
-) -> torch.Tensor:   # (n,)
-    "What each member adds: the worth of all, less that of the others."
-    rows = torch.arange(n)
-    whole = torch.as_tensor(worth(rows))
-    return torch.stack([whole - torch.as_tensor(worth(rows[rows != i])) for i in range(n)])
-
+# %% ../nbs/05a_attributes.ipynb #64104345
 def own_credit(
     classes:torch.Tensor,  # (n,) long; -1 is unreadable
     target:torch.Tensor,   # (K,)
     measure:Callable=distance,
 ) -> torch.Tensor:         # (n,)
     "How much worse the group's measure would be without each picture; an unreadable one gets less than any other, and less than 0."
-    credit = leave_one_out(len(classes), lambda rows: -measure(shares_of(classes[rows], target), target))
-    return torch.where(classes < 0, credit.min().clamp(max=0) - .25 / len(classes), credit)
+    return unreadable_last(leave_one_out(len(classes), lambda rows: -measure(shares_of(classes[rows], target), target)), classes)
 
 def balance_reward(
     reader,                    # images -> (B,) long with -1 for unreadable; it has `names`, and `probabilities` for 'soft'

@@ -11,7 +11,7 @@ import argparse, difflib, json, os, shutil, signal, sys, threading
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #9ba5b1d3
+# %% ../nbs/20_cli.ipynb #adb3f60f
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -26,7 +26,7 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     parser = _Parser(prog='drl', description='Fine-tune text-to-image diffusion models with reinforcement learning.', allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', metavar='{train,compare,sample,eval,tax,vote,app,serve,doctor}', required=True, parser_class=_Parser)
     train = commands.add_parser('train', help='run a recipe', allow_abbrev=False)
-    train.add_argument('recipe', metavar='RECIPE', help='joint, fairness, composition, preference, six, compressibility, crispness, clip or presence')
+    train.add_argument('recipe', metavar='RECIPE', help='joint, fairness, fairness_rare, fairness_shared, composition, preference, six, compressibility, crispness, clip or presence')
     train.add_argument('--model', help='folder of a Stable Diffusion 1.x or 2.x, or a hub id; the shipped model by default')
     train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default')
     train.add_argument('--method', help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default')
@@ -173,7 +173,7 @@ def _equip(trainer, config, run):
     if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
     return run
 
-# %% ../nbs/20_cli.ipynb #5c514ae5
+# %% ../nbs/20_cli.ipynb #6a4c407d
 def compare(args):
     "`drl compare`"
     for name in ('seeds', 'jobs'):
@@ -183,6 +183,7 @@ def compare(args):
     from drl_toolkit.runs import check_out, write_whole
     out = check_out(args.out)
     methods = list(dict.fromkeys(m.strip() for m in args.methods.split(',') if m.strip()))
+    if not methods: raise ValueError(f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right')
     compare_methods(args.recipe, methods, out, args.seeds, args.jobs, args.options)
     curves, verdicts = read_comparison(out / 'compare.json')
     write_whole(out / 'curves.png', lambda part: plots.method_curves(curves).savefig(part, format='png', dpi=110))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['composition', 'strict_composition', 'Detections', 'iou', 'sorted_boxes', 'Detector', 'shipped_detector',
-           'wanted_classes', 'presence', 'count_credit', 'relation_credit', 'strictness', 'composition_reward']
+           'wanted_classes', 'presence', 'near_count', 'count_credit', 'side_credit', 'strictness',
+           'composition_reward']
 
 # %% ../nbs/06_composition.ipynb #30ac1540
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def shipped_detector() -> Detector:
     "The emoji world's detector, loaded once."
     return Detector()
 
-# %% ../nbs/06_composition.ipynb #20c0cb85
+# %% ../nbs/06_composition.ipynb #18eb978a
 def wanted_classes(prompt:str) -> list: # of class names
     "The detector's names for what a prompt asks for. Raises `ValueError` for a prompt outside the vocabulary."
     wanted = world.parse(prompt)
@@ -123,24 +124,37 @@ def presence(
     "Mean over the prompt's objects of the best confidence. [P Eq 13]"
     return torch.stack([found.best(image, n) for n in wanted_classes(prompt)]).mean()
 
+def near_count(
+    found:int,
+    asked:int     # 1 or more
+) -> float:       # in [0, 1]
+    "How near a number of objects is to the one asked for."
+    return max(0., 1 - abs(found - asked) / asked)
+
 def count_credit(found:Detections, image:int, wanted:world.Wanted) -> float: # in [0, 1]
     "How near the number of objects is to the one asked for."
-    k = sum(name == wanted.names[0] for name, _, _ in found.above(image))
-    return max(0., 1 - abs(k - wanted.count) / wanted.count)
+    return near_count(sum(name == wanted.names[0] for name, _, _ in found.above(image)), wanted.count)
 
-def relation_credit(found:Detections, image:int, wanted:world.Wanted) -> float: # ½ or 1
-    "Whether the two best boxes stand as asked."
-    boxes = {name: box for name, _, box in reversed(found.above(image, threshold=.3))}
-    if any(n not in boxes for n in wanted.names): return .5
-    (ax, ay), (bx, by) = (((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in (boxes[n] for n in wanted.names))
-    right = by - ay > abs(bx - ax) if wanted.relation == 'above' else abs(bx - ax) > abs(by - ay)
-    return 1. if right else .5
+def side_credit(
+    found:Detections,
+    image:int,
+    names:tuple,        # of two classes
+    side:str,           # where the first is, seen from the second: 'left', 'right', 'above', 'below' or 'beside'
+    threshold:float=.3, # smallest confidence of a box that is placed
+) -> float:             # ½ or 1
+    "Whether the surest box of the first thing stands as asked to that of the second."
+    boxes = {name: box for name, _, box in reversed(found.above(image, threshold))}
+    if any(n not in boxes for n in names): return .5
+    (ax, ay), (bx, by) = (((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in (boxes[n] for n in names))
+    right, below = ax - bx, ay - by
+    far = dict(left=-right, right=right, above=-below, below=below, beside=abs(right))[side]
+    return 1. if far > (abs(right) if side in ('above', 'below') else abs(below)) else .5
 
 def strictness(found:Detections, image:int, prompt:str) -> torch.Tensor: # () in [0, 1]
     "Presence, times what the count or the relation is worth."
     wanted, value = world.parse(prompt), presence(found, image, prompt)
     if wanted.kind == 'count': return value * count_credit(found, image, wanted)
-    if wanted.kind == 'pair' and wanted.names[0] != wanted.names[1]: return value * relation_credit(found, image, wanted)
+    if wanted.kind == 'pair' and wanted.names[0] != wanted.names[1]: return value * side_credit(found, image, wanted.names, 'above' if wanted.relation == 'above' else 'beside')
     return value
 
 def composition_reward(

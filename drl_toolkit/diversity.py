@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['diversity', 'vendi', 'pairwise_distance', 'vendi_score', 'mode_coverage', 'diversity_reward']
 
-# %% ../nbs/05b_diversity.ipynb #4ee1967f
+# %% ../nbs/05b_diversity.ipynb #5148e078
 from collections.abc import Callable
 
 import torch, torch.nn.functional as F
 
-from .attributes import leave_one_out
+from .fairness import leave_one_out
 from .rewards import Card, Reward, image_features
 
 # %% ../nbs/05b_diversity.ipynb #cb3c85f8

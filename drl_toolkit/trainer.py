@@ -103,7 +103,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #aec5cd8b
+# %% ../nbs/11_trainer.ipynb #03ed6f76
 @dataclass
 class Batch:
     "One task's samples of an epoch, scored and credited. Of several processes each has its own, all but the figures."
@@ -118,10 +118,16 @@ class Batch:
     share: Share              # which of all samples these are
 
 class Rollouts:
-    "Where trajectories come from, and which of their steps may be trained: independent samples, all steps."
+    "Where trajectories come from, which of their steps may be trained, and what a step has earned: independent samples, all steps, what its sample has."
     def draw(self, trainer, task:Task, prompts:list, groups:torch.Tensor, seed:int, epoch:int, first:int=0) -> Trajectory:
         "A trajectory for every prompt; `first` is the index of the first of them among all processes' samples."
         return rollout(trainer.policy, prompts, seed=seed, epoch=epoch, first=first)
+
+    def check(self, trainer): "Refuse what cannot be sampled."
+
+    def credit(self, batch, rows:dict) -> torch.Tensor: # (N,)
+        "What each row has earned: its sample's advantage."
+        return batch.advantage[rows['sample']]
 
     def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), figures, what was seen), for each reward of the task
         "What the task's rewards say."
@@ -171,7 +177,7 @@ class Strategy:
 
     def load_state_dict(self, state:dict): "Take up a saved memory."
 
-# %% ../nbs/11_trainer.ipynb #25ccf980
+# %% ../nbs/11_trainer.ipynb #2c21b50b
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -206,8 +212,7 @@ class Trainer:
         if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
-        self.objective.check(self)
-        self.strategy.check(self)
+        for part in (self.sampler, self.objective, self.strategy): part.check(self)
 
     def sentence(self) -> str:
         "What one epoch costs, in words."
@@ -311,7 +316,7 @@ def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) 
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)), shares
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #4858c5f3
+# %% ../nbs/11_trainer.ipynb #8a091cd5
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -346,14 +351,15 @@ class PolicyGradient(Objective):
             raise ValueError(f"eta is {policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
         for task in trainer.tasks:
             here, count = f' in window {task.window} of task {task.name!r}' if task.window else '', int(self.able(trainer, task).sum())
-            if self.config.train_steps > count or not count:
+            if not count: raise ValueError(f'none of the {policy.num_steps} steps can be trained{here}: those that are left have no noise, or there are none; take more of them')
+            if self.config.train_steps > count:
                 raise ValueError(f'train_steps is {self.config.train_steps} but only {count} of {policy.num_steps} steps can be trained{here}; take {count} or less')
 
     def rows(self, trainer, batch, generator):
         "A row for every chosen step of every sample."
         steps = batch.share.of(pick_steps(self.able(trainer, batch.task), batch.share.count, self.config.train_steps, generator))
         rows = self.likelihood.rows(trainer.policy, batch.trajectory, steps, generator, batch.share)
-        return rows | dict(advantage=batch.advantage[rows['sample']], row=batch.share.times(steps.shape[1]).numbers())
+        return rows | dict(advantage=trainer.sampler.credit(batch, rows), row=batch.share.times(steps.shape[1]).numbers())
 
     def useful(self, rows):
         "Without a leash, those with an advantage."
@@ -658,17 +664,19 @@ def _follow_main(self):
     self.processes.copy_from_main([*self.params, *(self.average or []), *(t for moments in mine for t in moments.values())])
 Trainer.follow_main = _follow_main
 
-# %% ../nbs/11_trainer.ipynb #f2c1f661
+# %% ../nbs/11_trainer.ipynb #1400c79e
 def advice(
-    row:dict   # one task's figures of an epoch
-) -> dict:     # kind -> sentence
+    row:dict,       # one task's figures of an epoch
+    path:bool=True, # whether the path's likelihood is trained
+) -> dict:          # kind -> sentence
     "What a teacher would say of these figures; nothing when all is well."
     get, found = lambda name: row.get(name, math.nan), {}
     def say(kind, if_so, sentence):
         if if_so: found[kind] = sentence
     say('few', get('effective_samples') < 6, f"the advantages weigh as much as {get('effective_samples'):.1f} equal samples: a few outliers decide each step; draw more samples, or try credit='rank'")
+    say('group', get('effective_group') < 2.05 and get('no_credit') < .5, f"the pictures of a prompt weigh as much as {get('effective_group'):.1f} equal ones: such a group says who won, and not by how much; give the task a larger group_size")
     say('flat', get('flat_groups') > .5, f"{get('flat_groups'):.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, or the reward is too coarse")
-    say('noise', get('signal_to_noise') < .05, f"the gradient is mostly noise (signal to noise {get('signal_to_noise'):.2g}): draw more samples, train more steps of each, or try likelihood='matching'")
+    say('noise', get('signal_to_noise') < .05, f"the gradient is mostly noise (signal to noise {get('signal_to_noise'):.2g}): draw more samples" + path * ", train more steps of each, or try likelihood='matching'")
     for side, what in (('high', 'praised and became likely enough'), ('low', 'blamed and became unlikely enough')):
         say(side, get(f'clipped_{side}') > .3, f"{get(f'clipped_{side}'):.0%} of the transitions have no gradient, since they were {what}: the learning rate is too high, the clip range too narrow, or there are too many updates")
     say('owner', get('advantage_share') > .8, f"{get('advantage_share'):.0%} of all advantages' variance is this task's: the others hardly count; lower its weight")
@@ -681,8 +689,9 @@ class Teacher(Callback):
     def __init__(self): self.said = set()
 
     def after_epoch(self, trainer, record):
+        path = isinstance(trainer.objective, PolicyGradient) and trainer.config.likelihood == 'path'
         for name, row in record['tasks'].items():
-            new = {kind: sentence for kind, sentence in advice(row).items() if (name, kind) not in self.said}
+            new = {kind: sentence for kind, sentence in advice(row, path).items() if (name, kind) not in self.said}
             self.said |= {(name, kind) for kind in new}
             for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
             if new: row['advice'] = ' '.join(f'{sentence}.' for sentence in new.values())

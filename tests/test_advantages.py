@@ -70,6 +70,12 @@ def test_flat_groups_are_masked_and_counted_and_a_group_of_one_is_flat():
     stats = credit_stats(rewards, group(rewards, groups), groups)
     assert stats['flat_groups'] == pytest.approx(2 / 3) and stats['no_credit'] == pytest.approx(4 / 6)
 
+def test_effective_group_is_the_mean_over_groups_that_count():
+    rewards, groups = torch.tensor([1., -1., 3., 3., 3., 3., 1., 0., 0., 0.]), torch.tensor([0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    stats = credit_stats(rewards, group(rewards, groups), groups)
+    assert stats['effective_group'] == pytest.approx((2 + (1 + 3 / 3)**2 / (1 + 3 / 9)) / 2)        # of two equal ones; nothing of the flat one; of 1 and three times -1/3
+    assert credit_stats(rewards, torch.zeros(10), groups)['effective_group'] == 0
+
 def test_a_near_tie_is_shrunk():
     rewards, groups = torch.tensor([.5, .5003, 0., 1.]), torch.tensor([0, 0, 1, 1])
     assert group(rewards, groups)[1] > .5 and group(rewards, groups, shrink=.5)[1] < .01

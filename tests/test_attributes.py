@@ -7,8 +7,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from drl_toolkit import world
 from drl_toolkit.attributes import (ITA_CLASSES, MONK, ImageClassifier, PromptClassifier, SkinTone, absence, balance_reward, distance, divergence, fixed_face, ita, ita_class,
-                                    lbp_faces, leave_one_out, measure_floor, monk_class, monk_lab, own_credit, shares_of, skin_lab, target_shares)
-from drl_toolkit.fairness import leave_one_out_credit, parity_floor, statistical_parity
+                                    lbp_faces, measure_floor, monk_class, monk_lab, own_credit, shares_of, skin_lab, target_shares)
+from drl_toolkit.fairness import leave_one_out, leave_one_out_credit, parity_floor, statistical_parity
 
 TABLE = [(94.21, 1.50, 5.43, 83.0), (92.27, 2.06, 7.29, 80.2), (93.09, .22, 14.21, 71.7), (87.57, .46, 17.75, 64.7), (77.90, 3.47, 23.14, 50.3),     # papers.md, section 6
          (55.14, 7.79, 26.74, 10.9), (42.47, 12.33, 20.53, -20.1), (30.68, 11.67, 13.34, -55.4), (21.07, 2.69, 5.97, -78.3), (14.61, 1.48, 3.53, -84.3)]

@@ -2,7 +2,7 @@
 import pytest, torch
 
 from drl_toolkit.advantages import Contrastive
-from drl_toolkit.branches import Branches, branch_rollout, trained_steps
+from drl_toolkit.branches import Branches, Trees, branch_rollout, depth_credit, nodes, trained_steps, tree_rollout
 from drl_toolkit.mdp import rollout
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
@@ -86,6 +86,50 @@ def test_a_run_trains_backwards(sampler):
     assert able[-1] == [0, 1, 2, 3] and all(set(a) <= set(b) for a, b in zip(able, able[1:])) and all(3 in a for a in able)
     assert all(h['tasks']['bright']['ratio_error'] == 0 for h in t.history)
 
+def test_the_schedule_may_be_any_function():
+    t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0), callbacks=[], sampler=Branches(schedule=lambda epoch, epochs, num_steps: 2 + epoch))
+    assert [t.sampler.steps(t) for t.epoch in range(4)] == [2, 3, 4, 5]
+    with pytest.raises(ValueError, match='schedule says 0 in epoch 0'): Trainer(policy(), [bright()], callbacks=[], sampler=Branches(schedule=lambda *_: 0))
+    with pytest.raises(ValueError, match='none of the 5 steps can be trained'): Trainer(policy(), [bright()], TrainConfig(train_steps=0), callbacks=[], sampler=Branches(schedule=lambda *_: 1))
+
+def test_nodes_of_trees_by_hand():
+    groups = torch.tensor([3] * 4 + [1] * 4)
+    assert nodes(groups, 0, 2).tolist() == [0] * 4 + [1] * 4 and nodes(groups, 1, 2).tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and nodes(groups, 2, 2).tolist() == list(range(8))
+    assert nodes(torch.zeros(9), 1, 2).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    with pytest.raises(ValueError, match='a group has 6 samples'): nodes(torch.zeros(6), 0, 2)
+
+def test_a_tree_parts_where_it_should_and_nothing_is_computed_twice():
+    p, seen = policy(), []
+    hook = p.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    tree_rollout(p, ['a cat'] * 64, torch.arange(64) // 4, (1, 3))
+    assert sum(seen) == 1 * 16 + 2 * 32 + 2 * 64                                   # one step of 16 roots, two of 32 nodes, two of 64 leaves
+    hook.remove()
+    prompts, groups = ['a cat'] * 4 + ['a dog'] * 4, torch.arange(8) // 4
+    tree = tree_rollout(p, prompts, groups, (1, 3), seed=1)
+    same = lambda step, a, b: torch.equal(tree.latents[step, a], tree.latents[step, b])
+    for step in range(6):                                                          # latents[step] is what step `step` starts from
+        assert same(step, 0, 1) == (step <= 3) and same(step, 0, 2) == (step <= 1) and same(step, 1, 2) == (step <= 1) and not same(step, 0, 4)
+    assert torch.equal(tree.log_probs[1:3, 0], tree.log_probs[1:3, 1]) and not torch.equal(tree.log_probs[1:3, 0], tree.log_probs[1:3, 2])
+    again = tree_rollout(p, prompts[4:], groups[4:], (1, 3), seed=1, batch_size=2, first=4)                 # a part of an epoch
+    assert torch.equal(again.latents, tree.latents[:, 4:])
+    rows = tree.transitions(p.stochastic.nonzero().T.expand(8, -1))
+    now = p.transition(rows['latents'], rows['step'], p.encode(prompts)[rows['sample']]).log_prob(rows['next_latents'])
+    assert torch.equal(now.detach(), rows['old_log_prob'])
+
+def test_depth_credit_by_hand():
+    leaves, groups = torch.tensor([1., 3., 4., 8., 5., 5., 7., 3.]), torch.arange(8) // 4
+    root, middle, leaf = depth_credit(leaves, groups, 2)
+    assert (root == 0).all() and torch.allclose(middle, torch.tensor([-1., -1, 1, 1, 0, 0, 0, 0]), atol=1e-6)           # both nodes of the second tree are worth 5
+    assert torch.allclose(leaf[:4], (leaves[:4] - 4) / leaves[:4].std(correction=0)) and torch.allclose(leaf[4:], (leaves[4:] - 5) / leaves[4:].std(correction=0))
+
+def test_each_step_gets_its_nodes_advantage_and_the_root_is_not_trained():
+    t = Trainer(policy(), [bright(8)], TrainConfig(train_steps=0, updates=1), callbacks=[], sampler=Trees((1, 3)))
+    batch = t.collect(t.tasks[0], 0)
+    (rows,) = t.plan(batch)
+    table = depth_credit(batch.advantage, batch.groups, 2)
+    assert set(rows['step'].tolist()) == {1, 2, 3} and len(rows['step']) == 8 * 3                                       # of five, the last step is deterministic
+    for step, sample, a in zip(rows['step'].tolist(), rows['sample'].tolist(), rows['advantage']): assert a == table[1 if step < 3 else 2, sample]
+
 def test_it_raises_its_reward():
     t = Trainer(policy(), [bright(48)], TrainConfig(epochs=12, train_steps=0, updates=2, warmup=0, lr=3e-3, seed=1), callbacks=[], sampler=Branches(first=.6))
     rewards = [h['tasks']['bright']['reward'] for h in t.fit()]
@@ -93,6 +137,7 @@ def test_it_raises_its_reward():
 
 @pytest.mark.parametrize('attempt, words', [
     (lambda: branch_rollout(policy(), PROMPTS, GROUPS, 0), 'branching is 0; 1 … 5'), (lambda: branch_rollout(policy(), PROMPTS, torch.zeros(8, dtype=torch.long), 2), 'group 0 has several prompts'),
-    (lambda: Branches(first=0.), 'first is 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low should not be above high'), (lambda: trained_steps(0, 1, 5, 2.), 'first is 2.0')])
+    (lambda: Branches(first=0.), 'first is 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low should not be above high'), (lambda: trained_steps(0, 1, 5, 2.), 'first is 2.0'),
+    (lambda: Trees(()), r'splits is \(\)'), (lambda: Trees((2, 1)), r'splits is \(2, 1\)'), (lambda: Trees((1, 1)), 'ascending steps')])
 def test_bad_input_is_named(attempt, words):
     with pytest.raises(ValueError, match=words): attempt()

@@ -1,15 +1,19 @@
 "`drl compare` on hand-made runs and on two real, very short ones."
-import json
+import json, re
+from pathlib import Path
 
 import pandas as pd, pytest, torch
 
 from drl_toolkit import compare as C, plots
 from drl_toolkit.cli import main, parse
 from drl_toolkit.policy import Policy
-from drl_toolkit.recipes import RunConfig, load_recipe
+from drl_toolkit.prompts import Task
+from drl_toolkit.recipes import METHODS, RunConfig, fairness_task, load_recipe, make_trainer
 from drl_toolkit.rewards import reward
 from drl_toolkit.runs import Run
 from drl_toolkit.tiny import tiny_sd
+from drl_toolkit.trainer import Teacher
+from drl_toolkit.watch import watch_of
 
 def made(folder, rewards, epochs=None):
     "A run of the recipe clip with these mean rewards, and no weights."
@@ -57,6 +61,31 @@ def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     table = C.verdicts(tmp_path, ['ppo', 'draft'], 1, load_recipe('clip')[0][0])
     assert set(table.index) == {'ppo', 'draft'} and json.loads((tmp_path / 'ppo-0' / 'judged.json').read_text())['reward'] == pytest.approx(table.loc['ppo', 'reward'])
     assert parse(['compare', 'clip', '--methods', 'ppo', '--out', 'x', '--', '--epochs', '3']).options == ['--epochs', '3']
-    for argv, word in ((['clip', '--methods', 'fame'], "method 'fame'"), (['beauty', '--methods', 'ppo'], "recipe 'beauty'"), (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0')):
+    for argv, word in ((['clip', '--methods', 'fame'], "method 'fame'"), (['beauty', '--methods', 'ppo'], "recipe 'beauty'"), (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0'),
+                       (['clip', '--methods', ','], "methods is ','")):
         assert main(['compare', *argv, '--out', str(tmp_path / 'x')]) == 2
         assert word in capsys.readouterr().err
+
+ROOT = Path(__file__).parent.parent
+
+def test_every_method_has_a_recorded_run_that_raised_its_reward():
+    "On the emoji world, with the CLIP score; fresh samples after training against the base's."
+    records = [json.loads((ROOT / 'assets/experiments' / f'compare_{name}.json').read_text()) for name in ('clip', 'clip_more', 'clip_later')]
+    found = {row['method']: row['reward'] for record in records for row in record['verdicts']}
+    assert set(METHODS) <= set(found) and all(found[m] > found['base'] for m in METHODS)
+
+def chapter(): return ''.join(''.join(c['source']) + '\n' for c in json.loads((ROOT / 'nbs/17a_compare.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
+
+def test_every_method_has_its_line_in_the_chapter():
+    assert re.findall(r'^\| `(\w+)` \|', chapter().split('## Method by method')[1].split('What is not a method')[0], re.M) == list(METHODS)
+
+def test_every_figure_of_a_run_is_explained():
+    "What several tasks, two rewards, a leash, the data loss, a watch and half precision leave in the record stands in the chapter's list."
+    bright, warm = reward(lambda images, prompts: images.mean((1, 2, 3)), name='bright'), reward(lambda images, prompts: images[:, 0].mean((1, 2)), name='warm')
+    config = RunConfig(epochs=1, num_steps=4, train_steps=1, updates=1, measure_every=1, kl_weight=.1, data_weight=.1, data_batch=4, precision='bf16', watch='clip_score', watch_every=1)
+    trainer = make_trainer(config, [fairness_task(16), Task('both', ['a cat'], [bright, warm], group_size=4, samples=8)], tiny_sd(), callbacks=[Teacher()])
+    trainer.callbacks += watch_of(config, trainer)
+    (record,) = trainer.fit()
+    keys = {re.sub(r'^(cosine|watch|drift|share)/.*', r'\1/NAME', k.removeprefix('warm/')) for row in (record, *record['tasks'].values()) for k in row} - {'epoch', 'tasks'}
+    explained = set(re.findall(r'`([\w/]+)`', chapter().split('## What the figures of a run mean')[1]))
+    assert keys <= explained and {'parity', 'kl', 'approx_kl', 'data_loss', 'cosine/NAME', 'watch/NAME', 'share/NAME', 'effective_group', 'ratio_error'} <= keys

@@ -10,7 +10,7 @@ from drl_toolkit.alignment import answers_reward, caption_reward, nearest_captio
 from drl_toolkit.attributes import ImageClassifier, PromptClassifier, SkinTone, balance_reward, divergence, fixed_face, monk_class
 from drl_toolkit.composition import composition, strict_composition
 from drl_toolkit.diversity import diversity, diversity_reward, mode_coverage, vendi
-from drl_toolkit.fairness import fairness, shared_fairness
+from drl_toolkit.fairness import fairness, rare_fairness, shared_fairness
 from drl_toolkit.pixels import colourfulness, sharpness, text_reward
 from drl_toolkit.preference import pick_score, preference, preference_reward
 from drl_toolkit.reward_models import aesthetic_reward, hps_reward, image_reward
@@ -20,7 +20,7 @@ from drl_toolkit.zero_shot import ZeroShotDetector, detection_reward
 
 A = world.assets_dir()
 ASKED = ['a portrait of a doctor', 'a cat above a dog', 'three stars', 'an apple'] * 2
-NO_GRADIENT = {'jpeg_compressibility', 'jpeg_incompressibility', 'text', 'caption', 'caption by blip', 'answers', 'fairness', 'shared_fairness', 'balance by ITA', 'balance by Monk'}
+NO_GRADIENT = {'jpeg_compressibility', 'jpeg_incompressibility', 'text', 'caption', 'caption by blip', 'answers', 'fairness', 'rare_fairness', 'shared_fairness', 'balance by ITA', 'balance by Monk'}
 
 PARTIAL = {'composition', 'strict_composition', 'detection', 'detection by owl', 'detection by dino',   # these detectors detach the points that they look at
            'balance by prompts'}                                             # a softmax so steep that a finite difference jumps over it
@@ -40,7 +40,7 @@ def things(): return PromptClassifier({p: p for p in sorted(set(ASKED))})
 GROUPS = {
     'balance by classifier': lambda new: balance_reward(classifier(), credit='soft'), 'balance by prompts': lambda new: balance_reward(things(), measure=divergence, credit='soft'),
     'balance by ITA': lambda new: balance_reward(SkinTone(fixed_face())), 'balance by Monk': lambda new: balance_reward(SkinTone(fixed_face(), monk_class), [1] * 9 + [2]),
-    'fairness': lambda new: fairness, 'shared_fairness': lambda new: shared_fairness, 'diversity': lambda new: diversity, 'vendi': lambda new: vendi}
+    'fairness': lambda new: fairness, 'rare_fairness': lambda new: rare_fairness, 'shared_fairness': lambda new: shared_fairness, 'diversity': lambda new: diversity, 'vendi': lambda new: vendi}
 
 SAMPLES = {
     'jpeg_compressibility': lambda new: jpeg_compressibility, 'jpeg_incompressibility': lambda new: jpeg_incompressibility, 'sharpness': lambda new: sharpness,

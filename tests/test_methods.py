@@ -22,3 +22,36 @@ def test_the_reward_rises(name):
     assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2
     assert any(not torch.equal(a, b) for a, b in zip(before, t.params))
     assert all(row['tasks']['warm']['ratio_error'] == 0 and row['evaluations'] > 0 for row in t.history)
+
+@pytest.mark.parametrize('name', ['ppo', 'branch_grpo', 'raft', 'nft', 'draft', 'alignprop', 'refl'])
+def test_every_regulariser_goes_with_every_objective(name):
+    "The leash with its target, the base's own pictures as data, decay to the base, averaged weights: all at once."
+    t = trainer(name, epochs=3, kl_weight=.1, kl_target=1e-6, data_weight=.1, data='base', base_decay=.5, average=.5)
+    history = t.fit()
+    rows = [row['tasks']['warm'] for row in history]
+    assert all(row['kl'] > 0 for row in rows[1:]) and rows[-1]['kl_weight'] > .1 and all(row['data_loss'] > 0 for row in history)   # what leaves 1e-6 is held harder
+    assert any(not torch.equal(p, a) for p, a in zip(t.params, t.average))
+
+@pytest.mark.parametrize('name', ['ppo_prompt', 'ddpo_sf', 'grpo', 'rloo', 'grpo_guard', 'dpok', 'awm', 'rwr', 'nft'])
+def test_branches_go_with_every_policy_gradient(name):
+    t = trainer(name, epochs=2, progressive=.6, branching=True)
+    rows = [row['tasks']['warm'] for row in t.fit()]
+    assert all(row['ratio_error'] == 0 and row['grad_norm'] > 0 for row in rows) and t.sampler.share_prefix
+
+@pytest.mark.parametrize('credit', ['batch', 'per_prompt', 'group', 'leave_one_out', 'moving_average', 'rank'])
+@pytest.mark.parametrize('name', ['ppo', 'nft'])
+def test_normalisations_are_one_word(name, credit):
+    rows = [row['tasks']['warm'] for row in trainer(name, epochs=2, credit=credit).fit()]
+    assert all(row['grad_norm'] > 0 and 1 < row['effective_group'] <= 4 for row in rows)
+
+@pytest.mark.parametrize('told, words', [
+    (dict(tree='0 9'), 'splits is .0, 9.; below 5'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree is 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 partings'),
+    (dict(tree='0', branching=True), "tree is '0' with branching"), (dict(tree='0', likelihood='matching'), "needs likelihood|likelihood='path' is right"), (dict(tree='0', overlap=True), 'overlap is True with tree'),
+    (dict(objective='draft', branching=True), "objective 'draft'"), (dict(objective='refl', tree='0'), "objective 'refl'")])
+def test_what_does_not_go_together_is_named(told, words):
+    with pytest.raises(ValueError, match=words): trainer('ppo', **told)
+
+@pytest.mark.parametrize('told', [dict(branching=True), dict(tree='0')])
+def test_a_single_picture_has_no_siblings(told):
+    config = RunConfig(num_steps=5, train_steps=0, **told)
+    with pytest.raises(ValueError, match='group_size 1'): make_trainer(config, [Task('warm', ['a cat'], warmth)], tiny_sd(), callbacks=[])

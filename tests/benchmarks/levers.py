@@ -1,6 +1,6 @@
 """What each lever does to the time and the memory of one epoch, with all others as they are.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2] [--repeats 3] [--only fold,compile]
+    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2] [--repeats 3] [--only 'no folding,compile']
 
 An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by default: for these the entry
 shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. Epochs take turns, so that a
@@ -64,11 +64,11 @@ def network(trainer): return trainer.policy.pipeline.unet
 
 LEVERS = {
     'as it is':        Lever('the defaults'),
-    'fold':            Lever('one denoising step per forward, as the reference scripts do', config=dict(micro_batch=8)),
+    'no folding':      Lever('one denoising step per forward, as the reference scripts do', config=dict(micro_batch=8)),
     'half of them':    Lever('half of the samples have no advantage and are skipped', prepare=lambda t: setattr(t, 'half', True)),
     'no skipping':     Lever('the same, computed all the same', prepare=lambda t: setattr(t, 'half', True), during=without_skipping, against='half of them'),
     'leash':           Lever('KL to the base, whose predictions are made once per epoch', config=dict(kl_weight=.1)),
-    'prompts read':    Lever('text encoder asked in every call', during=prompts_read_every_time),
+    'no prompt cache': Lever('text encoder asked in every call', during=prompts_read_every_time),
     'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: Branches(.5, grow=False)),
     'inference mode':  Lever('sampling in inference mode', during=inference),
     'channels last':   Lever('the network in channels-last layout', prepare=lambda t: network(t).to(memory_format=torch.channels_last)),
