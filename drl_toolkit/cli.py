@@ -11,7 +11,7 @@ import argparse, difflib, json, os, shutil, signal, sys, threading
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-# %% ../nbs/20_cli.ipynb #adb3f60f
+# %% ../nbs/20_cli.ipynb #5b353dd0
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message):
@@ -55,7 +55,8 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     app.add_argument('--port', type=int, default=7860, help='0 takes any free one')
     app.add_argument('--host', default='127.0.0.1', help='this machine only by default; 0.0.0.0 opens it to the network, without a password')
     app.add_argument('--allow-train', action='store_true', help='viewers may start short runs; without it the panel only reads')
-    doctor = commands.add_parser('doctor', help='what is installed, which device there is, what a run will take of its memory', allow_abbrev=False)
+    doctor = commands.add_parser('doctor', help='what is installed, which device there is, what a run will take, and what should be mended', allow_abbrev=False)
+    doctor.add_argument('run', metavar='RUN', nargs='?', help='a run: look at it and not at the machine')
     doctor.add_argument('--model', default='demo', metavar='PATH_OR_HUB_ID', help='the base model; only its configuration is read')
     doctor.add_argument('--batch', type=int, default=64, help='pictures in an epoch of the largest task')
     if config is not None: _add_fields(doctor.add_argument_group('fields of the configuration'), config)
@@ -93,10 +94,17 @@ def _add_fields(group, config):
         kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type, metavar=f.type.__name__.upper())
         group.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=comments.get(f.name, '').replace('%', '%%'), **kind)
 
+def _libraries(use):
+    "What needs all libraries; where they do not fit each other, the doctor's word."
+    try: return use()
+    except (ImportError, RuntimeError, AttributeError) as e:
+        from drl_toolkit.doctor import matching_libraries
+        raise OSError(f'the libraries do not work together ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}). {matching_libraries()}') from None
+
 def parse(argv:list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
     from importlib import import_module
-    config = import_module('drl_toolkit.recipes').RunConfig() if argv[:1] in (['train'], ['doctor']) else None
+    config = _libraries(lambda: import_module('drl_toolkit.recipes').RunConfig()) if argv[:1] in (['train'], ['doctor']) else None
     cut = argv.index('--') if argv[:1] == ['compare'] and '--' in argv else len(argv)
     parser = build_parser(config)
     args, rest = parser.parse_known_args(argv[:cut])
@@ -106,7 +114,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #1f99950a
+# %% ../nbs/20_cli.ipynb #83b92bcc
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -144,7 +152,11 @@ def train(args):
 
 def _tell_where(out, trainer):
     from drl_toolkit.frames import FrameRecorder
+    from drl_toolkit.runs import Run
     print(f"weights: {out / 'weights'}\npictures through training: {out / 'samples'}")
+    run, figure = Run.open(out), trainer.config.keep_best
+    if best := run.best(): print(f"best checkpoint by {figure}: {best[0]} ({best[1]:.4g}); its weights: {out / ('best' if (out / 'best').is_dir() else 'weights')}")
+    elif figure: print(f'keep_best is {figure!r}, which no metrics have; those of the last epoch are ' + ', '.join(sorted({k for r in run.metrics() for k, v in r.items() if isinstance(v, float)})))
     for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)): print(f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
 
 @contextmanager
@@ -216,14 +228,16 @@ def sample(args):
     write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8'))
     print(f'{len(rows)} pictures of {len(prompts)} prompts: {out}')
 
-# %% ../nbs/20_cli.ipynb #17508368
+# %% ../nbs/20_cli.ipynb #6c1f31c9
 def _base_of(model, against):
     "What a model is compared with."
     from drl_toolkit.runs import Run, is_run
     if against: return against
     if is_run(model): return Run.open(model).about['model'] or 'demo'
+    from drl_toolkit.files import read_json
     about = Path(model) / 'policy.json'
-    base = json.loads(about.read_text()).get('base') if about.is_file() else None
+    note = read_json(about, 2**20) if about.is_file() else {}
+    base = note.get('base') if isinstance(note, dict) else None
     if not base: raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
     return base
 
@@ -327,7 +341,7 @@ def vote(args):
     count = ballot.result()
     print(f'{ballot.names[1]} was preferred to {ballot.names[0]} in {count.win_rate:.0%} of {count.pairs} pairs (95 % interval {count.low:.0%} to {count.high:.0%}; {count.votes} votes of {count.voters} voters)')
 
-# %% ../nbs/20_cli.ipynb #a8156714
+# %% ../nbs/20_cli.ipynb #3bf6ddd6
 def _memory(args):
     "What a run would take, and what would make it smaller."
     import torch
@@ -341,35 +355,41 @@ def _memory(args):
                 threads=1 if torch.cuda.is_available() else torch.get_num_threads())
     return load, advise(args.model, policy, load)
 
-def _print_memory(args, found, free):
-    import torch
+def _print_memory(args, found):
     load, (parts, saved) = found
     gb = lambda b: f'{b / 1e9:8.2f} GB'
     print(f'\nmemory of training {args.model!r}, {load.samples} pictures an epoch, {load.micro_batch} transitions at once:')
     for name, size in parts.items(): print(f'  {name:13}{gb(size)}' + (' (one at a time: only the largest phase counts)' if name == 'decoding' else ''))
-    print(f"  {'free':13}{gb(free)}: it {'fits' if parts['peak'] < free else 'does not fit'}")
-    if not torch.cuda.is_available(): saved.pop('--offload', None)               # the CPU's memory is all there is
     if saved: print('what would make it smaller: ' + ', '.join(f'{option} by {size / 1e9:.2f} GB' for option, size in saved.items()))
 
-def doctor(args):
-    "`drl doctor`"
-    if args.batch < 1: raise ValueError(f'batch is {args.batch}; it should be 1 or more')
+def _machine(args) -> list: # of `Finding`
+    "Look at the machine, and print what is there."
     import platform
     import psutil, torch
-    from drl_toolkit.processes import Processes
+    from drl_toolkit import doctor as D
     from drl_toolkit.runs import versions
-    from drl_toolkit.world import assets_dir
-    found, processes = _memory(args), Processes.launched()                     # wrong input is told before anything else
-    if not processes.main: return
+    found, cuda, memory = _memory(args), torch.cuda.is_available(), psutil.virtual_memory()          # wrong input is told before anything else
+    load, (parts, saved) = found
+    if not cuda: saved.pop('--offload', None)                                                        # the CPU's memory is all there is
     print(f'Python {platform.python_version()}; ' + ', '.join(f'{k} {v}' for k, v in versions().items()))
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f'CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads'
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage('.')
+    _print_memory(args, found)
+    print()
+    return [D.matching_libraries(), D.gpu_in_use(), D.all_cores(), D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
+            D.enough_disk(D.disk_needed(parts)), *D.shipped_models()]
+
+def doctor(args) -> int: # exit status
+    "`drl doctor`"
+    if args.batch < 1: raise ValueError(f'batch is {args.batch}; it should be 1 or more')
+    from drl_toolkit.doctor import of_run
+    from drl_toolkit.processes import Processes
+    processes = Processes.launched()
+    if not processes.main: return 0
     if processes.count > 1: print(processes.describe())
-    print(f'device: {device}; memory {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free; disk {disk.free / 1e9:.0f} GB free')
-    for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference'):
-        print(f"shipped {name}: {'found' if any((assets_dir() / name).glob('**/*.safetensors')) else 'MISSING; install the package again'}")
-    _print_memory(args, found, torch.cuda.mem_get_info()[0] if cuda else memory.available)
+    found = of_run(args.run) if args.run else _machine(args)
+    for finding in found: print(finding)
+    bad = sum(not f.well for f in found)
+    print(f"\n{bad} thing{'s' * (bad > 1)} to mend" if bad else '\nall is well')
+    return int(bad > 0)
 
 # %% ../nbs/20_cli.ipynb #99a2f4e7
 def serve(args):
@@ -383,7 +403,7 @@ def app(args):
     from drl_toolkit.app import serve as open_panel
     open_panel(args.folder, args.port, args.host, args.allow_train)
 
-# %% ../nbs/20_cli.ipynb #4b1108ac
+# %% ../nbs/20_cli.ipynb #ce5296ed
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
 
 def _check_alone(command):
@@ -396,12 +416,11 @@ def main(argv=None) -> int: # exit status
     try:
         args = parse(argv)
         _check_alone(args.command)
-        COMMANDS[args.command](args)
+        return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
     except (ValueError, TypeError, OSError, FloatingPointError) as e:
         print(f"drl {argv[0]}: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
-    return 0
 
 # %% ../nbs/20_cli.ipynb #21043843
 #| eval: false

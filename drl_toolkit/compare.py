@@ -6,7 +6,7 @@
 __all__ = ['run_folder', 'is_whole', 'epochs_of', 'train_all', 'read_runs', 'judge', 'judge_run', 'verdicts', 'compare_methods',
            'read_comparison']
 
-# %% ../nbs/17a_compare.ipynb #85eb9293
+# %% ../nbs/17a_compare.ipynb #f9ce7156
 import json, os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +15,7 @@ import pandas as pd, torch
 from tqdm.auto import tqdm
 
 from .diversity import pairwise_distance, vendi_score
+from .files import read_json
 from .mdp import rollout
 from .policy import Policy
 from .recipes import load_recipe, method_fields
@@ -84,7 +85,7 @@ def _curve(run, method, seed):
         spent = {k: v + (images if k == 'images' else cost[k]) for k, v in spent.items()}
     return rows
 
-# %% ../nbs/17a_compare.ipynb #ff5b0872
+# %% ../nbs/17a_compare.ipynb #eebfcc45
 @torch.no_grad()
 def judge(
     policy:Policy,
@@ -105,7 +106,7 @@ def judge_run(folder:Path, task) -> dict:
     note, run = Path(folder) / 'judged.json', Run.open(folder)
     if not note.is_file():
         write_json(note, judge(Policy.from_pretrained(run.folder / 'weights', base=run.about['model'] or 'demo'), task.reward, list(dict.fromkeys(task.prompts))[:16]))
-    return json.loads(note.read_text())
+    return read_json(note)
 
 def verdicts(
     out:Path,
@@ -122,7 +123,7 @@ def verdicts(
     found = found.sort_values('reward', ascending=False)
     return found if base is None else pd.concat([found, pd.DataFrame([base | dict(seeds=1)], index=['base'])])
 
-# %% ../nbs/17a_compare.ipynb #1a148dc6
+# %% ../nbs/17a_compare.ipynb #baea8f84
 def compare_methods(
     recipe:str,
     methods:list,          # of names in `recipes.METHODS`
@@ -145,5 +146,5 @@ def compare_methods(
 
 def read_comparison(path:Path) -> tuple: # curves, verdicts: two tables
     "What `compare_methods` wrote."
-    found = json.loads(Path(path).read_text())
+    found = read_json(path, 2**26)
     return pd.DataFrame(found['curves']), pd.DataFrame(found['verdicts']).set_index('method')

@@ -44,7 +44,7 @@ def shortest_mixture(
     weights = torch.from_numpy(nnls(rows.numpy(), goal.numpy())[0])
     return weights / weights.sum()
 
-# %% ../nbs/13_joint.ipynb #20b26e39
+# %% ../nbs/13_joint.ipynb #e7ea8bfc
 class Together(Strategy):
     "The mean of all tasks' gradients, at the same weights."
     def check(self, trainer):
@@ -65,13 +65,21 @@ class Together(Strategy):
         plans, stats, weights = [trainer.plan(b) for b in batches], [[] for _ in batches], []
         for minibatches in zip_longest(*plans):
             gradients = [self.gradient(trainer, rows, batch, seen) for rows, batch, seen in zip(minibatches, batches, stats)]
-            weights.append(self.weigh(trainer, inner_products(gradients)))
-            self.mix(trainer, gradients, weights[-1])
+            products = inner_products(gradients)
+            good = bool(products.isfinite().all())                                # a mixture of what is no number is none either
+            mixture = self.weigh(trainer, products) if good else torch.ones(len(gradients))
+            self.mix(trainer, gradients, mixture)
             norm = trainer.step()
-            for seen, rows in zip(stats, minibatches):
-                if rows is not None: seen[-1]['grad_norm'] = norm
+            here = [(seen, rows, batch) for seen, rows, batch in zip(stats, minibatches, batches) if rows is not None]
+            if norm.isfinite():
+                weights.append(mixture)
+                for seen, *_ in here: seen[-1]['grad_norm'] = norm
+            else:
+                for seen, *_ in here: seen.pop()
+                trainer.leave_out([(rows, batch) for _, rows, batch in here])
         mean = torch.stack(weights).mean(0).tolist() if weights else [0.] * len(batches)
-        return trainer.across({b.task.name: b.figures | trainer.summary(s) | dict(gradient_weight=w) for b, s, w in zip(batches, stats, mean)}, batches)
+        skipped = [len(plan) - len(seen) for plan, seen in zip(plans, stats)]
+        return trainer.across({b.task.name: b.figures | trainer.summary(s) | dict(gradient_weight=w, skipped_steps=n) for b, s, w, n in zip(batches, stats, mean, skipped)}, batches)
 
     def gradient(self, trainer, rows, batch, seen:list) -> list: # of tensors, or of None
         "One task's part of a step."

@@ -11,7 +11,7 @@ __all__ = ['SAYS', 'SKIN', 'HUES', 'FIGURES', 'image_uri', 'figure_uri', 'open_p
            'runs_page', 'side_by_side', 'ballot_page', 'count_page', 'results_of', 'ballot_of', 'taxes',
            'markdown_table', 'costs']
 
-# %% ../nbs/18a_pages.ipynb #bac56b2e
+# %% ../nbs/18a_pages.ipynb #210b60ba
 import base64, csv, io, json, math, re, shlex, statistics
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,11 +23,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from . import plots
+from .files import open_plain, read_json, read_plain
 from .frames import read_frames, recorded_epochs
 from .recipes import load_recipe
 from .runs import Run, RunError
 
-# %% ../nbs/18a_pages.ipynb #165f8876
+# %% ../nbs/18a_pages.ipynb #76990652
 def _uri(data:bytes, kind:str) -> str: return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 def image_uri(
@@ -52,7 +53,7 @@ def open_picture(
     "A picture of a run; `RunError` names one that is none."
     file = run.inside(*names)
     try:
-        image = Image.open(file, formats=('PNG', 'WEBP', 'JPEG'))
+        image = Image.open(open_plain(file), formats=('PNG', 'WEBP', 'JPEG'))
         image.load()
         return image
     except (OSError, SyntaxError, Image.DecompressionBombError): raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
@@ -457,12 +458,13 @@ def composition(run:Run, epoch:int=None, pick:str='') -> str:
     if not tasks: return note('No goal of this run looks for objects', 'A task with a composition reward records what its detector finds.', command='drl train composition')
     return _BOXES.render(tasks=tasks, epoch=frames.epoch)
 
-# %% ../nbs/18a_pages.ipynb #4550855a
+# %% ../nbs/18a_pages.ipynb #be9f9e52
 def read_table(run:Run, *names:str) -> tuple: # header, rows; empty where the file is not there
     "A CSV file as text."
     path = run.inside(*names)
     if not path.is_file(): return [], []
-    head, *rows = [*csv.reader(path.read_text(encoding='utf-8').splitlines())] or [[]]
+    try: head, *rows = [*csv.reader(read_plain(path, 2**22).decode('utf-8').splitlines())] or [[]]
+    except (OSError, ValueError, csv.Error): raise RunError(f"{'/'.join(names)!r} is not a table that can be read") from None
     return head, rows
 
 def _cell(text):
@@ -517,7 +519,7 @@ def _row(name, run):
         return dict(name=name, recipe=run.about.get('recipe'), p=progress(run, rows), said=headline(goals(rows, run.about.get('recipe'))))
     except Exception as e: return dict(name=name, recipe=None, p=Progress('damaged', 0, 0, 0., None), said=complaint(e, run))
 
-# %% ../nbs/18a_pages.ipynb #7310c0be
+# %% ../nbs/18a_pages.ipynb #5c7f63c6
 _SIDES = _html.from_string('''<h2>“{{ prompt }}”, seed {{ seed }}</h2><div class="sides">{% for name, images in rows %}<h3>{{ name }}</h3><div class="shots">{% for image in images %}<img src="{{ image | image }}" alt="{{ prompt }}, by the {{ name }} model, picture {{ loop.index }}">{% endfor %}</div>{% endfor %}</div>
 <p class="small">Pictures above each other began as the same noise: whatever differs was learnt.</p>''')
 
@@ -544,12 +546,20 @@ def ballot_of(run:Run) -> Path: # None where there is none
     "Where a ballot lies."
     return next((run.inside(*names) for names in (('eval', 'ballot'), ('ballot',)) if run.inside(*names, 'pairs.json').is_file()), None)
 
+def _kept(file) -> dict: # model -> objective -> share, or None
+    "What a tax.json says."
+    try: kept = read_json(file, 2**20)['kept']
+    except (OSError, ValueError, TypeError, KeyError): kept = None
+    number = lambda v: v is None or isinstance(v, (int, float))
+    if not isinstance(kept, dict) or not all(isinstance(row, dict) and all(map(number, row.values())) for row in kept.values()): raise RunError(f'{str(file)!r} is not a table that can be read')
+    return kept
+
 def taxes(run:Run) -> list: # of dicts
     "The tax tables beside a run: share of each specialist's gain that a model keeps."
     home, found = run.folder.parent, []
     for file in sorted(home.glob('*/tax.json')):
         if not file.resolve().is_relative_to(home.resolve()): continue
-        kept = json.loads(file.read_text(encoding='utf-8'))['kept']
+        kept = _kept(file)
         objectives = list(dict.fromkeys(o for row in kept.values() for o in row))
         found.append(dict(name=file.parent.name, objectives=objectives, rows=[(model, [row.get(o) for o in objectives]) for model, row in kept.items() if model != 'base']))
     return found
@@ -580,7 +590,7 @@ def costs(run:Run, epoch:int=None, pick:str='') -> str:
 def _results(run, names):
     "Tables and figures of an evaluation."
     file = run.inside(*names, 'table.md')
-    tables = [('Base against tuned', *markdown_table(file.read_text(encoding='utf-8')))] if file.is_file() else []
+    tables = [('Base against tuned', *markdown_table(read_plain(file, 2**22).decode('utf-8', 'replace')))] if file.is_file() else []
     tables += [(title, *read_table(run, *names, name)) for name, title in (('drift.csv', 'How far the pictures have drifted'), ('rewards.csv', 'What other judges say, paid for or not'))]
     return tables, [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_picture(run, *names, p.name)) for p in sorted(run.inside(*names).glob('*.png'))]
 

@@ -8,7 +8,7 @@ __all__ = ['OBJECTIVES', 'STRATEGIES', 'DATA', 'MATCHING', 'RECIPES', 'METHODS',
            'crispness_task', 'few_pairs', 'clip_task', 'presence_task', 'joint_tasks', 'six_tasks', 'recipe_names',
            'load_recipe', 'make_policy', 'with_prompts', 'make_sampler', 'make_trainer', 'method_fields']
 
-# %% ../nbs/14a_recipes.ipynb #e7a354ca
+# %% ../nbs/14a_recipes.ipynb #b9ffe0aa
 import math, random
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -25,7 +25,7 @@ from .composition import composition, strict_composition
 from .fairness import fairness, rare_fairness, shared_fairness
 from .joint import MGDA, Balanced, Constrained, PCGrad, Together
 from .lab import crispness
-from .policy import Policy, PolicyConfig, check_words
+from .policy import Policy, PolicyConfig, best_device, check_device, check_words
 from .preference import preference
 from .processes import Processes
 from .prompts import Task
@@ -33,7 +33,7 @@ from .rewards import clip_score, jpeg_compressibility
 from .streams import PromptStream
 from .trainer import BaseSamples, Overlapped, Rollouts, Strategy, TrainConfig, Trainer
 
-# %% ../nbs/14a_recipes.ipynb #32dc57a3
+# %% ../nbs/14a_recipes.ipynb #a2684033
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
     "A training run as the command line knows it: how the policy is sampled, and how it is trained."
@@ -52,6 +52,8 @@ class RunConfig(TrainConfig, PolicyConfig):
     watch: str = ''               # rewards that are only watched, such as 'clip_score preference' or 'my_file.py:my_reward'
     watch_every: int = 2          # epochs between two looks at them
     patience: int = 0             # stop after so many looks without a new best of the watched rewards, and keep the best weights; 0 never
+    keep_best: str = ''           # a number of the metrics, such as 'reward' or 'watch/watched' ('-parity': the least): the checkpoint with its best is kept too, and written to best/
+    device: str = ''              # where the networks compute, such as 'cpu' or 'cuda:1'; a GPU where PyTorch sees one, when empty
     data: str = 'objects'         # pictures for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias), 'base' (drawn by the base model)
 
     def __post_init__(self):
@@ -60,6 +62,8 @@ class RunConfig(TrainConfig, PolicyConfig):
         if not 0 <= self.progressive <= 1: raise ValueError(f'progressive is {self.progressive!r}; it should lie in [0, 1]')
         for name, low in dict(watch_every=1, patience=0).items():
             if getattr(self, name) < low: raise ValueError(f'{name} is {getattr(self, name)!r}; it should be {low} or more')
+        if self.keep_best.startswith(('watch/', '-watch/', 'drift/', '-drift/')) and not self.watch: raise ValueError(f"keep_best is {self.keep_best!r} but nothing is watched; name rewards that are not trained, such as watch='clip_score'")
+        check_device(self.device)
         if self.patience and not self.watch: raise ValueError(f"patience is {self.patience} but nothing is watched; name rewards that are not trained, such as watch='clip_score'")
         self._check_sampler()
         if self.back_steps < 1: raise ValueError(f'back_steps is {self.back_steps!r}; it should be 1 or more')
@@ -161,7 +165,7 @@ def six_tasks() -> list:
     small = Task('small files', P.objects(), jpeg_compressibility, group_size=4, samples=16, advantage=advantages.leave_one_out, weight=.25)
     return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
 
-# %% ../nbs/14a_recipes.ipynb #31eef04e
+# %% ../nbs/14a_recipes.ipynb #2671ca68
 MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
 
 RECIPES = dict(
@@ -191,9 +195,10 @@ def load_recipe(name:str) -> tuple: # list of `Task`, `RunConfig`
 def make_policy(
     config:RunConfig,
     model=None,       # a pipeline, a folder or a hub id; the shipped model when None
-    device=None,      # the pipeline's own when None
+    device=None,      # the configuration's when None; without one, a pipeline stays where it is, and others come to `best_device()`
 ) -> Policy:
     "The policy that a configuration asks for."
+    device = device or config.device or (None if isinstance(model, DiffusionPipeline) else best_device())
     options = dict(device=device) | {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
     return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)
 

@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'read_request', 'read_reply', 'make_server', 'serve',
            'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'rollout_in_parts']
 
-# %% ../nbs/04c_remote.ipynb #59212462
+# %% ../nbs/04c_remote.ipynb #c4008539
 import base64, http.client, importlib, importlib.util, io, json, socket, threading, time, zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from PIL import Image
 
 from .mdp import Trajectory, rollout
 from .policy import Policy
-from .rewards import Card, Reward, groups_of, seen_in_place
+from .rewards import Card, Reward, groups_of, seen_in_place, told_of
 from .world import to_pil, to_tensor
 
 # %% ../nbs/04c_remote.ipynb #98ff8308
@@ -292,7 +292,7 @@ def _module(place, spec):
     loader.loader.exec_module(module)
     return module
 
-# %% ../nbs/04c_remote.ipynb #c7b7bca6
+# %% ../nbs/04c_remote.ipynb #e2a4970f
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
     def __init__(self,
@@ -321,7 +321,7 @@ class Pending:
         if not ready: return
         self.asked |= set(ready)
         batch = torch.stack([self.images.pop(i) for i in ready])
-        self.parts.append((ready, self.pool.submit(self.reward.look, batch, [self.prompts[i] for i in ready], self.groups[ready])))
+        self.parts.append((ready, self.pool.submit(told_of, ready, self.reward.look, batch, [self.prompts[i] for i in ready], self.groups[ready])))
 
     def _whole_groups(self, rows):
         "Rows of the groups that are complete with these."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'make_ballot', 'Pair', 'Count', 'Ballot', 'jeffreys', 'vote_server']
 
-# %% ../nbs/16b_votes.ipynb #a423afaa
-import fcntl, hashlib, json, secrets, time
+# %% ../nbs/16b_votes.ipynb #a83f361d
+import fcntl, hashlib, json, re, secrets, time
 from dataclasses import dataclass
 
 from http import cookies
@@ -19,6 +19,7 @@ from jinja2 import Environment
 from PIL import Image
 from scipy.stats import beta
 
+from .files import open_plain, parse_json, read_json, read_plain
 from .runs import RunError, write_json, write_whole
 from .world import to_pil
 
@@ -45,7 +46,7 @@ def make_ballot(
         write_json(part / 'pairs.json', dict(names=list(names), pairs=pairs))
     return write_whole(folder, write)
 
-# %% ../nbs/16b_votes.ipynb #6c93ff4d
+# %% ../nbs/16b_votes.ipynb #c5865cb8
 @dataclass(frozen=True)
 class Pair:
     "Two pictures as one voter sees them."
@@ -64,13 +65,27 @@ class Count:
     low: float          # 95 %
     high: float
 
+def _pairs_of(about) -> tuple: # names of the two models, id -> pair
+    "What pairs.json holds; an id is digits, so that no name of a file leads elsewhere."
+    names, pairs = about['names'], about['pairs']
+    good = len(names) == 2 and pairs and all(isinstance(n, str) for n in names) and all(re.fullmatch(r'\d{4,9}', p['id'], re.ASCII) and isinstance(p['prompt'], str) and p['tuned'] in ('a', 'b') for p in pairs)
+    if not good: raise ValueError('no pairs')
+    return tuple(names), {p['id']: p for p in pairs}
+
+def _open_png(file):
+    "A picture of a ballot; `RunError` names one that is none."
+    try:
+        image = Image.open(open_plain(file), formats=['PNG'])
+        image.load()
+        return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): raise RunError(f'{str(file)!r} is not a picture that can be read') from None
+
 class Ballot:
     "The pairs and votes of a folder."
     def __init__(self, folder:Path):
         self.folder = Path(folder)
-        try: about = json.loads((self.folder / 'pairs.json').read_text(encoding='utf-8'))
-        except (OSError, ValueError): raise RunError(f'{str(folder)!r} holds no ballot: there is no readable pairs.json in it; `drl eval RUN --out DIR` makes one in DIR/ballot') from None
-        self.names, self.pairs = tuple(about['names']), {p['id']: p for p in about['pairs']}
+        try: self.names, self.pairs = _pairs_of(read_json(self.folder / 'pairs.json'))
+        except (OSError, ValueError, TypeError, KeyError): raise RunError(f'{str(folder)!r} holds no ballot: there is no readable pairs.json in it; `drl eval RUN --out DIR` makes one in DIR/ballot') from None
 
     def mirrored(self, id:str, voter:str) -> bool:
         "Whether this voter sees b on the left."
@@ -79,15 +94,23 @@ class Ballot:
     def pair(self, id:str, voter:str) -> Pair:
         "A pair as this voter sees it."
         if id not in self.pairs: raise ValueError(f'pair {id!r} is not on this ballot; 0000 to {len(self.pairs) - 1:04d} is right')
-        a, b = (Image.open(self.folder / f'{id}_{side}.png') for side in 'ab')
+        a, b = (_open_png(self.folder / f'{id}_{side}.png') for side in 'ab')
         return Pair(id, self.pairs[id]['prompt'], *((b, a) if self.mirrored(id, voter) else (a, b)))
 
     def votes(self) -> dict: # (voter, pair's id) -> 1 for the tuned model, 0 for the base, .5 for a tie
         "The last vote of every voter on every pair. A torn last line is left out."
-        file = self.folder / 'votes.jsonl'
-        *lines, _ = file.read_bytes().split(b'\n') if file.exists() else [b'']
-        rows = [json.loads(line) for line in lines]
+        try: *lines, _ = read_plain(self.folder / 'votes.jsonl', 2**28).split(b'\n')
+        except FileNotFoundError: return {}
+        except (OSError, ValueError) as e: raise RunError(str(e)) from None
+        rows = [self._row(line, i) for i, line in enumerate(lines, 1)]
         return {(r['voter'], r['pair']): r['tuned'] for r in rows if r['pair'] in self.pairs}
+
+    def _row(self, line, number):
+        try: row = parse_json(line, 'a line')
+        except ValueError: row = None
+        good = isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ('voter', 'pair')) and row.get('tuned') in (0, .5, 1)
+        if not good: raise RunError(f"{str(self.folder / 'votes.jsonl')!r}, line {number} is damaged")
+        return row
 
     def draw(self, voter:str): # a `Pair`, or None when this voter has seen all
         "The next pair for this voter."
@@ -133,7 +156,7 @@ def jeffreys(
     low, high = beta.interval(level, wins + .5, count - wins + .5)
     return float(low) if wins else 0., float(high) if wins < count else 1.
 
-# %% ../nbs/16b_votes.ipynb #6950b2b6
+# %% ../nbs/16b_votes.ipynb #d706106f
 _PAGE = Environment(autoescape=True).from_string('''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Which picture is better?</title><style>
 :root{color-scheme:light dark} body{font:17px/1.5 system-ui,sans-serif;max-width:44rem;margin:1.5rem auto;padding:0 1rem;text-align:center}
@@ -165,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         if id not in self.ballot.pairs or side not in ('left.png', 'right.png'): return self._answer(404, 'text/plain', b'there is nothing here')
         voter = self.voter
         a, b = (self.ballot.folder / f'{id}_{s}.png' for s in ('ba' if self.ballot.mirrored(id, voter) else 'ab'))
-        self._answer(200, 'image/png', (a if side == 'left.png' else b).read_bytes())
+        self._answer(200, 'image/png', read_plain(a if side == 'left.png' else b, 2**26))
 
     def do_POST(self):
         length, voter = self.headers.get('Content-Length', ''), self.voter

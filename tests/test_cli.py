@@ -122,7 +122,7 @@ def test_help_lists_the_fields_with_their_comments(capsys):
     assert '--kl-weight' in told and 'learning rate' in told and 'LoRA matrices' in told
 
 def test_doctor(capsys):
-    assert main(['doctor']) == 0
+    assert main(['doctor']) in (0, 1)                                        # 1 where a library, a core or the disk is amiss on this machine
     told = capsys.readouterr().out
     assert 'torch' in told and 'shipped emoji-sd: found' in told and 'it fits' in told and '--micro-batch 32 by' in told
 
@@ -130,6 +130,6 @@ def test_doctor_of_another_model_needs_no_weights(tmp_path, capsys):
     from drl_toolkit.tiny import tiny_sdxl
     tiny_sdxl().save_pretrained(tmp_path / 'xl')
     for file in (tmp_path / 'xl').rglob('*.safetensors'): file.unlink()
-    assert main(['doctor', '--model', str(tmp_path / 'xl'), '--batch', '1000000', '--train', 'full', '--checkpointing', '--no-train-unconditional']) == 0
+    assert main(['doctor', '--model', str(tmp_path / 'xl'), '--batch', '1000000', '--train', 'full', '--checkpointing', '--no-train-unconditional']) == 1
     told = capsys.readouterr().out
     assert 'it does not fit' in told and '--train lora' not in told.split('smaller')[0] and '--checkpointing' not in told

@@ -55,10 +55,10 @@ def test_recording_changes_nothing(options, tmp_path):
     assert same(a) == same(b) and recorded_epochs(b) == [0, 1, 2] and recorded_epochs(a) == []
 
 def test_a_resumed_run_keeps_the_same_frames(tmp_path):
-    with Run.create(tmp_path / 'a', {}) as run: trainer([FrameRecorder(run, share=1.), Recorder(run, PROMPTS, every=1)]).fit()
-    with Run.create(tmp_path / 'b', {}) as run: trainer([FrameRecorder(run, share=1.), Recorder(run, PROMPTS, every=1)]).fit(epochs=1)
+    with Run.create(tmp_path / 'a', {}) as run: trainer([FrameRecorder(run, share=99.), Recorder(run, PROMPTS, every=1)]).fit()
+    with Run.create(tmp_path / 'b', {}) as run: trainer([FrameRecorder(run, share=99.), Recorder(run, PROMPTS, every=1)]).fit(epochs=1)
     with Run.open(tmp_path / 'b', write=True) as run:
-        t = trainer([FrameRecorder(run, share=1.), Recorder(run, PROMPTS, every=1)])
+        t = trainer([FrameRecorder(run, share=99.), Recorder(run, PROMPTS, every=1)])
         resume(t, run)
         t.fit()
     for epoch in range(3):

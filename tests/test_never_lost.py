@@ -54,7 +54,7 @@ def killed_after(seconds, folder):
     "A forked process trains; it is killed, or ends."
     child = os.fork()
     if not child:
-        try: fit(folder, EPOCHS); os._exit(0)
+        try: fit(folder, EPOCHS, keep_best='reward'); os._exit(0)
         except BaseException: os._exit(1)
     time.sleep(seconds)
     try: os.kill(child, signal.SIGKILL)
@@ -78,7 +78,7 @@ def check_folder(folder):
 
 def test_a_run_that_is_killed_at_any_moment_loses_at_most_the_epoch_in_progress(tmp_path):
     torch.set_num_threads(1)
-    began = time.time(); whole = fit(tmp_path / 'whole', EPOCHS); length = time.time() - began
+    began = time.time(); whole = fit(tmp_path / 'whole', EPOCHS, keep_best='reward'); length = time.time() - began
     rng, kills, left, run_number = random.Random(0), 0, int(os.environ.get('KILLS', 8)), 0
     while kills < left:
         folder, run_number, done = tmp_path / f'run{run_number}', run_number + 1, 0
@@ -87,7 +87,8 @@ def test_a_run_that_is_killed_at_any_moment_loses_at_most_the_epoch_in_progress(
             assert status in (0, signal.SIGKILL)
             now = check_folder(folder)
             assert now >= done; done = now
-        same(whole, fit(folder, EPOCHS), tmp_path / 'whole', folder)
+        same(whole, fit(folder, EPOCHS, keep_best='reward'), tmp_path / 'whole', folder)
+        assert Run.open(folder).best()[1] == Run.open(tmp_path / 'whole').best()[1] and not list((folder / 'checkpoints').glob('.*'))
 
 # leaving
 
@@ -138,6 +139,47 @@ def test_a_full_disk_is_one_line_and_destroys_nothing(run, tmp_path, monkeypatch
         monkeypatch.undo()
         assert sorted((p.relative_to(run), p.stat().st_size) for p in run.rglob('*') if p.is_file() and '.part' not in str(p)) == before
         assert resume(trainer, r) == 2
+
+def child_with(folder, limit):
+    "A forked process goes on with a run where no file may get larger: the exit status, and what it said."
+    child = os.fork()
+    if not child:
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try: fit(folder, 4); os._exit(0)
+        except OSError as e: os._exit(3 if '\n' not in str(e) and str(e) else 4)
+        except BaseException: os._exit(5)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+@pytest.mark.parametrize('limit', [0, 500, 20_000])
+def test_a_disk_that_is_really_full(limit, tmp_path):
+    "At the first byte, in the metrics, in the weights: the kernel refuses. One line, the folder is as readable as before, and the run ends as if nothing had been."
+    torch.set_num_threads(1)
+    fit(tmp_path / 'r', 2)
+    assert child_with(tmp_path / 'r', limit) == 3
+    assert check_folder(tmp_path / 'r') == 2 and not list((tmp_path / 'r/checkpoints').glob('.*'))
+    same(fit(tmp_path / 'whole', 3), fit(tmp_path / 'r', 3), tmp_path / 'whole', tmp_path / 'r')
+
+def test_a_folder_that_may_only_be_read(run, tmp_path, monkeypatch):
+    "A resume needs to write, and says so; looking does not. (The kernel refuses root nothing, so the refusal is played.)"
+    import drl_toolkit.runs as runs
+    def refused(self, *args, **options): raise PermissionError(13, 'Permission denied', str(self))
+    before = sorted((p, p.stat().st_size) for p in run.rglob('*'))
+    monkeypatch.setattr(runs.Path, 'touch', refused)
+    with pytest.raises(RunError, match='cannot be written .Permission denied.'): Run.open(run, write=True)
+    with pytest.raises(RunError, match='cannot be written'): Run.create(tmp_path / 'new', {})
+    assert Run.open(run).metrics() and sorted((p, p.stat().st_size) for p in run.rglob('*')) == before
+
+@pytest.mark.parametrize('field, value, words', [('lr', 'fast', 'lr is'), ('lr', -1, 'lr is -1'), ('watch', 7, 'watch is 7'), ('branching', 'yes', "branching is 'yes'"), ('num_steps', None, 'num_steps'), ('speed', 3, 'speed')])
+def test_a_field_edited_by_hand(field, value, words, tmp_path, capsys):
+    Run.create(tmp_path / 'r', recipes.RunConfig(), 'compressibility').close()
+    about = json.loads((tmp_path / 'r/config.json').read_text())
+    about['config'][field] = value
+    (tmp_path / 'r/config.json').write_text(json.dumps(about))
+    assert main(['train', 'compressibility', '--out', str(tmp_path / 'r'), '--resume']) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count('\n') == 1 and (tmp_path / 'r/config.json').exists()
 
 def test_a_config_edited_by_hand(run, tmp_path, capsys):
     import shutil

@@ -111,7 +111,18 @@ def told(t):
     except Exception as e: return dict(error=f'{type(e).__name__}: {e}', seconds=time.time() - began)
     return dict(epochs=t.epoch)
 
+def spoilt(rank):
+    "In the second epoch, and again from the fourth on, one process has a sample whose loss is NaN."
+    t = trainer('bad sample', epochs=9, updates=1)
+    loss = t.objective.loss
+    def bad(trainer, rows):
+        value, stats = loss(trainer, rows)
+        return (value * float('nan') if t.processes.rank == rank and (t.epoch == 1 or t.epoch > 2) and (rows['sample'] == 0).any() else value), stats
+    t.objective.loss = bad
+    return told(t) | dict(epochs=t.epoch, skipped=[r['tasks']['red']['skipped_steps'] for r in t.history], weights=hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in t.params)).hexdigest())
+
 ENDS = {
+    'bad sample': lambda: spoilt(1),
     'stop': lambda: told(trainer('stop', callbacks=[Stop()])),
     'clock': lambda: told(trainer('clock', minutes=1e-4)),
     'broken reward': lambda: told(trainer('broken reward', only(1, refuse))),
@@ -209,6 +220,11 @@ def test_what_fails_in_one_ends_all_with_its_message(found):
     assert read(found, 2, 1, 'broken reward')['error'] == 'ValueError: reward judge: it is broken'
     assert read(found, 2, 0, 'broken reward')['error'] == 'ProcessError: process 1 of 2 failed with ValueError: reward judge: it is broken'
     assert read(found, 2, 1, 'disk full')['error'] == 'ProcessError: process 0 of 2 failed with OSError: no space left on device'
+
+def test_all_leave_out_the_same_steps(found):
+    one, other = (read(found, 2, rank, 'bad sample') for rank in (0, 1))
+    assert one['weights'] == other['weights'] and one['error'] == other['error'] and "task 'red', 'a " in one['error'] and 'in a row' in one['error']
+    assert one['epochs'] == other['epochs'] == 6 and one['skipped'] == other['skipped'] == [0, 1, 0, 1, 1, 1]
 
 def test_nobody_waits_for_the_dead(found):
     end = read(found, 2, 0, 'killed')

@@ -101,3 +101,52 @@ def test_state_names_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match='does not fit'): load_state(tmp_path / 's', dict(torch.nn.Linear(3, 2).named_parameters()))
     (tmp_path / 's/weights.safetensors').write_bytes(b'junk')
     with pytest.raises(ValueError, match='cannot be read'): load_state(tmp_path / 's', dict(net.named_parameters()))
+
+# the best
+
+@pytest.mark.parametrize('figure, least, average', [('reward', False, 0.), ('-reward_std', True, .5)])
+def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(figure, least, average, tmp_path):
+    "Against every checkpoint kept: the same run with keep=99."
+    def fit(name, epochs, keep):
+        with (Run.open(tmp_path / name, write=True) if (tmp_path / name).exists() else Run.create(tmp_path / name, dict(keep_best=figure))) as run:
+            t = trainer([Recorder(run, PROMPTS, every=1, keep=keep)], average=average, epochs=epochs, train_steps=1, lr=3e-2)
+            resume(t, run)
+            t.fit()
+            return run
+    every = fit('every', 5, 99)
+    fit('few', 3, 1)
+    few = fit('few', 5, 1)
+    name = figure.removeprefix('-')
+    seen = {r['epoch']: r[name] for r in every.metrics() if r['task'] and r['epoch']}                       # of what was there after so many epochs; nothing is kept of 0
+    best = (min if least else max)(seen, key=lambda e: (seen[e], -e if least else e))
+    assert every.best() == (every.folder / f'checkpoints/epoch_{best:04d}', seen[best])
+    kept = {int(p.name[-4:]) for p in few.checkpoints()}
+    assert 5 in kept and len(kept) <= 2 and few.best()[1] == (min if least else max)(seen[e] for e in kept - {5})
+    if few.best()[0].name == f'epoch_{best:04d}': assert (tmp_path / 'few/best/pytorch_lora_weights.safetensors').read_bytes() == (tmp_path / 'every/best/pytorch_lora_weights.safetensors').read_bytes()
+    t = trainer([], average=average)
+    saved = load_state(every.best()[0], named_state(t))
+    assert saved['epoch'] == best
+    note = (tmp_path / 'every/best/README.md').read_text()
+    assert f'the weights after {best} of the epochs' in note and name in note
+
+def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    "Deleting stops at the first file; the next checkpoint sweeps up."
+    import drl_toolkit.runs as runs
+    weight = torch.nn.Parameter(torch.zeros(2))
+    save = lambda run, epoch: run.checkpoint(epoch, dict(weight=weight), None, dict(epoch=epoch))
+    with Run.create(tmp_path / 'r', {}) as run:
+        for epoch in (1, 2): save(run, epoch)
+        def killed(path): next(path.iterdir()).unlink(); raise KeyboardInterrupt
+        monkeypatch.setattr(runs.shutil, 'rmtree', killed)
+        with pytest.raises(KeyboardInterrupt): save(run, 3)
+        monkeypatch.undo()
+        assert [p.name for p in run.checkpoints()] == ['epoch_0002', 'epoch_0003'] and all(len(list(p.iterdir())) == 2 for p in run.checkpoints())
+        save(run, 4)
+        assert sorted(p.name for p in (run.folder / 'checkpoints').iterdir()) == ['epoch_0003', 'epoch_0004']
+        (run.folder / 'checkpoints/epoch_10000').mkdir()
+        assert [p.name for p in run.checkpoints()][-1] == 'epoch_10000'                                       # by number, not by letters
+
+def test_what_is_the_best_of_the_metrics():
+    from drl_toolkit.runs import merits
+    rows = [{'epoch': 0, 'task': 'a', 'reward': 1.}, {'epoch': 0, 'task': 'b', 'reward': 3.}, {'epoch': 1, 'task': 'a', 'reward': None, 'parity': .5}, {'epoch': 1, 'task': None, 'watch/watched': .2, 'seconds': 1.}]
+    assert merits(rows, 'reward') == {0: 2.} and merits(rows, '-parity') == {1: -.5} and merits(rows, 'watch/watched') == {2: .2} and merits(rows, 'nothing') == {}

@@ -1,0 +1,101 @@
+"The doctor against faked machines and damaged runs."
+import shutil
+from pathlib import Path
+
+import pytest, torch
+
+from drl_toolkit import cli, doctor as D
+from drl_toolkit.recipes import RunConfig, make_policy
+from drl_toolkit.runs import Run, save_state
+from drl_toolkit.tiny import tiny_sd
+
+@pytest.mark.parametrize('mine, theirs, wants, words', [
+    ('2.9.0', '0.24.0', ['numpy', 'torch==2.9.0'], ''), ('2.15.0', '0.29.2', ['torch (>=2.14.0)'], ''), ('2.9.0+cu126', '0.24.0+cu126', ['torch==2.9.0'], ''), ('2.9.0', '0.24.0', None, ''),
+    ('2.8.0', '0.24.0', ['torch==2.9.0'], 'which needs torch==2.9.0'), ('2.9.0', '0.20.0', ['numpy', 'torch (==2.5.0)'], 'which needs torch==2.5.0'), ('2.9.0+cpu', '0.24.0+cu126', ['torch==2.9.0'], 'one build for cpu, one for cu126')])
+def test_torch_and_torchvision(mine, theirs, wants, words, monkeypatch):
+    monkeypatch.setattr(D, 'version', dict(torch=mine, torchvision=theirs).get)
+    monkeypatch.setattr(D, 'requires', lambda name: wants)
+    found = D.matching_libraries()
+    assert found.well != bool(words) and words in found.what and (found.well or 'install' in found.do)
+
+def test_no_torchvision(monkeypatch):
+    def none(name):
+        if name == 'torchvision': raise D.PackageNotFoundError(name)
+        return '2.9.0'
+    monkeypatch.setattr(D, 'version', none)
+    assert D.matching_libraries().do == 'pip install torchvision'
+
+@pytest.mark.parametrize('there, sees, build, hidden, words', [(False, False, None, None, ''), (True, True, '12.8', None, ''), (True, False, None, None, 'build for CPUs'), (True, False, '12.8', None, 'does not see it'), (True, False, '12.8', '', 'hides it'), (True, False, '12.8', '-1', 'hides it')])
+def test_a_gpu_that_is_not_used(there, sees, build, hidden, words, monkeypatch):
+    monkeypatch.setattr(D.shutil, 'which', lambda name: '/usr/bin/nvidia-smi' if there else None)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: sees); monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'A GPU')
+    monkeypatch.setattr(torch.version, 'cuda', build)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if hidden is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+    found = D.gpu_in_use()
+    assert found.well != bool(words) and words in found.what
+
+def test_memory_disk_and_cores(monkeypatch, tmp_path):
+    assert D.enough_memory(1e9, 2e9, {}).well and 'it fits' in D.enough_memory(1e9, 2e9, {}).what
+    assert '--offload saves 0.5 GB' in D.enough_memory(3e9, 2e9, {'--offload': 5e8}).do and 'smaller model' in D.enough_memory(3e9, 2e9, {}).do
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(D.shutil, 'disk_usage', lambda p: usage._replace(free=10**9))
+    assert D.enough_disk(5e8, tmp_path / 'a/b').well and '--out' in D.enough_disk(2e9, tmp_path).do and '1.0 GB free' in D.enough_disk(2e9, tmp_path).what
+    monkeypatch.setattr(D.os, 'access', lambda p, mode: False)
+    assert 'cannot be written' in D.enough_disk(1., tmp_path).what
+    monkeypatch.setattr(D.os, 'sched_getaffinity', lambda p: range(16)); monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    assert 'OMP_NUM_THREADS=16' in D.all_cores().do
+
+@pytest.fixture
+def run(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([weight]); weight.sum().backward(); optimizer.step()
+    with Run.create(tmp_path / 'run', dict(keep_best='reward'), 'joint') as run:
+        for epoch in (0, 1, 2): run.log(dict(epoch=epoch, tasks=dict(red=dict(reward=float(epoch)))))
+        for epoch in (1, 2): run.checkpoint(epoch, dict(weight=weight), optimizer, dict(epoch=epoch))
+    return run
+
+def first(run, file, change):
+    path = run.folder / file
+    path.write_bytes(change(path.read_bytes()))
+
+def poisoned(run):
+    "As an older version without the check may have written."
+    from safetensors.torch import load_file, save_file
+    file = run.folder / 'checkpoints/epoch_0002/optimizer.safetensors'
+    save_file({k: v * float('nan') for k, v in load_file(file).items()}, file)
+
+@pytest.mark.parametrize('harm, words, do', [
+    (lambda r: first(r, 'checkpoints/epoch_0002/weights.safetensors', lambda b: b[:-1]), 'epoch_0002: it cannot be read', 'goes on from epoch_0001'),
+    (lambda r: first(r, 'checkpoints/epoch_0002/state.json', lambda b: b'{'), 'epoch_0002: it cannot be read', 'goes on from epoch_0001'),
+    (lambda r: (r.folder / 'checkpoints/epoch_0002/optimizer.safetensors').unlink(), 'epoch_0002: it cannot be read', 'epoch_0001'),
+    (poisoned, 'is not finite', 'epoch_0001'), (lambda r: (r.folder / 'checkpoints/epoch_0002').rename(r.folder / 'checkpoints/epoch_0009'), 'of another epoch', 'epoch_0001'),
+    (lambda r: first(r, 'metrics.jsonl', lambda b: b'x\n' + b), 'line 1 is damaged', 'delete it'),
+    (lambda r: first(r, 'config.json', lambda b: b.replace(b'"schema": 1', b'"schema": 9')), 'schema 9', 'later version'),
+    (lambda r: first(r, 'config.json', lambda b: b.replace(b'"torch": "', b'"torch": "0.')), 'torch 0.', 'not to the bit'), (lambda r: shutil.rmtree(r.folder), 'holds no run', 'a folder that drl train wrote')])
+def test_runs_that_ail(run, harm, words, do, capsys):
+    assert cli.main(['doctor', str(run.folder)]) == 0
+    assert 'a resume goes on after 2 epochs; the best is epoch_0002' in capsys.readouterr().out
+    harm(run)
+    assert cli.main(['doctor', str(run.folder)]) == 1
+    told = capsys.readouterr().out
+    assert words in told and do in told and '1 thing to mend' in told and told.count('MEND') == 1
+
+def test_the_device_field(monkeypatch):
+    for bad, words in (('gpu', "device is 'gpu'"), ('cuda:99', 'sees'), (3, 'device is 3')):
+        with pytest.raises(ValueError, match=words): RunConfig(device=bad)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    asked = []
+    monkeypatch.setattr('drl_toolkit.recipes.Policy.from_pretrained', lambda model, device, **options: asked.append(device))
+    make_policy(RunConfig()); make_policy(RunConfig(device='cpu')); make_policy(RunConfig(), device='cuda:1')
+    assert asked == ['cuda', 'cpu', 'cuda:1'] and make_policy(RunConfig(num_steps=2), tiny_sd()).device.type == 'cpu'
+
+def test_libraries_that_do_not_fit_are_told_by_every_command(monkeypatch, capsys):
+    def broken(): raise RuntimeError('operator torchvision::nms does not exist')
+    monkeypatch.setattr('drl_toolkit.recipes.RunConfig', broken)
+    monkeypatch.setattr(D, 'version', dict(torch='2.8.0', torchvision='0.24.0').get)
+    monkeypatch.setattr(D, 'requires', lambda name: ['torch==2.9.0'])
+    assert cli.main(['train', 'joint']) == 2
+    told = capsys.readouterr().err
+    assert 'nms does not exist' in told and 'needs torch==2.9.0' in told and told.count('\n') == 1
