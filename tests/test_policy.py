@@ -34,6 +34,14 @@ def test_ratio_is_exactly_one_and_samples_do_not_depend_on_batches(guidance):
         now = policy.transition(flat['latents'][rows], flat['step'][rows], cond[flat['sample'][rows]]).log_prob(flat['next_latents'][rows])
         assert torch.equal(now.detach(), flat['old_log_prob'][rows])
 
+@pytest.mark.parametrize('options, large, rows', [({}, 10**8, 16), ({}, 1, 3), (dict(min_rows=1), 10**8, 3), (dict(min_rows=8), 1, 8)])
+def test_small_batches_are_filled_up_where_it_is_cheap(options, large, rows, monkeypatch):
+    "And the caller gets as many predictions as it asked for."
+    monkeypatch.setattr('drl_toolkit.policy.LARGE', large)
+    policy, seen = Policy(tiny_sd(), num_steps=2, **options), []
+    monkeypatch.setattr(policy.adapter, 'denoise', lambda x, *rest: seen.append(len(x)) or torch.zeros_like(x))
+    assert policy.predict(torch.zeros(3, *policy.latent_shape), torch.tensor(0), policy.encode(PROMPTS)).shape[0] == 3 and seen == [rows]
+
 def test_seeds_belong_to_samples():
     assert sample_seed(0, 0, 0) == sample_seed(0, 0, 0) and len({sample_seed(r, e, i) for r in range(3) for e in range(3) for i in range(50)}) == 450
     policy = Policy(tiny_sd(), num_steps=3)
