@@ -51,7 +51,8 @@ def test_the_figure_shows_mean_and_extremes():
     assert line.get_ydata().tolist() == [1, 2, 3, 4] and band[:, 1].min() == 0 and band[:, 1].max() == 5 and len(figure.axes) == 3
 
 def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
-    options = ['--epochs', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']
+    tiny_sd().save_pretrained(tmp_path / 'tiny')
+    options = ['--model', str(tmp_path / 'tiny'), '--epochs', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']
     assert C.train_all('clip', ['ppo', 'draft'], 1, tmp_path, options, jobs=1) == []
     assert all(C.is_whole(C.run_folder(tmp_path, m, 0)) for m in ('ppo', 'draft'))
     before = (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes()
