@@ -570,7 +570,7 @@ def weights(library:Library, run:str, file:str):
     except (ValueError, OSError) as e: return PlainTextResponse(str(e), 404)
     return FileResponse(found.folder / 'weights' / file, filename=f'{run}-{file}'.replace('/', '-'), media_type='application/octet-stream')
 
-# %% ../nbs/19_app.ipynb #71cfcf66
+# %% ../nbs/19_app.ipynb #72b2125b
 _FIRST = Environment(autoescape=True).from_string('''
 <div id="first"><style>{{ style|safe }}
 #first { position:absolute; top:0; left:0; right:0; min-height:100%; z-index:50; background:var(--ground); font-family:system-ui,sans-serif; }
@@ -604,6 +604,7 @@ class FirstPage:
         first = await run_in_threadpool(self.panel.first, dict(fastapi.Request(scope).query_params))
         held = []
         async def hold(message):
+            if message['type'] not in ('http.response.start', 'http.response.body'): return await send(message)
             held.append(message)
             if message['type'] == 'http.response.start' or message.get('more_body'): return
             start, body = held[0], b''.join(m.get('body', b'') for m in held[1:]).replace(b'<gradio-app', first.encode() + b'<gradio-app', 1)

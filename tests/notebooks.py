@@ -2,21 +2,36 @@
 
     python tests/notebooks.py [NAME …]      # names or parts of names, such as 03_mdp; all by default
 """
-import os, subprocess, sys, time
+import os, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 600   # seconds for one notebook on a busy machine; the promise is 120 on a free one
-TEST = 'import sys; from pathlib import Path; from nbdev.test import test_nb; sys.exit(not test_nb(Path(sys.argv[1]), skip_flags=["heavy"], basepath=sys.argv[2])[0])'
+os.environ |= dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', MPLBACKEND='agg')
+FORKS = get_context('forkserver')                                              # imports what all of them import once, not sixty times
+FORKS.set_forkserver_preload(['nbdev.test', 'matplotlib.pyplot', 'drl_toolkit.recipes', 'drl_toolkit.evaluate'])
+
+def execute(notebook, told):
+    "In a process of its own: run the notebook; what it prints goes to a file."
+    from nbdev.test import test_nb
+    out = os.open(told, os.O_WRONLY)
+    for handle in (1, 2): os.dup2(out, handle)
+    os.chdir(ROOT)
+    good = test_nb(ROOT / notebook, skip_flags=['heavy'], basepath=ROOT)[0]
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(not good)                                                        # threads of a library do not keep it
 
 def run(notebook):
     "(path, seconds, output of a failure or None)"
     began = time.time()
-    try: done = subprocess.run([sys.executable, '-c', TEST, notebook, ROOT], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT,
-                               env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', MPLBACKEND='agg'))
-    except subprocess.TimeoutExpired: return notebook, LIMIT, f'not done after {LIMIT} seconds'
-    return notebook, time.time() - began, (done.stdout + done.stderr)[-6000:] if done.returncode else None
+    with tempfile.NamedTemporaryFile('r', errors='replace') as told:
+        process = FORKS.Process(target=execute, args=(notebook, told.name))
+        process.start()
+        process.join(LIMIT)
+        if process.is_alive(): process.kill(); return notebook, LIMIT, f'not done after {LIMIT} seconds'
+        return notebook, time.time() - began, told.read()[-6000:] + f'exit status {process.exitcode}' if process.exitcode else None
 
 def main(wanted):
     notebooks = sorted(p.relative_to(ROOT) for p in (ROOT / 'nbs').rglob('*.ipynb') if not p.name.startswith(('.', '_')) and '.ipynb_checkpoints' not in p.parts)
