@@ -35,11 +35,11 @@ test: test-python test-notebooks
 	@echo '== All tests passed.'
 
 test-python: .venv/.installed-dev
-	@echo '== Tests (1 of 2): pytest, two processes; about 15 minutes.'
+	@echo '== Tests (1 of 2): pytest, two processes; about 20 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10 tests
 
 test-notebooks: .venv/.installed-dev
-	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 12 minutes.'
+	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 9 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 
 readme: .venv/.installed-dev
