@@ -38,8 +38,7 @@ def test_branches_go_with_every_policy_gradient(name):
     rows = [row['tasks']['warm'] for row in t.fit()]
     assert all(row['ratio_error'] == 0 and row['grad_norm'] > 0 for row in rows) and t.sampler.share_prefix
 
-@pytest.mark.parametrize('credit', ['batch', 'per_prompt', 'group', 'leave_one_out', 'moving_average', 'rank'])
-@pytest.mark.parametrize('name', ['ppo', 'nft'])
+@pytest.mark.parametrize('name, credit', [('ppo', 'batch'), ('nft', 'per_prompt'), ('ppo', 'group'), ('nft', 'leave_one_out'), ('ppo', 'moving_average'), ('nft', 'rank')])
 def test_normalisations_are_one_word(name, credit):
     rows = [row['tasks']['warm'] for row in trainer(name, epochs=2, credit=credit).fit()]
     assert all(row['grad_norm'] > 0 and 1 < row['effective_group'] <= 4 for row in rows)

@@ -79,7 +79,7 @@ def check_folder(folder):
 def test_a_run_that_is_killed_at_any_moment_loses_at_most_the_epoch_in_progress(tmp_path):
     torch.set_num_threads(1)
     began = time.time(); whole = fit(tmp_path / 'whole', EPOCHS, keep_best='reward'); length = time.time() - began
-    rng, kills, left, run_number = random.Random(0), 0, int(os.environ.get('KILLS', 8)), 0
+    rng, kills, left, run_number = random.Random(0), 0, int(os.environ.get('KILLS', 5)), 0
     while kills < left:
         folder, run_number, done = tmp_path / f'run{run_number}', run_number + 1, 0
         for _ in range(4):
