@@ -8,9 +8,9 @@ __all__ = ['SCHEMA', 'LONGEST', 'WISHES', 'TRACKERS', 'SAMPLER', 'write_whole', 
            'named_state', 'averaged', 'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask', 'Listener',
            'check_trackers', 'Trackers', 'sampler_of', 'open_policy']
 
-# %% ../nbs/16_runs.ipynb #c2d5c7e6
+# %% ../nbs/16_runs.ipynb #f89175b0
 import fcntl, json, math, os, re, shutil, sys, time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -473,7 +473,7 @@ def _inside(self,
     return path
 Run.inside = _inside
 
-# %% ../nbs/16_runs.ipynb #10a1eb6a
+# %% ../nbs/16_runs.ipynb #28a55fcf
 WISHES = ('run', 'pause', 'stop', 'save')
 
 class Control:
@@ -489,7 +489,22 @@ class Control:
 
     @want.setter
     def want(self, value):
-        part = self.file.with_name(f'.control.{os.getpid()}.{get_ident()}')      # several may write at once: each has a file of its own
+        with self._alone(): self._write(value)
+
+    def met(self, then:str): # one of `WISHES`
+        "Put another wish in the place of a save that was done; one that came meanwhile stays."
+        with self._alone():
+            if self.want == 'save': self._write(then)
+
+    @contextmanager
+    def _alone(self):
+        "Nobody else changes the wish meanwhile."
+        folder = os.open(self.file.parent, os.O_RDONLY)
+        try: fcntl.flock(folder, fcntl.LOCK_EX); yield
+        finally: os.close(folder)
+
+    def _write(self, value):
+        part = self.file.with_name(f'.control.{os.getpid()}.{get_ident()}')      # readers do not wait: they find the old wish or the new one
         part.write_text(json.dumps(dict(want=value)), encoding='utf-8')
         os.replace(part, self.file)
 
@@ -506,7 +521,7 @@ class Listener(Callback):
     "Does what is wanted, between epochs. The last of the callbacks, so that the others have seen the epoch when it waits."
     def __init__(self,
         run:Run,
-        control=None,      # has a `want`, read and written; the run's `Control` when None
+        control=None,      # has a `want` and `met`, as the run's `Control`, which it is when None
         every:float=.2,    # seconds between two looks while it waits
     ):
         self.run, self.control, self.every = run, control or Control(run.folder), every
@@ -518,7 +533,7 @@ class Listener(Callback):
         while (want := self.control.want) != 'run':
             if want in ('save', 'stop'): self.save(trainer)
             if want == 'stop': raise StopTraining(f'stopped after epoch {trainer.epoch}, as asked')
-            if want == 'save' == self.control.want: self.control.want = 'pause' if paused else 'run'
+            if want == 'save': self.control.met('pause' if paused else 'run')
             if want == 'pause': paused = True; time.sleep(self.every)
 
     def save(self, trainer):

@@ -123,7 +123,7 @@ class Mailbox:
         for message in self.held: self.kernel.io_loop.add_callback(self.kernel.shell_main, None, message)
         self.held = []
 
-# %% ../nbs/18_widgets.ipynb #9feb7a9d
+# %% ../nbs/18_widgets.ipynb #372fdf68
 class Wish:
     "What the buttons want of a run, for a `Listener`: 'run', 'pause' or 'stop', and 'save' as long as that is not done. Reading it lets waiting clicks through."
     def __init__(self): self.mail, self.lasting, self.save = Mailbox(), 'run', False
@@ -133,7 +133,11 @@ class Wish:
         self.mail.read()
         return 'save' if self.save else self.lasting
     @want.setter
-    def want(self, value): self.save = False                     # only a listener writes here, when it has saved; no other wish is forgotten by that
+    def want(self, value): self.met(value)                       # a listener that begins; no lasting wish is forgotten by that
+
+    def met(self, then:str): # one of `WISHES`; what lasts is known here
+        "A save was done."
+        self.save = False
 
     def press(self, want:str): # one of `WISHES`
         "What a button does."

@@ -345,6 +345,20 @@ def test_it_waits_saves_while_it_waits_and_goes_on(run):
     finally: ask(run.folder, 'run'); thread.join(30)
     assert script.epochs == [1, 2]
 
+def test_a_wish_that_comes_while_another_is_met_is_not_forgotten(run, monkeypatch):
+    "Somebody asks for a stop after the save was done, and before it is crossed out."
+    control, replace, others = Control(run.folder), os.replace, []
+    control.want = 'save'
+    def slowly(*args):
+        if not others:
+            others.append(Thread(target=ask, args=(run.folder, 'stop')))
+            others[0].start(); others[0].join(.3)
+        replace(*args)
+    monkeypatch.setattr('drl_toolkit.runs.os.replace', slowly)
+    control.met('run')
+    others[0].join(10)
+    assert control.want == 'stop'
+
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"want": 5}', '{"want": "dance"}', '{"want": ["stop"]}', '\udcff'])
 def test_a_wish_that_cannot_be_read_is_none(run, text):
     (run.folder / 'control.json').write_bytes(text.encode('utf-8', 'surrogateescape'))
