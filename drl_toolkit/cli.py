@@ -114,7 +114,7 @@ def parse(argv:list) -> argparse.Namespace:
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
-# %% ../nbs/20_cli.ipynb #83b92bcc
+# %% ../nbs/20_cli.ipynb #6bf8c419
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
     from dataclasses import asdict, fields
@@ -122,7 +122,7 @@ def _train_config(args, run):
     tasks, config = load_recipe(args.recipe)
     given = (method_fields(args.method) if args.method else {}) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
     if run is None: return tasks, type(config)(**asdict(config) | given)
-    for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k, v)) for k, v in given.items() if k != 'epochs']:
+    for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k, v)) for k, v in given.items() if k not in ('epochs', 'shard')]:
         if mine != theirs: raise ValueError(f'{name} is {mine!r}, but the run in {str(run.folder)!r} has {theirs!r}; leave it out, or take another --out')
     return tasks, type(config)(**run.config | given)
 

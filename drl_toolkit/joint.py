@@ -6,7 +6,7 @@
 __all__ = ['without_conflicts', 'shortest_mixture', 'Together', 'PCGrad', 'MGDA', 'standing', 'Following', 'Balanced',
            'Constrained']
 
-# %% ../nbs/13_joint.ipynb #63bd4e69
+# %% ../nbs/13_joint.ipynb #1b8de995
 import random
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,7 +15,6 @@ import torch
 from scipy.optimize import nnls
 
 from .mdp import sample_seed
-from .objectives import inner_products
 from .trainer import Strategy
 
 # %% ../nbs/13_joint.ipynb #8af86f54
@@ -44,7 +43,7 @@ def shortest_mixture(
     weights = torch.from_numpy(nnls(rows.numpy(), goal.numpy())[0])
     return weights / weights.sum()
 
-# %% ../nbs/13_joint.ipynb #e7ea8bfc
+# %% ../nbs/13_joint.ipynb #9b431778
 class Together(Strategy):
     "The mean of all tasks' gradients, at the same weights."
     def check(self, trainer):
@@ -65,7 +64,7 @@ class Together(Strategy):
         plans, stats, weights = [trainer.plan(b) for b in batches], [[] for _ in batches], []
         for minibatches in zip_longest(*plans):
             gradients = [self.gradient(trainer, rows, batch, seen) for rows, batch, seen in zip(minibatches, batches, stats)]
-            products = inner_products(gradients)
+            products = trainer.products(gradients)
             good = bool(products.isfinite().all())                                # a mixture of what is no number is none either
             mixture = self.weigh(trainer, products) if good else torch.ones(len(gradients))
             self.mix(trainer, gradients, mixture)

@@ -57,10 +57,10 @@ class Trajectory:
         return dict(latents=self.latents[step, sample], next_latents=self.latents[step + 1, sample], step=step, sample=sample,
                     old_log_prob=self.log_probs[step, sample])
 
-# %% ../nbs/03_mdp.ipynb #8c472829
+# %% ../nbs/03_mdp.ipynb #2592dcf4
 def batches_at_once(policy:Policy) -> int:
-    "PyTorch's number of threads on a CPU; 1 elsewhere, and where prompts are read in every call: tokenizers serve one thread."
-    return torch.get_num_threads() if policy.device.type == 'cpu' and not policy.train_text_encoder else 1
+    "PyTorch's number of threads on a CPU; 1 elsewhere, where prompts are read in every call (tokenizers serve one thread), and where all processes call the network together."
+    return torch.get_num_threads() if policy.device.type == 'cpu' and not policy.train_text_encoder and policy.shards is None else 1
 
 def even_size(
     count:int,   # rows in all

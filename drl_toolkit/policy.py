@@ -93,7 +93,7 @@ def _at_least(config, name, low, whole=False):
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
         raise ValueError(f"{name} is {value!r}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
-# %% ../nbs/02_policy.ipynb #fdafc631
+# %% ../nbs/02_policy.ipynb #dff10e26
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders
 LARGE = 100_000_000                                  # weights of a network that is too dear for filling up batches
 
@@ -114,6 +114,7 @@ class Policy:
         self._embeddings, self._negative, self._base = {}, None, None
         self._count, self._counting = 0, Lock()
         self.cache = None                                          # of embeddings on disk; chapter 02c
+        self.call, self.shards = self.adapter.denoise, None        # where the network lies in parts on several processes, chapter 09b has both
         self.schedule()
         self._prepare()
 
@@ -202,7 +203,8 @@ class Policy:
         return self.guidance_scale != 1 and not self.adapter.guided_by_input
 
     def named_parameters(self) -> dict: # name -> fp32 tensor
-        "What training changes, by name."
+        "What training changes, by name; where the network is sharded, this process's part of it."
+        if self.shards is not None: return self.shards.named
         return {prefix + n: p for prefix, module in self.parts.items() for n, p in module.named_parameters() if p.requires_grad}
 
     def parameters(self) -> list: # of fp32 tensors
@@ -278,7 +280,7 @@ def _read_negative(self):
     with self.reading(), nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
 Policy._read_negative = _read_negative
 
-# %% ../nbs/02_policy.ipynb #d29a837c
+# %% ../nbs/02_policy.ipynb #b48bf170
 def _predict(self,
     latents:torch.Tensor,  # (B, C, H, W) x_t
     step,                  # int, or (B,) long: index of the denoising step, 0 is pure noise
@@ -327,7 +329,7 @@ def _denoise(self,
     if count < self.fewest_rows:
         rows = torch.arange(self.fewest_rows, device=x.device) % count
         x, t, told = x[rows], t[rows], {name: v[rows] for name, v in told.items()}
-    with self.autocast(): out = self.adapter.denoise(x.to(kind), t, told, self.guidance_scale)
+    with self.autocast(): out = self.call(x.to(kind), t, told, self.guidance_scale)
     return out[:count].float()
 Policy.denoise = _denoise
 
@@ -350,7 +352,7 @@ def _decode(self,
     return torch.cat([self.adapter.decode(z.float()) for z in latents.split(batch_size)]).div(2).add(.5).clamp(0, 1)
 Policy.decode = _decode
 
-# %% ../nbs/02_policy.ipynb #06b5d523
+# %% ../nbs/02_policy.ipynb #cf161d67
 @contextmanager
 def _reference(self):
     "Inside this context the policy predicts as the untrained base."
@@ -373,13 +375,16 @@ Policy.uncounted = _uncounted
 
 def _base_weights(self) -> list: # of tensors
     "A copy of the weights as they were at the first call."
-    if self._base is None: self._base = [p.detach().clone() for p in self.parameters()]
+    if self._base is None: self._base = [p.detach().clone() for p in self.parameters()] if self.shards is None else self.shards.keep_base()
     return self._base
 Policy.base_weights = _base_weights
 
 @contextmanager
 def _swapped(self, weights:list):
     "Inside this context the trained parameters hold other values."
+    if self.shards is not None:
+        with self.shards.swapped(weights): yield self
+        return
     mine = [p.data for p in self.parameters()]
     for p, w in zip(self.parameters(), weights): p.data = w
     try: yield self
@@ -387,7 +392,7 @@ def _swapped(self, weights:list):
         for p, w in zip(self.parameters(), mine): p.data = w
 Policy.swapped = _swapped
 
-# %% ../nbs/02_policy.ipynb #d8b7f6aa
+# %% ../nbs/02_policy.ipynb #c0de6a36
 def demo_folder() -> Path:
     "Folder of the shipped pipeline."
     return assets_dir() / 'emoji-sd'
@@ -403,7 +408,7 @@ def _save(self,
     base = str(base or self.pipeline.config.get('_name_or_path') or '')
     if base and Path(base).resolve() == demo_folder().resolve(): base = 'demo'         # wherever the package lies
     if self.train == 'full':
-        with no_bars(): self.pipeline.save_pretrained(folder)
+        with no_bars(), nullcontext() if self.shards is None else self.shards.plain(): self.pipeline.save_pretrained(folder)
     else: self.pipeline.save_lora_weights(folder, **{f"{prefix.rstrip('.') or self.adapter.network_name}_lora_layers": _lora_state(m) for prefix, m in self.parts.items()})
     about = dict(base=base, pipeline=type(self.pipeline).__name__, **asdict(self.config))
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))

@@ -50,7 +50,7 @@ def share_of(
     parts = [int(sizes.sum()) for sizes in groups.unique_consecutive(return_counts=True)[1].tensor_split(count)]
     return Share(sum(parts[:rank]), parts[rank], len(groups))
 
-# %% ../nbs/09a_processes.ipynb #85ce68b7
+# %% ../nbs/09a_processes.ipynb #143649ff
 class ProcessError(ConnectionError): "Another process of the run failed or is gone; the message says which and why."
 
 BUCKET = 2**25   # numbers of a gradient that are sent together: 128 MiB
@@ -65,6 +65,7 @@ class Processes:
     ):
         self.rank, self.count, self.device, self.minutes = rank, count, torch.device(device), minutes
         self.exchanged = 0                                            # bytes of tensors that this process gave or took in collective calls
+        self.company = None                                           # where weights are sharded: what to do for others who still work (chapter 09b)
         self.meeting = torch.device('cpu') if count == 1 or dist.get_backend() == 'gloo' else self.device    # where tensors must lie to be sent
 
     @property
@@ -84,7 +85,7 @@ class Processes:
         "Leave the others, in good order."
         if self.count > 1 and dist.is_initialized(): dist.destroy_process_group()
 
-# %% ../nbs/09a_processes.ipynb #9afa2d3f
+# %% ../nbs/09a_processes.ipynb #aa0aefbe
 def _launched(cls,
     minutes:float=30.,   # after which a process that does not answer counts as gone
 ) -> Processes:
@@ -154,6 +155,7 @@ def _all_well(self):
     error = None
     try: yield
     except Exception as e: error = e
+    if self.company: self.company('nothing')
     told = self.gathered(error and f'{type(error).__name__}: {error}')
     if error: raise error
     for rank, words in enumerate(told):

@@ -33,7 +33,7 @@ from .rewards import clip_score, jpeg_compressibility
 from .streams import PromptStream
 from .trainer import BaseSamples, Overlapped, Rollouts, Strategy, TrainConfig, Trainer
 
-# %% ../nbs/14a_recipes.ipynb #a2684033
+# %% ../nbs/14a_recipes.ipynb #625a03e4
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
     "A training run as the command line knows it: how the policy is sampled, and how it is trained."
@@ -59,6 +59,7 @@ class RunConfig(TrainConfig, PolicyConfig):
     def __post_init__(self):
         TrainConfig.__post_init__(self)
         PolicyConfig.__post_init__(self)
+        if self.shard and self.patience: raise ValueError(f'shard is True, but patience is {self.patience}, which keeps the best weights whole; one of them should go (keep_best keeps a checkpoint)')
         if not 0 <= self.progressive <= 1: raise ValueError(f'progressive is {self.progressive!r}; it should lie in [0, 1]')
         for name, low in dict(watch_every=1, patience=0).items():
             if getattr(self, name) < low: raise ValueError(f'{name} is {getattr(self, name)!r}; it should be {low} or more')

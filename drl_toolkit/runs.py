@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'LONGEST', 'WISHES', 'TRACKERS', 'SAMPLER', 'write_whole', 'write_json', 'optimizer_tensors', 'save_state',
            'load_state', 'RunError', 'versions', 'Run', 'check_out', 'is_run', 'rows_of', 'epochs_of', 'merits',
-           'named_state', 'averaged', 'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask', 'Listener',
-           'check_trackers', 'Trackers', 'sampler_of', 'open_policy']
+           'named_state', 'state_of', 'averaged', 'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask',
+           'Listener', 'check_trackers', 'Trackers', 'sampler_of', 'open_policy']
 
 # %% ../nbs/16_runs.ipynb #f89175b0
 import fcntl, json, math, os, re, shutil, sys, time
@@ -348,12 +348,17 @@ def _best(self) -> tuple: # (folder, value), or None
     return best, known[epochs_of(best)] * (-1 if figure.startswith('-') else 1)
 Run.best = _best
 
-# %% ../nbs/16_runs.ipynb #c3a3083c
+# %% ../nbs/16_runs.ipynb #fcc9af5c
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, their average where it keeps one, and its callbacks' own."
-    named = trainer.policy.named_parameters()
-    average = {} if trainer.average is None else {f'average/{n}': a for n, a in zip(named, trainer.average)}
+    named = trainer.policy.named_parameters() if trainer.shards is None else dict(zip(trainer.shards.named, trainer.shards.gather('weights')))
+    average = {} if trainer.average is None else {f'average/{n}': a for n, a in zip(named, trainer.average if trainer.shards is None else trainer.shards.gather('average'))}
     return named | average | {name: t for callback in trainer.callbacks for name, t in callback.tensors().items()}
+
+def state_of(trainer) -> tuple: # (`named_state`, optimiser)
+    "What a checkpoint is made of. Of a sharded trainer whole copies, in the main process."
+    named = named_state(trainer)
+    return named, trainer.optimizer if trainer.shards is None else trainer.shards.gather_optimizer(named, trainer.optimizer)
 
 def averaged(trainer):
     "A context in which the policy holds the averaged weights, where the trainer keeps them."
@@ -395,7 +400,7 @@ class Recorder(Callback):
     def checkpoint(self, trainer):
         "All that a resume needs; measured."
         began = time.perf_counter()
-        self.run.checkpoint(trainer.epoch, named_state(trainer), trainer.optimizer, trainer.state(), self.keep)
+        self.run.checkpoint(trainer.epoch, *state_of(trainer), trainer.state(), self.keep)
         self.cost, self.since = time.perf_counter() - began, 0.
 
     def after_fit(self, trainer):
@@ -428,7 +433,9 @@ def resume(trainer, run:Run) -> int: # epochs done
     return trainer.epoch
 
 def _take_up(trainer, checkpoint):
-    state = load_state(checkpoint, named_state(trainer), trainer.optimizer)
+    named, optimizer = state_of(trainer)
+    state = load_state(checkpoint, named, optimizer)
+    if trainer.shards: trainer.shards.take_state(named, optimizer, trainer)
     try: trainer.load_state(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e: raise ValueError(f'checkpoint {str(checkpoint)!r} cannot be read (state.json: {type(e).__name__} {str(e)[:80]})') from None
     if type(trainer.epoch) is not int or trainer.epoch != epochs_of(checkpoint): raise ValueError(f'checkpoint {str(checkpoint)!r} cannot be read (its state.json is of epoch {str(trainer.epoch)[:20]})')
@@ -473,7 +480,7 @@ def _inside(self,
     return path
 Run.inside = _inside
 
-# %% ../nbs/16_runs.ipynb #28a55fcf
+# %% ../nbs/16_runs.ipynb #0f422f1c
 WISHES = ('run', 'pause', 'stop', 'save')
 
 class Control:
@@ -538,7 +545,7 @@ class Listener(Callback):
 
     def save(self, trainer):
         "A checkpoint, and the weights in diffusers' own format."
-        self.run.checkpoint(trainer.epoch, named_state(trainer), trainer.optimizer, trainer.state())
+        self.run.checkpoint(trainer.epoch, *state_of(trainer), trainer.state())
         with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
 
 # %% ../nbs/16_runs.ipynb #1f5df4fc

@@ -6,7 +6,7 @@
 __all__ = ['MOST_SKIPPED', 'TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy',
            'Trainer', 'pick_steps', 'PolicyGradient', 'check_finite', 'BaseSamples', 'advice', 'Teacher', 'Overlapped']
 
-# %% ../nbs/11_trainer.ipynb #bf8b025d
+# %% ../nbs/11_trainer.ipynb #5679dc66
 import math, sys, time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -24,8 +24,9 @@ from .prompts import Stream, Task
 from .ratio import explain_ratio, off_one
 from .remote import Pending, rollout_in_parts
 from .rewards import NotFinite
+from .shards import Shards, check_shard
 
-# %% ../nbs/11_trainer.ipynb #1964059c
+# %% ../nbs/11_trainer.ipynb #c071cea3
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
@@ -56,6 +57,7 @@ class TrainConfig:
     data_start: float = 0.        # the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half
     average: float = 0.           # decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones
     micro_batch: int = 128        # transitions per forward and backward; memory, not results, depend on it
+    shard: bool = False           # of several processes each keeps a part of the weights, their gradient and their moments: for models too large for one device
 
     def __post_init__(self):
         check_types(self)
@@ -105,7 +107,7 @@ class Progress(Callback):
         self.bar.update()
     def after_fit(self, trainer): self.bar.close()
 
-# %% ../nbs/11_trainer.ipynb #03ed6f76
+# %% ../nbs/11_trainer.ipynb #61d56588
 @dataclass
 class Batch:
     "One task's samples of an epoch, scored and credited. Of several processes each has its own, all but the figures."
@@ -141,6 +143,8 @@ class Rollouts:
 
 class Objective:
     "What is minimised on a batch."
+    one_call = False   # whether the gradient of a loss goes back through one call of the network; sharded weights need that
+
     def check(self, trainer): "Refuse, before anything is sampled, what cannot be trained."
 
     def rows(self, trainer, batch:Batch, generator:torch.Generator) -> dict: # of tensors with as many rows; 'sample', 'step' and 'row' (its number among all processes' rows) are among them
@@ -179,7 +183,7 @@ class Strategy:
 
     def load_state_dict(self, state:dict): "Take up a saved memory."
 
-# %% ../nbs/11_trainer.ipynb #300a4b2b
+# %% ../nbs/11_trainer.ipynb #ab0d3c92
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
     def __init__(self,
@@ -200,10 +204,12 @@ class Trainer:
         self.objective = objective or PolicyGradient(self.config, policy)
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
         self._check()
+        self.shards = Shards(policy, self.processes) if self.config.shard else None
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2))
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == 'fp16')   # small gradients vanish in fp16
         self.average = [p.detach().clone() for p in self.params] if self.config.average else None
+        if self.shards: self.shards.hold(self.optimizer, self.average)
         self.kl_weight = self.config.kl_weight
         if self.config.base_decay or self.kl_weight and policy.train == 'full': policy.base_weights()   # taken now, before a resumed run's weights come
         self.credit = {name: advantages.CREDITS[self.config.credit]() if self.config.credit else task.advantage or advantages.batch
@@ -216,6 +222,7 @@ class Trainer:
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
         for part in (self.sampler, self.objective, self.strategy): part.check(self)
+        if self.config.shard: check_shard(self)
 
     def sentence(self) -> str:
         "What one epoch costs, in words."
@@ -231,13 +238,13 @@ class Trainer:
         try:
             while self.epoch < self.config.epochs and self.has_time():
                 record = self.processes.from_main(self.epoch_of(self.epoch))
-                check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
+                with self.processes.all_well(): check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
                 self.epoch += 1
                 self.history.append(record)
                 self._tell('after_epoch', record)
         except StopTraining as stop: self._say(stop)
         finally: self._tell('after_fit')
-        self.processes.copy_from_main(self.params)                     # a callback may have put back better ones
+        if not self.shards: self.processes.copy_from_main(self.params) # a callback may have put back better ones
         return self.history
 
     def time_used(self, more:float=0.) -> float: # seconds beyond those spent
@@ -331,7 +338,7 @@ def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) 
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)), shares
 Trainer.credit_of = _credit_of
 
-# %% ../nbs/11_trainer.ipynb #8a091cd5
+# %% ../nbs/11_trainer.ipynb #2b10d639
 def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
@@ -346,6 +353,8 @@ def pick_steps(
 
 class PolicyGradient(Objective):
     "A likelihood and a surrogate of it, on a random subset of the steps, with a leash to the base."
+    one_call = True
+
     def __init__(self, config:TrainConfig, policy:Policy):
         self.config, self.likelihood, self.surrogate = config, objectives.LIKELIHOODS[config.likelihood], objectives.SURROGATES[config.surrogate]
         self.dims = self.likelihood.dims(policy)
@@ -405,7 +414,7 @@ class PolicyGradient(Objective):
         clip = f" with clip range {'/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range))}" if self.clip_range else ''
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
-# %% ../nbs/11_trainer.ipynb #2a540858
+# %% ../nbs/11_trainer.ipynb #eebcd0f3
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
@@ -500,17 +509,29 @@ def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional ten
     stats = self._halves(rows, torch.searchsorted(known, samples) % 2 > 0) if len(known) > 1 else self._accumulate(rows)
     if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
-    return stats | (self._explain(first.trajectory) if self.processes.main and first is not None and stats.get('ratio_error', 0) > 0 else {})
+    if first is None or not stats.get('ratio_error', 0) > 0: return stats
+    with self.processes.all_well(): return stats | (self._explain(first.trajectory) if self.processes.main else {})
 Trainer.gradient = _gradient
 
 def _accumulate(self, rows:dict) -> dict:
     "Add the gradient of these rows, in micro-batches; of several processes, that of the rows of all."
     parts, threads = self._pieces(rows), batches_at_once(self.policy)
-    with self.processes.adding(self.params):
+    with self._adding():
         stats = [self._backward(part) for part in parts] if threads == 1 else self._backward_together(parts, threads)
         found = _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) if parts else {}
     return found if self.processes.count == 1 else self._overall(found, len(rows['step']))
 Trainer._accumulate = _accumulate
+
+def _adding(self):
+    "A context whose gradients are summed over all processes."
+    return self.shards.adding() if self.shards else self.processes.adding(self.params)
+Trainer._adding = _adding
+
+def _products(self, gradients:list) -> torch.Tensor: # (R, R)
+    "`objectives.inner_products`, of whole gradients."
+    found = objectives.inner_products(gradients)
+    return self.shards.added(found) if self.shards else found
+Trainer.products = _products
 
 def _overall(self, stats:dict, count:int) -> dict: # of 0-dimensional tensors
     "The figures of all processes, each with so many rows."
@@ -557,7 +578,9 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     lr = scale * self.learning_rate()
     for group in self.optimizer.param_groups: group['lr'] = lr
     self.scaler.unscale_(self.optimizer)
-    norm = nn.utils.clip_grad_norm_(self.params, self.config.grad_clip or math.inf)
+    norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+    if self.shards: norm = self.shards.norm(norm)
+    nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip or math.inf, norm)
     if norm.isfinite(): self.scaler.step(self.optimizer)
     self.scaler.update()                                              # in fp16 the next step is scaled less where this one overflowed
     if not norm.isfinite(): return norm
@@ -568,7 +591,7 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     return norm
 Trainer.step = _step
 
-# %% ../nbs/11_trainer.ipynb #6ea1da6a
+# %% ../nbs/11_trainer.ipynb #13eaf137
 MOST_SKIPPED = 3   # optimiser steps in a row that may be left out; one more ends the run
 
 def check_finite(
@@ -595,22 +618,22 @@ def _blamed(self, rows:dict, batch:Batch) -> list: # of strings
     found = []
     for i in rows['sample'].unique().tolist():
         for part in self._pieces(_take(rows, (rows['sample'] == i).nonzero().flatten())):
-            with self.policy.uncounted(): loss, _ = self.objective.loss(self, part)
-            gradients = [g for g in torch.autograd.grad(loss, self.params, allow_unused=True) if g is not None]
+            with self.policy.uncounted(), torch.set_grad_enabled(self.shards is None): loss, _ = self.objective.loss(self, part)
+            gradients = [g for g in torch.autograd.grad(loss, self.params, allow_unused=True) if g is not None] if self.shards is None else []    # of one sample nobody has it
             if all(t.isfinite().all() for t in (loss, *gradients)): continue
             found.append(f"task {batch.task.name!r}, {batch.trajectory.prompts[i]!r}, seed {batch.trajectory.seeds[i]} ({'gradient' if loss.isfinite() else 'loss'})")
             break
     return found
 Trainer.blamed = _blamed
 
-# %% ../nbs/11_trainer.ipynb #d7aa9d10
+# %% ../nbs/11_trainer.ipynb #46504763
 def _halves(self, rows:dict, odd:torch.Tensor) -> dict:
     "The gradient of all rows as that of two halves (`odd` (N,) bool tells them apart), and what they say of each other."
     parts = [_take(rows, (~odd).nonzero().flatten()), _take(rows, odd.nonzero().flatten())]
     stats = [self._accumulate(parts[0])]
     first = [None if p.grad is None else p.grad.clone() for p in self.params]
     stats.append(self._accumulate(parts[1]))
-    (ff, ft), (_, tt) = objectives.inner_products([first, [p.grad for p in self.params]])          # of the first half and of both
+    (ff, ft), (_, tt) = self.products([first, [p.grad for p in self.params]])                        # of the first half and of both
     told = zip(*self.processes.gathered([(part['weight'].double().sum().item(), len(part['step'])) for part in parts]))
     (one, few), (two, more) = (map(sum, zip(*half)) for half in told)                             # what they weigh and how many rows they have, in all processes
     a, product, b = ff / one**2, (ft - ff) / (one * two), (tt - 2 * ft + ff) / two**2             # of the halves, as if each were the whole
@@ -618,13 +641,13 @@ def _halves(self, rows:dict, odd:torch.Tensor) -> dict:
     return _combined(stats, [few / (few + more), more / (few + more)]) | found
 Trainer._halves = _halves
 
-# %% ../nbs/11_trainer.ipynb #d8e58b1d
+# %% ../nbs/11_trainer.ipynb #eba894b6
 def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers to record
     "Each task's share of the advantages' variance, and the cosines between their gradients where they were measured."
     if len(batches) < 2: return figures
     sizes = [self.processes.whole(b.advantage).float().var(correction=0).item() for b in batches]
     for batch, size in zip(batches, sizes): figures[batch.task.name]['advantage_share'] = size / max(sum(sizes), 1e-30)
-    names, products = list(self.pulls), objectives.inner_products(list(self.pulls.values())) if self.pulls else None
+    names, products = list(self.pulls), self.products(list(self.pulls.values())) if self.pulls else None
     for i, a in enumerate(names):
         for j, b in enumerate(names):
             if i != j: figures[a][f'cosine/{b}'] = float(products[i, j] / (products[i, i] * products[j, j]).sqrt().clamp(min=1e-30))
@@ -632,10 +655,10 @@ def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers 
     return figures
 Trainer.across = _across
 
-# %% ../nbs/11_trainer.ipynb #fe9193fa
+# %% ../nbs/11_trainer.ipynb #059d2ec7
 def _data_gradient(self, seed:int, weight:float=1.) -> float:
     "Accumulate the gradient of the weighted data loss, each process that of its share of the pictures; returns the loss."
-    with self.processes.adding(self.params):
+    with self._adding():
         images, captions = self.data(self.config.data_batch, seed)
         share = self.processes.share(torch.arange(len(captions)))
         loss = self._own_data_loss(share, images, captions, seed, weight) if share.size else 0.
@@ -686,7 +709,7 @@ class BaseSamples:
         rows = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
         return self.latents[rows], [self.prompts[i] for i in rows]
 
-# %% ../nbs/11_trainer.ipynb #b8039e6f
+# %% ../nbs/11_trainer.ipynb #ad7abe68
 def _state(self) -> dict: # JSON beside the tensors
     "What is not a tensor: epoch, draws of the data loss, history, the memory of per-prompt trackers, and where the prompt streams are."
     return dict(epoch=self.epoch, draws=self.draws, skipped=self.skipped, history=self.history, scaler=self.scaler.state_dict(), kl_weight=self.kl_weight, strategy=self.strategy.state_dict(),
@@ -708,6 +731,7 @@ Trainer.load_state = _load_state
 def _follow_main(self):
     "Every process begins where the main one stands, who may have resumed a run: its weights, their average, the optimiser's moments, and all memories."
     if self.processes.count == 1: return
+    if self.shards: return self.shards.follow_main(self)
     mine = [self.optimizer.state.get(p, {}) for p in self.params]
     state, shapes = self.processes.from_main((self.state(), [{k: list(v.shape) for k, v in moments.items()} for moments in mine]))
     if not self.processes.main:
