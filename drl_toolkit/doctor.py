@@ -97,7 +97,7 @@ def shipped_models() -> list: # of `Finding`
     whole = lambda name: any((assets_dir() / name).glob('**/*.safetensors'))
     return [Finding(f"shipped {name}: {'found' if whole(name) else 'MISSING'}", '' if whole(name) else 'install the package again') for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference')]
 
-# %% ../nbs/19a_doctor.ipynb #3e077f7c
+# %% ../nbs/19a_doctor.ipynb #dcd02eed
 def of_run(folder:Path) -> list: # of `Finding`
     "What is well and what is not in a run's folder."
     from drl_toolkit.runs import Run                              # here, so that the machine can be looked at where diffusers does not import
@@ -118,13 +118,13 @@ def _metrics_of(run):
     return Finding(f"metrics: {len({r['epoch'] for r in rows})} epochs" + (f', the last is {rows[-1]["epoch"]}' if rows else ''))
 
 def _checkpoints_of(run):
-    from drl_toolkit.runs import epochs_of
+    from drl_toolkit.runs import epochs_done
     found = run.checkpoints()
     if not found: return [Finding('no checkpoint yet: a resume begins again')]
     bad = {p: words for p in found if (words := damage(p))}
     said = [Finding(f'checkpoint {p.name}: {words}', f'remove {str(p)!r}; a resume then goes on from {good[-1].name}' if (good := [g for g in found if g not in bad]) else f'remove {str(p)!r}; a resume then begins again') for p, words in bad.items()]
     good = [p for p in found if p not in bad]
-    return said + ([Finding(f'checkpoints: {", ".join(p.name for p in good)}; a resume goes on after {epochs_of(good[-1])} epochs' + (f'; the best is {best[0].name}' if (best := _best(run)) else ''))] if good and not said else [])
+    return said + ([Finding(f'checkpoints: {", ".join(p.name for p in good)}; a resume goes on after {epochs_done(good[-1])} epochs' + (f'; the best is {best[0].name}' if (best := _best(run)) else ''))] if good and not said else [])
 
 def _best(run):
     try: return run.best()
@@ -134,9 +134,10 @@ def damage(
     checkpoint:Path
 ) -> str: # nothing, where it is whole
     "What is wrong with a checkpoint: every number in it is read."
+    from drl_toolkit.runs import epochs_done
     try:
         state = read_json(checkpoint / 'state.json', 2**28)
-        if not isinstance(state, dict) or state.get('epoch') != int(checkpoint.name.rpartition('_')[2]): return 'its state.json is of another epoch'
+        if not isinstance(state, dict) or state.get('epoch') != epochs_done(checkpoint): return 'its state.json is of another epoch'
         for name in ('weights', 'optimizer'):
             open_plain(checkpoint / f'{name}.safetensors').close()
             with safe_open(checkpoint / f'{name}.safetensors', 'pt') as tensors:

@@ -7,7 +7,7 @@ __all__ = ['MOST_PIXELS', 'SCHEMA', 'COLUMNS', 'QUALITIES', 'cells', 'Path', 'Ta
            'read_frames', 'save_frames', 'shown_samples', 'followed_samples', 'shared_steps', 'note_of', 'Followed',
            'FrameRecorder', 'slim_copy']
 
-# %% ../nbs/16a_frames.ipynb #d5fe7acc
+# %% ../nbs/16a_frames.ipynb #f5be5391
 import io, json, math, re, shutil, time
 from functools import cached_property
 from pathlib import Path as File                                                 # a `Path` is something else in this chapter
@@ -15,13 +15,13 @@ from pathlib import Path as File                                                
 import numpy as np, pandas as pd, torch
 from PIL import Image
 
-from .files import open_plain, read_json
+from .files import read_json, read_picture
 from .objectives import clip_pair
 from .runs import Run, RunError, write_whole
 from .trainer import Callback, PolicyGradient
 from .world import sheet, to_pil
 
-# %% ../nbs/16a_frames.ipynb #88c4b333
+# %% ../nbs/16a_frames.ipynb #f5655ae9
 def cells(
     canvas:Image.Image,
     columns:int,
@@ -38,9 +38,7 @@ MOST_PIXELS = 2**25   # of a file of frames; those that are written here have a 
 def _open_grid(file, columns, count):
     "The pictures of a WebP file; any other file is an error that names it."
     try:
-        with open_plain(file) as opened, Image.open(opened, formats=['WEBP']) as image:
-            if image.width * image.height > MOST_PIXELS: raise ValueError(f'{image.width} × {image.height} pixels')
-            return cells(image.convert('RGB'), columns, count)
+        return cells(read_picture(file, 'WEBP', most=MOST_PIXELS).convert('RGB'), columns, count)
     except Exception as e: raise RunError(f'{str(file)!r} cannot be shown ({type(e).__name__}); it should be a WebP picture of {count} cells') from None
 
 # %% ../nbs/16a_frames.ipynb #6383f184

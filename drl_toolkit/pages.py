@@ -11,7 +11,7 @@ __all__ = ['SAYS', 'SKIN', 'HUES', 'FIGURES', 'image_uri', 'figure_uri', 'open_p
            'runs_page', 'side_by_side', 'ballot_page', 'count_page', 'results_of', 'ballot_of', 'taxes',
            'markdown_table', 'costs']
 
-# %% ../nbs/18a_pages.ipynb #210b60ba
+# %% ../nbs/18a_pages.ipynb #f8118349
 import base64, csv, io, json, math, re, shlex, statistics
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +23,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from . import plots
-from .files import open_plain, read_json, read_plain
+from .files import read_json, read_picture, read_plain
 from .frames import read_frames, recorded_epochs
 from .recipes import load_recipe
 from .runs import Run, RunError
 
-# %% ../nbs/18a_pages.ipynb #76990652
+# %% ../nbs/18a_pages.ipynb #75abc99f
 def _uri(data:bytes, kind:str) -> str: return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 def image_uri(
@@ -52,11 +52,8 @@ def open_picture(
 ) -> Image.Image:
     "A picture of a run; `RunError` names one that is none."
     file = run.inside(*names)
-    try:
-        image = Image.open(open_plain(file), formats=('PNG', 'WEBP', 'JPEG'))
-        image.load()
-        return image
-    except (OSError, SyntaxError, Image.DecompressionBombError): raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
+    try: return read_picture(file, 'PNG', 'WEBP', 'JPEG')
+    except (OSError, ValueError): raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
 
 # %% ../nbs/18a_pages.ipynb #d10201e7
 def thinned(values:list, most:int=90) -> list: # at most `most` numbers

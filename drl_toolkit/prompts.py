@@ -7,7 +7,7 @@ __all__ = ['PAPER_OCCUPATIONS', 'PAPER_RELATIONS', 'B2_RELATIONS', 'ANIMALS', 'A
            'portraits', 'objects', 'pairs', 'counts', 'paper_portraits', 'Compositions', 'animal_activities',
            'coloured_fruits', 'animal_counts', 'load_prompts', 'Stream', 'Task']
 
-# %% ../nbs/08_prompts.ipynb #c5ad5adf
+# %% ../nbs/08_prompts.ipynb #ccb15bc6
 import random, warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from .files import instead_of_file
 from .rewards import Reward
 from .world import (BACKGROUNDS, COUNTS, HELD_OUT_OCCUPATIONS, HELD_OUT_PAIRS, OBJECTS, OCCUPATIONS, RELATIONS,
                                TRAIN_OCCUPATIONS, TRAIN_PAIRS, UNSEEN_PAIRS, Wanted, article, parse, prompt_of)
@@ -122,7 +123,7 @@ def animal_counts(
     if not 1 <= low <= high <= 9: raise ValueError(f'animal_counts: low is {low!r} and high {high!r}; 1 <= low <= high <= 9 is right')
     return [f"{_NUMBERS[n - 1]} {animal if n == 1 else _PLURALS.get(animal, animal + 's')}" for n in range(low, high + 1) for animal in ANIMALS]
 
-# %% ../nbs/08_prompts.ipynb #ef838b83
+# %% ../nbs/08_prompts.ipynb #f163f8d9
 MOST_BYTES = 2**26   # of a file that is read at once: a million prompts
 
 def load_prompts(
@@ -131,7 +132,7 @@ def load_prompts(
 ) -> list:                   # of prompts
     "Prompts from a file, with errors that name the line."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"prompts file {str(path)!r}: {'it is a folder' if path.is_dir() else 'it is no plain file' if path.exists() else 'there is none'}; a text file with one prompt a line is right")
+    if not path.is_file(): raise FileNotFoundError(f"prompts file {str(path)!r}: {instead_of_file(path)}; a text file with one prompt a line is right")
     if path.stat().st_size > MOST_BYTES: raise ValueError(f'prompts file {str(path)!r} is larger than {MOST_BYTES} bytes; a stream (`streams.PromptStream`, or drl train --prompts) reads files of any size')
     try: lines = path.read_text(encoding='utf-8-sig').splitlines()
     except UnicodeDecodeError as e: raise ValueError(f'prompts file {str(path)!r}: byte {e.start} is no UTF-8; a text file in UTF-8 is right') from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'LONGEST', 'WISHES', 'TRACKERS', 'SAMPLER', 'write_whole', 'write_json', 'optimizer_tensors', 'save_state',
-           'load_state', 'RunError', 'versions', 'Run', 'check_out', 'is_run', 'rows_of', 'epochs_of', 'merits',
+           'load_state', 'RunError', 'versions', 'Run', 'check_out', 'is_run', 'rows_of', 'epochs_done', 'merits',
            'named_state', 'state_of', 'averaged', 'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask',
            'Listener', 'check_trackers', 'Trackers', 'sampler_of', 'open_policy']
 
@@ -281,7 +281,7 @@ def _drop_torn_line(self):
     if torn := self._lines()[-1]: os.truncate(self.folder / 'metrics.jsonl', (self.folder / 'metrics.jsonl').stat().st_size - len(torn))
 Run._drop_torn_line = _drop_torn_line
 
-# %% ../nbs/16_runs.ipynb #f46afa6a
+# %% ../nbs/16_runs.ipynb #0b38d91a
 def _save_sheet(self,
     epoch:int,              # epochs done
     images:torch.Tensor,    # (B, 3, H, W) in [0, 1]
@@ -309,10 +309,10 @@ Run.checkpoint = _checkpoint
 
 def _checkpoints(self) -> list: # of folders, oldest first
     "The whole checkpoints; what a killed process left has another name."
-    return sorted((p for p in (self.folder / 'checkpoints').glob('epoch_*') if p.is_dir() and epochs_of(p)), key=epochs_of)
+    return sorted((p for p in (self.folder / 'checkpoints').glob('epoch_*') if p.is_dir() and epochs_done(p)), key=epochs_done)
 Run.checkpoints = _checkpoints
 
-def epochs_of(checkpoint:Path) -> int: # None where the name is no checkpoint's
+def epochs_done(checkpoint:Path) -> int: # None where the name is no checkpoint's
     "How many epochs were done."
     found = re.fullmatch(r'epoch_(\d{4,9})', checkpoint.name, re.ASCII)
     return found and int(found[1])
@@ -327,7 +327,7 @@ def _save_weights(self,
     return write_whole(self.folder / name, lambda part: policy.save(part, base=self.about['model'], notes=notes))
 Run.save_weights = _save_weights
 
-# %% ../nbs/16_runs.ipynb #27f748d1
+# %% ../nbs/16_runs.ipynb #dce36f20
 def merits(
     rows:list,    # of `Run.metrics()`
     figure:str,   # a number of the metrics, its mean over the tasks that have it; with a minus before it, less is better
@@ -342,13 +342,13 @@ def _best(self) -> tuple: # (folder, value), or None
     "The checkpoint whose `keep_best` is best, the later one of equals, and what it is."
     figure = self.config.get('keep_best', '')
     known = merits(self.metrics(), figure) if figure else {}
-    there = [p for p in self.checkpoints() if epochs_of(p) in known]
+    there = [p for p in self.checkpoints() if epochs_done(p) in known]
     if not there: return None
-    best = max(there, key=lambda p: (known[epochs_of(p)], epochs_of(p)))
-    return best, known[epochs_of(best)] * (-1 if figure.startswith('-') else 1)
+    best = max(there, key=lambda p: (known[epochs_done(p)], epochs_done(p)))
+    return best, known[epochs_done(best)] * (-1 if figure.startswith('-') else 1)
 Run.best = _best
 
-# %% ../nbs/16_runs.ipynb #fcc9af5c
+# %% ../nbs/16_runs.ipynb #0eff8fc3
 def named_state(trainer) -> dict: # name -> tensor
     "The tensors that a trainer must find again: its parameters, their average where it keeps one, and its callbacks' own."
     named = trainer.policy.named_parameters() if trainer.shards is None else dict(zip(trainer.shards.named, trainer.shards.gather('weights')))
@@ -413,10 +413,10 @@ class Recorder(Callback):
         "best/, of a checkpoint that is better than the last."
         best = self.run.best()
         if best is None: return
-        if epochs_of(best[0]) == trainer.epoch: _remove(self.run.folder / 'best'); return     # of before a resume
+        if epochs_done(best[0]) == trainer.epoch: _remove(self.run.folder / 'best'); return     # of before a resume
         saved, prefix = _tensors(best[0] / 'weights.safetensors'), '' if trainer.average is None else 'average/'
         weights = [saved[f'{prefix}{name}'].to(p) for name, p in trainer.policy.named_parameters().items()]
-        note = f"\n\nThese are the weights after {epochs_of(best[0])} of the epochs, which had the best {self.run.config['keep_best']}: {best[1]:.4g}."
+        note = f"\n\nThese are the weights after {epochs_done(best[0])} of the epochs, which had the best {self.run.config['keep_best']}: {best[1]:.4g}."
         with trainer.policy.swapped(weights): self.run.save_weights(trainer.policy, training_notes(trainer) + note, 'best')
 
     def sheet(self, trainer):
@@ -438,7 +438,7 @@ def _take_up(trainer, checkpoint):
     if trainer.shards: trainer.shards.take_state(named, optimizer, trainer)
     try: trainer.load_state(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e: raise ValueError(f'checkpoint {str(checkpoint)!r} cannot be read (state.json: {type(e).__name__} {str(e)[:80]})') from None
-    if type(trainer.epoch) is not int or trainer.epoch != epochs_of(checkpoint): raise ValueError(f'checkpoint {str(checkpoint)!r} cannot be read (its state.json is of epoch {str(trainer.epoch)[:20]})')
+    if type(trainer.epoch) is not int or trainer.epoch != epochs_done(checkpoint): raise ValueError(f'checkpoint {str(checkpoint)!r} cannot be read (its state.json is of epoch {str(trainer.epoch)[:20]})')
 
 # %% ../nbs/16_runs.ipynb #dc5b980d
 def _looks(entry):

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'LONGEST', 'FORMATS', 'MOST_JSON', 'HUB', 'WINDOW', 'Source', 'Rows', 'ParquetFile', 'LineFile', 'Several',
            'prompt_files', 'HubSet', 'normalised', 'is_held_out', 'PromptStream', 'Mixed', 'Filtered']
 
-# %% ../nbs/08a_streams.ipynb #cf224820
+# %% ../nbs/08a_streams.ipynb #9c7d9879
 import csv, hashlib, json, random, re, unicodedata
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 
+from .files import instead_of_file
 from .prompts import Stream
 
 # %% ../nbs/08a_streams.ipynb #6355b3a3
@@ -187,7 +188,7 @@ def _from_json(value, column:str, here:str) -> str:
     if isinstance(value, dict): _choose(column, list(value), here)
     return _text(value[column] if isinstance(value, dict) else value, here)
 
-# %% ../nbs/08a_streams.ipynb #3d7157ac
+# %% ../nbs/08a_streams.ipynb #877c5d93
 FORMATS = ('.txt', '.csv', '.tsv', '.jsonl', '.ndjson', '.json', '.parquet')
 
 MOST_JSON = 2**26   # bytes of a .json, which is read whole; other kinds may have any size
@@ -202,7 +203,7 @@ def _json_list(path, column):
 
 def _one_file(path, column):
     here, path = f'prompts file {str(path)!r}', Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{here}: {'it is a folder' if path.is_dir() else 'it is no plain file' if path.exists() else 'there is none'}; a file with prompts is right")
+    if not path.is_file(): raise FileNotFoundError(f"{here}: {instead_of_file(path)}; a file with prompts is right")
     kind = path.suffix.lower()
     if kind not in FORMATS: raise ValueError(f"{here}: its name ends with {kind!r}; one of {', '.join(FORMATS)} is right")
     if not path.stat().st_size: raise ValueError(f'{here}: it is empty; one prompt or more is right')

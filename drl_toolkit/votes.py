@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'make_ballot', 'Pair', 'Count', 'Ballot', 'jeffreys', 'vote_server']
 
-# %% ../nbs/16b_votes.ipynb #a83f361d
+# %% ../nbs/16b_votes.ipynb #b0e5fcd9
 import fcntl, hashlib, json, re, secrets, time
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from jinja2 import Environment
 from PIL import Image
 from scipy.stats import beta
 
-from .files import open_plain, parse_json, read_json, read_plain
+from .files import parse_json, read_json, read_picture, read_plain
 from .runs import RunError, write_json, write_whole
 from .world import to_pil
 
@@ -46,7 +46,7 @@ def make_ballot(
         write_json(part / 'pairs.json', dict(names=list(names), pairs=pairs))
     return write_whole(folder, write)
 
-# %% ../nbs/16b_votes.ipynb #c5865cb8
+# %% ../nbs/16b_votes.ipynb #56ea8a97
 @dataclass(frozen=True)
 class Pair:
     "Two pictures as one voter sees them."
@@ -74,11 +74,8 @@ def _pairs_of(about) -> tuple: # names of the two models, id -> pair
 
 def _open_png(file):
     "A picture of a ballot; `RunError` names one that is none."
-    try:
-        image = Image.open(open_plain(file), formats=['PNG'])
-        image.load()
-        return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): raise RunError(f'{str(file)!r} is not a picture that can be read') from None
+    try: return read_picture(file, 'PNG')
+    except (OSError, ValueError): raise RunError(f'{str(file)!r} is not a picture that can be read') from None
 
 class Ballot:
     "The pairs and votes of a folder."

@@ -124,14 +124,14 @@ def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
 
 CONTESTANTS = dict(drl_toolkit=ours, trl=trls, floor=bare)
 
-def peak(name, folder, case, device):
-    "MB that an epoch of a contestant needs at most, above the imports."
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_peak, name, folder, case, device).result()
+def peak(make, *args, device):
+    "MB that the function which `make` makes needs at most, above the imports."
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_peak, make, args, device).result()
 
-def _peak(name, folder, case, device):
+def _peak(make, args, device):
     warnings.simplefilter('ignore')
     accelerate.PartialState(cpu=device == 'cpu')
-    with high_water(device) as most: CONTESTANTS[name](folder, case, device)()
+    with high_water(device) as most: make(*args, device)()
     return most()
 
 @contextlib.contextmanager
@@ -172,7 +172,7 @@ def measure(folder, case, device, repeats, names):
     epochs = {name: [s + u for s, u in t] for name, t in seen.items()}
     ratio = lambda a, b: median([x / y for x, y in zip(epochs[a], epochs[b])])
     seconds = row['drl_toolkit']['epoch']
-    for name in runs: row[name]['memory_mb'] = peak(name, folder, case, device)
+    for name in runs: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
     card = {} if device == 'cpu' else dict(share_of_peak=round(operations(folder, case, device) / seconds / card_peak(device), 3))
     return asdict(case) | row | ({'trl_over_ours': ratio('trl', 'drl_toolkit')} if 'trl' in runs else {}) | dict(ours_over_floor=ratio('drl_toolkit', 'floor'), images_per_second=round(case.samples / seconds, 3)) | card
 

@@ -6,17 +6,15 @@ An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever 
 shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. Epochs take turns, so that a
 noisy machine is noisy for all; ratios are medians of the ratios within a turn. Memory is the peak of an epoch in a process of its own."""
 import argparse, json, statistics, sys, time, warnings
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from against_trl import high_water, models, redness, synchronise
+from against_trl import models, peak, redness, synchronise
 
 from drl_toolkit.branches import Branches
 from drl_toolkit.policy import Policy
@@ -30,8 +28,9 @@ class Lever:
     policy: dict = field(default_factory=dict)          # fields of the policy
     config: dict = field(default_factory=dict)          # fields of the configuration
     prepare: object = None                              # trainer -> None, once
-    during: object = None                               # trainer -> context of each epoch
+    during: object = nullcontext                        # trainer -> context of each epoch
     sampler: object = Rollouts
+    half: bool = False                                  # half of the samples get no advantage
     against: str = 'as it is'                           # what it is compared with
 
 @contextmanager
@@ -60,19 +59,17 @@ def inference(trainer):
 
 def fused(trainer): trainer.optimizer = torch.optim.AdamW(trainer.params, lr=trainer.config.lr, betas=(.9, trainer.config.beta2), fused=True)
 
-def network(trainer): return trainer.policy.pipeline.unet
-
 LEVERS = {
     'as it is':        Lever('the defaults'),
     'no folding':      Lever('one denoising step per forward, as the reference scripts do', config=dict(micro_batch=8)),
-    'half of them':    Lever('half of the samples have no advantage and are skipped', prepare=lambda t: setattr(t, 'half', True)),
-    'no skipping':     Lever('the same, computed all the same', prepare=lambda t: setattr(t, 'half', True), during=without_skipping, against='half of them'),
+    'half of them':    Lever('half of the samples have no advantage and are skipped', half=True),
+    'no skipping':     Lever('the same, computed all the same', half=True, during=without_skipping, against='half of them'),
     'leash':           Lever('KL to the base, whose predictions are made once per epoch', config=dict(kl_weight=.1)),
     'no prompt cache': Lever('text encoder asked in every call', during=prompts_read_every_time),
     'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: Branches(.5, grow=False)),
     'inference mode':  Lever('sampling in inference mode', during=inference),
-    'channels last':   Lever('the network in channels-last layout', prepare=lambda t: network(t).to(memory_format=torch.channels_last)),
-    'compile':         Lever('the network through torch.compile', prepare=lambda t: network(t).compile(dynamic=False)),
+    'channels last':   Lever('the network in channels-last layout', prepare=lambda t: t.policy.network.to(memory_format=torch.channels_last)),
+    'compile':         Lever('the network through torch.compile', prepare=lambda t: t.policy.network.compile(dynamic=False)),
     'fused optimiser': Lever('AdamW in one kernel', prepare=fused),
     'bf16':            Lever('the network in bf16', policy=dict(precision='bf16')),
     'store bf16':      Lever('latents kept in bf16', policy=dict(store='bf16')),
@@ -81,34 +78,23 @@ LEVERS = {
     'lora':            Lever('LoRA of rank 4 in place of all weights', policy=dict(train='lora', lora_rank=4)),
 }
 
-def make(lever, folder, args, device):
-    "A function that trains one epoch and returns its seconds: of sampling and scoring, of training."
+def make(name, folder, args, device):
+    "A function that trains one epoch with a lever pulled and returns its seconds: of sampling and scoring, of training."
+    lever = LEVERS[name]
     policy = Policy.from_pretrained(folder, device=device, image_size=args.pixels, num_steps=args.steps, **dict(train='full') | lever.policy)
     config = TrainConfig(**dict(epochs=1, warmup=0, train_steps=0, updates=2, measure_every=0) | lever.config)
     trainer = Trainer(policy, [Task('red', objects(), redness, samples=args.samples, group_size=4)], config, callbacks=[], sampler=lever.sampler())
     if lever.prepare: lever.prepare(trainer)
     epoch = iter(range(10**6))
     def run():
-        with (lever.during or no_change)(trainer):
+        with lever.during(trainer):
             began = time.perf_counter()
             batch = trainer.collect(trainer.tasks[0], next(epoch)); synchronise(device)
             sampled = time.perf_counter()
-            if getattr(trainer, 'half', False): batch.advantage[::2] = 0
+            if lever.half: batch.advantage[::2] = 0
             trainer.learn(batch); synchronise(device)
             return sampled - began, time.perf_counter() - sampled
     return run
-
-@contextmanager
-def no_change(trainer): yield
-
-def peak(name, folder, args, device):
-    "MB that an epoch needs at most, above the imports."
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_peak, name, folder, args, device).result()
-
-def _peak(name, folder, args, device):
-    warnings.simplefilter('ignore')
-    with high_water(device) as most: make(LEVERS[name], folder, args, device)()
-    return most()
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,7 +106,7 @@ def main():
     device, folder = 'cuda' if torch.cuda.is_available() else 'cpu', models(args.model)
     names = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS)
     names += [LEVERS[n].against for n in names if LEVERS[n].against not in names]
-    runs, seen = {n: make(LEVERS[n], folder, args, device) for n in names}, {n: [] for n in names}
+    runs, seen = {n: make(n, folder, args, device) for n in names}, {n: [] for n in names}
     for turn in range(args.repeats + 1):                                       # the first warms up
         for name, run in runs.items():
             times = run()
@@ -130,7 +116,7 @@ def main():
     for name in names:
         lever, against = LEVERS[name], LEVERS[name].against
         ratios = [median([b[i] / a[i] for a, b in zip(seen[against], seen[name])]) for i in (0, 1)] + [median([sum(b) / sum(a) for a, b in zip(seen[against], seen[name])])]
-        rows.append(dict(lever=name, words=lever.words, against=against) | dict(zip(('sampling', 'training', 'epoch'), ratios)) | dict(seconds=median([sum(t) for t in seen[name]]), memory_mb=peak(name, folder, args, device)))
+        rows.append(dict(lever=name, words=lever.words, against=against) | dict(zip(('sampling', 'training', 'epoch'), ratios)) | dict(seconds=median([sum(t) for t in seen[name]]), memory_mb=peak(make, name, folder, args, device=device)))
         print(json.dumps(rows[-1]), flush=True)
     Path(args.out).write_text(json.dumps(dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps, rows=rows), indent=1) + '\n')
 
