@@ -51,10 +51,10 @@ readme: .venv/.installed-dev
 
 .venv/.installed: $(METADATA) | .venv/bin/python
 	@echo '== Set-up: the package and what it needs, into .venv. About 6 minutes the first time (the wheel of torch is large), seconds later.'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e .
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -e .
 	@touch $@
 
 .venv/.installed-dev: $(METADATA) | .venv/bin/python
 	@echo '== Set-up: the package, what it needs and what tests need, into .venv. About 6 minutes the first time (the wheel of torch is large), seconds later.'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -e '.[dev]'
 	@touch .venv/.installed $@

@@ -570,15 +570,17 @@ def weights(library:Library, run:str, file:str):
     except (ValueError, OSError) as e: return PlainTextResponse(str(e), 404)
     return FileResponse(found.folder / 'weights' / file, filename=f'{run}-{file}'.replace('/', '-'), media_type='application/octet-stream')
 
-# %% ../nbs/19_app.ipynb #72b2125b
+# %% ../nbs/19_app.ipynb #2752b6d5
 _FIRST = Environment(autoescape=True).from_string('''
 <div id="first"><style>{{ style|safe }}
 #first { position:absolute; top:0; left:0; right:0; min-height:100%; z-index:50; background:var(--ground); font-family:system-ui,sans-serif; }
-#first nav { display:flex; overflow-x:auto; scrollbar-width:none; border-bottom:1px solid var(--line); } #first nav { margin:0 -12px; } #first nav a { padding:13px 16px; font-size:14px; line-height:21px; color:var(--soft); text-decoration:none; white-space:nowrap; } #first nav [aria-current] { color:var(--accent); box-shadow:0 -2px var(--accent) inset; }
+#first nav { display:flex; overflow-x:auto; scrollbar-width:none; border-bottom:1px solid var(--line); margin:0 -12px; }
+#first nav a { padding:13px 16px; font-size:14px; line-height:21px; color:var(--soft); text-decoration:none; white-space:nowrap; }
+#first nav [aria-current] { color:var(--accent); box-shadow:0 -2px var(--accent) inset; }
 #first #top { height:85px; display:flex; } #first * { box-sizing:border-box; } #first main { padding-top:33px; }
 </style>
 <div class="gradio-container"><div id="top"><div id="brand"><p><span>drl</span> see it learn</p></div></div>
-<nav>{% for page, label in labels.items() %}<a href="{{ links[page] }}"{% if page == shown %} aria-current="page"{% endif %}>{{ label }}</a>{% endfor %}</nav>
+<nav>{% for page, label, link in tabs %}<a href="{{ link }}"{% if page == shown %} aria-current="page"{% endif %}>{{ label }}</a>{% endfor %}</nav>
 <main class="look">{{ content|safe }}</main></div>
 <script>
 (page => { const first = document.getElementById('first'), done = () => document.querySelector(`#${page} :is(h1, h2)`),
@@ -592,7 +594,7 @@ def _first(self, query:dict) -> str:
     if page not in PAGES and page != 'runs': return ''
     content = self.look(page, name, epoch, pick)[self.html[page]]
     link = lambda to: '?' + urlencode({k: v for k, v in dict(run=name, view=to).items() if v})
-    return _FIRST.render(style=STYLE, labels={p: LABELS[p] for p in self.tab}, links={p: link(p) for p in self.tab}, shown=page, content=content)
+    return _FIRST.render(style=STYLE, tabs=[(p, LABELS[p], link(p)) for p in self.tab], shown=page, content=content)
 Panel.first = _first
 
 class FirstPage:

@@ -69,7 +69,7 @@ def _hollow(model, name, library, kind):
         if library == 'diffusers': return cls.from_config(cls.load_config(model, subfolder=name))
         return cls(cls.config_class.from_pretrained(model, subfolder=name))
 
-# %% ../nbs/02b_memory.ipynb #1996a818
+# %% ../nbs/02b_memory.ipynb #53111381
 @dataclass(frozen=True)
 class Load:
     "What decides the memory of a run beside the policy."
@@ -91,6 +91,7 @@ def estimate(
     model,                       # folder of a pipeline, a hub id, or 'demo'
     config:PolicyConfig=None,    # how it is sampled and what is trained
     load:Load=None,
+    known:dict=None,             # peaks that were simulated before; further ones are added
 ) -> dict:                       # part -> bytes; 'peak' is their sum with the largest of the three phases
     "Memory of a training run on one device, before it starts."
     config, load = config or PolicyConfig(), load or Load()
@@ -104,11 +105,20 @@ def estimate(
                  training=trained * (2 + load.average + load.measured + (load.kl and config.train == 'full')),
                  trajectories=latent * (load.samples * (config.num_steps + 1) + 4 * rows) + images)
     if config.train == 'full' and config.precision != 'fp32': _cast_for_simulation(policy)
-    phases = dict(sampling=_peak(_sample, policy, min(load.threads * load.rollout_batch, load.samples)),
-                  update=_peak(_update, policy, min(load.threads * load.micro_batch, rows), load.kl),
-                  decoding=_peak(_decode, policy, min(load.decode_batch, load.samples)))
+    phases = _peaks(policy, config, load, {} if known is None else known)
     if waiting: phases = dict(reading=sum(map(parameter_bytes, waiting))) | phases
     return parts | phases | dict(peak=sum(parts.values()) + max(phases.values()))
+
+def _peaks(policy, config, load, known):
+    "The peak of each phase. What an option does not change is not simulated again."
+    drawn = replace(config, store='fp32', offload=False, checkpointing=False)
+    phases = dict(sampling=(drawn, _sample, min(load.threads * load.rollout_batch, load.samples)),
+                  update=(replace(drawn, checkpointing=config.checkpointing), _update, min(load.threads * load.micro_batch, load.samples * load.train_steps), load.kl),
+                  decoding=(drawn, _decode, min(load.decode_batch, load.samples)))
+    for settings, phase, *args in phases.values():
+        if (key := (repr(settings), phase, *args)) not in known: known[key] = _peak(phase, policy, *args)
+        elif phase is _sample: _batch(policy, 1)                          # later phases find the embeddings that it leaves
+    return {name: known[repr(settings), phase, *args] for name, (settings, phase, *args) in phases.items()}
 
 def _cast_for_simulation(policy):
     "The meta device has no autocast: let the weights have the precision that autocast would give them."
@@ -150,7 +160,7 @@ def _update(policy, rows, kl):
 @torch.no_grad()
 def _decode(policy, rows): policy.adapter.decode(torch.empty(rows, *policy.latent_shape, device='meta'))
 
-# %% ../nbs/02b_memory.ipynb #b22c9ff6
+# %% ../nbs/02b_memory.ipynb #085b9f77
 def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (config, load)
     "Changes that may save memory, as one would type them."
     options = {}
@@ -170,8 +180,9 @@ def advise(
 ) -> tuple: # (`estimate`'s parts, {option: bytes that it saves}, largest first)
     "The estimate, and what would make it smaller."
     config, load = config or PolicyConfig(), load or Load()
-    now, saved = estimate(model, config, load), {}
+    known, saved = {}, {}
+    now = estimate(model, config, load, known)
     for option, (c, l) in options_that_help(config, load).items():
-        try: saved[option] = now['peak'] - estimate(model, c, l)['peak']
+        try: saved[option] = now['peak'] - estimate(model, c, l, known)['peak']
         except ValueError: continue                                   # not for this pipeline
     return now, {k: v for k, v in sorted(saved.items(), key=lambda kv: -kv[1]) if v > .01 * now['peak']}

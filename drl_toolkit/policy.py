@@ -26,7 +26,7 @@ from .pipelines import ATTENTION, Conditions, adapt
 from .transitions import SDES, Gaussian, check_sampler, tables
 from .world import assets_dir, no_bars
 
-# %% ../nbs/02_policy.ipynb #88fee006
+# %% ../nbs/02_policy.ipynb #db496fb9
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 @dataclass
@@ -82,16 +82,17 @@ def check_types(config):
         value = getattr(config, field.name)
         for kind, word in ((str, 'a word or several'), (bool, 'true or false')):
             if field.type is kind and not isinstance(value, kind): raise ValueError(f'{field.name} is {value!r:.60}; {word} is right')
+        if isinstance(value, str) and len(value) > 800: raise ValueError(f'{field.name} is {value!r:.60}… and has {len(value)} letters; at most 800 are right')
 
 def check_words(config, **known):
     "Refuse a field whose word is none of those that it may have."
     for name, words in known.items():
-        if getattr(config, name) not in words: raise ValueError(f"{name} is {getattr(config, name)!r}; it should be one of {', '.join(map(repr, words))}")
+        if getattr(config, name) not in words: raise ValueError(f"{name} is {getattr(config, name)!r:.80}; it should be one of {', '.join(map(repr, words))}")
 
 def _at_least(config, name, low, whole=False):
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
-        raise ValueError(f"{name} is {value!r}; it should be {'a whole number of ' if whole else ''}{low} or more")
+        raise ValueError(f"{name} is {value!r:.80}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
 # %% ../nbs/02_policy.ipynb #dff10e26
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders

@@ -26,7 +26,7 @@ from .remote import Pending, rollout_in_parts
 from .rewards import NotFinite
 from .shards import Shards, check_shard
 
-# %% ../nbs/11_trainer.ipynb #c071cea3
+# %% ../nbs/11_trainer.ipynb #ecac4fce
 @dataclass
 class TrainConfig:
     "What a training run is told. The defaults are those of the emoji world."
@@ -65,11 +65,11 @@ class TrainConfig:
                         clip_high=0, advantage_clip=0, kl_weight=0, kl_target=0, base_decay=0, measure_every=0, data_weight=0, data_batch=1, micro_batch=1)
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)):
-                raise ValueError(f'{field.name} is {value!r}; it should be a finite number')
-            if field.type is int and value != int(value): raise ValueError(f'{field.name} is {value!r}; it should be a whole number')
+            if field.type in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300):
+                raise ValueError(f'{field.name} is {value!r:.80}; it should be a finite number')
+            if field.type is int and value != int(value): raise ValueError(f'{field.name} is {value!r:.80}; it should be a whole number')
             low = at_least.get(field.name)
-            if low is not None and value < low: raise ValueError(f'{field.name} is {value!r}; it should be {low} or more')
+            if low is not None and value < low: raise ValueError(f'{field.name} is {value!r:.80}; it should be {low} or more')
         if not 0 < self.lr_end <= 1: raise ValueError(f'lr_end is {self.lr_end!r}; it should lie in (0, 1]')
         for name in ('beta2', 'average', 'data_start'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should lie in [0, 1)')

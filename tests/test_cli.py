@@ -57,7 +57,7 @@ def test_sample(run, tmp_path):
 
 def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
     from drl_toolkit import evaluate
-    few = [evaluate.Probe(p.name, p.prompts[:32]) for p in evaluate.emoji_probes(.1)]
+    few = [evaluate.Probe(p.name, p.prompts[:16]) for p in evaluate.emoji_probes(.1)]
     monkeypatch.setattr(evaluate, 'emoji_probes', lambda size: few)
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
     told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())

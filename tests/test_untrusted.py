@@ -78,9 +78,7 @@ def loaders(tmp_path_factory):
     def ballot():
         b = votes.Ballot(folder / 'ballot')
         b.draw('you'), b.result()
-    def configured():
-        config = Run.open(run.folder).config
-        return recipes.RunConfig(**config)
+    def configured(): return recipes.read_config(Run.open(run.folder).config)
     own = lambda name: run.folder / name
     return {'config.json': (own('config.json'), lambda: find_runs(folder)), 'configuration': (own('config.json'), configured),
             'metrics.jsonl': (own('metrics.jsonl'), run.metrics), 'lock': (own('lock'), lambda: run.alive), 'control.json': (own('control.json'), lambda: Control(run.folder).want),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WANTED', 'ABOUT', 'LICENCE', 'card_probes', 'total_variation', 'tone_distances', 'agreement_of_names',
-           'tone_by_colour', 'agreement_of_tones', 'measure_instruments', 'milliseconds', 'measure_base', 'met',
-           'card_text', 'write_card', 'main']
+           'tone_by_colour', 'agreement_of_tones', 'witness', 'measure_instruments', 'milliseconds', 'measure_base',
+           'met', 'card_text', 'write_card', 'main']
 
-# %% ../../nbs/pretrain/06_card.ipynb #2f889e8a
+# %% ../../nbs/pretrain/06_card.ipynb #5b28ab32
 import argparse, json, time
 from pathlib import Path
 
@@ -16,18 +16,18 @@ import torch
 from .. import prompts as P, world
 from ..composition import shipped_detector
 from ..evaluate import OBJECT_PROMPTS, OCCUPATION_PROMPTS, Probe, named_by_clip, read_pictures, sample_probes
-from ..fairness import shipped_reader, tone_shares
+from ..fairness import ToneReader, tone_shares
 from ..mdp import rollout
 from ..policy import Policy
 from . import clip, detector, preference, tones
 from ..world import PERSON, TONE_TABLE
 
-# %% ../../nbs/pretrain/06_card.ipynb #507fd350
+# %% ../../nbs/pretrain/06_card.ipynb #f9df6467
 def card_probes(size:float=1.) -> list: # of `Probe`
-    "What the base model is asked for its card; 1 is 4,096 pictures."
+    "What the base model is asked for its card; 1 is 9,216 pictures."
     times = lambda n: max(1, round(n * size))
     some = lambda prompts, n, seed: tuple(world.random.Random(f'card/{seed}').choices(prompts, k=times(n)))
-    return [Probe('portraits/all', tuple(p for p in P.portraits('all') for _ in range(times(192)))), Probe('objects/all', tuple(p for p in P.objects() for _ in range(times(16)))),
+    return [Probe('portraits/all', tuple(p for p in P.portraits('all') for _ in range(times(512)))), Probe('objects/all', tuple(p for p in P.objects() for _ in range(times(16)))),
             Probe('pairs/seen', some(P.pairs('train') + P.pairs('held_out'), 320, 'seen')), Probe('pairs/unseen', some(P.pairs('unseen'), 320, 'unseen'))]
 
 def total_variation(tones:torch.Tensor, table:tuple) -> float:
@@ -40,7 +40,7 @@ def tone_distances(probe:Probe, read:torch.Tensor) -> dict: # occupation -> tota
     of = lambda o: torch.tensor([world.parse(p).names[0] == o for p in probe.prompts])
     return {o: total_variation(read[of(o)], row) for o, row in TONE_TABLE.items()}
 
-# %% ../../nbs/pretrain/06_card.ipynb #eeae26ca
+# %% ../../nbs/pretrain/06_card.ipynb #5c5b1b15
 @torch.no_grad()
 def agreement_of_names(images:torch.Tensor) -> float: # share of the pictures
     "How often CLIP's best of 40 prompts is what the detector is surest of."
@@ -59,13 +59,19 @@ def tone_by_colour(
     counts = torch.stack([(nearest == t).sum(1) for t in range(len(colours))], 1)
     return torch.where(counts.amax(1) > 20, counts.argmax(1), -1)
 
-def agreement_of_tones(images:torch.Tensor, read:torch.Tensor) -> float: # share of the portraits with a tone
-    "How often the reader's tone is the one that the face's pixels have."
-    seen = tone_by_colour(images)
+def agreement_of_tones(
+    read:torch.Tensor, # (B,) long; -1 where unreadable
+    seen:torch.Tensor, # the same of another instrument
+) -> float:            # share of the portraits to which both give a tone
+    "How often two instruments see the same tone."
     both = (seen >= 0) & (read >= 0)
     return (seen == read)[both].float().mean().item()
 
-# %% ../../nbs/pretrain/06_card.ipynb #89f271bb
+def witness() -> ToneReader:
+    "The second reader."
+    return ToneReader(world.assets_dir() / 'witness')
+
+# %% ../../nbs/pretrain/06_card.ipynb #eef5b9a1
 def measure_instruments(n:int=500) -> dict:
     "Detector, reader, CLIP and preference model on clean held-out scenes."
     return detector.evaluate(n) | tones.evaluate(n) | clip.evaluate(n) | preference.evaluate(n)
@@ -87,14 +93,15 @@ def measure_base(policy:Policy, size:float=1.) -> tuple: # (figures, pictures by
     images = sample_probes(policy, list(probes.values()), seed=11, label='base')
     read = {n: read_pictures(p, images[n]) for n, p in probes.items()}
     distances, mean = tone_distances(probes['portraits/all'], read['portraits/all']['tone']), lambda name, key: read[name][key].mean().item()
-    few = torch.cat([images['objects/all'], images['portraits/all'][::8]])
+    few, tone, second = torch.cat([images['objects/all'], images['portraits/all'][::8]]), read['portraits/all']['tone'], witness()(images['portraits/all'])
     figures = dict(single_object=mean('objects/all', 'object'), occupation=mean('portraits/all', 'occupation'), face=mean('portraits/all', 'face'),
                    pair_seen=mean('pairs/seen', 'both'), pair_unseen=mean('pairs/unseen', 'both'), tone_total_variation=max(distances.values()),
                    tone_total_variation_mean=sum(distances.values()) / len(distances), agreement_names=agreement_of_names(few),
-                   agreement_tones=agreement_of_tones(images['portraits/all'], read['portraits/all']['tone']))
+                   agreement_tones=agreement_of_tones(tone, second), agreement_readable=((tone >= 0) == (second >= 0)).float().mean().item(),
+                   agreement_colour=agreement_of_tones(tone, tone_by_colour(images['portraits/all'])))
     return figures | dict(ms_per_image=milliseconds(policy)), images
 
-# %% ../../nbs/pretrain/06_card.ipynb #492b77be
+# %% ../../nbs/pretrain/06_card.ipynb #0ba31211
 WANTED = dict(detector_recall=(.95, None), detector_precision=(.95, None), tone_accuracy=(.97, None), clip_top1=(.97, None), single_object=(.9, None),
               occupation=(.9, None), face=(.95, None), pair_seen=(.4, .8), agreement_names=(.9, None), agreement_tones=(.9, None), tone_total_variation=(None, .15),
               ms_per_image=(None, 150.))                                        # what must be reached: (at least, at most)
@@ -110,6 +117,7 @@ or factory, and no weight is pickled.
 | `clip` | CLIP of the vocabulary | `open_clip.create_model('local-dir:…')` |
 | `detector` | 24 objects and persons | `transformers.AutoModelForObjectDetection` |
 | `tones` | skin tone of a portrait, or unreadable | `transformers.AutoModelForImageClassification` |
+| `witness` | the same, trained apart: it only checks the other | `transformers.AutoModelForImageClassification` |
 | `preference` | **synthetic** preference: its raters are rules that are written down; no person was asked | `open_clip.create_model('local-dir:…')` |
 | `sprites.png` | the emoji, drawn once | `drl_toolkit.world` |
 
@@ -147,12 +155,12 @@ def write_card(figures:dict, folder:Path=None):
     (folder / 'card.json').write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + '\n')
     (folder / 'README.md').write_text(card_text(figures))
 
-# %% ../../nbs/pretrain/06_card.ipynb #595effdd
+# %% ../../nbs/pretrain/06_card.ipynb #da71e750
 def main(argv=None):
     "`python -m drl_toolkit.pretrain.card`: measure the shipped models and write their card."
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads; the time of a picture is always measured on one')
-    parser.add_argument('--size', type=float, default=1., help='1 is 4,096 pictures; less is quicker and less sure')
+    parser.add_argument('--size', type=float, default=1., help='1 is 9,216 pictures; less is quicker and less sure')
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     figures = measure_instruments() | measure_base(Policy(world.load_demo(), num_steps=10), args.size)[0]
