@@ -1,6 +1,7 @@
 """Sharded weights in 2 and 3 real processes (gloo): the weights of an unsharded run, from a share of its memory.
 
-As in `test_processes.py`, this file is also what is run: `python tests/test_shard.py FOLDER`."""
+As in `test_processes.py`, this file is also what is run: `python tests/test_shard.py FOLDER`.
+The long form, with matching and guidance: SHARD=all python -m pytest tests/test_shard.py"""
 import json, os, subprocess, sys
 from pathlib import Path
 
@@ -29,9 +30,11 @@ def trainer(tasks=None, callbacks=(), options=None, **more):
 ALL = dict(kl_weight=.1, kl_target=.5, average=.5, base_decay=.1, data_weight=.5, data_batch=3)
 CASES = {
     'ppo': lambda: trainer(**ALL),
+    'joint': lambda: trainer([red(), Task('warm', PROMPTS, [warmth, redness], group_size=3, samples=6)], strategy=PCGrad()),     # two groups: the third process has none
+}
+if 'SHARD' in os.environ: CASES |= {
     'matching': lambda: trainer(likelihood='matching', kl_weight=.1, data_weight=.5, data_mode='joined', data_batch=3, micro_batch=2),
     'guided': lambda: trainer(options=dict(guidance_scale=3., train_unconditional=False, checkpointing=True)),
-    'joint': lambda: trainer([red(), Task('warm', PROMPTS, [warmth, redness], group_size=3, samples=6)], strategy=PCGrad()),     # two groups: the third process has none
 }
 
 def weights(t):
