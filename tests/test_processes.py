@@ -166,13 +166,14 @@ def main(folder):
 
 if __name__ == '__main__': main(Path(sys.argv[1])); sys.exit()
 
-@pytest.fixture(scope='module')
-def found(tmp_path_factory):
-    "What all crews left."
-    folder = tmp_path_factory.mktemp('crews')
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=900, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'))
+def all_crews(file, folder, timeout):
+    "Run a test file's `main` in a process of its own, which forks its crews; the folder, with what they left."
+    done = subprocess.run([sys.executable, file, folder], capture_output=True, text=True, timeout=timeout, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory): return all_crews(__file__, tmp_path_factory.mktemp('crews'), timeout=900)
 
 def read(folder, count, rank, name): return json.loads((folder / f'{count} {rank}' / name / 'told.json').read_text())
 

@@ -19,7 +19,7 @@ from drl_toolkit.recipes import RunConfig
 from drl_toolkit.runs import Recorder, Run, named_state, resume
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.trainer import TrainConfig, Trainer
-from test_processes import PROMPTS, TOLERANCE, apart, crew, moved, only, pictures, read, red, redness, told, warmth
+from test_processes import PROMPTS, TOLERANCE, all_crews, apart, crew, moved, only, pictures, read, red, redness, told, warmth
 
 def trainer(tasks=None, callbacks=(), options=None, **more):
     "Sharded where there are several processes."
@@ -111,12 +111,7 @@ def main(folder):
 if __name__ == '__main__': main(Path(sys.argv[1])); sys.exit()
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
-    "What all crews left."
-    folder = tmp_path_factory.mktemp('shards')
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=600, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+def found(tmp_path_factory): return all_crews(__file__, tmp_path_factory.mktemp('shards'), timeout=600)
 
 @pytest.mark.parametrize('count, name', [*((2, n) for n in CASES), (3, 'joint')])
 def test_sharded_weights_are_those_of_one_process(found, count, name):

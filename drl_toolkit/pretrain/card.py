@@ -71,7 +71,7 @@ def witness() -> ToneReader:
     "The second reader."
     return ToneReader(world.assets_dir() / 'witness')
 
-# %% ../../nbs/pretrain/06_card.ipynb #eef5b9a1
+# %% ../../nbs/pretrain/06_card.ipynb #b62bb413
 def measure_instruments(n:int=500) -> dict:
     "Detector, reader, CLIP and preference model on clean held-out scenes."
     return detector.evaluate(n) | tones.evaluate(n) | clip.evaluate(n) | preference.evaluate(n)
@@ -92,13 +92,14 @@ def measure_base(policy:Policy, size:float=1.) -> tuple: # (figures, pictures by
     probes = {p.name: p for p in card_probes(size)}
     images = sample_probes(policy, list(probes.values()), seed=11, label='base')
     read = {n: read_pictures(p, images[n]) for n, p in probes.items()}
-    distances, mean = tone_distances(probes['portraits/all'], read['portraits/all']['tone']), lambda name, key: read[name][key].mean().item()
-    few, tone, second = torch.cat([images['objects/all'], images['portraits/all'][::8]]), read['portraits/all']['tone'], witness()(images['portraits/all'])
+    mean = lambda name, key: read[name][key].mean().item()
+    portraits, tone = images['portraits/all'], read['portraits/all']['tone']
+    distances, second = tone_distances(probes['portraits/all'], tone), witness()(portraits)
     figures = dict(single_object=mean('objects/all', 'object'), occupation=mean('portraits/all', 'occupation'), face=mean('portraits/all', 'face'),
                    pair_seen=mean('pairs/seen', 'both'), pair_unseen=mean('pairs/unseen', 'both'), tone_total_variation=max(distances.values()),
-                   tone_total_variation_mean=sum(distances.values()) / len(distances), agreement_names=agreement_of_names(few),
+                   tone_total_variation_mean=sum(distances.values()) / len(distances), agreement_names=agreement_of_names(torch.cat([images['objects/all'], portraits[::8]])),
                    agreement_tones=agreement_of_tones(tone, second), agreement_readable=((tone >= 0) == (second >= 0)).float().mean().item(),
-                   agreement_colour=agreement_of_tones(tone, tone_by_colour(images['portraits/all'])))
+                   agreement_colour=agreement_of_tones(tone, tone_by_colour(portraits)))
     return figures | dict(ms_per_image=milliseconds(policy)), images
 
 # %% ../../nbs/pretrain/06_card.ipynb #0ba31211
