@@ -22,6 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 
 from .files import read_json
+from .lora import in_one_product
 from .pipelines import ATTENTION, Conditions, adapt
 from .transitions import SDES, Gaussian, check_sampler, tables
 from .world import assets_dir, no_bars
@@ -177,6 +178,7 @@ class Policy:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 module.add_adapter(LoraConfig(init_lora_weights=True, r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets))
+        in_one_product(module)
         for name, p in module.named_parameters(): p.requires_grad_('lora_' in name)
 
     @property
