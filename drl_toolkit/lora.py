@@ -51,7 +51,8 @@ class LowRank(lora.Linear):
         if self.disable_adapters or self.merged or len(active) != 1: return None
         down, up = self.lora_A[active[0]], self.lora_B[active[0]]
         simple = (type(self.base_layer) is Linear and not self.fan_in_fan_out and active[0] not in self.lora_variant
-                  and isinstance(self.lora_dropout[active[0]], Identity) and down.bias is None and up.bias is None)
+                  and isinstance(self.lora_dropout[active[0]], Identity) and down.bias is None and up.bias is None
+                  and not any(p.requires_grad for p in self.base_layer.parameters()))
         kind = x.device.type                                                  # 'meta' has no autocast
         half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         exact = not half and all(t.dtype == torch.float32 for t in (x, self.base_layer.weight, down.weight, up.weight))

@@ -1,6 +1,9 @@
 "A pipeline as a policy: same pictures as diffusers, exact ratio, weights that come back."
 import pytest, torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
+from drl_toolkit.lora import in_one_product
 from drl_toolkit.mdp import rollout, sample_seed
 from drl_toolkit.policy import Policy
 from drl_toolkit.tiny import tiny_sd
@@ -81,3 +84,64 @@ def test_bad_models_are_one_line(tmp_path):
     assert '\n' not in str(caught.value)
     with pytest.raises(ValueError, match="train is 'half'"): Policy(tiny_sd(), train='half')
     with pytest.raises(ValueError, match='num_steps is 0'): Policy(tiny_sd(), num_steps=0)
+
+# ---- LoRA in one product
+
+def layers(**options):
+    "Two linear layers with a LoRA that is not zero, as peft makes them and as a policy does, of the same numbers."
+    torch.manual_seed(0)
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        body = torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.ReLU(), torch.nn.Linear(10, 6))
+        module = inject_adapter_in_model(LoraConfig(r=3, lora_alpha=2, target_modules=['0', '2'], init_lora_weights=False, **options), body).eval()
+        made.append(module)
+    in_one_product(made[1])
+    return made
+
+def answers(module, x):
+    "Output, and the gradients of input and factors."
+    x = x.detach().requires_grad_()
+    out = module(x)
+    trained = [p for n, p in module.named_parameters() if 'lora_' in n]
+    return [out, *torch.autograd.grad(out.float().square().sum(), [x, *trained])]
+
+def used(module, x):
+    "Whether the output comes from one product."
+    return 'OneProduct' in type(module(x).grad_fn).__name__
+
+@pytest.mark.parametrize('shape', [(4, 12), (2, 3, 12), (1, 2, 2, 12)])
+def test_one_product_is_the_lora_of_peft(shape):
+    theirs, ours = layers()
+    x = torch.randn(shape)
+    assert used(ours, x) and not used(theirs, x)
+    for a, b in zip(answers(ours, x), answers(theirs, x)): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+@pytest.mark.parametrize('options', [dict(use_dora=True), dict(lora_dropout=.3), dict(bias='lora_only'), dict(lora_bias=True)], ids=lambda o: next(iter(o)))
+def test_other_loras_stay_those_of_peft(options):
+    theirs, ours = layers(**options)
+    x = torch.randn(5, 12)
+    assert not used(ours, x)
+    for a, b in zip(answers(ours, x), answers(theirs, x)): assert torch.equal(a, b)
+
+def test_half_precision_and_several_adapters_stay_those_of_peft():
+    theirs, ours = layers()
+    x = torch.randn(5, 12)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not used(ours, x)
+        for a, b in zip(answers(ours, x), answers(theirs, x)): assert torch.equal(a, b)
+    for module in (theirs, ours):
+        torch.manual_seed(1)
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=['0', '2'], init_lora_weights=False), module, 'second')
+        for m in module.modules():
+            if isinstance(m, BaseTunerLayer): m.set_adapter(['default', 'second'])
+    assert not used(ours, x) and torch.equal(ours(x), theirs(x))
+
+def test_switched_off_the_base_is_left():
+    theirs, ours = layers()
+    x = torch.randn(5, 12)
+    for m in ours.modules():
+        if isinstance(m, BaseTunerLayer): m.enable_adapters(False)
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.ReLU(), torch.nn.Linear(10, 6))
+    assert torch.equal(ours(x), plain(x))
