@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 METADATA := settings.ini setup.py pyproject.toml
 DEMO := runs/demo
+unexport PYTHONDONTWRITEBYTECODE       # some machines set it; then every start would compile torch and diffusers again, twenty seconds each time
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
