@@ -37,7 +37,7 @@ test: test-python test-notebooks
 
 test-python: .venv/.installed-dev
 	@echo '== Tests (1 of 2): pytest, two processes; about 20 minutes.'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests
 
 test-notebooks: .venv/.installed-dev
 	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 9 minutes.'
