@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_SKIPPED', 'TrainConfig', 'Callback', 'StopTraining', 'Progress', 'Batch', 'Rollouts', 'Objective', 'Strategy',
-           'Trainer', 'pick_steps', 'PolicyGradient', 'check_finite', 'BaseSamples', 'advice', 'Teacher', 'Overlapped']
+           'Trainer', 'pick_steps', 'PolicyGradient', 'lie_alike', 'check_finite', 'BaseSamples', 'advice', 'Teacher',
+           'Overlapped']
 
 # %% ../nbs/11_trainer.ipynb #5679dc66
 import math, sys, time
@@ -206,7 +207,8 @@ class Trainer:
         self._check()
         self.shards = Shards(policy, self.processes) if self.config.shard else None
         self.params = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2))
+        self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2),
+                                           fused=policy.device.type == 'cpu' or None)                    # one pass over a weight and all that belongs to it
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == 'fp16')   # small gradients vanish in fp16
         self.average = [p.detach().clone() for p in self.params] if self.config.average else None
         if self.shards: self.shards.hold(self.optimizer, self.average)
@@ -573,6 +575,16 @@ def _learning_rate(self) -> float:
     return self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1)) * (1 + done * (self.config.lr_end - 1))
 Trainer.learning_rate = _learning_rate
 
+def lie_alike(
+    params:list,
+    state:dict,  # parameter -> the optimiser's tensors of it
+):
+    "Let gradients and moments lie in memory as their weights do: AdamW's fused kernel on a CPU pairs numbers by their place, and does not ask."
+    for p in params:
+        if p.grad is not None and p.grad.stride() != p.stride(): p.grad = torch.empty_like(p).copy_(p.grad)
+        for name, tensor in state.get(p, {}).items():
+            if tensor.shape == p.shape and tensor.stride() != p.stride(): state[p][name] = torch.empty_like(p).copy_(tensor)
+
 def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before clipping
     "One optimiser step with this epoch's learning rate, clipping, the pull to the base, and the average of the weights. Nothing changes where the gradient is no number."
     lr = scale * self.learning_rate()
@@ -581,7 +593,9 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
     if self.shards: norm = self.shards.norm(norm)
     nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip or math.inf, norm)
-    if norm.isfinite(): self.scaler.step(self.optimizer)
+    if norm.isfinite():
+        lie_alike(self.params, self.optimizer.state)
+        self.scaler.step(self.optimizer)
     self.scaler.update()                                              # in fp16 the next step is scaled less where this one overflowed
     if not norm.isfinite(): return norm
     self.skipped = 0

@@ -57,7 +57,7 @@ def inference(trainer):
         return found
     with mock.patch.object(Rollouts, 'draw', fast): yield
 
-def fused(trainer): trainer.optimizer = torch.optim.AdamW(trainer.params, lr=trainer.config.lr, betas=(.9, trainer.config.beta2), fused=True)
+def unfused(trainer): trainer.optimizer = torch.optim.AdamW(trainer.params, lr=trainer.config.lr, betas=(.9, trainer.config.beta2), fused=False)
 
 LEVERS = {
     'as it is':        Lever('the defaults'),
@@ -68,9 +68,9 @@ LEVERS = {
     'no prompt cache': Lever('text encoder asked in every call', during=prompts_read_every_time),
     'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: Branches(.5, grow=False)),
     'inference mode':  Lever('sampling in inference mode', during=inference),
-    'channels last':   Lever('the network in channels-last layout', prepare=lambda t: t.policy.network.to(memory_format=torch.channels_last)),
+    'channels first':  Lever("the network in PyTorch's usual layout", prepare=lambda t: t.policy.network.to(memory_format=torch.contiguous_format)),
     'compile':         Lever('the network through torch.compile', prepare=lambda t: t.policy.network.compile(dynamic=False)),
-    'fused optimiser': Lever('AdamW in one kernel', prepare=fused),
+    'unfused step':    Lever('AdamW in a loop over the weights', prepare=unfused),
     'bf16':            Lever('the network in bf16', policy=dict(precision='bf16')),
     'store bf16':      Lever('latents kept in bf16', policy=dict(store='bf16')),
     'checkpointing':   Lever('activations computed twice', policy=dict(checkpointing=True)),
