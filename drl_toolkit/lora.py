@@ -58,8 +58,7 @@ class LowRank(lora.Linear):
         exact = not half and all(t.dtype == torch.float32 for t in (x, self.base_layer.weight, down.weight, up.weight))
         return active[0] if simple and exact else None
 
-def in_one_product(module) -> int: # layers
-    "Let every linear layer of a module that peft gave a LoRA compute it in one product where it can; their number."
-    found = [m for m in module.modules() if type(m) is lora.Linear]
-    for layer in found: layer.__class__ = LowRank
-    return len(found)
+def in_one_product(module):
+    "Let every linear layer of a module that peft gave a LoRA compute it in one product where it can."
+    for layer in module.modules():
+        if type(layer) is lora.Linear: layer.__class__ = LowRank

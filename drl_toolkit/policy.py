@@ -99,10 +99,13 @@ def _at_least(config, name, low, whole=False):
 WORDS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')   # what LoRA joins in CLIP's text encoders
 LARGE = 100_000_000                                  # weights of a network that is too dear for filling up batches
 
-def keep_freed_memory() -> bool: # whether the system's allocator can
-    "Let this process reuse memory that it freed, up to 2 GB, and not ask the kernel for zeroed pages again and again. (glibc's `mallopt`)"
+def keep_freed_memory(
+    largest:int=2**30,    # bytes of a piece that is kept; larger ones are given back
+    most:int=2**31 - 1,   # bytes that may lie unused at the end of the heap
+) -> bool:                # whether the system's allocator can
+    "Let this process reuse memory that it freed, and not ask the kernel for zeroed pages again and again. (glibc's `mallopt`)"
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, largest) and mallopt(M_TRIM_THRESHOLD, most))
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # malloc.h
 

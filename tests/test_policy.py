@@ -99,17 +99,16 @@ def test_freed_memory_is_used_again():
 
 # ---- LoRA in one product
 
-def layers(**options):
-    "Two linear layers with a LoRA that is not zero, as peft makes them and as a policy does, of the same numbers."
+def plain():
+    "Two linear layers, always of the same numbers."
     torch.manual_seed(0)
-    made = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        body = torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.ReLU(), torch.nn.Linear(10, 6))
-        module = inject_adapter_in_model(LoraConfig(r=3, lora_alpha=2, target_modules=['0', '2'], init_lora_weights=False, **options), body).eval()
-        made.append(module)
-    in_one_product(made[1])
-    return made
+    return torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.ReLU(), torch.nn.Linear(10, 6))
+
+def layers(**options):
+    "The same with a LoRA that is not zero: as peft makes it, and as a policy does."
+    theirs, ours = (inject_adapter_in_model(LoraConfig(r=3, lora_alpha=2, target_modules=['0', '2'], init_lora_weights=False, **options), plain()).eval() for _ in range(2))
+    in_one_product(ours)
+    return theirs, ours
 
 def answers(module, x):
     "Output, and the gradients of input and factors."
@@ -150,10 +149,8 @@ def test_half_precision_and_several_adapters_stay_those_of_peft():
     assert not used(ours, x) and torch.equal(ours(x), theirs(x))
 
 def test_switched_off_the_base_is_left():
-    theirs, ours = layers()
+    _, ours = layers()
     x = torch.randn(5, 12)
     for m in ours.modules():
         if isinstance(m, BaseTunerLayer): m.enable_adapters(False)
-    torch.manual_seed(0)
-    plain = torch.nn.Sequential(torch.nn.Linear(12, 10), torch.nn.ReLU(), torch.nn.Linear(10, 6))
-    assert torch.equal(ours(x), plain(x))
+    assert torch.equal(ours(x), plain()(x))

@@ -9,7 +9,7 @@ in which the three take turns, so that a noisy machine is noisy for all; what to
 process of its own, above what the imports take. On a CPU the epoch here and the floor reuse freed memory (`policy.keep_freed_memory`); for TRL's turns
 the allocator is put back to the widest limits that it sets itself by default. On a GPU the share of its peak is the floor's operations, counted by torch, over the time
 of our epoch, against what a large matrix product reaches on the same card."""
-import argparse, contextlib, ctypes, json, statistics, sys, tempfile, time, warnings
+import argparse, contextlib, json, statistics, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))                                # for the processes that measure memory
 
-from drl_toolkit.policy import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, Policy, keep_freed_memory
+from drl_toolkit.policy import Policy, keep_freed_memory
 from drl_toolkit.prompts import Task, objects
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
@@ -103,9 +103,7 @@ def trls(folder, case, device):
 @contextlib.contextmanager
 def default_memory():
     "Inside this context the allocator gives large pieces back to the kernel, as it does for programs that leave it alone: 32 MB and 64 MB are as far as its limits grow by themselves."
-    kept = keep_freed_memory()
-    if kept:
-        for limit, size in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26)): ctypes.CDLL(None).mallopt(limit, size)
+    keep_freed_memory(2**25, 2**26)
     try: yield
     finally: keep_freed_memory()
 
