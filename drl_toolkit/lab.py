@@ -165,9 +165,13 @@ class RewardReport:
     prompts: list = field(default_factory=list)  # of B strings
 
     @property
-    def mean(self) -> float: return self.values.mean().item()
+    def mean(self) -> float:
+        "Of the values."
+        return self.values.mean().item()
     @property
-    def std(self) -> float: return self.values.std(correction=0).item()
+    def std(self) -> float:
+        "Of the values; of one it is 0."
+        return self.values.std(correction=0).item()
     @property
     def tied(self) -> list:
         "Measures of the picture that it follows."

@@ -82,6 +82,7 @@ class Load:
     rollout_batch: int = 64   # pictures denoised together
     decode_batch: int = 32    # pictures decoded together
     threads: int = 1          # batches computed at once; on a CPU as many as PyTorch has threads
+    keep_graphs: bool = False # sampling keeps what the backward pass of all trained steps needs
 
 def parameter_bytes(module) -> int:
     "Of parameters and buffers, in their own precision."
@@ -118,7 +119,16 @@ def _peaks(policy, config, load, known):
     for settings, phase, *args in phases.values():
         if (key := (repr(settings), phase, *args)) not in known: known[key] = _peak(phase, policy, *args)
         elif phase is _sample: _batch(policy, 1)                          # later phases find the embeddings that it leaves
-    return {name: known[repr(settings), phase, *args] for name, (settings, phase, *args) in phases.items()}
+    found = {name: known[repr(settings), phase, *args] for name, (settings, phase, *args) in phases.items()}
+    return found | (dict(graphs=_graphs(policy, drawn, load, known, found['decoding'])) if load.keep_graphs else {})
+
+def _graphs(policy, drawn, load, known, decoding):
+    "The peak with all graphs that sampling kept, while pictures are decoded or gradients go back: those of one and of two calls are simulated, and each further one takes as much as the second."
+    rows = min(load.threads * load.rollout_batch, load.samples)
+    for calls in (1, 2):
+        if (key := (repr(drawn), _keep, rows, calls)) not in known: known[key] = _peak(_keep, policy, rows, calls)
+    one, two = (known[repr(drawn), _keep, rows, calls] for calls in (1, 2))
+    return round(load.samples * load.train_steps / rows * (two - one) + max(decoding, 2 * one - two))
 
 def _cast_for_simulation(policy):
     "The meta device has no autocast: let the weights have the precision that autocast would give them."
@@ -157,6 +167,12 @@ def _update(policy, rows, kl):
         loss.backward()
         del loss, now
 
+def _keep(policy, rows, calls):
+    "Forwards whose graphs all stay, then a backward pass through each."
+    x, step, cond = _batch(policy, rows)
+    kept = [policy.predict(x, step, cond) for _ in range(calls)]
+    while kept: kept.pop().sum().backward()
+
 @torch.no_grad()
 def _decode(policy, rows): policy.adapter.decode(torch.empty(rows, *policy.latent_shape, device='meta'))
 
@@ -165,6 +181,7 @@ def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (conf
     "Changes that may save memory, as one would type them."
     options = {}
     if load.micro_batch > 8: options[f'--micro-batch {max(8, load.micro_batch // 4)}'] = config, replace(load, micro_batch=max(8, load.micro_batch // 4))
+    if load.keep_graphs: return options | {'--no-keep-graphs': (config, replace(load, keep_graphs=False))}   # does not go with the others
     if not config.checkpointing: options['--checkpointing'] = replace(config, checkpointing=True), load
     if config.precision == 'fp32': options['--precision bf16'] = replace(config, precision='bf16'), load
     if config.store == 'fp32': options['--store bf16'] = replace(config, store='bf16'), load

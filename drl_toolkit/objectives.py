@@ -148,7 +148,7 @@ class PathLikelihood:
 
     def log_prob(self, policy, rows:dict) -> tuple: # (N,), the Gaussian of the step
         "Of the stored transitions under the policy as it is."
-        now = policy.transition(rows['latents'], rows['step'], rows['cond'])
+        now = policy.transition(rows['latents'], rows['step'], rows['cond'], rows.get('prediction'))
         return now.log_prob(rows['next_latents']), now
 
     def divergence(self, policy, rows:dict, now, weights) -> torch.Tensor: # scalar

@@ -531,9 +531,13 @@ _COUNT = _html.from_string('''{% if c.votes %}<div class="rate" role="img" aria-
 <p><b>{{ c.win_rate | percent }}</b> for {{ names[1] }} against {{ names[0] }} (95 % interval {{ c.low | percent }} to {{ c.high | percent }}), from {{ c.votes }} vote{{ 's' if c.votes != 1 }} of {{ c.voters }} voter{{ 's' if c.voters != 1 }} on {{ c.pairs }} pairs.
 {% if c.low > 0.5 %}People like {{ names[1] }} better.{% elif c.high < 0.5 %}People like {{ names[0] }} better.{% else %}That may still be chance.{% endif %}</p>{% else %}<p>Nobody has voted yet.</p>{% endif %}''')
 
-def ballot_page(pair, total:int) -> str: return _BALLOT.render(pair=pair, total=total)
+def ballot_page(pair, total:int) -> str: # HTML
+    "Two pictures to choose between, or thanks where there are no more."
+    return _BALLOT.render(pair=pair, total=total)
 
-def count_page(count, names:tuple) -> str: return _COUNT.render(c=count, names=names)
+def count_page(count, names:tuple) -> str: # HTML
+    "What the votes so far say."
+    return _COUNT.render(c=count, names=names)
 
 def results_of(run:Run) -> tuple: # names of the folder below the run's; None where nothing was measured
     "Where `drl eval` left what it found: eval/ in the run, or the run itself."

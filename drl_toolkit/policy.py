@@ -347,9 +347,9 @@ def _denoise(self,
     return out[:count].float()
 Policy.denoise = _denoise
 
-def _transition(self, latents:torch.Tensor, step, cond:Conditions) -> Gaussian:
-    "p(x_{t-1} | x_t, prompt) in fp32. The one function of sampling and of training."
-    return self.tables.transition(self.predict(latents, step, cond), step, latents.float())
+def _transition(self, latents:torch.Tensor, step, cond:Conditions, prediction:torch.Tensor=None) -> Gaussian:
+    "p(x_{t-1} | x_t, prompt) in fp32. The one function of sampling and of training. A `prediction` that is known is not made again."
+    return self.tables.transition(self.predict(latents, step, cond) if prediction is None else prediction, step, latents.float())
 Policy.transition = _transition
 
 def _rounded(self, latents:torch.Tensor) -> torch.Tensor:

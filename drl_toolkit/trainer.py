@@ -58,6 +58,7 @@ class TrainConfig:
     data_start: float = 0.        # the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half
     average: float = 0.           # decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones
     micro_batch: int = 128        # transitions per forward and backward; memory, not results, depend on it
+    keep_graphs: bool = False     # sampling keeps what the backward pass needs, and the update makes no forward: less time, more memory; for updates 1
     shard: bool = False           # of several processes each keeps a part of the weights, their gradient and their moments: for models too large for one device
 
     def __post_init__(self):
@@ -84,6 +85,8 @@ class TrainConfig:
         if self.surrogate == 'reinforce' and self.likelihood == 'path' and self.updates > 1:
             raise ValueError(f"updates is {self.updates} with surrogate 'reinforce': its gradient is right for the policy that sampled alone; take updates=1, or surrogate='ppo'")
         if self.kl_target and not self.kl_weight: raise ValueError(f'kl_target is {self.kl_target} but kl_weight is 0; give a weight to start from, such as 0.01')
+        if self.keep_graphs and (self.updates > 1 or self.likelihood != 'path'):
+            raise ValueError(f"keep_graphs is True with updates {self.updates} and likelihood {self.likelihood!r}: graphs are of the sampled path and of the weights that sampled it; take updates=1 and likelihood='path'")
         if self.clip_high and not self.clip_range: raise ValueError(f'clip_high is {self.clip_high} but clip_range is 0; give both')
 
 # %% ../nbs/11_trainer.ipynb #4e191381
@@ -126,7 +129,8 @@ class Rollouts:
     "Where trajectories come from, which of their steps may be trained, and what a step has earned: independent samples, all steps, what its sample has."
     def draw(self, trainer, task:Task, prompts:list, groups:torch.Tensor, seed:int, epoch:int, first:int=0) -> Trajectory:
         "A trajectory for every prompt; `first` is the index of the first of them among all processes' samples."
-        return rollout(trainer.policy, prompts, seed=seed, epoch=epoch, first=first)
+        keep = trainer.objective.keeps(trainer, task, epoch, Share(first, len(prompts), task.samples)) if trainer.keeps_graphs(epoch) else None
+        return rollout(trainer.policy, prompts, seed=seed, epoch=epoch, first=first, keep=keep)
 
     def check(self, trainer): "Refuse what cannot be sampled."
 
@@ -223,8 +227,27 @@ class Trainer:
         if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
+        if self.config.keep_graphs: self._check_graphs()
         for part in (self.sampler, self.objective, self.strategy): part.check(self)
         if self.config.shard: check_shard(self)
+
+    def _check_graphs(self):
+        "Refuse what cannot use the graphs of its sampling."
+        reasons = {f'the sampler {type(self.sampler).__name__}: independent samples are right': type(self.sampler) is not Rollouts,
+                   f'the objective {type(self.objective).__name__}: the policy gradient is right': type(self.objective) is not PolicyGradient,
+                   'shard True: weights in parts are gathered anew for the update; take shard=False': self.config.shard,
+                   'train_text_encoder True: sampling reads prompts without gradient; take train_text_encoder=False': self.policy.train_text_encoder,
+                   'checkpointing True: the one spends memory to save a forward, the other the reverse; take one of them': self.policy.checkpointing}
+        for words, wrong in reasons.items():
+            if wrong: raise ValueError(f'keep_graphs is True with {words}')
+
+    def measures(self, epoch:int) -> bool:
+        "Whether the gradient's noise is measured in this epoch."
+        return bool(self.config.measure_every) and epoch % self.config.measure_every == 0
+
+    def keeps_graphs(self, epoch:int) -> bool:
+        "Whether sampling leaves its graphs to the update; not where the update is measured, in two halves."
+        return self.config.keep_graphs and not self.measures(epoch)
 
     def sentence(self) -> str:
         "What one epoch costs, in words."
@@ -383,9 +406,16 @@ class PolicyGradient(Objective):
 
     def rows(self, trainer, batch, generator):
         "A row for every chosen step of every sample."
-        steps = batch.share.of(pick_steps(self.able(trainer, batch.task), batch.share.count, self.config.train_steps, generator))
+        steps = self._steps(trainer, batch.task, batch.share, generator)
         rows = self.likelihood.rows(trainer.policy, batch.trajectory, steps, generator, batch.share)
         return rows | dict(advantage=trainer.sampler.credit(batch, rows), row=batch.share.times(steps.shape[1]).numbers())
+
+    def _steps(self, trainer, task, share, generator): # (B, k) long
+        return share.of(pick_steps(self.able(trainer, task), share.count, self.config.train_steps, generator))
+
+    def keeps(self, trainer, task:Task, epoch:int, share:Share) -> torch.Tensor: # (B, k) long
+        "Which steps of each sample this epoch will train, known before it samples."
+        return self._steps(trainer, task, share, trainer.draws_of(task, epoch))
 
     def useful(self, rows):
         "Without a leash, those with an advantage."
@@ -417,9 +447,14 @@ class PolicyGradient(Objective):
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
 # %% ../nbs/11_trainer.ipynb #eebcd0f3
+def _draws_of(self, task:Task, epoch:int) -> torch.Generator:
+    "What decides which steps an epoch trains, and in which order."
+    return torch.Generator().manual_seed(sample_seed(self.seed_of(task), epoch, -1))
+Trainer.draws_of = _draws_of
+
 def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
-    generator = torch.Generator().manual_seed(sample_seed(self.seed_of(batch.task), batch.epoch, -1))
+    generator = self.draws_of(batch.task, batch.epoch)
     with self.processes.all_well(): rows, useful = self._rows(batch, generator)
     number, useful = self.processes.whole(rows['row']), self.processes.whole(useful)                 # of all processes' rows
     order, place = torch.randperm(len(number), generator=generator), torch.full((len(number),), -1)
@@ -505,22 +540,22 @@ def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
 def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional tensors
     "The gradient of a minibatch into `.grad`. Of the first one of a batch, more is asked: why its ratio is not 1, and now and then how much of it is noise."
     self.optimizer.zero_grad(set_to_none=True)
-    measured = first is not None and self.config.measure_every and first.epoch % self.config.measure_every == 0
+    measured = first is not None and self.measures(first.epoch)
     samples = rows['sample'].cpu() + first.share.first if measured else None
     known = self.processes.whole(samples).unique() if measured else ()                            # which of all samples this minibatch has
-    stats = self._halves(rows, torch.searchsorted(known, samples) % 2 > 0) if len(known) > 1 else self._accumulate(rows)
+    stats = self._halves(rows, torch.searchsorted(known, samples) % 2 > 0) if len(known) > 1 else self._accumulate(rows, first and first.trajectory)
     if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     if first is None or not stats.get('ratio_error', 0) > 0: return stats
     with self.processes.all_well(): return stats | (self._explain(first.trajectory) if self.processes.main else {})
 Trainer.gradient = _gradient
 
-def _accumulate(self, rows:dict) -> dict:
-    "Add the gradient of these rows, in micro-batches; of several processes, that of the rows of all."
-    parts, threads = self._pieces(rows), batches_at_once(self.policy)
+def _accumulate(self, rows:dict, trajectory:Trajectory=None) -> dict:
+    "Add the gradient of these rows, in micro-batches; of several processes, that of the rows of all. Where their trajectory has its graphs, no forward is made."
     with self._adding():
-        stats = [self._backward(part) for part in parts] if threads == 1 else self._backward_together(parts, threads)
-        found = _combined(stats, [len(part['step']) / len(rows['step']) for part in parts]) if parts else {}
+        parts, shares, end = self._kept_graphs(rows, trajectory) if 'prediction' in rows else self._losses(rows)
+        stats = self._go_back(parts, end, batches_at_once(self.policy))
+        found = _combined(stats, shares) if parts else {}
     return found if self.processes.count == 1 else self._overall(found, len(rows['step']))
 Trainer._accumulate = _accumulate
 
@@ -549,25 +584,42 @@ def _explain(self, trajectory:Trajectory) -> dict: # ratio_cause, a sentence
     return dict(ratio_cause=self.ratio_cause)
 Trainer._explain = _explain
 
-def _backward(self, rows:dict) -> dict:
-    "Accumulate the gradient of one micro-batch."
-    loss, stats = self.objective.loss(self, rows)
-    self.scaler.scale(loss).backward()
-    return stats
-Trainer._backward = _backward
+def _losses(self, rows:dict) -> tuple: # parts, their shares of the rows, (part -> figures, tensor, its gradient)
+    "Micro-batches, and where their gradient begins: the loss."
+    parts = self._pieces(rows)
+    def end(part):
+        loss, stats = self.objective.loss(self, part)
+        return stats, self.scaler.scale(loss), None
+    return parts, [len(part['step']) / len(rows['step']) for part in parts], end
+Trainer._losses = _losses
 
-def _backward_together(self, parts:list, threads:int) -> list:
-    "The same for several micro-batches at once. Threads must not write to one `.grad`, so each returns its own; they are added in order."
-    def gradient(rows):
-        loss, stats = self.objective.loss(self, rows)
-        return stats, torch.autograd.grad(self.scaler.scale(loss), self.params, allow_unused=True)
+def _kept_graphs(self, rows:dict, trajectory:Trajectory) -> tuple: # parts, their shares, (part -> figures, tensor, its gradient)
+    "The graphs that sampling left, and where their gradient begins: the predictions. They serve once; who needs these rows again makes a forward."
+    graphs, trajectory.graphs = trajectory.graphs, None
+    prediction = rows.pop('prediction').requires_grad_()
+    loss, stats = self.objective.loss(self, rows | dict(prediction=prediction))
+    slopes = torch.zeros_like(trajectory.latents[1:], dtype=torch.float)
+    slopes[rows['step'], rows['sample']], = torch.autograd.grad(self.scaler.scale(loss), prediction)
+    return graphs, [1 / len(graphs)] * len(graphs), lambda graph: (stats, graph.prediction, slopes[graph.step, graph.samples])
+Trainer._kept_graphs = _kept_graphs
+
+def _go_back(self, parts:list, end:Callable, threads:int) -> list: # each part's figures
+    "Add the gradient of each part to `.grad`. Threads must not write to one `.grad`, so each returns its own; they are added in order."
     found = []
+    if threads == 1:
+        for stats, tensor, slope in map(end, parts):
+            torch.autograd.backward(tensor, slope)
+            found.append(stats)
+        return found
+    def gradient(part):
+        stats, tensor, slope = end(part)
+        return stats, torch.autograd.grad(tensor, self.params, slope, allow_unused=True)
     for stats, gradients in in_parallel(gradient, parts, threads):
         found.append(stats)
         for p, g in zip(self.params, gradients):
             if g is not None: p.grad = g if p.grad is None else p.grad.add_(g)
     return found
-Trainer._backward_together = _backward_together
+Trainer._go_back = _go_back
 
 def _learning_rate(self) -> float:
     "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the `minutes` if that comes first."

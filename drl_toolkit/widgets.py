@@ -499,7 +499,10 @@ class BranchExplorer(View):
     @property
     def what(self): return f'{self.count.value} branches of {self.prompt.value!r} that share {self.split.value} of {self.policy.num_steps} steps'
 
-    def resample(self, button=None): self.seed += 1; self.grow()
+    def resample(self, button=None):
+        "The next family."
+        self.seed += 1
+        self.grow()
 
     def sample(self): self.task = family(self.policy, self.reward, self.prompt.value, self.split.value, self.count.value, self.seed)
 

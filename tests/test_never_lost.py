@@ -42,7 +42,7 @@ def test_every_method_resumes_to_the_bit(method, tmp_path):
     fit(tmp_path / 'parts', 1, method=method)
     same(whole, fit(tmp_path / 'parts', 3, method=method), tmp_path / 'whole', tmp_path / 'parts')
 
-@pytest.mark.parametrize('fields', (dict(average=.9, data='base', data_weight=.1), dict(kl_weight=.01, kl_target=1.), dict(train='lora', base_decay=.1)), ids=str)
+@pytest.mark.parametrize('fields', (dict(average=.9, data='base', data_weight=.1), dict(kl_weight=.01, kl_target=1.), dict(train='lora', base_decay=.1), dict(updates=1, keep_graphs=True)), ids=str)
 def test_so_do_the_regularisers(fields, tmp_path):
     whole = fit(tmp_path / 'whole', 3, **fields)
     fit(tmp_path / 'parts', 2, **fields)

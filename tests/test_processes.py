@@ -51,6 +51,7 @@ CASES = {
     'joint': lambda job: trainer(job, [red(), Task('warm', PROMPTS, [warmth, redness], group_size=4, samples=8, advantage=advantages.leave_one_out)], strategy=PCGrad()),   # two groups: the third process has none
     'fairness': lambda job: trainer(job, [Task('tones', ['a portrait of a doctor'], fairness, group_size=4, samples=12, advantage=advantages.centred)], train_steps=1, updates=1),
     'draft_lv': lambda job: trainer(job, objective=DRaFTLV(repeats=2)),
+    'kept graphs': lambda job: trainer(job, updates=1, measure_every=0, keep_graphs=True),
 }
 
 def weights(t): return {n: p.detach().clone(memory_format=torch.contiguous_format) for n, p in t.policy.named_parameters().items()} | {f'average/{i}': a.contiguous() for i, a in enumerate(t.average or [])}

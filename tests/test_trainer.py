@@ -4,12 +4,15 @@ import math
 import pytest, torch
 
 from drl_toolkit import advantages
-from drl_toolkit.mdp import rollout
+from drl_toolkit.backprop import DRaFTLV
+from drl_toolkit.branches import Branches
+from drl_toolkit.joint import PCGrad
+from drl_toolkit.mdp import Graph, rollout
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
-from drl_toolkit.trainer import BaseSamples, Callback, Teacher, TrainConfig, Trainer, advice, pick_steps
+from drl_toolkit.trainer import BaseSamples, Callback, Overlapped, Teacher, TrainConfig, Trainer, advice, pick_steps
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -286,3 +289,69 @@ def test_base_samples_are_the_untrained_models():
     assert torch.equal(latents, expected[rows]) and captions == [['a cat', 'a dog', 'a cat'][i] for i in rows]
     t = trainer(TrainConfig(train_steps=2, data_weight=1., data_batch=2, warmup=0), data=BaseSamples(Policy(tiny_sd(), num_steps=5), ['a cat'], pool=4))
     assert t.fit(1)[0]['data_loss'] > 0
+
+KEPT = {
+    'lora, some steps': (dict(train_steps=3), dict()),
+    'full, a leash': (dict(train_steps=0, kl_weight=.1, average=.5), dict(train='full')),
+    'guided': (dict(train_steps=2, surrogate='guard'), dict(guidance_scale=3., train_unconditional=False)),
+    'reinforce, data': (dict(train_steps=0, surrogate='reinforce', data_weight=.5, data_mode='joined', data_batch=4), dict(guidance_scale=3.)),
+}
+
+@pytest.mark.parametrize('case', KEPT)
+def test_graphs_of_sampling_give_the_gradient_of_another_forward(case):
+    "The same pictures and figures, the same gradient to rounding, and none of the update's forwards."
+    config, policy = KEPT[case]
+    def run(keep):
+        t, gradients = Trainer(Policy(tiny_sd(), num_steps=5, **policy), [task()], TrainConfig(updates=1, warmup=0, lr=1e-3, measure_every=0, keep_graphs=keep, **config), data=noise_pictures, callbacks=[]), []
+        t.optimizer.register_step_pre_hook(lambda *_: gradients.append(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in t.params])))
+        return t.fit(2), gradients
+    (made, expected), (kept, found) = run(False), run(True)
+    assert torch.allclose(found[0], expected[0], rtol=1e-3, atol=1e-6 * expected[0].norm().item()) and expected[0].norm() > 0
+    assert torch.cosine_similarity(found[1], expected[1], dim=0) > .99
+    a, b = made[0]['tasks']['red'], kept[0]['tasks']['red']
+    assert a['reward'] == b['reward'] and b['ratio_error'] == 0 and set(a) == set(b)
+    assert kept[0]['evaluations'] < made[0]['evaluations'] and all(a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6) for k in a if isinstance(a[k], float))
+
+def test_kept_graphs_are_used_once_and_freed():
+    import gc
+    t = trainer(TrainConfig(train_steps=2, updates=1, keep_graphs=True, measure_every=2))
+    batches, collect = [], t.collect
+    t.collect = lambda *args: batches.append(collect(*args)) or batches[-1]
+    rows = t.fit(2)
+    assert all(b.trajectory.graphs is None for b in batches)
+    assert rows[0]['tasks']['red'].keys() > rows[1]['tasks']['red'].keys() and rows[1]['evaluations'] < rows[0]['evaluations']   # the first is measured: in halves, by forwards
+    assert not any(type(x) is Graph for x in gc.get_objects())
+
+def test_a_bad_gradient_of_kept_graphs_is_left_out_and_its_sample_named(capsys):
+    t = trainer(TrainConfig(train_steps=2, updates=1, keep_graphs=True, measure_every=0))
+    loss = t.objective.loss
+    def bad(trainer, rows):
+        value, stats = loss(trainer, rows)
+        return value * float('nan') if (rows['sample'] == 4).any() else value, stats
+    t.objective.loss = bad
+    before = [p.detach().clone() for p in t.params]
+    row = t.fit(1)[0]['tasks']['red']
+    assert row['skipped_steps'] == 1 and all(torch.equal(p, q) for p, q in zip(t.params, before))
+    told = capsys.readouterr().out
+    assert "task 'red'" in told and 'To blame' in told and 'more' not in told
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_several_tasks_may_keep_their_graphs(threads):
+    "Of an epoch that samples all tasks first, too; two threads make what one makes, and twice the same."
+    def run(n):
+        torch.set_num_threads(n)
+        try:
+            t = trainer(TrainConfig(train_steps=2, updates=1, keep_graphs=True, measure_every=0, warmup=0, lr=1e-3), [task('one'), task('two')], strategy=PCGrad())
+            return t.fit(2), [p.detach().clone() for p in t.params]
+        finally: torch.set_num_threads(1)
+    (rows, first), (_, again), (_, alone) = run(threads), run(threads), run(1)
+    assert all(torch.equal(p, q) for p, q in zip(first, again)) and all(r['ratio_error'] == 0 for r in rows[1]['tasks'].values())
+    assert (torch.cat([(p - q).flatten() for p, q in zip(first, alone)]).abs() < 1e-4).float().mean() > .99
+
+def test_what_cannot_keep_graphs_is_refused():
+    keep = TrainConfig(train_steps=2, updates=1, keep_graphs=True)
+    for config in (dict(updates=2), dict(updates=1, likelihood='matching')):
+        with pytest.raises(ValueError, match='keep_graphs is True with updates'): TrainConfig(keep_graphs=True, **config)
+    for words, policy, more in (('Branches', {}, dict(sampler=Branches(first=.5))), ('Overlapped', {}, dict(sampler=Overlapped())), ('DRaFTLV', {}, dict(objective=DRaFTLV(repeats=2))),
+                                ('train_text_encoder', dict(train_text_encoder=True), {}), ('checkpointing', dict(checkpointing=True), {})):
+        with pytest.raises(ValueError, match=f'keep_graphs is True with .*({words})'): Trainer(Policy(tiny_sd(), num_steps=5, **policy), [task(group_size=3)], keep, callbacks=[], **more)

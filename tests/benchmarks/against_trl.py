@@ -3,7 +3,8 @@
     pip install --no-deps trl==0.23.1        # the last version that has DDPO; into an environment that has drl_toolkit
     OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2] [--repeats 5] [--precision fp32|bf16]
 
-Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `floor` is the forwards and
+Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `kept_graphs` is an epoch here with
+`keep_graphs`, where there is one optimiser step. `floor` is the forwards and
 backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
 in which the three take turns, so that a noisy machine is noisy for all; what to read is the ratios. Memory is the peak of an epoch in a
 process of its own, above what the imports take. On a CPU the epoch here and the floor reuse freed memory (`policy.keep_freed_memory`); for TRL's turns
@@ -62,10 +63,10 @@ def random_sd(name):
     pipeline.register_modules(unet=unet, vae=vae)
     return pipeline
 
-def ours(folder, case, device):
+def ours(folder, case, device, **more):
     "A function that trains an epoch and returns (seconds of sampling and scoring, of training)."
     policy = Policy.from_pretrained(folder, train=case.train, num_steps=case.steps, guidance_scale=case.guidance, device=device, lora_rank=4, precision=case.precision, image_size=case.pixels)
-    config = TrainConfig(epochs=1, warmup=0, train_steps=0, updates=case.samples // case.train_batch, measure_every=0, clip_range=1e-4)
+    config = TrainConfig(epochs=1, warmup=0, train_steps=0, updates=case.samples // case.train_batch, measure_every=0, clip_range=1e-4, **more)
     trainer = Trainer(policy, [Task('red', objects(), redness, samples=case.samples)], config, callbacks=[])
     epoch = iter(range(10**6))
     def run():
@@ -75,6 +76,10 @@ def ours(folder, case, device):
         trainer.learn(batch); synchronise(device)
         return sampled - began, time.perf_counter() - sampled
     return run
+
+def kept(folder, case, device):
+    "The same with the graphs of sampling kept for the update."
+    return ours(folder, case, device, keep_graphs=True)
 
 def trls(folder, case, device):
     "The same of TRL."
@@ -132,7 +137,7 @@ def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
         return tuple(times)
     return run
 
-CONTESTANTS = dict(drl_toolkit=ours, trl=trls, floor=bare)
+CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, trl=trls, floor=bare)
 
 def peak(make, *args, device):
     "MB that the function which `make` makes needs at most, above the imports."
@@ -184,14 +189,15 @@ def measure(folder, case, device, repeats, names):
     seconds = row['drl_toolkit']['epoch']
     for name in runs: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
     card = {} if device == 'cpu' else dict(share_of_peak=round(operations(folder, case, device) / seconds / card_peak(device), 3))
-    return asdict(case) | row | ({'trl_over_ours': ratio('trl', 'drl_toolkit')} if 'trl' in runs else {}) | dict(ours_over_floor=ratio('drl_toolkit', 'floor'), images_per_second=round(case.samples / seconds, 3)) | card
+    found = {f'{a}_over_{b}': ratio(x, y) for a, x, b, y in (('trl', 'trl', 'ours', 'drl_toolkit'), ('trl', 'trl', 'kept', 'kept_graphs'), ('kept', 'kept_graphs', 'floor', 'floor')) if {x, y} <= runs.keys()}
+    return asdict(case) | row | found | dict(ours_over_floor=ratio('drl_toolkit', 'floor'), images_per_second=round(case.samples / seconds, 3)) | card
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', 'sd15', 'sd2')); parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--samples', type=int, default=16); parser.add_argument('--steps', type=int, default=10); parser.add_argument('--pixels', type=int, default=0, help="side of a picture; 0 is the model's own")
     parser.add_argument('--batches', type=int, nargs='+', default=(1, 2, 8, 16), help="TRL's batch sizes, for sampling and for training"); parser.add_argument('--train', nargs='+', default=('full', 'lora'), choices=('full', 'lora'))
-    parser.add_argument('--without-trl', action='store_true', help='only an epoch here and the floor'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', required=True)
+    parser.add_argument('--who', nargs='+', default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS), help='who takes part'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', required=True)
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -200,7 +206,8 @@ def main():
     for train in args.train:
         for batch in sorted({b for b in args.batches if b <= args.samples}):
             case = Case(train, 5., batch, batch, args.samples, args.steps, args.pixels, args.precision)   # without guidance TRL 0.23.1 fails on current diffusers
-            rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, [n for n in CONTESTANTS if n != 'trl' or not args.without_trl]))
+            names = [n for n in CONTESTANTS if n in {*args.who, 'drl_toolkit', 'floor'} and (n != 'kept_graphs' or batch == args.samples)]   # graphs serve one optimiser step
+            rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, names))
             print(json.dumps(rows[-1]), flush=True)
             Path(args.out).write_text(json.dumps(dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, rows=rows), indent=1))
 

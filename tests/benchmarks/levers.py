@@ -71,6 +71,8 @@ LEVERS = {
     'channels first':  Lever("the network in PyTorch's usual layout", prepare=lambda t: t.policy.network.to(memory_format=torch.contiguous_format)),
     'compile':         Lever('the network through torch.compile', prepare=lambda t: t.policy.network.compile(dynamic=False)),
     'unfused step':    Lever('AdamW in a loop over the weights', prepare=unfused),
+    'one update':      Lever('one optimiser step in place of two', config=dict(updates=1)),
+    'kept graphs':     Lever('the same, and sampling keeps its graphs', config=dict(updates=1, keep_graphs=True), against='one update'),
     'bf16':            Lever('the network in bf16', policy=dict(precision='bf16')),
     'store bf16':      Lever('latents kept in bf16', policy=dict(store='bf16')),
     'checkpointing':   Lever('activations computed twice', policy=dict(checkpointing=True)),
