@@ -339,8 +339,7 @@ def test_it_waits_saves_while_it_waits_and_goes_on(run):
         while not script.epochs and time.monotonic() < until: time.sleep(.01)
         time.sleep(.1)
         ask(run.folder, 'save')
-        while not run.checkpoints() and time.monotonic() < until: time.sleep(.01)
-        time.sleep(.1)
+        while Control(run.folder).want != 'pause' and time.monotonic() < until: time.sleep(.01)
         assert script.epochs == [1] and Control(run.folder).want == 'pause' and run.checkpoints()
     finally: ask(run.folder, 'run'); thread.join(30)
     assert script.epochs == [1, 2]

@@ -114,7 +114,7 @@ def told(t):
 
 def spoilt(rank):
     "In the second epoch, and again from the fourth on, one process has a sample whose loss is NaN."
-    t = trainer('bad sample', epochs=9, updates=1)
+    t = trainer('bad sample', [red(5)], epochs=9, updates=1)
     loss = t.objective.loss
     def bad(trainer, rows):
         value, stats = loss(trainer, rows)
