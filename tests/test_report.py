@@ -66,7 +66,7 @@ def test_figures_can_be_drawn_of_little():
         figure.savefig(io.BytesIO(), format='png')
 
 def test_eval_of_a_run_that_watched(tmp_path, capsys):
-    assert main(['train', 'crispness', '--out', str(tmp_path / 'run'), '--epochs', '2', '--watch', 'clip_score', '--watch-every', '1', '--num-steps', '4', '--train-steps', '1', '--updates', '1']) == 0
+    assert main(['train', 'crispness', '--out', str(tmp_path / 'run'), '--epochs', '2', '--watch', 'clip_score', '--watch-every', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']) == 0
     assert main(['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'e'), '--size', '.05', '--rewards', 'drl_toolkit.lab:crispness']) == 0
     out, rewards = capsys.readouterr().out, pd.read_csv(tmp_path / 'e/rewards.csv')
     assert 'report.html' in out and 'drl vote' in out and rewards[rewards.trained].reward.unique().tolist() == ['crispness']

@@ -138,6 +138,7 @@ def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
     return run
 
 CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, trl=trls, floor=bare)
+RATIOS = ('trl', 'ours'), ('trl', 'kept'), ('ours', 'floor'), ('kept', 'floor')
 
 def peak(make, *args, device):
     "MB that the function which `make` makes needs at most, above the imports."
@@ -186,19 +187,21 @@ def measure(folder, case, device, repeats, names):
     row = {name: dict(sampling=median([s for s, _ in t]), training=median([u for _, u in t]), epoch=median([s + u for s, u in t])) for name, t in seen.items()}
     epochs = {name: [s + u for s, u in t] for name, t in seen.items()}
     ratio = lambda a, b: median([x / y for x, y in zip(epochs[a], epochs[b])])
-    seconds = row['drl_toolkit']['epoch']
+    seconds = row[next(n for n in ('drl_toolkit', 'kept_graphs') if n in row)]['epoch']
     for name in runs: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
     card = {} if device == 'cpu' else dict(share_of_peak=round(operations(folder, case, device) / seconds / card_peak(device), 3))
-    found = {f'{a}_over_{b}': ratio(x, y) for a, x, b, y in (('trl', 'trl', 'ours', 'drl_toolkit'), ('trl', 'trl', 'kept', 'kept_graphs'), ('kept', 'kept_graphs', 'floor', 'floor')) if {x, y} <= runs.keys()}
-    return asdict(case) | row | found | dict(ours_over_floor=ratio('drl_toolkit', 'floor'), images_per_second=round(case.samples / seconds, 3)) | card
+    called = dict(ours='drl_toolkit', kept='kept_graphs', trl='trl', floor='floor')
+    found = {f'{a}_over_{b}': ratio(called[a], called[b]) for a, b in RATIOS if {called[a], called[b]} <= runs.keys()}
+    return asdict(case) | row | found | dict(images_per_second=round(case.samples / seconds, 3)) | card
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', 'sd15', 'sd2')); parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--samples', type=int, default=16); parser.add_argument('--steps', type=int, default=10); parser.add_argument('--pixels', type=int, default=0, help="side of a picture; 0 is the model's own")
     parser.add_argument('--batches', type=int, nargs='+', default=(1, 2, 8, 16), help="TRL's batch sizes, for sampling and for training"); parser.add_argument('--train', nargs='+', default=('full', 'lora'), choices=('full', 'lora'))
-    parser.add_argument('--who', nargs='+', default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS), help='who takes part'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', required=True)
+    parser.add_argument('--who', nargs='+', default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS), help='who takes part; one of the first two at least'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', required=True)
     args = parser.parse_args()
+    if not {'drl_toolkit', 'kept_graphs'} & {*args.who}: parser.error(f"who is {' '.join(args.who)}; drl_toolkit or kept_graphs must be among them")
     warnings.simplefilter('ignore')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     accelerate.PartialState(cpu=device == 'cpu')                               # TRL's own would fail on a CPU
@@ -206,7 +209,7 @@ def main():
     for train in args.train:
         for batch in sorted({b for b in args.batches if b <= args.samples}):
             case = Case(train, 5., batch, batch, args.samples, args.steps, args.pixels, args.precision)   # without guidance TRL 0.23.1 fails on current diffusers
-            names = [n for n in CONTESTANTS if n in {*args.who, 'drl_toolkit', 'floor'} and (n != 'kept_graphs' or batch == args.samples)]   # graphs serve one optimiser step
+            names = [n for n in CONTESTANTS if n in args.who and (n != 'kept_graphs' or batch == args.samples)]   # graphs serve one optimiser step
             rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, names))
             print(json.dumps(rows[-1]), flush=True)
             Path(args.out).write_text(json.dumps(dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, rows=rows), indent=1))
