@@ -116,18 +116,22 @@ def _peaks(policy, config, load, known):
     phases = dict(sampling=(drawn, _sample, min(load.threads * load.rollout_batch, load.samples)),
                   update=(replace(drawn, checkpointing=config.checkpointing), _update, min(load.threads * load.micro_batch, load.samples * load.train_steps), load.kl),
                   decoding=(drawn, _decode, min(load.decode_batch, load.samples)))
-    for settings, phase, *args in phases.values():
-        if (key := (repr(settings), phase, *args)) not in known: known[key] = _peak(phase, policy, *args)
-        elif phase is _sample: _batch(policy, 1)                          # later phases find the embeddings that it leaves
-    found = {name: known[repr(settings), phase, *args] for name, (settings, phase, *args) in phases.items()}
+    found = {}
+    for name, (settings, phase, *args) in phases.items():
+        found[name] = _once(known, settings, phase, policy, *args)
+        if phase is _sample: _batch(policy, 1)                                # later phases find the embeddings that it leaves, simulated now or before
     return found | (dict(graphs=_graphs(policy, drawn, load, known, found['decoding'])) if load.keep_graphs else {})
+
+def _once(known, settings, phase, policy, *args):
+    "The peak of a phase, simulated where it is not known."
+    key = repr(settings), phase, *args
+    if key not in known: known[key] = _peak(phase, policy, *args)
+    return known[key]
 
 def _graphs(policy, drawn, load, known, decoding):
     "The peak with all graphs that sampling kept, while pictures are decoded or gradients go back: those of one and of two calls are simulated, and each further one takes as much as the second."
     rows = min(load.threads * load.rollout_batch, load.samples)
-    for calls in (1, 2):
-        if (key := (repr(drawn), _keep, rows, calls)) not in known: known[key] = _peak(_keep, policy, rows, calls)
-    one, two = (known[repr(drawn), _keep, rows, calls] for calls in (1, 2))
+    one, two = (_once(known, drawn, _keep, policy, rows, calls) for calls in (1, 2))
     return round(load.samples * load.train_steps / rows * (two - one) + max(decoding, 2 * one - two))
 
 def _cast_for_simulation(policy):

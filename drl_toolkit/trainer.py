@@ -593,14 +593,14 @@ def _losses(self, rows:dict) -> tuple: # parts, their shares of the rows, (part 
     return parts, [len(part['step']) / len(rows['step']) for part in parts], end
 Trainer._losses = _losses
 
-def _kept_graphs(self, rows:dict, trajectory:Trajectory) -> tuple: # parts, their shares, (part -> figures, tensor, its gradient)
+def _kept_graphs(self, rows:dict, trajectory:Trajectory) -> tuple: # parts, None (all say the same of the rows), (part -> figures, tensor, its gradient)
     "The graphs that sampling left, and where their gradient begins: the predictions. They serve once; who needs these rows again makes a forward."
     graphs, trajectory.graphs = trajectory.graphs, None
     prediction = rows.pop('prediction').requires_grad_()
     loss, stats = self.objective.loss(self, rows | dict(prediction=prediction))
     slopes = torch.zeros_like(trajectory.latents[1:], dtype=torch.float)
     slopes[rows['step'], rows['sample']], = torch.autograd.grad(self.scaler.scale(loss), prediction)
-    return graphs, [1 / len(graphs)] * len(graphs), lambda graph: (stats, graph.prediction, slopes[graph.step, graph.samples])
+    return graphs, None, lambda graph: (stats, graph.prediction, slopes[graph.step, graph.samples])
 Trainer._kept_graphs = _kept_graphs
 
 def _go_back(self, parts:list, end:Callable, threads:int) -> list: # each part's figures

@@ -138,7 +138,7 @@ def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
     return run
 
 CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, trl=trls, floor=bare)
-RATIOS = ('trl', 'ours'), ('trl', 'kept'), ('ours', 'floor'), ('kept', 'floor')
+RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'kept_graphs'), ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('kept_graphs', 'floor'))
 
 def peak(make, *args, device):
     "MB that the function which `make` makes needs at most, above the imports."
@@ -190,8 +190,7 @@ def measure(folder, case, device, repeats, names):
     seconds = row[next(n for n in ('drl_toolkit', 'kept_graphs') if n in row)]['epoch']
     for name in runs: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
     card = {} if device == 'cpu' else dict(share_of_peak=round(operations(folder, case, device) / seconds / card_peak(device), 3))
-    called = dict(ours='drl_toolkit', kept='kept_graphs', trl='trl', floor='floor')
-    found = {f'{a}_over_{b}': ratio(called[a], called[b]) for a, b in RATIOS if {called[a], called[b]} <= runs.keys()}
+    found = {name: ratio(*pair) for name, pair in RATIOS.items() if {*pair} <= runs.keys()}
     return asdict(case) | row | found | dict(images_per_second=round(case.samples / seconds, 3)) | card
 
 def main():
