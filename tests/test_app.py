@@ -9,6 +9,7 @@ import httpx, pytest
 
 from drl_toolkit import app
 from drl_toolkit.runs import Run
+from forms import long, some
 from panel import add_ballot, add_epoch, add_weights, long_run, make_run, quick, serving
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -60,7 +61,7 @@ def shots(tmp_path_factory): return Path(os.environ.get('DRL_SHOTS') or tmp_path
 
 # --- in a browser
 
-@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'light'), (390, 'dark')])
+@pytest.mark.parametrize('width, scheme', some([(1280, 'light'), (1280, 'dark'), (390, 'light'), (390, 'dark')], [(1280, 'light'), (390, 'dark')]))
 def test_every_page_opens(look, panel, shots, width, scheme):
     page = look(f'{panel}/?run=joint', width=width, scheme=scheme)
     page.wait_for_function("document.querySelector('#run input').value === 'joint'")
@@ -179,6 +180,7 @@ def test_a_live_run_is_followed(look, tmp_path):
             assert 'Step 3 of 4' in looker.inner_text('.told')
         finally: writer.communicate('\n' * 9, timeout=60)
 
+@long
 def test_a_thousand_epochs(look, panel, browser):
     "The first page below 2 s, the slider below 0.3 s, with room for a machine that does other things too."
     look(f'{panel}/?run=long')                                                                          # the browser's first start is not the panel's
@@ -281,6 +283,7 @@ def test_headers(panel):
     assert "default-src 'self'" in answer.headers['content-security-policy'] and 'HttpOnly' in answer.headers['set-cookie'] and answer.headers['x-content-type-options'] == 'nosniff'
     assert 'fonts.googleapis' not in answer.text and str(Path.home()) not in answer.text
 
+@long
 def test_thirty_viewers(panel):
     "They open the page, wait and look at another epoch, all at once."
     known = {d['targets'][0][1] if d['targets'] else '': d for d in functions(panel) if d['backend_fn']}

@@ -11,6 +11,7 @@ from drl_toolkit.rewards import reward
 from drl_toolkit.runs import Recorder, Run, named_state, resume
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.trainer import MOST_SKIPPED, Overlapped, TrainConfig, Trainer
+from forms import some
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -39,7 +40,9 @@ def state(t): return {n: p.detach().clone() for n, p in named_state(t).items()} 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
-@pytest.mark.parametrize('kind, train, how', [('ppo', 'lora', 'loss'), ('ppo', 'full', 'gradient'), ('matching', 'lora', 'gradient'), ('matching', 'full', 'loss'), ('draft', 'lora', 'gradient'), ('draft', 'full', 'loss')])
+BAD = [('ppo', 'lora', 'loss'), ('ppo', 'full', 'gradient'), ('matching', 'lora', 'gradient'), ('matching', 'full', 'loss'), ('draft', 'lora', 'gradient'), ('draft', 'full', 'loss')]
+
+@pytest.mark.parametrize('kind, train, how', some(BAD, BAD[1:4]))
 def test_a_bad_step_is_left_out_and_the_sample_is_named(kind, train, how, capsys):
     "In the second epoch one sample spoils its minibatch: the other step is made, the third epoch goes on."
     t, seen = trainer(train, **KINDS[kind]()), []
@@ -60,7 +63,7 @@ def test_a_bad_step_is_left_out_and_the_sample_is_named(kind, train, how, capsys
     assert f'epoch 1: a gradient is not finite' in told and f"task 'red', {prompts[3]!r}, seed " in told and f'({how})' in told
     assert 'more' not in told and told.count('seed') == rows[1]['skipped_steps']
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', some(KINDS, ['ppo']))
 def test_too_many_in_a_row_end_the_run(kind, tmp_path, capsys):
     t = trainer(epochs=9, updates=1, **KINDS[kind]())
     spoil(t, 'loss', lambda t: t.epoch > 1)

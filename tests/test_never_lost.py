@@ -1,7 +1,6 @@
 """Whatever ends a run, it goes on as if nothing had happened: every method resumes to the bit, and so does a run that was killed at any moment.
 
-The long forms, three hundred kills and a resume of every method:
-KILLS=300 python -m pytest tests/test_never_lost.py -k killed; RESUME=all python -m pytest tests/test_never_lost.py -k every_method"""
+Three hundred kills: KILLS=300 python -m pytest tests/test_never_lost.py -k killed"""
 import json, os, random, signal, subprocess, sys, time
 
 import pytest, torch
@@ -14,6 +13,7 @@ from drl_toolkit.prompts import Task
 from drl_toolkit.rewards import reward
 from drl_toolkit.runs import Recorder, Run, RunError, load_state, named_state, resume
 from drl_toolkit.tiny import tiny_sd
+from forms import some
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -37,16 +37,17 @@ def same(a, b, folder_a, folder_b):
     assert all(torch.equal(t, named_state(b)[n]) for n, t in named_state(a).items())
     assert without_clocks(Run.open(folder_a)) == without_clocks(Run.open(folder_b))
 
-SOME = ('awm', 'b2', 'branch_grpo', 'dpok', 'draft_lv', 'nft', 'ppo_prompt', 'raft', 'refl_data')   # one of each kind of loss, sampler and memory
+SOME = ('b2', 'branch_grpo', 'dpok', 'nft', 'ppo_prompt', 'refl_data')   # one of each kind of sampler and memory
 
-@pytest.mark.parametrize('method', sorted(recipes.METHODS) if os.environ.get('RESUME') == 'all' else SOME)
+@pytest.mark.parametrize('method', some(sorted(recipes.METHODS), SOME))
 def test_every_method_resumes_to_the_bit(method, tmp_path):
-    "Of some methods; RESUME=all takes all of them."
     whole = fit(tmp_path / 'whole', 3, method=method)
     fit(tmp_path / 'parts', 1, method=method)
     same(whole, fit(tmp_path / 'parts', 3, method=method), tmp_path / 'whole', tmp_path / 'parts')
 
-@pytest.mark.parametrize('fields', (dict(average=.9, data='base', data_weight=.1), dict(kl_weight=.01, kl_target=1.), dict(train='lora', base_decay=.1), dict(updates=1, keep_graphs=True)), ids=str)
+REGULARISED = (dict(average=.9, data='base', data_weight=.1), dict(kl_weight=.01, kl_target=1.), dict(train='lora', base_decay=.1), dict(updates=1, keep_graphs=True))
+
+@pytest.mark.parametrize('fields', some(REGULARISED, REGULARISED[:2]), ids=str)
 def test_so_do_the_regularisers(fields, tmp_path):
     whole = fit(tmp_path / 'whole', 3, **fields)
     fit(tmp_path / 'parts', 2, **fields)
@@ -100,7 +101,7 @@ def start(folder, *more):
     return subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli', 'train', 'compressibility', '--out', str(folder), '--epochs', '500', '--frames', '0', '--num-steps', '2', '--train-steps', '1', '--updates', '1', *more],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
 
-@pytest.mark.parametrize('number', (signal.SIGTERM, signal.SIGINT))
+@pytest.mark.parametrize('number', some((signal.SIGTERM, signal.SIGINT), [signal.SIGTERM]))
 def test_a_signal_saves_and_leaves(number, tmp_path, capsys):
     process = start(tmp_path / 'r')
     end = time.time() + 240
@@ -156,7 +157,7 @@ def child_with(folder, limit):
         except BaseException: os._exit(5)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-@pytest.mark.parametrize('limit', [0, 500, 20_000])
+@pytest.mark.parametrize('limit', some((0, 500, 20_000), [500]))
 def test_a_disk_that_is_really_full(limit, tmp_path):
     "At the first byte, in the metrics, in the weights: the kernel refuses. One line, the folder is as readable as before, and the run ends as if nothing had been."
     torch.set_num_threads(1)

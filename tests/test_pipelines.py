@@ -10,6 +10,7 @@ from drl_toolkit.policy import Policy, PolicyConfig
 from drl_toolkit.prompts import Task
 from drl_toolkit.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.trainer import TrainConfig, Trainer
+from forms import some
 
 BUILDERS = dict(sd=tiny_sd, sdxl=tiny_sdxl, sd3=tiny_sd3, flux=tiny_flux, pixart=tiny_pixart)
 PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
@@ -53,8 +54,7 @@ def test_negative_prompts_and_rescaled_guidance(name):
     theirs = their_pictures(policy, generators(policy), guidance_scale=3., negative_prompt=['a dog'] * 3 if name != 'pixart' else 'a dog', **options)
     assert torch.allclose(rollout(policy, PROMPTS, seed=3).images, theirs, atol=2e-4)
 
-@every
-@pytest.mark.parametrize('guidance', [1., 3.])
+@pytest.mark.parametrize('name, guidance', some([(n, g) for n in BUILDERS for g in (1., 3.)], [('sd', 1.), ('sdxl', 3.), ('sd3', 3.), ('flux', 3.), ('pixart', 3.)]))
 def test_ratio_is_one_and_batches_do_not_matter(name, guidance):
     policy = policy_of(name, guidance_scale=guidance, num_steps=3)
     prompts = PROMPTS * 6
@@ -70,8 +70,7 @@ def test_ratio_is_one_and_batches_do_not_matter(name, guidance):
 
 def moved_task(): return Task('bright', PROMPTS, lambda images, prompts: images.mean((1, 2, 3)), samples=6)
 
-@every
-@pytest.mark.parametrize('train', ['lora', 'full'])
+@pytest.mark.parametrize('name, train', some([(n, t) for n in BUILDERS for t in ('lora', 'full')], [('sd', 'lora'), ('sdxl', 'full'), ('sd3', 'lora'), ('flux', 'full'), ('pixart', 'lora'), ('pixart', 'full')]))
 def test_one_step_of_training_moves_what_it_should_and_comes_back(name, train, tmp_path):
     if (name, train) == ('pixart', 'lora'):
         with pytest.raises(ValueError, match="train is 'lora', but diffusers cannot load one into PixArtSigmaPipeline; it should be 'full'"): policy_of(name, train='lora')
@@ -96,8 +95,7 @@ def test_one_step_of_training_moves_what_it_should_and_comes_back(name, train, t
     plain.set_progress_bar_config(disable=True)
     assert torch.allclose(rollout(Policy(plain, num_steps=3, train=train), PROMPTS, seed=1).images, now, atol=1e-5)
 
-@pytest.mark.parametrize('name', ['sd', 'sdxl', 'sd3', 'flux'])
-@pytest.mark.parametrize('train', ['lora', 'full'])
+@pytest.mark.parametrize('name, train', some([(n, t) for n in ('sd', 'sdxl', 'sd3', 'flux') for t in ('lora', 'full')], [('sd', 'full'), ('sdxl', 'lora'), ('sd3', 'full'), ('flux', 'lora')]))
 def test_text_encoders_learn_if_asked(name, train, tmp_path):
     BUILDERS[name]().save_pretrained(tmp_path / 'base')
     policy = Policy.from_pretrained(tmp_path / 'base', num_steps=2, train=train, train_text_encoder=True, guidance_scale=2.)

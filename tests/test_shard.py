@@ -1,7 +1,6 @@
 """Sharded weights in 2 and 3 real processes (gloo): the weights of an unsharded run, from a share of its memory.
 
-As in `test_processes.py`, this file is also what is run: `python tests/test_shard.py FOLDER`.
-The long form, with matching and guidance: SHARD=all python -m pytest tests/test_shard.py"""
+As in `test_processes.py`, this file is also what is run: `python tests/test_shard.py FOLDER`."""
 import json, os, subprocess, sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from drl_toolkit.recipes import RunConfig
 from drl_toolkit.runs import Recorder, Run, named_state, resume
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.trainer import TrainConfig, Trainer
+from forms import LONG, long
 from test_processes import PROMPTS, TOLERANCE, all_crews, apart, crew, moved, only, pictures, read, red, redness, told, warmth
 
 def trainer(tasks=None, callbacks=(), options=None, **more):
@@ -32,7 +32,7 @@ CASES = {
     'ppo': lambda: trainer(**ALL),
     'joint': lambda: trainer([red(), Task('warm', PROMPTS, [warmth, redness], group_size=3, samples=6)], strategy=PCGrad()),     # two groups: the third process has none
 }
-if 'SHARD' in os.environ: CASES |= {
+if LONG: CASES |= {
     'matching': lambda: trainer(likelihood='matching', kl_weight=.1, data_weight=.5, data_mode='joined', data_batch=3, micro_batch=2),
     'guided': lambda: trainer(options=dict(guidance_scale=3., train_unconditional=False, checkpointing=True)),
 }
@@ -177,6 +177,7 @@ def test_what_fails_in_one_ends_all(found):
     end = read(found, 2, 0, 'killed')
     assert end['error'].startswith('ProcessError: process 0 of 2 cannot reach another one') and end['seconds'] < 60
 
+@long
 def test_the_command_shards_under_a_launcher_and_goes_on_without(tmp_path):
     tiny_sd().save_pretrained(tmp_path / 'tiny')
     argv = ['train', 'compressibility', '--model', str(tmp_path / 'tiny'), '--num-steps', '2', '--train-steps', '1', '--updates', '1', '--out', str(tmp_path / 'run'), '--train', 'full', '--keep-best', 'reward']
