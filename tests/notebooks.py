@@ -37,6 +37,7 @@ def main(wanted):
     notebooks = sorted(p.relative_to(ROOT) for p in (ROOT / 'nbs').rglob('*.ipynb') if not p.name.startswith(('.', '_')) and '.ipynb_checkpoints' not in p.parts)
     notebooks = [p for p in notebooks if not wanted or any(w in str(p) for w in wanted)]
     if not notebooks: sys.exit(f'no notebook matches {wanted}')
+    notebooks.reverse()                                                       # among the last are long ones: nobody should wait for one of them alone
     failures, began = [], time.time()
     with ThreadPoolExecutor(2) as pool:
         for i, (notebook, seconds, failure) in enumerate(pool.map(run, notebooks), 1):

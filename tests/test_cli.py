@@ -9,6 +9,7 @@ from drl_toolkit import cli
 from drl_toolkit.cli import main
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
+from forms import long
 
 SHORT = ['--train', 'lora', '--num-steps', '3', '--train_steps', '2']
 
@@ -126,6 +127,7 @@ def test_doctor(capsys):
     told = capsys.readouterr().out
     assert 'torch' in told and 'shipped emoji-sd: found' in told and 'it fits' in told and '--micro-batch 32 by' in told
 
+@long
 def test_doctor_of_another_model_needs_no_weights(tmp_path, capsys):
     from drl_toolkit.tiny import tiny_sdxl
     tiny_sdxl().save_pretrained(tmp_path / 'xl')

@@ -42,7 +42,7 @@ CASES = [(tiny_sd, dict(train='full'), dict(samples=32, kl=True, average=True)),
          (medium_sd, dict(train='full'), dict(samples=8, micro_batch=16)), (medium_sd, dict(train='full'), dict(samples=8, micro_batch=8, measured=True)),
          (tiny_sd, dict(train='full', guidance_scale=3.), dict(samples=32, keep_graphs=True))]
 
-@pytest.mark.parametrize('build, told, load', some(CASES, CASES[:7] + CASES[9:]), ids=lambda v: v.__name__ if callable(v) else v.get('train', '') if isinstance(v, dict) else '')
+@pytest.mark.parametrize('build, told, load', some(CASES, [c for c in CASES if c[0] is not medium_sd]), ids=lambda v: v.__name__ if callable(v) else v.get('train', '') if isinstance(v, dict) else '')
 def test_the_estimate_is_within_a_fifth(build, told, load, tmp_path):
     build().save_pretrained(tmp_path)
     config, load = PolicyConfig(num_steps=3, **told), Load(**dict(micro_batch=32, train_steps=2) | load)

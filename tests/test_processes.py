@@ -1,7 +1,7 @@
 """One run in 1, 2 and 3 real processes (gloo): the same weights, the same figures, and nobody waits for the dead.
 
 This file is also what is run in them: `python tests/test_processes.py FOLDER` imports everything once, forks all crews one after the other, and leaves what they found in FOLDER."""
-import hashlib, json, os, socket, subprocess, sys, time
+import fcntl, hashlib, json, os, socket, subprocess, sys, time
 from functools import cache
 from pathlib import Path
 
@@ -170,14 +170,21 @@ def main(folder):
 
 if __name__ == '__main__': main(Path(sys.argv[1])); sys.exit()
 
-def all_crews(file, folder, timeout):
-    "Run a test file's `main` in a process of its own, which forks its crews; the folder, with what they left."
-    done = subprocess.run([sys.executable, file, folder], capture_output=True, text=True, timeout=timeout, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'))
-    assert done.returncode == 0, done.stderr[-3000:]
+def all_crews(file, factory, timeout):
+    "Run a test file's `main` in a process of its own, which forks its crews; the folder, with what they left. Of several pytest workers the first one does it, the others wait."
+    top = factory.getbasetemp()
+    folder = (top.parent if 'PYTEST_XDIST_WORKER' in os.environ else top) / Path(file).stem
+    folder.mkdir(exist_ok=True)
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / 'done').exists():
+            done = subprocess.run([sys.executable, file, folder], capture_output=True, text=True, timeout=timeout, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'))
+            assert done.returncode == 0, done.stderr[-3000:]
+            (folder / 'done').touch()
     return folder
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory): return all_crews(__file__, tmp_path_factory.mktemp('crews'), timeout=900)
+def found(tmp_path_factory): return all_crews(__file__, tmp_path_factory, timeout=900)
 
 def read(folder, count, rank, name): return json.loads((folder / f'{count} {rank}' / name / 'told.json').read_text())
 
