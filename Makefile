@@ -45,7 +45,7 @@ test-python: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests
 
 test-notebooks: .venv/.installed-dev
-	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 9 minutes.'
+	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 7 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 
 readme: .venv/.installed-dev

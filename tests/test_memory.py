@@ -10,7 +10,7 @@ from drl_toolkit.policy import Policy, PolicyConfig
 from drl_toolkit.prompts import Task
 from drl_toolkit.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.trainer import TrainConfig, Trainer
-from forms import some
+from forms import long, some
 
 def medium_sd():
     "A Stable Diffusion with a UNet of 12 million weights and latents of 32 × 32."
@@ -56,6 +56,7 @@ def test_it_costs_no_memory_and_no_weights(tmp_path):
     assert all(p.is_meta for p in pipeline.unet.parameters())
     assert estimate(tmp_path, PolicyConfig(train='full'), Load(samples=8, micro_batch=16))['peak'] > 1e9
 
+@long
 def test_advice_is_true():
     "Each option is estimated to save what it is said to save, and the ones that matter are there."
     now, saved = advise('demo', PolicyConfig(train='full'), Load(samples=192, kl=True))

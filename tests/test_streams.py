@@ -13,6 +13,7 @@ from drl_toolkit.rewards import jpeg_compressibility, reward
 from drl_toolkit.runs import Recorder, Run, resume, training_notes
 from drl_toolkit.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, Rows, is_held_out, normalised, prompt_files
 from drl_toolkit.trainer import TrainConfig, Trainer
+from forms import long
 
 ENV = os.environ | dict(PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OMP_NUM_THREADS='1')
 
@@ -245,6 +246,7 @@ with open(log, 'a') as out:
         out.write(json.dumps(dict(prompts=stream.take(64), position=stream.state_dict())) + chr(10)); out.flush()
 """
 
+@long
 def test_a_killed_process_goes_on_at_the_next_prompt(tmp_path):
     file, log = parquet(tmp_path / 'p.parquet', numbered(50_000)), tmp_path / 'log.jsonl'
     start = lambda batches: subprocess.Popen([sys.executable, '-c', WORKER, str(file), str(log), str(batches)], env=ENV)

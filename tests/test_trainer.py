@@ -190,7 +190,7 @@ def test_a_ratio_that_is_not_one_is_explained(capsys):
     row = t.fit()[0]['tasks']['red']
     assert row['ratio_error'] > 1e-4 and 'because of dropout' in row['ratio_cause'] and row['ratio_cause'] in capsys.readouterr().out
 
-@pytest.mark.parametrize('precision, train', some([(p, t) for p in ('bf16', 'fp16') for t in ('lora', 'full')], [('bf16', 'lora'), ('fp16', 'full')]))
+@pytest.mark.parametrize('precision, train', some([(p, t) for p in ('bf16', 'fp16') for t in ('lora', 'full')], [('bf16', 'lora')]))
 def test_half_precision_learns_what_fp32_learns(precision, train):
     "Exact ratios in every epoch, and weights that go the same way."
     def moved(kind):
