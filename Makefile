@@ -41,7 +41,7 @@ test-long: export LONG = 1
 test-long: test
 
 test-python: .venv/.installed-dev
-	@echo '== Tests (1 of 2): pytest, two processes; about 13 minutes.'
+	@echo '== Tests (1 of 2): pytest, two processes; about $(if $(LONG),22,13) minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests
 
 test-notebooks: .venv/.installed-dev
