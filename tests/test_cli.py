@@ -56,10 +56,7 @@ def test_sample(run, tmp_path):
     for r in rows: assert (tmp_path / 'two' / r['file']).read_bytes() == (tmp_path / 'three' / r['file']).read_bytes()   # more pictures change none
     assert Image.open(tmp_path / 'two/0000_00.png').size == (64, 64)
 
-def test_eval(run, tiny, tmp_path, monkeypatch, capsys):
-    from drl_toolkit import evaluate
-    few = [evaluate.Probe(p.name, p.prompts[:16]) for p in evaluate.emoji_probes(.1)]
-    monkeypatch.setattr(evaluate, 'emoji_probes', lambda size: few)
+def test_eval(run, tiny, tmp_path, few_probes, capsys):
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
     told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())
     assert summary.keys() == {'parity', 'composition', 'preference', 'guard', 'seconds'} and summary['seconds']['train'] > 0

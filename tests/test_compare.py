@@ -57,8 +57,8 @@ def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     assert all(C.is_whole(C.run_folder(tmp_path, m, 0)) for m in ('ppo', 'draft'))
     before = (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes()
     assert C.train_all('clip', ['ppo'], 1, tmp_path, options) == [] and (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes() == before
-    (method, seed, told), = C.train_all('compressibility', ['draft'], 1, tmp_path / 'other', ['--lrr', '1'])
-    assert (method, seed) == ('draft', 0) and 'did you mean --lr' in told
+    (method, seed, told), = C.train_all('compressibility', ['draft'], 1, tmp_path / 'other', options)
+    assert (method, seed) == ('draft', 0) and 'has no gradient' in told
     table = C.verdicts(tmp_path, ['ppo', 'draft'], 1, load_recipe('clip')[0][0])
     assert set(table.index) == {'ppo', 'draft'} and json.loads((tmp_path / 'ppo-0' / 'judged.json').read_text())['reward'] == pytest.approx(table.loc['ppo', 'reward'])
     assert parse(['compare', 'clip', '--methods', 'ppo', '--out', 'x', '--', '--epochs', '3']).options == ['--epochs', '3']

@@ -43,7 +43,7 @@ def test_branches_go_with_every_policy_gradient(name):
 
 CREDITS = [('ppo', 'batch'), ('nft', 'per_prompt'), ('ppo', 'group'), ('nft', 'leave_one_out'), ('ppo', 'moving_average'), ('nft', 'rank')]
 
-@pytest.mark.parametrize('name, credit', some(CREDITS, CREDITS[1:5:3]))
+@pytest.mark.parametrize('name, credit', some(CREDITS, [('nft', 'per_prompt'), ('ppo', 'moving_average')]))
 def test_normalisations_are_one_word(name, credit):
     rows = [row['tasks']['warm'] for row in trainer(name, epochs=2, credit=credit).fit()]
     assert all(row['grad_norm'] > 0 and 1 < row['effective_group'] <= 4 for row in rows)

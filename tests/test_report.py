@@ -65,9 +65,7 @@ def test_figures_can_be_drawn_of_little():
     for figure in (R.over_optimisation(one), R.forest(pd.DataFrame([dict(reward='x', trained=True, prompts='training', effect=0., effect_low=0., effect_high=0., win_rate=.5)]))):
         figure.savefig(io.BytesIO(), format='png')
 
-def test_eval_of_a_run_that_watched(tmp_path, capsys, monkeypatch):
-    few = [E.Probe(p.name, p.prompts[:16]) for p in E.emoji_probes(.1)]
-    monkeypatch.setattr(E, 'emoji_probes', lambda size: few)
+def test_eval_of_a_run_that_watched(tmp_path, capsys, few_probes):
     assert main(['train', 'crispness', '--out', str(tmp_path / 'run'), '--epochs', '2', '--watch', 'clip_score', '--watch-every', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']) == 0
     assert main(['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'e'), '--size', '.05', '--rewards', 'drl_toolkit.lab:crispness']) == 0
     out, rewards = capsys.readouterr().out, pd.read_csv(tmp_path / 'e/rewards.csv')
