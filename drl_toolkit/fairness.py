@@ -35,18 +35,18 @@ class ToneReader:
         if missing := set(TONES) - set(labels): raise ValueError(f'tone reader {source!r}: labels {labels} lack {sorted(missing)}')
         self.order = [labels.index(t) for t in TONES] + [i for i, l in enumerate(labels) if l not in TONES]
 
-    @torch.no_grad()
     def probabilities(self,
         images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
         batch_size:int=128
     ) -> torch.Tensor:        # (B, 6): the five tones, then unreadable
-        "How sure the reader is of each answer."
+        "How sure the reader is of each answer; with a graph where the images have one."
         size = (world.IMAGE_SIZE,) * 2
         if images.shape[-2:] != size: images = F.interpolate(images, size, mode='bilinear', antialias=True)
         parts = [self.model((x - self.mean) / self.std).logits.softmax(1)[:, self.order] for x in images.split(batch_size)]
         p = torch.cat(parts)
         return torch.cat([p[:, :5], p[:, 5:].sum(1, keepdim=True)], 1)
 
+    @torch.no_grad()
     def __call__(self, images:torch.Tensor) -> torch.Tensor: # (B,) long: index into `TONES`; -1 where unreadable
         "The tone of each portrait."
         best = self.probabilities(images).argmax(1)
