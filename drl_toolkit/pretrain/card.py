@@ -123,7 +123,8 @@ or factory, and no weight is pickled.
 | `sprites.png` | the emoji, drawn once | `drl_toolkit.world` |
 
 They are made for learning and for tests. They know 24 objects and 16 occupations in 64 pixels, and nothing about people. The base model is
-biased, forgets objects and blurs **on purpose**: what it was given is in `drl_toolkit.world`, as tables.
+biased, forgets objects and blurs **on purpose**: what it was given is in `drl_toolkit.world`, as tables. The words of ten occupations were taught again, until
+it drew skin tones about as often as its table says (`words.json`; `words_untaught.safetensors` undoes it).
 
 ## Measured
 
