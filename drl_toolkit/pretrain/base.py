@@ -180,6 +180,7 @@ def export_pipeline(vae, model, tokenizer, scale, folder=None) -> StableDiffusio
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     folder = Path(folder or world.assets_dir() / 'emoji-sd')
     pipeline.to('cpu', torch.float16).save_pretrained(folder)      # half precision on disk: half the size in git
+    for file in ('words.json', 'words_untaught.safetensors'): (folder / file).unlink(missing_ok=True)         # of words that were taught to other weights; 05a_words
     for name in ('codec', 'decoder', 'unet'):
         curve = WORK / name / 'curve.json'
         if curve.exists(): (folder / f'curve_{name}.json').write_text(curve.read_text())

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from .. import prompts as P, world
+from .. import world
 from ..backprop import noise_of_steps, walk_with_graph
 from ..fairness import shipped_reader, tone_shares
 from ..mdp import rollout
@@ -185,7 +185,7 @@ def calibrate(
 ) -> dict:              # the record
     "Teach the words of the occupations whose tones are farthest from the table; goes on where it was."
     folder.mkdir(parents=True, exist_ok=True)
-    file, pipeline = folder / 'record.json', world.load_demo()
+    file, pipeline = folder / 'record.json', untaught()
     keep = lambda rows, r: write_atomic(folder / f'rows_{r}.safetensors', lambda part: save_file({'rows': rows.detach().clone()}, part))
     note = lambda record: write_atomic(file, lambda part: part.write_text(json.dumps(record)))
     if not file.exists():
@@ -225,9 +225,11 @@ def export(record:dict, folder:Path=WORK / 'words', assets:Path=None) -> dict: #
     return chosen
 
 def untaught(folder:Path=None): # a `StableDiffusionPipeline`
-    "The shipped model with the words that pretraining left it."
+    "The shipped model with the words that pretraining left it, whether they were taught since or not."
     folder = Path(folder or world.assets_dir() / 'emoji-sd')
-    pipeline, words = world.load_demo(folder), load_file(folder / WORDS)
+    pipeline = world.load_demo(folder)
+    if not (folder / WORDS).exists(): return pipeline
+    words = load_file(folder / WORDS)
     with torch.no_grad(): word_rows(pipeline)[words['tokens']] = words['rows'].float()
     return pipeline
 
