@@ -1,18 +1,18 @@
 """One epoch of DDPO by drl_toolkit, by TRL 0.23.1 and by the bare network: same pipeline, samples, steps, guidance; interleaved.
 
     pip install --no-deps trl==0.23.1        # the last version that has DDPO; into an environment that has drl_toolkit
-    OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2] [--repeats 5] [--precision fp32|bf16]
+    OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 5] [--precision fp32|bf16]
 
 Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `kept_graphs` is an epoch here with
 `keep_graphs`, where there is one optimiser step. `floor` is the forwards and
 backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
 in which the three take turns, so that a noisy machine is noisy for all; what to read is the ratios. Memory is the peak of an epoch in a
 process of its own, above what the imports take. On a CPU the epoch here and the floor reuse freed memory (`policy.keep_freed_memory`); for TRL's turns
-the allocator is put back to the widest limits that it sets itself by default. On a GPU the share of its peak is the floor's operations, counted by torch, over the time
-of our epoch, against what a large matrix product reaches on the same card."""
+the allocator is put back to the widest limits that it sets itself by default. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
+our epoch, against what a large matrix product reaches on the same device in the same run: in bf16 on a GPU, in fp32 on a CPU. TRL's DDPO has no Stable Diffusion XL."""
 import argparse, contextlib, json, statistics, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.trainer import TrainConfig, Trainer
 from drl_toolkit.world import load_demo
+from shapes import UNETS, random_pipeline
 
 @dataclass(frozen=True)
 class Case:
@@ -44,24 +45,15 @@ class Case:
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
+@contextlib.contextmanager
 def models(name):
-    "A pipeline in a folder, since that is what TRL takes."
-    folder = Path(tempfile.mkdtemp()) / name
-    pipeline = dict(emoji=load_demo, tiny=tiny_sd).get(name, lambda: random_sd(name))()
+    "A pipeline in a folder, since that is what TRL takes; gone afterwards."
+    pipeline = random_pipeline(name) if name in UNETS else dict(emoji=load_demo, tiny=tiny_sd)[name]()
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=False)   # at zero terminal SNR TRL's step divides zero by zero
-    pipeline.save_pretrained(folder)
-    return folder
-
-def random_sd(name):
-    "Random weights in the shape of Stable Diffusion 1.5 or 2."
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    width, heads = dict(sd15=(768, 8), sd2=(1024, (5, 10, 20, 20)))[name]
-    pipeline = load_demo()
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=pipeline.text_encoder.config.hidden_size, attention_head_dim=heads, use_linear_projection=name == 'sd2')
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-                        down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4)
-    pipeline.register_modules(unet=unet, vae=vae)
-    return pipeline
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.save_pretrained(folder)
+        del pipeline
+        yield folder
 
 def ours(folder, case, device, **more):
     "A function that trains an epoch and returns (seconds of sampling and scoring, of training)."
@@ -112,18 +104,22 @@ def default_memory():
     try: yield
     finally: keep_freed_memory()
 
-def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
-    "The network alone: forwards for sampling, forwards and backwards for training, at the fastest of some batch sizes."
-    policy = Policy.from_pretrained(folder, train=case.train, num_steps=case.steps, device=device, lora_rank=4, precision=case.precision, image_size=case.pixels)
-    unet, rows = policy.pipeline.unet, case.samples * case.steps * (2 if case.guidance > 1 else 1)
-    told = policy.encode(['an apple']).tensors['prompt_embeds']
-    def batch(n, backward):
-        x = torch.randn(n, *policy.latent_shape, device=device)
-        half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=case.precision == 'bf16')
+def network(folder, case, device):
+    "A function that takes the network, and nothing else, once forward with `n` rows, and backward if asked; and the rows of an epoch."
+    policy = Policy.from_pretrained(folder, train=case.train, num_steps=case.steps, guidance_scale=case.guidance, device=device, lora_rank=4, precision=case.precision, image_size=case.pixels)
+    told = {name: t.to(device) for name, t in policy.encode(['an apple']).tensors.items()}
+    def batch(n, backward, device=device):
+        x, t = torch.randn(n, *policy.latent_shape, device=device), torch.full((n,), 500, device=device)
+        half = torch.autocast(torch.device(device).type, torch.bfloat16) if case.precision == 'bf16' else contextlib.nullcontext()
         with half, contextlib.nullcontext() if backward else torch.inference_mode():
-            out = unet(x, torch.full((n,), 500, device=device), told.expand(n, -1, -1)).sample
+            out = policy.adapter.denoise(x, t, {name: e.to(device).expand(n, *e.shape[1:]) for name, e in told.items()}, case.guidance)
             if backward: out.square().mean().backward()
         synchronise(device)
+    return policy, batch, case.samples * case.steps * (2 if case.guidance > 1 else 1)
+
+def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
+    "The network alone: forwards for sampling, forwards and backwards for training, at the fastest of some batch sizes."
+    _, batch, rows = network(folder, case, device)
     def rate(n, backward):
         batch(n, backward); began = time.perf_counter(); batch(n, backward)
         return (time.perf_counter() - began) / n
@@ -158,19 +154,22 @@ def high_water(device):
     highest = lambda: next(int(line.split()[1]) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')) * 1024
     yield lambda: round((torch.cuda.max_memory_allocated() if device != 'cpu' else highest() - before) / 1e6)
 
-def operations(folder, case, device):
-    "Floating-point operations of the network in an epoch."
-    run, counter = bare(folder, case, device, sizes=(1,)), FlopCounterMode(display=False)
-    with counter: run()
-    return counter.get_total_flops()
+def operations(folder, case):
+    "Floating-point operations of the network in an epoch, counted without computing: a row forward, and a row forward and backward, times the rows."
+    policy, batch, rows = network(folder, replace(case, precision='fp32'), 'cpu')
+    policy.network.to('meta')
+    with FlopCounterMode(display=False) as counter:
+        for backward in (False, True): batch(1, backward, 'meta')
+    return rows * counter.get_total_flops()
 
-def card_peak(device, n=8192):
-    "Operations a second that this card reaches in a large bf16 matrix product."
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+def peak_rate(device):
+    "Operations a second that this device reaches in a large matrix product: in bf16, on a CPU in fp32."
+    n, dtype = (2048, torch.float32) if device == 'cpu' else (8192, torch.bfloat16)
+    a = torch.randn(n, n, device=device, dtype=dtype)
     for _ in range(3): a @ a
-    torch.cuda.synchronize(); began = time.perf_counter()
+    synchronise(device); began = time.perf_counter()
     for _ in range(20): a @ a
-    torch.cuda.synchronize()
+    synchronise(device)
     return 20 * 2 * n**3 / (time.perf_counter() - began)
 
 def synchronise(device):
@@ -180,37 +179,61 @@ def measure(folder, case, device, repeats, names):
     "Medians of each part of each contestant, and the ratios."
     runs = {name: CONTESTANTS[name](folder, case, device) for name in names}
     for run in runs.values(): run()                                            # warm up
-    seen = {name: [] for name in runs}
+    seen, rates = {name: [] for name in runs}, []
     for _ in range(repeats):
         for name, run in runs.items(): seen[name].append(run())
-    median = lambda values: round(statistics.median(values), 4)
+        rates.append(peak_rate(device))
+    runs.clear()                                                               # their memory is wanted below
+    median = lambda values, digits=4: round(statistics.median(values), digits)
     row = {name: dict(sampling=median([s for s, _ in t]), training=median([u for _, u in t]), epoch=median([s + u for s, u in t])) for name, t in seen.items()}
     epochs = {name: [s + u for s, u in t] for name, t in seen.items()}
-    ratio = lambda a, b: median([x / y for x, y in zip(epochs[a], epochs[b])])
-    seconds = row[next(n for n in ('drl_toolkit', 'kept_graphs') if n in row)]['epoch']
-    for name in runs: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
-    card = {} if device == 'cpu' else dict(share_of_peak=round(operations(folder, case, device) / seconds / card_peak(device), 3))
-    found = {name: ratio(*pair) for name, pair in RATIOS.items() if {*pair} <= runs.keys()}
-    return asdict(case) | row | found | dict(images_per_second=round(case.samples / seconds, 3)) | card
+    for name in seen: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
+    found = {name: median([x / y for x, y in zip(epochs[a], epochs[b])]) for name, (a, b) in RATIOS.items() if {a, b} <= seen.keys()}
+    own, count = epochs[next(n for n in ('drl_toolkit', 'kept_graphs') if n in seen)], operations(folder, case)
+    return asdict(case) | row | found | dict(images_per_second=round(case.samples / median(own), 3), share_of_peak=median([count / s / r for s, r in zip(own, rates)], 3))
+
+def whole(word):
+    "A count from the command line."
+    if (number := int(word)) < 1: raise argparse.ArgumentTypeError(f'{word} is not a positive whole number')
+    return number
+
+def place(word):
+    "A file that can be written when the numbers are there."
+    if not Path(word).resolve().parent.is_dir(): raise argparse.ArgumentTypeError(f'{word}: its folder does not exist')
+    return Path(word)
+
+def arguments():
+    "What is to be measured."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', *UNETS)); parser.add_argument('--repeats', type=whole, default=5)
+    parser.add_argument('--samples', type=whole, default=16); parser.add_argument('--steps', type=whole, default=10); parser.add_argument('--pixels', type=int, default=0, help="side of a picture; 0 is the model's own")
+    parser.add_argument('--batches', type=whole, nargs='+', help="TRL's batch sizes, for sampling and for training; those of 1, 2, 8 and 16 that divide the samples when not given"); parser.add_argument('--train', nargs='+', default=('full', 'lora'), choices=('full', 'lora'))
+    parser.add_argument('--who', nargs='+', default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS), help='who takes part; one of the first two at least'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', type=place, required=True)
+    args = parser.parse_args()
+    args.batches = args.batches or [b for b in (1, 2, 8, 16) if not args.samples % b]
+    if not {'drl_toolkit', 'kept_graphs'} & {*args.who}: parser.error(f"who is {' '.join(args.who)}; drl_toolkit or kept_graphs must be among them")
+    if 'drl_toolkit' not in args.who and args.samples not in args.batches: parser.error(f'batches is {args.batches}; kept_graphs needs {args.samples}, all samples at once')
+    if wrong := [b for b in args.batches if args.samples % b]: parser.error(f'batches is {args.batches}; {args.samples} samples are no multiple of {wrong[0]}')
+    return args
+
+def compare(folder, args, device):
+    "Every case, written as it comes."
+    rows = []
+    for train in args.train:
+        for batch in sorted({*args.batches}):
+            case = Case(train, 5., batch, batch, args.samples, args.steps, args.pixels, args.precision)   # without guidance TRL 0.23.1 fails on current diffusers
+            names = [n for n in CONTESTANTS if n in args.who and (n != 'kept_graphs' or batch == args.samples)      # graphs serve one optimiser step
+                     and (n != 'trl' or args.model != 'sdxl')]
+            if not {'drl_toolkit', 'kept_graphs'} & {*names}: continue
+            rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, names))
+            print(json.dumps(rows[-1]), flush=True)
+            args.out.write_text(json.dumps(dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, rows=rows), indent=1))
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', 'sd15', 'sd2')); parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--samples', type=int, default=16); parser.add_argument('--steps', type=int, default=10); parser.add_argument('--pixels', type=int, default=0, help="side of a picture; 0 is the model's own")
-    parser.add_argument('--batches', type=int, nargs='+', default=(1, 2, 8, 16), help="TRL's batch sizes, for sampling and for training"); parser.add_argument('--train', nargs='+', default=('full', 'lora'), choices=('full', 'lora'))
-    parser.add_argument('--who', nargs='+', default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS), help='who takes part; one of the first two at least'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', required=True)
-    args = parser.parse_args()
-    if not {'drl_toolkit', 'kept_graphs'} & {*args.who}: parser.error(f"who is {' '.join(args.who)}; drl_toolkit or kept_graphs must be among them")
+    args = arguments()
     warnings.simplefilter('ignore')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     accelerate.PartialState(cpu=device == 'cpu')                               # TRL's own would fail on a CPU
-    folder, rows = models(args.model), []
-    for train in args.train:
-        for batch in sorted({b for b in args.batches if b <= args.samples}):
-            case = Case(train, 5., batch, batch, args.samples, args.steps, args.pixels, args.precision)   # without guidance TRL 0.23.1 fails on current diffusers
-            names = [n for n in CONTESTANTS if n in args.who and (n != 'kept_graphs' or batch == args.samples)]   # graphs serve one optimiser step
-            rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, names))
-            print(json.dumps(rows[-1]), flush=True)
-            Path(args.out).write_text(json.dumps(dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, rows=rows), indent=1))
+    with models(args.model) as folder: compare(folder, args, device)
 
 if __name__ == '__main__': main()

@@ -1,6 +1,6 @@
 """What each lever does to the time and the memory of one epoch, with all others as they are.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2] [--repeats 3] [--only 'no folding,compile']
+    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 3] [--only 'no folding,compile']
 
 An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by default: for these the entry
 shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. Epochs take turns, so that a
@@ -14,7 +14,8 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from against_trl import models, peak, redness, synchronise
+from against_trl import models, peak, place, redness, synchronise, whole
+from shapes import UNETS
 
 from drl_toolkit.branches import Branches
 from drl_toolkit.policy import Policy
@@ -98,14 +99,8 @@ def make(name, folder, args, device):
             return sampled - began, time.perf_counter() - sampled
     return run
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', 'sd15', 'sd2')); parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--samples', type=int, default=32); parser.add_argument('--steps', type=int, default=10); parser.add_argument('--pixels', type=int, default=0)
-    parser.add_argument('--only', default=''); parser.add_argument('--out', required=True)
-    args = parser.parse_args()
-    warnings.simplefilter('ignore')
-    device, folder = 'cuda' if torch.cuda.is_available() else 'cpu', models(args.model)
+def compare(folder, args, device):
+    "Every lever against what it changes."
     names = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS)
     names += [LEVERS[n].against for n in names if LEVERS[n].against not in names]
     runs, seen = {n: make(n, folder, args, device) for n in names}, {n: [] for n in names}
@@ -120,6 +115,18 @@ def main():
         ratios = [median([b[i] / a[i] for a, b in zip(seen[against], seen[name])]) for i in (0, 1)] + [median([sum(b) / sum(a) for a, b in zip(seen[against], seen[name])])]
         rows.append(dict(lever=name, words=lever.words, against=against) | dict(zip(('sampling', 'training', 'epoch'), ratios)) | dict(seconds=median([sum(t) for t in seen[name]]), memory_mb=peak(make, name, folder, args, device=device)))
         print(json.dumps(rows[-1]), flush=True)
-    Path(args.out).write_text(json.dumps(dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps, rows=rows), indent=1) + '\n')
+    args.out.write_text(json.dumps(dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps, rows=rows), indent=1) + '\n')
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', *UNETS)); parser.add_argument('--repeats', type=whole, default=3)
+    parser.add_argument('--samples', type=whole, default=32); parser.add_argument('--steps', type=whole, default=10); parser.add_argument('--pixels', type=int, default=0)
+    parser.add_argument('--only', default='', help='levers with commas between'); parser.add_argument('--out', type=place, required=True)
+    args = parser.parse_args()
+    if wrong := [n for n in args.only.split(',') if n and n not in LEVERS]: parser.error(f'only names {wrong[0]!r}; one of these is right: {", ".join(LEVERS)}')
+    if args.samples % 8: parser.error(f'samples is {args.samples}; a multiple of 8 is right, for two updates of whole groups of four')
+    warnings.simplefilter('ignore')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    with models(args.model) as folder: compare(folder, args, device)
 
 if __name__ == '__main__': main()
