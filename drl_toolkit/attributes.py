@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from .fairness import leave_one_out, unreadable_last
-from .rewards import Card, Reward, Seen, image_features, processed, text_features
+from .rewards import Card, Reward, Seen, image_features, processed, text_features, together
 from .world import no_bars
 
 # %% ../nbs/05a_attributes.ipynb #782c1630
@@ -114,19 +114,19 @@ class ImageClassifier:
         model:str,        # folder or hub id
         labels:tuple=None,# those that count, in order; all by default
         surest:float=0.,  # an answer with a smaller probability is unreadable
-        device:str='cpu',
+        device:str=None,  # where it computes; where the pictures are when None
     ):
         with no_bars():
-            self.model = AutoModelForImageClassification.from_pretrained(str(model), dtype=torch.float32).to(device).eval().requires_grad_(False)
+            self.model = AutoModelForImageClassification.from_pretrained(str(model), dtype=torch.float32).eval().requires_grad_(False)
             self.processor = AutoImageProcessor.from_pretrained(str(model))
         all_labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        self.names, self.surest = tuple(labels or all_labels), surest
+        self.names, self.surest, self.device = tuple(labels or all_labels), surest, device
         if unknown := [n for n in self.names if n not in all_labels]: raise ValueError(f'classifier {str(model)!r}: no label {unknown[0]!r}; its labels are {all_labels}')
         self.columns = [all_labels.index(n) for n in self.names]
 
     def probabilities(self, images:torch.Tensor) -> torch.Tensor: # (B, classes); what they lack to 1 is unreadable
         "How sure it is of each class that counts, with the pictures' graph."
-        return self.model(**processed(self.processor, images)).logits.softmax(1)[:, self.columns]
+        return self.model(**processed(self.processor, together(self.model, images, self.device))).logits.softmax(1)[:, self.columns].to(images.device)
 
     def __call__(self, images:torch.Tensor) -> torch.Tensor: # (B,) long
         "The class of each picture."

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from . import world
-from .rewards import Card, Reward, Seen, processed
+from .rewards import Card, Reward, Seen, processed, together
 
 # %% ../nbs/06_composition.ipynb #f3dde115
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Detector:
     "A transformers object detector on tensors."
     def __init__(self,
         model:str=None,   # folder or hub id; the shipped detector when None
-        device:str='cpu',
+        device:str=None,  # where it computes; where the pictures are when None
     ):
-        source = str(model or world.assets_dir() / 'detector')
+        source, self.device = str(model or world.assets_dir() / 'detector'), device
         with world.no_bars():
-            self.model = AutoModelForObjectDetection.from_pretrained(source, dtype=torch.float32).to(device).eval().requires_grad_(False)
+            self.model = AutoModelForObjectDetection.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
             self.processor = AutoImageProcessor.from_pretrained(source)
         self.names = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
@@ -84,7 +84,7 @@ class Detector:
     ) -> Detections:
         "Everything that was found, sorted by confidence; with a gradient where the pictures have one."
         parts = [self._some(x) for x in images.split(batch_size)]
-        scores, labels, boxes = (torch.cat(p) for p in zip(*parts))
+        scores, labels, boxes = (torch.cat(p).to(images.device) for p in zip(*parts))
         return Detections(scores, labels, boxes, self.names)
 
     def find(self,
@@ -97,7 +97,7 @@ class Detector:
         return self(images)
 
     def _some(self, images):
-        out = self.model(**self.pixels(images))
+        out = self.model(**self.pixels(together(self.model, images, self.device)))
         nothing = out.logits.shape[-1] == len(self.names) + 1                 # DETR's last class; the others have a focal loss and none
         return sorted_boxes(out.logits.softmax(-1)[..., :-1] if nothing else out.logits.sigmoid(), out.pred_boxes)
 

@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from . import world
-from .rewards import Card, Reward, Seen
+from .rewards import Card, Reward, Seen, together
 from .world import TONES
 
 # %% ../nbs/05_fairness.ipynb #edc655c7
@@ -25,12 +25,12 @@ class ToneReader:
     "A transformers image classifier whose labels are `TONES` and 'unreadable'."
     def __init__(self,
         model:str=None,   # folder or hub id; the shipped reader when None
-        device:str='cpu',
+        device:str=None,  # where it computes; where the pictures are when None
     ):
         source = str(model or world.assets_dir() / 'tones')
-        self.model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32).to(device).eval().requires_grad_(False)
+        self.model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
         processor = AutoImageProcessor.from_pretrained(source)
-        self.mean, self.std = (torch.tensor(v, device=device)[:, None, None] for v in (processor.image_mean, processor.image_std))
+        self.device, self.mean, self.std = device, *(torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
         labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         if missing := set(TONES) - set(labels): raise ValueError(f'tone reader {source!r}: labels {labels} lack {sorted(missing)}')
         self.order = [labels.index(t) for t in TONES] + [i for i, l in enumerate(labels) if l not in TONES]
@@ -40,10 +40,10 @@ class ToneReader:
         batch_size:int=128
     ) -> torch.Tensor:        # (B, 6): the five tones, then unreadable
         "How sure the reader is of each answer; with a graph where the images have one."
-        size = (world.IMAGE_SIZE,) * 2
-        if images.shape[-2:] != size: images = F.interpolate(images, size, mode='bilinear', antialias=True)
-        parts = [self.model((x - self.mean) / self.std).logits.softmax(1)[:, self.order] for x in images.split(batch_size)]
-        p = torch.cat(parts)
+        size, x = (world.IMAGE_SIZE,) * 2, together(self.model, images, self.device)
+        if x.shape[-2:] != size: x = F.interpolate(x, size, mode='bilinear', antialias=True)
+        x = (x - self.mean.to(x)) / self.std.to(x)
+        p = torch.cat([self.model(part).logits.softmax(1)[:, self.order] for part in x.split(batch_size)]).to(images.device)
         return torch.cat([p[:, :5], p[:, 5:].sum(1, keepdim=True)], 1)
 
     @torch.no_grad()

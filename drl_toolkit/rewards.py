@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CLIP_H', 'clip_score', 'NotFinite', 'Card', 'Seen', 'told_of', 'Reward', 'seen_in_place', 'groups_of', 'reward',
            'jpeg_kilobytes', 'jpeg_compressibility', 'jpeg_incompressibility', 'weights_file', 'load_tensors',
-           'load_clip', 'clip_pixels', 'image_features', 'text_features', 'clip_reward', 'processed', 'Combination']
+           'load_clip', 'clip_pixels', 'image_features', 'text_features', 'clip_reward', 'processed', 'together',
+           'Combination']
 
 # %% ../nbs/04_rewards.ipynb #30356d34
 import copy, io, math, operator, warnings
@@ -311,6 +312,16 @@ def processed(
 ) -> dict:                # what the model takes, on the pictures' device
     "Pictures as a transformers model wants them, by its own processor, with their graph."
     return processor(images=list(images.float()), do_rescale=False, return_tensors='pt', **texts).to(images.device)
+
+def together(
+    model,                # of transformers
+    images:torch.Tensor,  # (B, 3, H, W)
+    device=None           # where to compute; where the pictures are when None
+) -> torch.Tensor:        # the pictures there
+    "A model and its pictures in one place. A model that was elsewhere is moved, and stays."
+    place = torch.device(device or images.device)
+    if model.device != place: model.to(place)
+    return images.to(place)
 
 # %% ../nbs/04_rewards.ipynb #5a17b80d
 class Combination(Reward):

@@ -16,7 +16,7 @@ from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from . import world
 from .composition import Detections, near_count, shipped_detector, side_credit, sorted_boxes
-from .rewards import Card, Reward, processed
+from .rewards import Card, Reward, processed, together
 from .world import no_bars
 
 # %% ../nbs/06a_zero_shot.ipynb #cc2e3af9
@@ -90,23 +90,23 @@ class ZeroShotDetector:
     "A transformers detector that takes names: the OWL family and the Grounding DINO family."
     def __init__(self,
         model:str='google/owlv2-base-patch16-ensemble', # folder or hub id, for instance also 'IDEA-Research/grounding-dino-tiny'
-        device:str='cpu',
+        device:str=None,  # where it computes; where the pictures are when None
     ):
         with no_bars():
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(str(model), dtype=torch.float32).to(device).eval().requires_grad_(False)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(str(model), dtype=torch.float32).eval().requires_grad_(False)
             self.processor = AutoProcessor.from_pretrained(str(model))
         families = {'owlvit': self._by_phrase, 'owlv2': self._by_phrase, 'grounding-dino': self._by_token, 'mm-grounding-dino': self._by_token}
         kind = self.model.config.model_type
         if kind not in families: raise ValueError(f"detector {str(model)!r} is of type {kind!r}; {', '.join(families)} are right")
-        self.confidence = families[kind]
+        self.confidence, self.device = families[kind], device
 
     def find(self,
         images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
         names:list            # to look for, in the singular
     ) -> Detections:
         "The best name of every box, sorted by confidence; with a gradient where the pictures have one."
-        confidence, boxes = self.confidence(images, list(names))
-        return Detections(*sorted_boxes(confidence, boxes), tuple(names))
+        confidence, boxes = self.confidence(together(self.model, images, self.device), list(names))
+        return Detections(*(found.to(images.device) for found in sorted_boxes(confidence, boxes)), tuple(names))
 
     def _by_phrase(self, images, names):
         phrases = [f'a photo of {world.article(n)}' for n in names]
