@@ -522,7 +522,7 @@ def objective_shares(
     rows:list # of a run's `metrics()`
 ) -> Figure:
     "Each objective's share of all advantages' variance, and of the gradient where a strategy weighs them."
-    kinds = [(key, label) for key, label in (('advantage_share', "share of the advantages' variance"), ('gradient_weight', "weight in the gradient's mixture")) if any(key in r for r in rows)]
+    kinds = [(key, label) for key, label in (('advantage_share', "share of the\nadvantages' variance"), ('gradient_weight', "weight in the\ngradient's mixture")) if any(key in r for r in rows)]
     tasks = _tasks(rows)
     if not kinds or len(tasks) < 2: return nothing('this run has one objective: it has all the say')
     fig, axes = _panels(len(kinds), 'Which objective has how much say', 2, 4.6, 2.8)
