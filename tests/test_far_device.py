@@ -5,7 +5,6 @@ from drl_toolkit.composition import shipped_detector
 from drl_toolkit.fairness import shipped_reader
 from drl_toolkit.mdp import rollout
 from drl_toolkit.policy import Policy
-from drl_toolkit.prompts import Task
 from drl_toolkit.recipes import METHODS, RunConfig, composition_task, fairness_task, make_trainer, method_fields, preference_task
 from drl_toolkit.runs import Recorder, Run, resume
 from drl_toolkit.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
@@ -13,7 +12,7 @@ from drl_toolkit.world import load_demo
 from far_device import CUDA, Far, far_device
 from forms import long, some
 from test_every_reward import ASKED, GROUPS, SAMPLES, pictures
-from test_methods import warmth
+from test_methods import trainer
 
 def test_the_device_refuses_what_a_gpu_refuses():
     with far_device():
@@ -35,26 +34,25 @@ def test_gradients_go_there_and_back():
         torch.optim.AdamW(layer.parameters()).step()
         assert not torch.equal(before, layer.weight.cpu())
 
-def tiny_trainer(device, **more):
-    told = dict(epochs=1, num_steps=4, train_steps=0, updates=2, warmup=0, train='full', seed=1) | more
-    return make_trainer(RunConfig(**told), [Task('warm', ['a cat', 'a dog'], warmth, group_size=4, samples=8)], tiny_sd().to(device), callbacks=[])
+def tiny_trainer(device, name='ppo', **more):
+    "Four steps and eight pictures."
+    return trainer(name, samples=8, model=tiny_sd().to(device), **dict(epochs=1, num_steps=4, lr=RunConfig.lr) | more)
 
 def same_epochs(make, *figures):
-    "Both trainers' figures, and the one of the GPU that is not there."
+    "What is trained there has the figures of what is trained here."
     here = make('cpu').fit()
     with far_device():
-        trainer = make('cuda')
-        there = trainer.fit()
-    assert trainer.policy.device == CUDA and all(isinstance(p, Far) for p in trainer.params)
+        far = make('cuda')
+        there = far.fit()
+    assert far.policy.device == CUDA and all(isinstance(p, Far) for p in far.params)
     for a, b in zip(here, there):
         for task in a['tasks']:
             for name in figures: assert b['tasks'][task][name] == pytest.approx(a['tasks'][task][name], rel=2e-3, abs=1e-5), name
-    return trainer
 
 @pytest.mark.parametrize('name', some(METHODS, ('b2', 'nft', 'refl_data')))
 def test_every_method_trains(name):
     more = dict(back_steps=4) if method_fields(name).get('back_steps') == 5 else {}
-    same_epochs(lambda device: tiny_trainer(device, **method_fields(name) | more), 'reward', 'grad_norm')
+    same_epochs(lambda device: tiny_trainer(device, name, **more), 'reward', 'grad_norm')
 
 OPTIONS = [
     dict(train='lora', kl_weight=.1, kl_target=1e-6, data_weight=.1, data='base', average=.5), dict(train='full', base_decay=.5, checkpointing=True, store='bf16', offload=True),
@@ -109,7 +107,7 @@ def test_a_run_begun_there_goes_on_here(tmp_path, train):
     weights = {name: p.cpu() for name, p in there.policy.named_parameters().items()}
     for device in ('cpu', 'cuda'):
         with Run.open(tmp_path / 'r') as run, far_device():
-            trainer = tiny_trainer(device, epochs=2, train=train)
-            assert resume(trainer, run) == 1 and all(torch.equal(p.cpu(), weights[name]) for name, p in trainer.policy.named_parameters().items())
-            trainer.fit()
+            taken_up = tiny_trainer(device, epochs=2, train=train)
+            assert resume(taken_up, run) == 1 and all(torch.equal(p.cpu(), weights[name]) for name, p in taken_up.policy.named_parameters().items())
+            taken_up.fit()
     assert list((tmp_path / 'r' / 'weights').rglob('*.safetensors'))

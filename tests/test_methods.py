@@ -10,10 +10,10 @@ from forms import some
 @reward
 def warmth(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
 
-def trainer(name, epochs=7, **more):
+def trainer(name, epochs=7, samples=32, model=None, **more):
     "Five steps, two prompts, families of four."
     told = dict(epochs=epochs, num_steps=5, train_steps=0, updates=2, lr=3e-3, warmup=0, train='full', seed=1) | method_fields(name) | more
-    return make_trainer(RunConfig(**told), [Task('warm', ['a cat', 'a dog'], warmth, group_size=4, samples=32)], tiny_sd(), callbacks=[])
+    return make_trainer(RunConfig(**told), [Task('warm', ['a cat', 'a dog'], warmth, group_size=4, samples=samples)], model or tiny_sd(), callbacks=[])
 
 RISES = ('ppo', 'branch_grpo', 'raft', 'nft', 'draft_lv')   # one of each kind of sampler and objective
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))                                # for the processes that measure memory
 
-from drl_toolkit.policy import Policy, keep_freed_memory
+from drl_toolkit.policy import Policy, best_device, keep_freed_memory
 from drl_toolkit.prompts import Task, objects
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
@@ -107,7 +107,7 @@ def default_memory():
 def network(folder, case, device):
     "A function that takes the network, and nothing else, once forward with `n` rows, and backward if asked; and the rows of an epoch."
     policy = Policy.from_pretrained(folder, train=case.train, num_steps=case.steps, guidance_scale=case.guidance, device=device, lora_rank=4, precision=case.precision, image_size=case.pixels)
-    told = {name: t.to(device) for name, t in policy.encode(['an apple']).tensors.items()}
+    told = policy.encode(['an apple']).tensors
     def batch(n, backward, device=device):
         x, t = torch.randn(n, *policy.latent_shape, device=device), torch.full((n,), 500, device=device)
         half = torch.autocast(torch.device(device).type, torch.bfloat16) if case.precision == 'bf16' else contextlib.nullcontext()
@@ -232,7 +232,7 @@ def compare(folder, args, device):
 def main():
     args = arguments()
     warnings.simplefilter('ignore')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = best_device()
     accelerate.PartialState(cpu=device == 'cpu')                               # TRL's own would fail on a CPU
     with models(args.model) as folder: compare(folder, args, device)
 

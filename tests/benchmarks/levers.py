@@ -18,7 +18,7 @@ from against_trl import models, peak, place, redness, synchronise, whole
 from shapes import UNETS
 
 from drl_toolkit.branches import Branches
-from drl_toolkit.policy import Policy
+from drl_toolkit.policy import Policy, best_device
 from drl_toolkit.prompts import Task, objects
 from drl_toolkit.trainer import Rollouts, TrainConfig, Trainer
 
@@ -126,7 +126,6 @@ def main():
     if wrong := [n for n in args.only.split(',') if n and n not in LEVERS]: parser.error(f'only names {wrong[0]!r}; one of these is right: {", ".join(LEVERS)}')
     if args.samples % 8: parser.error(f'samples is {args.samples}; a multiple of 8 is right, for two updates of whole groups of four')
     warnings.simplefilter('ignore')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    with models(args.model) as folder: compare(folder, args, device)
+    with models(args.model) as folder: compare(folder, args, best_device())
 
 if __name__ == '__main__': main()
