@@ -644,7 +644,7 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     self.scaler.unscale_(self.optimizer)
     norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
     if self.shards: norm = self.shards.norm(norm)
-    nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip or math.inf, norm)
+    if 0 < self.config.grad_clip < norm: nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip, norm)
     if norm.isfinite():
         lie_alike(self.params, self.optimizer.state)
         self.scaler.step(self.optimizer)
