@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 3] [--only 'no folding,compile']
 
 An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by default: for these the entry
-shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. Epochs take turns, so that a
-noisy machine is noisy for all; ratios are medians of the ratios within a turn. Memory is the peak of an epoch in a process of its own."""
+shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. An epoch with a lever pulled comes
+right after one without, so that a noisy machine is noisy for both; ratios are medians of the ratios of such pairs ('as it is' shows their noise). Memory is the peak of an epoch in a process of its own."""
 import argparse, json, statistics, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -100,20 +100,21 @@ def make(name, folder, args, device):
     return run
 
 def compare(folder, args, device):
-    "Every lever against what it changes."
+    "Every lever against what it changes, each time one right after the other."
     names = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS)
     names += [LEVERS[n].against for n in names if LEVERS[n].against not in names]
     runs, seen = {n: make(n, folder, args, device) for n in names}, {n: [] for n in names}
     for turn in range(args.repeats + 1):                                       # the first warms up
-        for name, run in runs.items():
-            times = run()
-            if turn: seen[name].append(times)
+        for name in names:
+            pair = runs[LEVERS[name].against](), runs[name]()
+            if turn: seen[name].append(pair)
         print(f'turn {turn} of {args.repeats}', file=sys.stderr, flush=True)
+    runs.clear()                                                               # their memory is wanted below
     rows, median = [], lambda values: round(statistics.median(values), 4)
     for name in names:
-        lever, against = LEVERS[name], LEVERS[name].against
-        ratios = [median([b[i] / a[i] for a, b in zip(seen[against], seen[name])]) for i in (0, 1)] + [median([sum(b) / sum(a) for a, b in zip(seen[against], seen[name])])]
-        rows.append(dict(lever=name, words=lever.words, against=against) | dict(zip(('sampling', 'training', 'epoch'), ratios)) | dict(seconds=median([sum(t) for t in seen[name]]), memory_mb=peak(make, name, folder, args, device=device)))
+        lever, pairs = LEVERS[name], [[(*times, sum(times)) for times in pair] for pair in seen[name]]
+        ratios = {part: median([pulled[i] / before[i] for before, pulled in pairs]) for i, part in enumerate(('sampling', 'training', 'epoch'))}
+        rows.append(dict(lever=name, words=lever.words, against=lever.against) | ratios | dict(seconds=median([pulled[2] for _, pulled in pairs]), memory_mb=peak(make, name, folder, args, device=device)))
         print(json.dumps(rows[-1]), flush=True)
     args.out.write_text(json.dumps(dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps, rows=rows), indent=1) + '\n')
 
