@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent / 'benchmarks'))
 import against_trl, levers, shapes
+from forms import long
 
 @pytest.mark.parametrize('name, count', dict(sd15=859_520_964, sd2=865_910_724, sdxl=2_567_463_684).items())
 def test_shapes_are_the_published_ones(name, count):
@@ -20,10 +21,11 @@ CASE = against_trl.Case('lora', 5., 2, 2, samples=2, steps=3)
 def folder():
     with against_trl.models('tiny') as found: yield found
 
-@pytest.mark.parametrize('name', ['drl_toolkit', 'kept_graphs', 'floor'])
+@pytest.mark.parametrize('name', ['drl_toolkit', 'kept_graphs', 'floor', pytest.param('compiled', marks=long)])
 def test_contestants_time_an_epoch(folder, name):
     run = against_trl.CONTESTANTS[name](folder, CASE, 'cpu')
-    for _ in range(2): assert all(0 < t < 60 for t in run())
+    run()                                                                      # compiles, where it does
+    assert all(0 < t < 60 for t in run())
 
 def test_operations_are_those_of_the_floor(folder):
     run = against_trl.bare(folder, CASE, 'cpu', sizes=(1, 4))

@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 5] [--precision fp32|bf16]
 
 Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `kept_graphs` is an epoch here with
-`keep_graphs`, where there is one optimiser step. `floor` is the forwards and
-backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
+`keep_graphs`, where there is one optimiser step. `compiled` is an epoch here with the network through torch.compile; since that compiles for minutes
+before the first epoch, it takes part only where `--who` names it. `floor` is the forwards and backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
 in which the three take turns, so that a noisy machine is noisy for all; what to read is the ratios. Memory is the peak of an epoch in a
 process of its own, above what the imports take. On a CPU the epoch here and the floor reuse freed memory (`policy.keep_freed_memory`); for TRL's turns
 the allocator is put back to the widest limits that it sets itself by default. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
@@ -55,9 +55,10 @@ def models(name):
         del pipeline
         yield folder
 
-def ours(folder, case, device, **more):
+def ours(folder, case, device, compiled=False, **more):
     "A function that trains an epoch and returns (seconds of sampling and scoring, of training)."
     policy = Policy.from_pretrained(folder, train=case.train, num_steps=case.steps, guidance_scale=case.guidance, device=device, lora_rank=4, precision=case.precision, image_size=case.pixels)
+    if compiled: policy.network.compile(dynamic=False)
     config = TrainConfig(epochs=1, warmup=0, train_steps=0, updates=case.samples // case.train_batch, measure_every=0, clip_range=1e-4, **more)
     trainer = Trainer(policy, [Task('red', objects(), redness, samples=case.samples)], config, callbacks=[])
     epoch = iter(range(10**6))
@@ -72,6 +73,10 @@ def ours(folder, case, device, **more):
 def kept(folder, case, device):
     "The same with the graphs of sampling kept for the update."
     return ours(folder, case, device, keep_graphs=True)
+
+def compiled(folder, case, device):
+    "The same with the network through torch.compile."
+    return ours(folder, case, device, compiled=True)
 
 def trls(folder, case, device):
     "The same of TRL."
@@ -133,8 +138,10 @@ def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
         return tuple(times)
     return run
 
-CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, trl=trls, floor=bare)
-RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'kept_graphs'), ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('kept_graphs', 'floor'))
+OURS = {'drl_toolkit', 'kept_graphs', 'compiled'}                              # an epoch of this toolkit
+CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, compiled=compiled, trl=trls, floor=bare)
+RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'kept_graphs'), trl_over_compiled=('trl', 'compiled'),
+              ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('kept_graphs', 'floor'), compiled_over_floor=('compiled', 'floor'))
 
 def peak(make, *args, device):
     "MB that the function which `make` makes needs at most, above the imports."
@@ -189,7 +196,7 @@ def measure(folder, case, device, repeats, names):
     epochs = {name: [s + u for s, u in t] for name, t in seen.items()}
     for name in seen: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
     found = {name: median([x / y for x, y in zip(epochs[a], epochs[b])]) for name, (a, b) in RATIOS.items() if {a, b} <= seen.keys()}
-    own, count = epochs[next(n for n in ('drl_toolkit', 'kept_graphs') if n in seen)], operations(folder, case)
+    own, count = epochs[next(n for n in CONTESTANTS if n in seen)], operations(folder, case)
     return asdict(case) | row | found | dict(images_per_second=round(case.samples / median(own), 3), share_of_peak=median([count / s / r for s, r in zip(own, rates)], 3))
 
 def whole(word):
@@ -208,11 +215,11 @@ def arguments():
     parser.add_argument('--model', default='emoji', choices=('emoji', 'tiny', *UNETS)); parser.add_argument('--repeats', type=whole, default=5)
     parser.add_argument('--samples', type=whole, default=16); parser.add_argument('--steps', type=whole, default=10); parser.add_argument('--pixels', type=int, default=0, help="side of a picture; 0 is the model's own")
     parser.add_argument('--batches', type=whole, nargs='+', help="TRL's batch sizes, for sampling and for training; those of 1, 2, 8 and 16 that divide the samples when not given"); parser.add_argument('--train', nargs='+', default=('full', 'lora'), choices=('full', 'lora'))
-    parser.add_argument('--who', nargs='+', default=tuple(CONTESTANTS), choices=tuple(CONTESTANTS), help='who takes part; one of the first two at least'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', type=place, required=True)
+    parser.add_argument('--who', nargs='+', default=tuple(n for n in CONTESTANTS if n != 'compiled'), choices=tuple(CONTESTANTS), help='who takes part; one of the first three at least; compiled does only when named'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', type=place, required=True)
     args = parser.parse_args()
     args.batches = args.batches or [b for b in (1, 2, 8, 16) if not args.samples % b]
-    if not {'drl_toolkit', 'kept_graphs'} & {*args.who}: parser.error(f"who is {' '.join(args.who)}; drl_toolkit or kept_graphs must be among them")
-    if 'drl_toolkit' not in args.who and args.samples not in args.batches: parser.error(f'batches is {args.batches}; kept_graphs needs {args.samples}, all samples at once')
+    if not OURS & {*args.who}: parser.error(f"who is {' '.join(args.who)}; one of drl_toolkit, kept_graphs and compiled must be among them")
+    if OURS & {*args.who} == {'kept_graphs'} and args.samples not in args.batches: parser.error(f'batches is {args.batches}; kept_graphs needs {args.samples}, all samples at once')
     if wrong := [b for b in args.batches if args.samples % b]: parser.error(f'batches is {args.batches}; {args.samples} samples are no multiple of {wrong[0]}')
     return args
 
@@ -224,7 +231,7 @@ def compare(folder, args, device):
             case = Case(train, 5., batch, batch, args.samples, args.steps, args.pixels, args.precision)   # without guidance TRL 0.23.1 fails on current diffusers
             names = [n for n in CONTESTANTS if n in args.who and (n != 'kept_graphs' or batch == args.samples)      # graphs serve one optimiser step
                      and (n != 'trl' or args.model != 'sdxl')]
-            if not {'drl_toolkit', 'kept_graphs'} & {*names}: continue
+            if not OURS & {*names}: continue
             rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, names))
             print(json.dumps(rows[-1]), flush=True)
             args.out.write_text(json.dumps(dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, rows=rows), indent=1))
