@@ -547,7 +547,7 @@ def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional ten
     if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     if first is None or not stats.get('ratio_error', 0) > 0: return stats
-    with self.processes.all_well(): return stats | (self._explain(first.trajectory) if self.processes.main else {})
+    with self.processes.all_well(): return stats | (self._explain(first.trajectory, float(stats['ratio_error'])) if self.processes.main else {})
 Trainer.gradient = _gradient
 
 def _accumulate(self, rows:dict, trajectory:Trajectory=None) -> dict:
@@ -576,10 +576,10 @@ def _overall(self, stats:dict, count:int) -> dict: # of 0-dimensional tensors
     return _combined([{k: torch.tensor(x) for k, x in s.items()} for s, _ in told], [n / sum(n for _, n in told) for _, n in told])
 Trainer._overall = _overall
 
-def _explain(self, trajectory:Trajectory) -> dict: # ratio_cause, a sentence
+def _explain(self, trajectory:Trajectory, error:float) -> dict: # ratio_cause, a sentence
     "Why the ratio is not 1 before an update; found out and printed once in a run."
     if self.ratio_cause is None:
-        self.ratio_cause = explain_ratio(self.policy, trajectory)[0]
+        self.ratio_cause = explain_ratio(self.policy, trajectory, error)[0]
         tqdm.write(f'epoch {self.epoch}: {self.ratio_cause}')
     return dict(ratio_cause=self.ratio_cause)
 Trainer._explain = _explain

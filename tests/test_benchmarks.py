@@ -34,7 +34,7 @@ def test_operations_are_those_of_the_floor(folder):
 
 @pytest.mark.parametrize('module, words, says', [
     (against_trl, '--who trl floor', 'who is trl floor'), (against_trl, '--samples 4 --batches 3', '4 samples are no multiple of 3'),
-    (against_trl, '--who kept_graphs --batches 1', 'kept_graphs needs 16'), (against_trl, '--samples 0', '0 is not a positive whole number'),
+    (against_trl, '--who kept_graphs --batches 1', 'kept_graphs needs 16'), (against_trl, '--samples 0', '0 is not a positive whole number'), (against_trl, '--samples 1', 'samples is 1; 2 or more'),
     (levers, '--only compile,warp', "only names 'warp'"), (levers, '--samples 6', 'samples is 6')])
 def test_wrong_words_are_told(module, words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['benchmark', *words.split(), '--out', str(tmp_path / 'found.json')])

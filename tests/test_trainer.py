@@ -10,6 +10,7 @@ from drl_toolkit.joint import PCGrad
 from drl_toolkit.mdp import Graph, rollout
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
+from drl_toolkit.ratio import explain_ratio
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.trainer import BaseSamples, Callback, Overlapped, Teacher, TrainConfig, Trainer, advice, pick_steps
@@ -189,6 +190,21 @@ def test_a_ratio_that_is_not_one_is_explained(capsys):
     t.callbacks = [Careless()]
     row = t.fit()[0]['tasks']['red']
     assert row['ratio_error'] > 1e-4 and 'because of dropout' in row['ratio_cause'] and row['ratio_cause'] in capsys.readouterr().out
+
+@pytest.mark.parametrize('samples', [3, 100])
+def test_batches_are_replayed_as_they_were_cut(samples):
+    "A network that rounds by the number of rows, and by how many threads one batch has, is not mistaken for other weights."
+    torch.set_num_threads(2)
+    try:
+        policy = Policy(tiny_sd(), num_steps=3)
+        exact = policy.call
+        policy.call = lambda x, *args: exact(x, *args) * (1 + 1e-3 * len(x) + .1 * torch.get_num_threads())
+        trajectory = rollout(policy, ['a cat'] * samples)
+        assert 'because of batch shape: without it the error is 0.0' in explain_ratio(policy, trajectory)[0]
+        with torch.no_grad(): policy.parameters()[1].add_(1.)
+        assert 'were the weights changed' in explain_ratio(policy, trajectory)[0]
+        assert 'so little is rounding' in explain_ratio(policy, trajectory, error=1e-6)[0]
+    finally: torch.set_num_threads(1)
 
 @pytest.mark.parametrize('precision, train', some([(p, t) for p in ('bf16', 'fp16') for t in ('lora', 'full')], [('bf16', 'lora')]))
 def test_half_precision_learns_what_fp32_learns(precision, train):

@@ -218,6 +218,7 @@ def arguments():
     parser.add_argument('--who', nargs='+', default=tuple(n for n in CONTESTANTS if n != 'compiled'), choices=tuple(CONTESTANTS), help='who takes part; one of the first three at least; compiled does only when named'); parser.add_argument('--precision', default='fp32', choices=('fp32', 'bf16')); parser.add_argument('--out', type=place, required=True)
     args = parser.parse_args()
     args.batches = args.batches or [b for b in (1, 2, 8, 16) if not args.samples % b]
+    if args.samples == 1: parser.error('samples is 1; 2 or more are right, since a sample alone has no advantage and is not trained')
     if not OURS & {*args.who}: parser.error(f"who is {' '.join(args.who)}; one of drl_toolkit, kept_graphs and compiled must be among them")
     if OURS & {*args.who} == {'kept_graphs'} and args.samples not in args.batches: parser.error(f'batches is {args.batches}; kept_graphs needs {args.samples}, all samples at once')
     if wrong := [b for b in args.batches if args.samples % b]: parser.error(f'batches is {args.batches}; {args.samples} samples are no multiple of {wrong[0]}')
