@@ -38,11 +38,12 @@ def ratio_error(
     now = policy.transition(rows['latents'], rows['step'], policy.encode(trajectory.prompts)[rows['sample']]).log_prob(rows['next_latents'])
     return off_one(now, rows['old_log_prob']).item()
 
-def _as_sampled(policy, traj, batch_size):
-    "The same of batches of one step each, cut and computed as in a rollout; of the first ones that it computes together."
-    threads, cond = batches_at_once(policy), policy.encode(traj.prompts)
-    parts = torch.arange(len(traj.prompts)).split(even_size(len(traj.prompts), batch_size, threads))
-    return max(in_parallel(lambda rows: _replayed(policy, traj, cond[rows], rows), parts[:threads], threads))
+def _as_sampled(policy, traj):
+    "The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in use; of the first batches that it computes together."
+    count, threads, cond = len(traj.prompts), batches_at_once(policy), policy.encode(traj.prompts)
+    replay = lambda rows: _replayed(policy, traj, cond[rows], rows)
+    sizes = {even_size(count, most, threads) for most in (1, 16, 64, count)}
+    return min(max(in_parallel(replay, torch.arange(count).split(size)[:threads], threads)) for size in sorted(sizes))
 
 @torch.no_grad()
 def _replayed(policy, traj, cond, rows):
@@ -90,7 +91,7 @@ def explain_ratio(
     for name, contexts in suspects(policy).items():
         found = [_tried(policy, trajectory, context) for context in contexts]
         if found: left[name] = min(found)
-    left['batch shape'] = min(_as_sampled(policy, trajectory, size) for size in (1, 16, 64, len(trajectory.prompts)))
+    left['batch shape'] = _as_sampled(policy, trajectory)
     if not error: return 'the ratio is exactly 1', left
     best = min(left, key=left.get)
     if left[best] > .1 * error: return f'the ratio is off by {error:.1e} before the update, and none of {", ".join(left)} alone explains it; {"so little is rounding" if error < ROUNDING else "were the weights changed since sampling?"}', left
