@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'WORDS', 'LARGE', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'REMEMBERED', 'PolicyConfig', 'best_device',
-           'check_device', 'check_types', 'check_words', 'keep_freed_memory', 'Policy', 'cast', 'another_scheduler',
-           'rescaled', 'demo_folder', 'find_model', 'readable', 'open_pipeline']
+           'check_device', 'check_types', 'check_words', 'keep_freed_memory', 'aligned', 'Policy', 'cast',
+           'another_scheduler', 'rescaled', 'demo_folder', 'find_model', 'readable', 'open_pipeline']
 
 # %% ../nbs/02_policy.ipynb #d6885828
 import ctypes, json, re, sys
@@ -109,6 +109,10 @@ def keep_freed_memory(
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3          # malloc.h
 
+def aligned(weight:torch.Tensor) -> torch.Tensor: # the same numbers
+    "At an address that PyTorch would give it. Weights of a file lie in memory as in the file, and on some CPUs products with a copy of such a weight round otherwise."
+    return weight.clone() if weight.device.type == 'cpu' and weight.data_ptr() % 64 else weight
+
 class Policy:
     "A text-to-image pipeline as a policy over latents."
     def __init__(self,
@@ -158,7 +162,7 @@ class Policy:
         for prefix, module in self.parts.items():
             if self.train == 'full': module.float().requires_grad_(True)
             else: self._join_lora(module, self.lora_targets.split() if not prefix else list(WORDS))
-        for p in self.parameters(): p.data = p.data.float()
+        for p in self.parameters(): p.data = aligned(p.data.float())
         self._send_readers('cpu')
 
     @property
