@@ -293,6 +293,10 @@ def _module(place, spec):
     return module
 
 # %% ../nbs/04c_remote.ipynb #e2a4970f
+def _take_one_thread():
+    torch.set_num_threads(1)
+    return torch.get_num_threads()                               # asked for, the number stays this thread's
+
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
     def __init__(self,
@@ -303,7 +307,9 @@ class Pending:
         self.reward, self.prompts = reward, list(prompts)
         self.groups = groups_of(prompts) if groups is None else groups.cpu()
         self.images, self.asked, self.parts = {}, set(), []
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix='reward')
+        self.pool, threads = ThreadPoolExecutor(1, thread_name_prefix='reward'), torch.get_num_threads()
+        self.pool.submit(_take_one_thread).result()              # a second team of OpenMP's would put the first one, which samples, to sleep at every layer
+        torch.set_num_threads(threads)                           # for threads to come
 
     def __enter__(self): return self
     def __exit__(self, *error): self.pool.shutdown(wait=not any(error), cancel_futures=True)

@@ -1,5 +1,6 @@
 "A reward over HTTP: exact where it says so, and one clear line whatever comes back."
 import base64, io, json, socket, subprocess, sys, threading, time, urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -224,6 +225,17 @@ def test_pending_tells_errors_early_and_what_is_missing():
         pending.add([0], IMAGES[:1])
         with pytest.raises(ValueError, match='5 of 6'): pending.result()
         with pytest.raises(ValueError, match='2 rows for 1 images'): pending.add([1, 2], IMAGES[:1])
+
+def test_the_judge_of_pending_gets_one_thread_and_takes_none():
+    "Of PyTorch's threads; those who sample, and later ones, keep theirs."
+    before, count = torch.get_num_threads(), lambda *_: torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Pending(Reward(lambda x, p: x.mean((1, 2, 3)) * 0 + count(), 'threads'), PROMPTS) as pending:
+            pending.add(list(range(6)), IMAGES)
+            assert pending.result()[0].tolist() == [1] * 6
+        with ThreadPoolExecutor(1) as later: assert count() == later.submit(count).result() == 2
+    finally: torch.set_num_threads(before)
 
 def test_a_scored_rollout_is_a_rollout_and_its_scores():
     policy, prompts = Policy(tiny_sd(), num_steps=2), ['a cat'] * 3 + ['a dog'] * 2
