@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from . import advantages
-from .mdp import Trajectory, batches_at_once, even_size, first_latents, generators_of, in_parallel, joined, sample_seed, walk
+from .mdp import Trajectory, batch_size_for, batches_at_once, first_latents, generators_of, in_parallel, joined, sample_seed, walk
 from .policy import Policy
 from .trainer import Rollouts
 
@@ -58,9 +58,8 @@ def tree_rollout(
     mixed = [f for f in families if len({prompts[i] for i in f}) > 1]
     if mixed: raise ValueError(f'group {groups[mixed[0][0]].item()} has several prompts; the samples of a family share one')
     policy.encode(prompts)                                                                    # once, before the threads ask for it
-    threads = batches_at_once(policy)
-    batches = [torch.cat(b) for b in _batches(families, even_size(len(prompts), batch_size, threads))]
-    parts = list(in_parallel(lambda rows: _trees(policy, prompts, rows.tolist(), groups[rows], splits, lambda i: sample_seed(seed, epoch, i), first), batches, threads))
+    batches = [torch.cat(b) for b in _batches(families, batch_size_for(policy, len(prompts), batch_size))]
+    parts = list(in_parallel(lambda rows: _trees(policy, prompts, rows.tolist(), groups[rows], splits, lambda i: sample_seed(seed, epoch, i), first), batches, batches_at_once(policy)))
     return joined(policy, parts, prompts, [sample_seed(seed, epoch, first + i) for i in range(len(prompts))])
 
 def _batches(families, size):

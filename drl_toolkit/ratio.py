@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .mdp import Trajectory, batches_at_once, even_size, in_parallel
+from .mdp import Trajectory, batch_size_for, batches_at_once, in_parallel
 from .policy import PRECISIONS, Policy
 
 # %% ../nbs/03a_ratio.ipynb #75a9e55c
@@ -42,7 +42,7 @@ def _as_sampled(policy, traj):
     "The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in use; of the first batches that it computes together."
     count, threads, cond = len(traj.prompts), batches_at_once(policy), policy.encode(traj.prompts)
     replay = lambda rows: _replayed(policy, traj, cond[rows], rows)
-    sizes = {even_size(count, most, threads) for most in (1, 16, 64, count)}
+    sizes = {batch_size_for(policy, count, most) for most in (1, 16, 64, count)}
     return min(max(in_parallel(replay, torch.arange(count).split(size)[:threads], threads)) for size in sorted(sizes))
 
 @torch.no_grad()
@@ -86,12 +86,11 @@ def explain_ratio(
     error:float=None,       # the largest |ratio - 1| that was seen; looked for when None
 ) -> tuple:                 # a sentence; {suspect: the error that is left without it}
     "Why the ratio is not 1 before an update, by trying each suspect."
-    if error is None: error = ratio_error(policy, trajectory)
-    left = {}
+    as_is = ratio_error(policy, trajectory)
+    error, left = as_is if error is None else error, {'batch shape': min(as_is, _as_sampled(policy, trajectory))}
     for name, contexts in suspects(policy).items():
         found = [_tried(policy, trajectory, context) for context in contexts]
         if found: left[name] = min(found)
-    left['batch shape'] = _as_sampled(policy, trajectory)
     if not error: return 'the ratio is exactly 1', left
     best = min(left, key=left.get)
     if left[best] > .1 * error: return f'the ratio is off by {error:.1e} before the update, and none of {", ".join(left)} alone explains it; {"so little is rounding" if error < ROUNDING else "were the weights changed since sampling?"}', left

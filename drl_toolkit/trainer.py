@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import advantages, objectives
-from .mdp import Trajectory, batches_at_once, even_size, in_parallel, rollout, sample_seed
+from .mdp import Trajectory, batch_size_for, batches_at_once, in_parallel, rollout, sample_seed
 from .policy import Policy, check_types, check_words
 from .processes import Processes, Share
 from .prompts import Stream, Task
@@ -519,7 +519,7 @@ def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
 def _pieces(self, rows:dict) -> list: # of dicts of tensors
     "Micro-batches: as many for each thread, and none too large."
     if not len(rows['step']): return []
-    size = even_size(len(rows['step']), self.config.micro_batch, batches_at_once(self.policy))
+    size = batch_size_for(self.policy, len(rows['step']), self.config.micro_batch)
     return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
 Trainer._pieces = _pieces
 

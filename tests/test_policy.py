@@ -1,4 +1,6 @@
 "A pipeline as a policy: same pictures as diffusers, exact ratio, weights that come back."
+import os, subprocess, sys
+
 import pytest, torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -96,6 +98,28 @@ def test_freed_memory_is_used_again():
         with torch.inference_mode(): policy.predict(x, 1, cond)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert min([pages() for _ in range(6)][2:]) < 100
+
+TWO_THREADS = '''
+import resource, statistics, torch
+from drl_toolkit.mdp import in_parallel
+from drl_toolkit.policy import Policy
+policy = Policy.from_pretrained('demo')
+x, cond = torch.randn(64, *policy.latent_shape), policy.encode(['a cat'] * 64)
+def gradient(_): return torch.autograd.grad(policy.predict(x, 1, cond).sum(), policy.parameters())
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    list(in_parallel(gradient, range(2), 2))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(2)
+print(statistics.median([pages() for _ in range(10)][3:]))
+'''
+
+def test_freed_memory_of_threads_is_used_again():
+    "In a process of its own, as in `drl train`: threads of earlier tests have heaps already."
+    pytest.importorskip('resource')
+    if not keep_freed_memory(): pytest.skip('this system\'s allocator cannot be told')
+    done = subprocess.run([sys.executable, '-c', TWO_THREADS], capture_output=True, text=True, check=True, env=os.environ | dict(OMP_NUM_THREADS='2'))
+    assert float(done.stdout) < 2000                                         # without: ten thousand and more
 
 # ---- LoRA in one product
 

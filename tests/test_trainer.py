@@ -2,12 +2,13 @@
 import math
 
 import pytest, torch
+from hypothesis import given, strategies as st
 
 from drl_toolkit import advantages
 from drl_toolkit.backprop import DRaFTLV
 from drl_toolkit.branches import Branches
 from drl_toolkit.joint import PCGrad
-from drl_toolkit.mdp import Graph, rollout
+from drl_toolkit.mdp import Graph, even_size, rollout, worth_threads
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.ratio import explain_ratio
@@ -191,9 +192,10 @@ def test_a_ratio_that_is_not_one_is_explained(capsys):
     row = t.fit()[0]['tasks']['red']
     assert row['ratio_error'] > 1e-4 and 'because of dropout' in row['ratio_cause'] and row['ratio_cause'] in capsys.readouterr().out
 
-@pytest.mark.parametrize('samples', [3, 100])
-def test_batches_are_replayed_as_they_were_cut(samples):
+@pytest.mark.parametrize('samples, large', [(3, 0), (40, 10**8), (100, 10**8)])
+def test_batches_are_replayed_as_they_were_cut(samples, large, monkeypatch):
     "A network that rounds by the number of rows, and by how many threads one batch has, is not mistaken for other weights."
+    monkeypatch.setattr('drl_toolkit.policy.LARGE', large)
     torch.set_num_threads(2)
     try:
         policy = Policy(tiny_sd(), num_steps=3)
@@ -216,6 +218,27 @@ def test_half_precision_learns_what_fp32_learns(precision, train):
         assert all(row['tasks']['red']['ratio_error'] == 0 for row in rows)
         return torch.cat([(p - b).detach().flatten() for p, b in zip(policy.parameters(), before)])
     assert torch.cosine_similarity(moved('fp32'), moved(precision), dim=0) > .5
+
+@given(count=st.integers(1, 300), most=st.integers(1, 130), threads=st.integers(1, 8), fewest=st.integers(1, 20))
+def test_batches_are_even_and_none_is_filled_up(count, most, threads, fewest):
+    size = even_size(count, most, threads, fewest)
+    sizes, needed = [len(part) for part in torch.arange(count).split(size)], -(-count // most)
+    assert sum(sizes) == count and max(sizes) <= most
+    assert size >= min(fewest, count) or len(sizes) <= needed                                   # smaller only where `most` asks for it
+    assert -(-len(sizes) // threads) == -(-needed // threads)                                   # no round more than without threads' shares
+    assert worth_threads(len(sizes), threads) or len(sizes) <= needed                           # cut further only for threads of their own
+
+@pytest.mark.parametrize('guidance, count', [(1., 16), (2., 8), (1., 31)])
+def test_few_samples_are_one_batch_for_all_threads(guidance, count):
+    "Two batches would be filled up, and compute twice as much."
+    policy, calls = Policy(tiny_sd(), num_steps=3, guidance_scale=guidance), []
+    exact, alone = policy.call, rollout(policy, ['a cat'] * count)
+    policy.call = lambda x, *args: calls.append((len(x), torch.get_num_threads())) or exact(x, *args)
+    torch.set_num_threads(2)
+    try: together = rollout(policy, ['a cat'] * count)
+    finally: torch.set_num_threads(1)
+    assert calls == [(count * (2 if guidance > 1 else 1), 2)] * 3
+    assert torch.allclose(alone.latents, together.latents, atol=1e-5)
 
 @pytest.mark.parametrize('likelihood, train', some([('path', 'lora'), ('matching', 'full')], [('matching', 'full')]))
 def test_threads_change_nothing(likelihood, train):
