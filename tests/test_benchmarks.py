@@ -27,6 +27,12 @@ def test_contestants_time_an_epoch(folder, name):
     run()                                                                      # compiles, where it does
     assert all(0 < t < 60 for t in run())
 
+def test_contestants_have_processes_of_their_own(folder):
+    "And memory, threads and allocators of their own."
+    with against_trl.Contestant(against_trl.ours, folder, CASE, device='cpu') as one, against_trl.Contestant(against_trl.bare, folder, CASE, device='cpu') as other:
+        assert len({*one.pool._processes, *other.pool._processes}) == 2
+        assert all(0 < t < 60 for c in (one, other) for t in c.epoch()) and one.memory_mb > 0
+
 def test_operations_are_those_of_the_floor(folder):
     run = against_trl.bare(folder, CASE, 'cpu', sizes=(1, 4))
     with FlopCounterMode(display=False) as counter: run()

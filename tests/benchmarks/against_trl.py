@@ -6,9 +6,8 @@
 Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `kept_graphs` is an epoch here with
 `keep_graphs`, where there is one optimiser step. `compiled` is an epoch here with the network through torch.compile; since that compiles for minutes
 before the first epoch, it takes part only where `--who` names it. `floor` is the forwards and backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
-in which the three take turns, so that a noisy machine is noisy for all; what to read is the ratios. Memory is the peak of an epoch in a
-process of its own, above what the imports take. On a CPU the epoch here and the floor reuse freed memory (`policy.keep_freed_memory`); for TRL's turns
-the allocator is put back to the widest limits that it sets itself by default. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
+in which all take turns, so that a noisy machine is noisy for all; what to read is the ratios. Each contestant has a process of its own, as it would for its users: on a CPU the epoch here and the floor
+reuse freed memory (`policy.keep_freed_memory`), and TRL has the allocator as it is. Memory is the peak of a process in its first epoch, above what the imports take. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
 our epoch, against what a large matrix product reaches on the same device in the same run: in bf16 on a GPU, in fp32 on a CPU. TRL's DDPO has no Stable Diffusion XL."""
 import argparse, contextlib, json, statistics, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))                                # for the processes that measure memory
 
-from drl_toolkit.policy import Policy, best_device, keep_freed_memory
+from drl_toolkit.policy import Policy, best_device
 from drl_toolkit.prompts import Task, objects
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
@@ -95,19 +94,10 @@ def trls(folder, case, device):
     trainer._generate_samples = timed
     epoch = iter(range(1, 10**6))
     def run():
-        with default_memory():
-            began = time.perf_counter()
-            trainer.step(next(epoch), 0); synchronise(device)
-            done = time.perf_counter()
-        return clock['sampled'] - began, done - clock['sampled']
+        began = time.perf_counter()
+        trainer.step(next(epoch), 0); synchronise(device)
+        return clock['sampled'] - began, time.perf_counter() - clock['sampled']
     return run
-
-@contextlib.contextmanager
-def default_memory():
-    "Inside this context the allocator gives large pieces back to the kernel, as it does for programs that leave it alone: 32 MB and 64 MB are as far as its limits grow by themselves."
-    keep_freed_memory(2**25, 2**26)
-    try: yield
-    finally: keep_freed_memory()
 
 def network(folder, case, device):
     "A function that takes the network, and nothing else, once forward with `n` rows, and backward if asked; and the rows of an epoch."
@@ -143,15 +133,30 @@ CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, compiled=compiled, trl=tr
 RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'kept_graphs'), trl_over_compiled=('trl', 'compiled'),
               ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('kept_graphs', 'floor'), compiled_over_floor=('compiled', 'floor'))
 
-def peak(make, *args, device):
-    "MB that the function which `make` makes needs at most, above the imports."
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool: return pool.submit(_peak, make, args, device).result()
+class Contestant:
+    "Runs epochs in a process of its own, and waits between them."
+    def __init__(self, make, *args, device):
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'))
+        self.memory_mb = self.pool.submit(_warm_up, make, args, device).result()
+    def __enter__(self): return self
+    def __exit__(self, *error): self.pool.shutdown()
+    def epoch(self): return self.pool.submit(_epoch).result()
 
-def _peak(make, args, device):
+def _warm_up(make, args, device):
+    "MB that the function which `make` makes needs at most in its first epoch, above the imports."
+    global run
     warnings.simplefilter('ignore')
-    accelerate.PartialState(cpu=device == 'cpu')
-    with high_water(device) as most: make(*args, device)()
+    accelerate.PartialState(cpu=device == 'cpu')                               # TRL's own would fail on a CPU
+    with high_water(device) as most:
+        run = make(*args, device)
+        run()
     return most()
+
+def _epoch(): return run()
+
+def peak(make, *args, device):
+    "MB of an epoch."
+    with Contestant(make, *args, device=device) as contestant: return contestant.memory_mb
 
 @contextlib.contextmanager
 def high_water(device):
@@ -184,17 +189,16 @@ def synchronise(device):
 
 def measure(folder, case, device, repeats, names):
     "Medians of each part of each contestant, and the ratios."
-    runs = {name: CONTESTANTS[name](folder, case, device) for name in names}
-    for run in runs.values(): run()                                            # warm up
-    seen, rates = {name: [] for name in runs}, []
-    for _ in range(repeats):
-        for name, run in runs.items(): seen[name].append(run())
-        rates.append(peak_rate(device))
-    runs.clear()                                                               # their memory is wanted below
+    seen, rates = {name: [] for name in names}, []
+    with contextlib.ExitStack() as stack:
+        runs = {name: stack.enter_context(Contestant(CONTESTANTS[name], folder, case, device=device)) for name in names}
+        for _ in range(repeats):
+            for name, run in runs.items(): seen[name].append(run.epoch())
+            rates.append(peak_rate(device))
     median = lambda values, digits=4: round(statistics.median(values), digits)
     row = {name: dict(sampling=median([s for s, _ in t]), training=median([u for _, u in t]), epoch=median([s + u for s, u in t])) for name, t in seen.items()}
     epochs = {name: [s + u for s, u in t] for name, t in seen.items()}
-    for name in seen: row[name]['memory_mb'] = peak(CONTESTANTS[name], folder, case, device=device)
+    for name in seen: row[name]['memory_mb'] = runs[name].memory_mb
     found = {name: median([x / y for x, y in zip(epochs[a], epochs[b])]) for name, (a, b) in RATIOS.items() if {a, b} <= seen.keys()}
     own, count = epochs[next(n for n in CONTESTANTS if n in seen)], operations(folder, case)
     return asdict(case) | row | found | dict(images_per_second=round(case.samples / median(own), 3), share_of_peak=median([count / s / r for s, r in zip(own, rates)], 3))
@@ -240,8 +244,6 @@ def compare(folder, args, device):
 def main():
     args = arguments()
     warnings.simplefilter('ignore')
-    device = best_device()
-    accelerate.PartialState(cpu=device == 'cpu')                               # TRL's own would fail on a CPU
-    with models(args.model) as folder: compare(folder, args, device)
+    with models(args.model) as folder: compare(folder, args, best_device())
 
 if __name__ == '__main__': main()
