@@ -73,16 +73,15 @@ class Trajectory:
 
 # %% ../nbs/03_mdp.ipynb #2592dcf4
 def batches_at_once(policy:Policy) -> int:
-    "PyTorch's number of threads on a CPU; 1 elsewhere, for a large network, where prompts are read in every call (tokenizers serve one thread), and where all processes call the network together."
-    alone = policy.large or policy.train_text_encoder or policy.shards is not None
-    return torch.get_num_threads() if policy.device.type == 'cpu' and not alone else 1
+    "PyTorch's number of threads on a CPU; 1 elsewhere, and where a batch takes all threads."
+    return torch.get_num_threads() if policy.device.type == 'cpu' and not policy.takes_all_threads else 1
 
 def even_size(
-    count:int,   # rows in all
-    most:int,    # rows in a batch at most
-    threads:int, # batches at once
+    count:int,    # rows in all
+    most:int,     # rows in a batch at most
+    threads:int,  # batches at once
     fewest:int=1, # rows in a batch at least, unless all are fewer
-) -> int:        # rows in a batch, so that all threads have as many batches
+) -> int:         # rows in a batch, so that all threads have as many batches
     "No thread waits for the last one."
     batches = -(-count // most)
     apart = min(-(-batches // threads) * threads, count // fewest)

@@ -81,7 +81,7 @@ class Load:
     measured: bool = False    # now and then the gradient's noise is measured, with a copy of one gradient
     rollout_batch: int = 64   # pictures denoised together
     decode_batch: int = 32    # pictures decoded together
-    threads: int = 1          # batches of a small network computed at once; on a CPU as many as PyTorch has threads
+    threads: int = 1          # batches at once, unless one takes all threads; on a CPU as many as PyTorch has threads
     keep_graphs: bool = False # sampling keeps what the backward pass of all trained steps needs
 
 def parameter_bytes(module) -> int:
@@ -97,7 +97,7 @@ def estimate(
     "Memory of a training run on one device, before it starts."
     config, load = config or PolicyConfig(), load or Load()
     policy = Policy(hollow_pipeline(model), **vars(replace(config, offload=False)))     # tensors without data cannot move
-    if policy.large: load = replace(load, threads=1)
+    if policy.takes_all_threads: load = replace(load, threads=1)
     trained = 4 * sum(p.numel() for p in policy.parameters())
     latent = torch.Size(policy.latent_shape).numel() * PRECISIONS[config.store].itemsize
     rows = load.samples * load.train_steps

@@ -87,7 +87,8 @@ def explain_ratio(
 ) -> tuple:                 # a sentence; {suspect: the error that is left without it}
     "Why the ratio is not 1 before an update, by trying each suspect."
     as_is = ratio_error(policy, trajectory)
-    error, left = as_is if error is None else error, {'batch shape': min(as_is, _as_sampled(policy, trajectory))}
+    if error is None: error = as_is
+    left = {'batch shape': min(as_is, _as_sampled(policy, trajectory))}
     for name, contexts in suspects(policy).items():
         found = [_tried(policy, trajectory, context) for context in contexts]
         if found: left[name] = min(found)

@@ -68,3 +68,11 @@ def test_offloaded_text_encoders_do_not_count(tmp_path):
     words = sum(p.numel() * 4 for name in ('text_encoder', 'text_encoder_2') for p in getattr(hollow_pipeline(tmp_path), name).parameters())
     here, away = (estimate(tmp_path, PolicyConfig(offload=offload), Load(samples=4)) for offload in (False, True))
     assert here['weights'] - away['weights'] == pytest.approx(words, rel=.01) and away['reading'] == pytest.approx(words, rel=.01)
+
+def test_threads_count_where_each_has_a_batch(tmp_path, monkeypatch):
+    "A batch of a large network, or one that reads its prompts in every call, has all threads."
+    tiny_sd().save_pretrained(tmp_path)
+    told = lambda threads, **config: estimate(tmp_path, PolicyConfig(**config), Load(samples=64, micro_batch=16, threads=threads))['peak']
+    assert told(4) > told(1) and told(4, train_text_encoder=True) == told(1, train_text_encoder=True)
+    monkeypatch.setattr('drl_toolkit.policy.LARGE', 0)
+    assert told(4) == told(1)

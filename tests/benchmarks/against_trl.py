@@ -19,7 +19,7 @@ import accelerate, psutil, torch
 from diffusers import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent))                                # for the processes that measure memory
+sys.path.insert(0, str(Path(__file__).parent))                                # for the processes of the contestants
 
 from drl_toolkit.policy import Policy, best_device
 from drl_toolkit.prompts import Task, objects
