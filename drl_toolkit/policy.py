@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from .files import read_json
 from .lora import in_one_product
 from .pipelines import ATTENTION, Conditions, adapt
-from .transitions import SDES, Gaussian, check_sampler, tables
+from .transitions import PREV_TIMESTEPS, SDES, Gaussian, check_sampler, tables
 from .world import assets_dir, no_bars
 
 # %% ../nbs/02_policy.ipynb #db496fb9
@@ -38,6 +38,7 @@ class PolicyConfig:
     scheduler: str = ''              # sample with another scheduler, such as DDIMScheduler
     sde: str = ''                    # noise of flow matching: 'flow', 'dance' or 'cps'
     noise_level: float = 0.          # how much of it
+    prev_timestep: str = 'schedule'  # DDIM: a step leads to the timestep that is visited next; 'diffusers' is t - 1000 // T
     noisy_from: int = 0              # first step that adds noise
     noisy_steps: int = 0             # how many steps add noise from there on (MixGRPO's window); 0 is all
     guidance_scale: float = 1.       # classifier-free guidance; 1 is none
@@ -63,7 +64,7 @@ class PolicyConfig:
         for name in ('noisy_from', 'noisy_steps', 'image_size', 'min_rows'): _at_least(self, name, 0, whole=True)
         for name in ('eta', 'noise_level', 'guidance_scale', 'guidance_rescale', 'lora_alpha'): _at_least(self, name, 0)
         if self.guidance_rescale > 1: raise ValueError(f'guidance_rescale is {self.guidance_rescale!r}; it should lie in [0, 1]')
-        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), store=tuple(PRECISIONS), sde=('', *SDES))
+        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), store=tuple(PRECISIONS), sde=('', *SDES), prev_timestep=PREV_TIMESTEPS)
 
 def best_device() -> str:
     "A GPU where PyTorch sees one."
@@ -141,11 +142,11 @@ class Policy:
         "Compute the sampler's tables from the configuration."
         if self.scheduler: self.pipeline.scheduler = another_scheduler(self.pipeline.scheduler, self.scheduler)
         noise = dict(eta=self.eta, sde=self.sde or None, noise_level=self.noise_level or None)
-        try: check_sampler(self.pipeline.scheduler, **noise)
+        try: check_sampler(self.pipeline.scheduler, **noise, num_steps=self.num_steps)
         except TypeError as e: raise TypeError(f"{e}; or sample with another by scheduler='DDIMScheduler'") from None
         self.adapter.set_timesteps(self.num_steps)
         window = range(self.noisy_from, self.noisy_from + self.noisy_steps) if self.noisy_steps else None
-        self.tables = tables(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device)
+        self.tables = tables(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device, prev_timestep=self.prev_timestep)
 
     @property
     def parts(self) -> dict: # prefix -> module
