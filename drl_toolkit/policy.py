@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'WORDS', 'LARGE', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_ARENA_MAX', 'KEPT', 'LOADED', 'FUSED_QKV',
-           'FUSED_LORA', 'REMEMBERED', 'LORA_FILE', 'PolicyConfig', 'best_device', 'check_device', 'check_types',
-           'check_words', 'keep_freed_memory', 'aligned', 'Policy', 'lora_options', 'say', 'cast', 'another_scheduler',
-           'rescaled', 'demo_folder', 'base_of', 'find_model', 'readable', 'open_pipeline']
+           'FUSED_LORA', 'REMEMBERED', 'LORA_FILE', 'PLAIN_LORA', 'PolicyConfig', 'best_device', 'check_device',
+           'check_types', 'check_words', 'keep_freed_memory', 'aligned', 'Policy', 'lora_options', 'say', 'cast',
+           'another_scheduler', 'rescaled', 'demo_folder', 'base_of', 'find_model', 'readable', 'open_pipeline']
 
 # %% ../nbs/02_policy.ipynb #d6885828
 import ctypes, json, os, re, sys
@@ -497,7 +497,8 @@ def _save(self,
     return folder
 Policy.save = _save
 
-LORA_FILE = 'pytorch_lora_weights.safetensors'   # as diffusers calls it
+LORA_FILE = 'pytorch_lora_weights.safetensors'                                                # as diffusers calls it
+PLAIN_LORA = dict(rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=False)         # what diffusers 0.38 looks up in the metadata
 
 def _save_lora(policy, folder): # the rank
     "A LoRA for `load_lora_weights` on the base, with its scale in the file's metadata; a LoRA that the pipeline came with is in it."
@@ -509,7 +510,7 @@ def _save_lora(policy, folder): # the rank
         found = {name: factors_state_dict(pad_to_rank(factors, rank)) for name, factors in both.items()}
     layers = lambda state: sorted({key.partition('.lora_')[0] for key in state})
     told = {f'{name}_lora_layers': convert_state_dict_to_diffusers(state) for name, state in found.items()}
-    scale = {f'{name}_lora_adapter_metadata': dict(r=rank, lora_alpha=alpha, target_modules=layers(state)) for name, state in found.items()}
+    scale = {f'{name}_lora_adapter_metadata': dict(PLAIN_LORA, r=rank, lora_alpha=alpha, target_modules=layers(state)) for name, state in found.items()}
     policy.pipeline.save_lora_weights(folder, **told, **scale)
     return rank
 
