@@ -65,6 +65,7 @@ def poisoned(run):
     from safetensors.torch import load_file, save_file
     file = run.folder / 'checkpoints/epoch_0002/optimizer.safetensors'
     save_file({k: v * float('nan') for k, v in load_file(file).items()}, file)
+    (file.parent / 'manifest.json').unlink()
 
 @pytest.mark.parametrize('harm, words, do', [
     (lambda r: first(r, 'checkpoints/epoch_0002/weights.safetensors', lambda b: b[:-1]), 'epoch_0002: it cannot be read', 'goes on from epoch_0001'),
