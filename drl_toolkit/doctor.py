@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 
-from .files import open_plain, read_json
+from .files import check_manifest, open_plain, read_json
 from .world import assets_dir
 
 # %% ../nbs/19a_doctor.ipynb #0ec5e924
@@ -157,7 +157,8 @@ def _written_by(run):
 
 def _metrics_of(run):
     try: rows = run.metrics()
-    except ValueError as e: return Finding(str(e), 'put the line right or delete it; the other lines are independent of it')
+    except ValueError as e: return Finding(str(e), 'a run that drl train wrote is right')
+    if rows.complaint: return Finding(rows.complaint, 'put the line right or delete it, or resume the run, which writes it anew; the other lines are independent of it')
     return Finding(f"metrics: {len({r['epoch'] for r in rows})} epochs" + (f', the last is {rows[-1]["epoch"]}' if rows else ''))
 
 def _checkpoints_of(run):
@@ -179,6 +180,7 @@ def damage(
     "What is wrong with a checkpoint: every number in it is read."
     from drl_toolkit.runs import epochs_done
     try:
+        check_manifest(checkpoint)
         state = read_json(checkpoint / 'state.json', 2**28)
         if not isinstance(state, dict) or state.get('epoch') != epochs_done(checkpoint): return 'its state.json is of another epoch'
         for name in ('weights', 'optimizer'):
