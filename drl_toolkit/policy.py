@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'WORDS', 'LARGE', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_ARENA_MAX', 'KEPT', 'LOADED', 'FUSED_QKV',
-           'FUSED_LORA', 'REMEMBERED', 'LORA_FILE', 'PolicyConfig', 'best_device', 'check_device', 'check_types',
-           'check_words', 'keep_freed_memory', 'aligned', 'Policy', 'lora_options', 'say', 'cast', 'another_scheduler',
-           'rescaled', 'demo_folder', 'base_of', 'find_model', 'readable', 'open_pipeline']
+           'FUSED_LORA', 'REMEMBERED', 'LORA_FILE', 'PLAIN_LORA', 'PolicyConfig', 'best_device', 'check_device',
+           'check_types', 'check_words', 'keep_freed_memory', 'aligned', 'Policy', 'lora_options', 'say', 'cast',
+           'another_scheduler', 'rescaled', 'demo_folder', 'base_of', 'find_model', 'readable', 'open_pipeline']
 
 # %% ../nbs/02_policy.ipynb #d6885828
 import ctypes, json, os, re, sys
@@ -27,7 +27,7 @@ from .files import read_json
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
                               lora_disabled, merge_adapters, pad_to_rank, stacked_factors, tuner_layers)
 from .pipelines import ATTENTION, Conditions, adapt
-from .transitions import SDES, Gaussian, check_sampler, tables
+from .transitions import PREV_TIMESTEPS, SDES, Gaussian, check_sampler, tables
 from .world import assets_dir, no_bars
 
 # %% ../nbs/02_policy.ipynb #db496fb9
@@ -41,6 +41,7 @@ class PolicyConfig:
     scheduler: str = ''              # sample with another scheduler, such as DDIMScheduler
     sde: str = ''                    # noise of flow matching: 'flow', 'dance' or 'cps'
     noise_level: float = 0.          # how much of it
+    prev_timestep: str = 'schedule'  # DDIM: a step leads to the timestep that is visited next; 'diffusers' is t - 1000 // T
     noisy_from: int = 0              # first step that adds noise
     noisy_steps: int = 0             # how many steps add noise from there on (MixGRPO's window); 0 is all
     guidance_scale: float = 1.       # classifier-free guidance; 1 is none
@@ -66,7 +67,7 @@ class PolicyConfig:
         for name in ('noisy_from', 'noisy_steps', 'image_size', 'min_rows'): _at_least(self, name, 0, whole=True)
         for name in ('eta', 'noise_level', 'guidance_scale', 'guidance_rescale', 'lora_alpha'): _at_least(self, name, 0)
         if self.guidance_rescale > 1: raise ValueError(f'guidance_rescale is {self.guidance_rescale!r}; it should lie in [0, 1]')
-        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), store=tuple(PRECISIONS), sde=('', *SDES))
+        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), store=tuple(PRECISIONS), sde=('', *SDES), prev_timestep=PREV_TIMESTEPS)
 
 def best_device() -> str:
     "A GPU where PyTorch sees one."
@@ -145,11 +146,11 @@ class Policy:
         "Compute the sampler's tables from the configuration."
         if self.scheduler: self.pipeline.scheduler = another_scheduler(self.pipeline.scheduler, self.scheduler)
         noise = dict(eta=self.eta, sde=self.sde or None, noise_level=self.noise_level or None)
-        try: check_sampler(self.pipeline.scheduler, **noise)
+        try: check_sampler(self.pipeline.scheduler, **noise, num_steps=self.num_steps)
         except TypeError as e: raise TypeError(f"{e}; or sample with another by scheduler='DDIMScheduler'") from None
         self.adapter.set_timesteps(self.num_steps)
         window = range(self.noisy_from, self.noisy_from + self.noisy_steps) if self.noisy_steps else None
-        self.tables = tables(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device)
+        self.tables = tables(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device, prev_timestep=self.prev_timestep)
 
     @property
     def parts(self) -> dict: # prefix -> module
@@ -497,7 +498,8 @@ def _save(self,
     return folder
 Policy.save = _save
 
-LORA_FILE = 'pytorch_lora_weights.safetensors'   # as diffusers calls it
+LORA_FILE = 'pytorch_lora_weights.safetensors'                                                # as diffusers calls it
+PLAIN_LORA = dict(rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=False)         # what diffusers 0.38 looks up in the metadata
 
 def _save_lora(policy, folder): # the rank
     "A LoRA for `load_lora_weights` on the base, with its scale in the file's metadata; a LoRA that the pipeline came with is in it."
@@ -509,7 +511,7 @@ def _save_lora(policy, folder): # the rank
         found = {name: factors_state_dict(pad_to_rank(factors, rank)) for name, factors in both.items()}
     layers = lambda state: sorted({key.partition('.lora_')[0] for key in state})
     told = {f'{name}_lora_layers': convert_state_dict_to_diffusers(state) for name, state in found.items()}
-    scale = {f'{name}_lora_adapter_metadata': dict(r=rank, lora_alpha=alpha, target_modules=layers(state)) for name, state in found.items()}
+    scale = {f'{name}_lora_adapter_metadata': dict(PLAIN_LORA, r=rank, lora_alpha=alpha, target_modules=layers(state)) for name, state in found.items()}
     policy.pipeline.save_lora_weights(folder, **told, **scale)
     return rank
 
