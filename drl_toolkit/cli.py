@@ -123,8 +123,8 @@ def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
     try: return use()
     except (ImportError, RuntimeError, AttributeError) as e:
-        from drl_toolkit.doctor import matching_libraries
-        raise OSError(f'the libraries do not work together ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}). {matching_libraries()}') from None
+        from drl_toolkit.doctor import matching_libraries, tested_libraries
+        raise OSError(f'the libraries do not work together ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}). {matching_libraries()}; {tested_libraries()}') from None
 
 def parse(argv:list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
@@ -399,7 +399,7 @@ def _machine(args) -> list: # of `Finding`
     print(f'Python {platform.python_version()}; ' + ', '.join(f'{k} {v}' for k, v in versions().items()))
     _print_memory(args, found)
     print()
-    return [D.matching_libraries(), D.gpu_in_use(), D.all_cores(), D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
+    return [D.tested_libraries(), D.matching_libraries(), D.gpu_in_use(), D.all_cores(), D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
             D.enough_disk(D.disk_needed(parts)), *D.shipped_models()]
 
 def doctor(args) -> int: # exit status

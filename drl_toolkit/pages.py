@@ -514,7 +514,7 @@ def _row(name, run):
     "A run in the list. A damaged one says so and does not hide the others."
     try:
         rows = metrics(run)
-        return dict(name=name, recipe=run.about.get('recipe'), p=progress(run, rows), said=headline(goals(rows, run.about.get('recipe'))))
+        return dict(name=name, recipe=run.about.get('recipe'), p=progress(run, rows), said='. '.join(filter(None, (headline(goals(rows, run.about.get('recipe'))), rows.complaint))))
     except Exception as e: return dict(name=name, recipe=None, p=Progress('damaged', 0, 0, 0., None), said=complaint(e, run))
 
 # %% ../nbs/18a_pages.ipynb #5c7f63c6
