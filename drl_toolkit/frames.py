@@ -140,7 +140,7 @@ def read_frames(run:Run, epoch:int) -> Frames:
     folder = f'epoch_{epoch:04d}'
     inside = lambda name: run.inside('frames', folder, name)
     file = inside('frames.json')
-    try: return Frames(epoch, read_json(file, 2**25), inside)
+    try: return Frames(epoch, read_json(file, 2**25, run.folder), inside)
     except FileNotFoundError: raise RunError(f'{str(run.folder)!r} has no frames of epoch {epoch}') from None
     except RunError: raise
     except Exception as e: raise RunError(f'{str(file)!r} is damaged ({type(e).__name__}: {str(e)[:100]})') from None
@@ -181,7 +181,7 @@ def save_frames(
     def write(part):
         part.mkdir()
         for name, data in (files | {'frames.json': text}).items(): (part / name).write_bytes(data)
-    return write_whole(run.folder / 'frames' / f'epoch_{epoch:04d}', write)
+    return write_whole(run.place('frames', f'epoch_{epoch:04d}'), write)
 
 # %% ../nbs/16a_frames.ipynb #222ced9a
 def shown_samples(
@@ -382,4 +382,5 @@ def slim_copy(
     "A run as it is shown to others: without checkpoints, locks and what trackers wrote."
     Run.open(run)
     left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | ({'weights'} if not weights else set())
-    return write_whole(folder, lambda part: shutil.copytree(run, part, ignore=lambda at, names: [n for n in names if n.startswith('.') or File(at) == File(run) and n in left_out]))
+    skip = lambda at, name: name.startswith('.') or File(at) == File(run) and name in left_out or (File(at) / name).is_symlink()
+    return write_whole(folder, lambda part: shutil.copytree(run, part, ignore=lambda at, names: [n for n in names if skip(at, n)]))

@@ -285,11 +285,11 @@ class Trainer:
 
     def epoch_of(self, epoch:int) -> dict:
         "One round over all tasks, then the data loss. [P Algorithm 1]"
-        wall, cpu, calls = time.time(), time.process_time(), self.policy.evaluations
+        wall, cpu, calls = time.perf_counter(), time.process_time(), self.policy.evaluations
         record = dict(epoch=epoch, tasks=self.strategy.epoch(self, epoch))
         if self.config.data_weight and self.config.data_mode == 'step': record['data_loss'] = self.data_step(epoch)
         cpu, calls = map(sum, zip(*self.processes.gathered((time.process_time() - cpu, self.policy.evaluations - calls))))
-        return record | dict(seconds=time.time() - wall, cpu_seconds=cpu, evaluations=calls)
+        return record | dict(seconds=time.perf_counter() - wall, cpu_seconds=cpu, evaluations=calls)
 
     def collect(self, task:Task, epoch:int) -> Batch:
         "Sample, score, credit. Of several processes each does its share; all know all values, and so the same credit."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OBJECTS', 'OCCUPATIONS', 'TONES', 'GENDERS', 'BACKGROUNDS', 'RELATIONS', 'COUNTS', 'PERSON', 'CLASSES', 'IMAGE_SIZE',
            'TONE_TABLE', 'PAIRS', 'UNSEEN_PAIRS', 'HELD_OUT_PAIRS', 'TRAIN_PAIRS', 'HELD_OUT_OCCUPATIONS',
-           'TRAIN_OCCUPATIONS', 'SPRITE_SIZE', 'KINDS', 'assets_dir', 'emoji_text', 'sprite_keys', 'make_atlas',
-           'sprite', 'Wanted', 'article', 'plural', 'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene', 'compose',
-           'draw', 'sheet', 'to_tensor', 'to_pil', 'Faults', 'random_wanted', 'pretraining_scene', 'no_bars',
+           'TRAIN_OCCUPATIONS', 'SPRITE_SIZE', 'LABEL', 'KINDS', 'assets_dir', 'emoji_text', 'sprite_keys',
+           'make_atlas', 'sprite', 'Wanted', 'article', 'plural', 'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene',
+           'compose', 'draw', 'sheet', 'to_tensor', 'to_pil', 'Faults', 'random_wanted', 'pretraining_scene', 'no_bars',
            'load_demo']
 
 # %% ../nbs/00_world.ipynb #f4b93212
@@ -264,15 +264,20 @@ def sheet(
     columns:int=8,
     scale:int=1,        # nearest-neighbour enlargement
     pad:int=2,          # white pixels between pictures
+    labels:list=None,   # a short text under each image, such as its score; none by default
 ) -> Image.Image:
     "Pictures side by side on one canvas."
     if torch.is_tensor(images): images = to_pil(images)
     w, h = (s * scale for s in images[0].size)
-    rows = -(-len(images) // columns)
-    canvas = Image.new('RGB', (columns * (w + pad) - pad, rows * (h + pad) - pad), 'white')
+    rows, cell = -(-len(images) // columns), h + pad + (LABEL if labels else 0)
+    canvas = Image.new('RGB', (columns * (w + pad) - pad, rows * cell - pad), 'white')
     for i, im in enumerate(images):
-        canvas.paste(im.resize((w, h), Image.NEAREST) if scale > 1 else im, (i % columns * (w + pad), i // columns * (h + pad)))
+        x, y = i % columns * (w + pad), i // columns * cell
+        canvas.paste(im.resize((w, h), Image.NEAREST) if scale > 1 else im, (x, y))
+        if labels: ImageDraw.Draw(canvas).text((x + w / 2, y + h), str(labels[i]), 'black', font_size=11, anchor='ma')
     return canvas
+
+LABEL = 14   # pixels of the line under an image that has a label
 
 def to_tensor(
     images # list of PIL images of one size

@@ -105,7 +105,7 @@ def test_junk_is_named_and_hides_nothing(tmp_path):
     runs, broken = library.scan()
     assert {'good', "it's \"torn\"", 'bad frames'} <= set(runs) and {'empty', 'a_file', 'not json', 'from the future'} <= set(broken)
     listed = pages.runs_page(runs, broken, 'runs', 'good')
-    assert all(name in text(listed) for name in ('empty', 'a_file', 'not json', 'from the future')) and 'line 2 is damaged' in listed and str(tmp_path) not in listed
+    assert all(name in text(listed) for name in ('empty', 'a_file', 'not json', 'from the future')) and 'lines 2, 3 are damaged' in listed and str(tmp_path) not in listed
     for name, run in runs.items():
         for page in app.PAGES:
             html = draw(page, run)

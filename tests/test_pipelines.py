@@ -91,7 +91,7 @@ def test_one_step_of_training_moves_what_it_should_and_comes_back(name, train, t
     assert torch.equal(rollout(Policy.from_pretrained(folder), PROMPTS, seed=1).images, now)
     assert json.loads((folder / 'policy.json').read_text())['train'] == train and 'bright' in (folder / 'README.md').read_text()
     plain = type(policy.pipeline).from_pretrained(folder if train == 'full' else tmp_path / 'base')                        # plain diffusers reads it too
-    if train == 'lora': plain.load_lora_weights(str(folder))
+    if train == 'lora': plain.load_lora_weights(str(folder), weight_name='pytorch_lora_weights.safetensors')
     plain.set_progress_bar_config(disable=True)
     assert torch.allclose(rollout(Policy(plain, num_steps=3, train=train), PROMPTS, seed=1).images, now, atol=1e-5)
 
