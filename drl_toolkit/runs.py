@@ -531,7 +531,7 @@ def _save_weights(self,
 Run.save_weights = _save_weights
 
 # %% ../nbs/16_runs.ipynb #c956bf80
-DIRECT = 2**26   # bytes of a state that is written before training goes on: 64 MiB, a tenth of a second
+DIRECT = 2**28   # bytes of a state that is written before training goes on: 256 MiB, half a second
 
 def _record(self,
     state:State,     # after this epoch
