@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .diversity import pairwise_distance, vendi_score
 from .files import read_json
+from .interrupts import PARENT
 from .mdp import rollout
 from .policy import Policy
 from .recipes import load_recipe, method_fields
@@ -52,14 +53,15 @@ def train_all(
             result = _train(recipe, *job, run_folder(out, *job), options, jobs)
             bar.update()
             return result
-        results = list(pool.map(one, wanted))
+        try: results = list(pool.map(one, wanted))
+        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise       # none begins after a Ctrl-C, and those that run were told as well
     return [(*job, told) for job, (status, told) in zip(wanted, results) if status]
 
 def _train(recipe, method, seed, folder, options, jobs):
     "One run; its exit status and its last words."
     threads = dict(OMP_NUM_THREADS='1') if jobs > 1 else {}
     command = [sys.executable, '-m', 'drl_toolkit.cli', 'train', recipe, '--method', method, '--seed', str(seed), '--out', str(folder), '--resume', '--frames', '0', *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | dict(TQDM_DISABLE='1'))
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | {'TQDM_DISABLE': '1', PARENT: str(os.getpid())})
     return done.returncode, (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
 
 # %% ../nbs/17a_compare.ipynb #54c43ba2

@@ -787,7 +787,7 @@ class Listener(Callback):
     def after_epoch(self, trainer, record):
         "Save, wait or stop."
         paused = False
-        while (want := self.control.want) != 'run':
+        while (want := 'stop' if trainer.processes.stop_asked else self.control.want) != 'run':
             if want in ('save', 'stop'): self.save(trainer)
             if want == 'stop': raise StopTraining(f'stopped after epoch {trainer.epoch}, as asked')
             if want == 'save': self.control.met('pause' if paused else 'run')
