@@ -102,7 +102,8 @@ def _add_sampling(command, seed):
     "Options of commands that draw pictures."
     command.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     command.add_argument('--seed', type=int, default=seed, help='of the noise')
-    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance')):
+    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance'),
+                             ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
         command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
 
 def _add_fields(group, config):
@@ -227,7 +228,7 @@ def compare(args):
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
     from drl_toolkit.runs import sampler_of
-    asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale')}
+    asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale', 'scheduler')}
     return sampler_of(config) | {k: v for k, v in asked.items() if v is not None}
 
 def sample(args):
