@@ -81,6 +81,7 @@ def _vote_options(vote):
 def _app_options(app):
     app.add_argument('folder', metavar='RUNS_DIR', nargs='?', help='folder of runs; runs/ where it is there, else the recorded runs that are shipped')
     app.add_argument('--allow-train', action='store_true', help='viewers may start short runs; without it the panel only reads')
+    app.add_argument('--root-path', default='', metavar='/PATH', help='the path below which a proxy serves it, where the proxy does not send X-Forwarded-Prefix')
     _add_address(app, 7860)
 
 def _doctor_options(doctor, config):
@@ -96,7 +97,9 @@ def _serve_options(serve):
 def _add_address(command, port):
     "Options of commands that serve."
     command.add_argument('--port', type=int, default=port, help='0 takes any free one')
-    command.add_argument('--host', default='127.0.0.1', help='this machine only by default; 0.0.0.0 opens it to the network, without a password')
+    command.add_argument('--host', default='127.0.0.1', help='this machine only by default; 0.0.0.0 opens it to the network, for those who have the token that is printed')
+    command.add_argument('--allow-host', action='append', default=[], metavar='NAME', help='a name under which it is reached, through a proxy for example; may be given several times')
+    command.add_argument('--open', action='store_true', help='no token: everybody who can reach the port may come in')
 
 def _add_sampling(command, seed):
     "Options of commands that draw pictures."
@@ -355,9 +358,10 @@ def tax(args):
 def vote(args):
     "`drl vote`"
     from drl_toolkit.votes import Ballot, vote_server
-    ballot = Ballot(args.ballot)
-    with vote_server(ballot, args.host, args.port) as server:
-        print(f'{len(ballot.pairs)} pairs at http://{args.host}:{server.server_address[1]}; Ctrl-C ends it and shows the count', flush=True)
+    from drl_toolkit.web import access_to, exposure
+    ballot, access = Ballot(args.ballot), access_to(args.host, tuple(args.allow_host), args.open)
+    with vote_server(ballot, args.host, args.port, access) as server:
+        print(f'{len(ballot.pairs)} pairs at {access.address(args.host, server.server_address[1])} ({exposure(access, args.open)}); Ctrl-C ends it and shows the count', flush=True)
         try: server.serve_forever()
         except KeyboardInterrupt: pass
     count = ballot.result()
@@ -417,13 +421,13 @@ def doctor(args) -> int: # exit status
 def serve(args):
     "`drl serve`"
     from drl_toolkit import remote
-    remote.serve(remote.load_reward(args.reward), args.host, args.port)
+    remote.serve(remote.load_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../nbs/20_cli.ipynb #1059687d
 def app(args):
     "`drl app`"
     from drl_toolkit.app import serve as open_panel
-    open_panel(args.folder, args.port, args.host, args.allow_train)
+    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path)
 
 # %% ../nbs/20_cli.ipynb #ce5296ed
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
@@ -434,6 +438,7 @@ def _check_alone(command):
 
 def main(argv=None) -> int: # exit status
     "`drl`: one line and status 2 for whatever is wrong with the input."
+    from drl_toolkit.web import printable
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = parse(argv)
@@ -441,7 +446,7 @@ def main(argv=None) -> int: # exit status
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
     except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        print(f"drl {argv[0]}: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"drl {argv[0]}: {printable(' '.join(str(e).split()))}", file=sys.stderr)
         return 2
 
 # %% ../nbs/20_cli.ipynb #21043843
