@@ -1,14 +1,17 @@
 # Everything happens in .venv; nothing outside this folder is touched.
 PYTHON ?= python3
-BIN := .venv/bin
-METADATA := settings.ini setup.py pyproject.toml
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The versions that a set-up installs: those that were tested. Empty: the newest.
+CONSTRAINTS ?= assets/constraints.txt
+METADATA := settings.ini setup.py pyproject.toml $(CONSTRAINTS)
 DEMO := runs/demo
 # Some machines forbid to keep bytecode; then every start would compile torch and diffusers again, twenty seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo app test test-long test-python test-notebooks readme clean-demo
+.PHONY: help demo app test test-long test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
 .DELETE_ON_ERROR:
 
 help:
@@ -16,10 +19,13 @@ help:
 	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
 	@echo 'make test        the tests, as .ci/run calls them: about 20 minutes on two cores, after a set-up of about 3'
 	@echo 'make test-long   the same with every method, model and number of processes: about 30 minutes'
+	@echo 'make test-newest the tests on the newest version of everything, in an environment of its own: tells early what will break'
+	@echo 'make test-oldest the tests of models, LoRA and training on the oldest versions that settings.ini allows'
+	@echo 'make renew-constraints  test-newest, and if all pass, assets/constraints.txt anew: what set-ups install'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
-demo: .venv/.installed
+demo: $(VENV)/.installed
 	@echo
 	@echo '== Demo (1 of 2): joint training on fairness, composition and preference; at most 12 minutes.'
 	@echo '   An interrupted demo goes on where it was; "make clean-demo" starts afresh.'
@@ -28,7 +34,7 @@ demo: .venv/.installed
 	@echo '== Demo (2 of 2): the tuned model against its base, same prompts and seeds; about 2 minutes.'
 	$(BIN)/drl eval $(DEMO) --out $(DEMO)
 
-app: .venv/.installed
+app: $(VENV)/.installed
 	$(BIN)/drl app $(RUNS)
 
 clean-demo:
@@ -40,27 +46,46 @@ test: test-python test-notebooks
 test-long: export LONG = 1
 test-long: test
 
-test-python: .venv/.installed-dev
+TESTS ?= tests
+test-python: $(VENV)/.installed-dev
 	@echo '== Tests (1 of 2): pytest, two processes; about $(if $(LONG),22,13) minutes.'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(TESTS)
 
-test-notebooks: .venv/.installed-dev
+test-notebooks: $(VENV)/.installed-dev
 	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 7 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
 
-readme: .venv/.installed-dev
+readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme.py
 
-# A stamp is newer than the package's metadata when the environment is up to date.
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+# What settings.ini allows, at both ends. Each has an environment of its own and begins with an empty one.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS= EXTRAS=dev,data,ocr
 
-.venv/.installed: $(METADATA) | .venv/bin/python
-	@echo '== Set-up: the package and what it needs, into .venv. About 3 minutes the first time (the wheel of torch is large), seconds later.'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -e .
+NEW := .venv-newest/constraints.txt
+renew-constraints: test-newest
+	.venv-newest/bin/python tests/versions.py tested > $(NEW)
+	mv $(NEW) assets/constraints.txt
+	@echo '== assets/constraints.txt holds the versions that have just passed.'
+
+test-oldest:
+	rm -rf .venv-oldest
+	$(MAKE) test-python VENV=.venv-oldest CONSTRAINTS=tests/constraints-oldest.txt EXTRAS=dev,data,ocr TESTS='$(addprefix tests/test_,$(addsuffix .py,policy lora pipelines alignment tiny trainer memory install))'
+
+# A stamp is newer than the package's metadata and the tested versions when the environment is up to date.
+EXTRAS ?= dev
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(METADATA) | $(BIN)/python
+	@echo '== Set-up: the package and what it needs, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
+	$(PIP_INSTALL) -e .
 	@touch $@
 
-.venv/.installed-dev: $(METADATA) | .venv/bin/python
-	@echo '== Set-up: the package, what it needs and what tests need, into .venv. About 3 minutes the first time (the wheel of torch is large), seconds later.'
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -e '.[dev]'
-	@touch .venv/.installed $@
+$(VENV)/.installed-dev: $(METADATA) | $(BIN)/python
+	@echo '== Set-up: the package, what it needs and what tests need, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
+	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	@touch $(VENV)/.installed $@

@@ -82,6 +82,7 @@ def _vote_options(vote):
 def _app_options(app):
     app.add_argument('folder', metavar='RUNS_DIR', nargs='?', help='folder of runs; runs/ where it is there, else the recorded runs that are shipped')
     app.add_argument('--allow-train', action='store_true', help='viewers may start short runs; without it the panel only reads')
+    app.add_argument('--root-path', default='', metavar='/PATH', help='the path below which a proxy serves it, where the proxy does not send X-Forwarded-Prefix')
     _add_address(app, 7860)
 
 def _doctor_options(doctor, config):
@@ -97,13 +98,16 @@ def _serve_options(serve):
 def _add_address(command, port):
     "Options of commands that serve."
     command.add_argument('--port', type=int, default=port, help='0 takes any free one')
-    command.add_argument('--host', default='127.0.0.1', help='this machine only by default; 0.0.0.0 opens it to the network, without a password')
+    command.add_argument('--host', default='127.0.0.1', help='this machine only by default; 0.0.0.0 opens it to the network, for those who have the token that is printed')
+    command.add_argument('--allow-host', action='append', default=[], metavar='NAME', help='a name under which it is reached, through a proxy for example; may be given several times')
+    command.add_argument('--open', action='store_true', help='no token: everybody who can reach the port may come in')
 
 def _add_sampling(command, seed):
     "Options of commands that draw pictures."
     command.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     command.add_argument('--seed', type=int, default=seed, help='of the noise')
-    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance')):
+    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance'),
+                             ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
         command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
 
 def _add_fields(group, config):
@@ -121,8 +125,8 @@ def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
     try: return use()
     except (ImportError, RuntimeError, AttributeError) as e:
-        from drl_toolkit.doctor import matching_libraries
-        raise OSError(f'the libraries do not work together ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}). {matching_libraries()}') from None
+        from drl_toolkit.doctor import matching_libraries, tested_libraries
+        raise OSError(f'the libraries do not work together ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}). {matching_libraries()}; {tested_libraries()}') from None
 
 def parse(argv:list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
@@ -229,7 +233,7 @@ def compare(args):
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
     from drl_toolkit.runs import sampler_of
-    asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale')}
+    asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale', 'scheduler')}
     return sampler_of(config) | {k: v for k, v in asked.items() if v is not None}
 
 def sample(args):
@@ -356,9 +360,10 @@ def tax(args):
 def vote(args):
     "`drl vote`"
     from drl_toolkit.votes import Ballot, vote_server
-    ballot = Ballot(args.ballot)
-    with vote_server(ballot, args.host, args.port) as server:
-        print(f'{len(ballot.pairs)} pairs at http://{args.host}:{server.server_address[1]}; Ctrl-C ends it and shows the count', flush=True)
+    from drl_toolkit.web import access_to, exposure
+    ballot, access = Ballot(args.ballot), access_to(args.host, tuple(args.allow_host), args.open)
+    with vote_server(ballot, args.host, args.port, access) as server:
+        print(f'{len(ballot.pairs)} pairs at {access.address(args.host, server.server_address[1])} ({exposure(access, args.open)}); Ctrl-C ends it and shows the count', flush=True)
         try: server.serve_forever()
         except KeyboardInterrupt: pass
     count = ballot.result()
@@ -397,7 +402,7 @@ def _machine(args) -> list: # of `Finding`
     print(f'Python {platform.python_version()}; ' + ', '.join(f'{k} {v}' for k, v in versions().items()))
     _print_memory(args, found)
     print()
-    return [D.matching_libraries(), D.gpu_in_use(), D.all_cores(), D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
+    return [D.tested_libraries(), D.matching_libraries(), D.gpu_in_use(), D.all_cores(), D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
             D.enough_disk(D.disk_needed(parts)), *D.shipped_models()]
 
 def doctor(args) -> int: # exit status
@@ -418,13 +423,13 @@ def doctor(args) -> int: # exit status
 def serve(args):
     "`drl serve`"
     from drl_toolkit import remote
-    remote.serve(remote.load_reward(args.reward), args.host, args.port)
+    remote.serve(remote.load_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../nbs/20_cli.ipynb #1059687d
 def app(args):
     "`drl app`"
     from drl_toolkit.app import serve as open_panel
-    open_panel(args.folder, args.port, args.host, args.allow_train)
+    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path)
 
 # %% ../nbs/20_cli.ipynb #ce5296ed
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
@@ -443,13 +448,14 @@ def main(argv=None) -> int: # exit status
 
 def _run(argv):
     "A command's exit status; what is wrong is one line."
+    from drl_toolkit.web import printable
     try:
         args = parse(argv)
         _check_alone(args.command)
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
     except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        print(f"drl {argv[0]}: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"drl {argv[0]}: {printable(' '.join(str(e).split()))}", file=sys.stderr)
         return 2
 
 def _after(argv, status, broken):

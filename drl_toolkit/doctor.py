@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['Finding', 'matching_libraries', 'gpu_in_use', 'all_cores', 'gigabytes', 'enough_memory', 'disk_needed', 'enough_disk',
-           'shipped_models', 'of_run', 'damage']
+           'shipped_models', 'tested_versions', 'tested_libraries', 'of_run', 'damage']
 
 # %% ../nbs/19a_doctor.ipynb #5327a697
 import os, shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from operator import gt, lt
 from pathlib import Path
 
 import torch
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 
 from .files import check_manifest, open_plain, read_json
@@ -96,6 +99,46 @@ def shipped_models() -> list: # of `Finding`
     "Whether the package is whole."
     whole = lambda name: any((assets_dir() / name).glob('**/*.safetensors'))
     return [Finding(f"shipped {name}: {'found' if whole(name) else 'MISSING'}", '' if whole(name) else 'install the package again') for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference')]
+
+# %% ../nbs/19a_doctor.ipynb #d4835a0c
+def tested_versions() -> dict: # library -> version
+    "What this project's set-ups install: a list that travels with the package."
+    lines = (assets_dir() / 'constraints.txt').read_text(encoding='utf-8').splitlines()
+    return dict(line.partition(' ')[0].split('==') for line in lines if line.strip())
+
+def tested_libraries() -> Finding:
+    "Whether the libraries that this package imports fit it and each other, and are those that it was tested with."
+    wanted = _installed('drl_toolkit')
+    if wanted is None: return Finding('libraries: drl_toolkit was not installed by pip, so nobody knows which it needs')
+    have = {r.name: found for r in wanted[1] if (found := _installed(r.name))}
+    missing = [f'{r.name} is not installed' for r in wanted[1] if r.name not in have]
+    wrong = missing + [line for name, found in [('drl_toolkit', wanted), *have.items()] for line in _unmet(name, *found, have)]
+    cure = f"pip install -c {assets_dir() / 'constraints.txt'} drl_toolkit installs versions that were tested together"
+    return Finding(f'libraries: {"; ".join(wrong)}', cure) if wrong else Finding(f'libraries: {_compared(have)}')
+
+def _installed(name): # (version, list of `Requirement` by canonical names), or None
+    "What the metadata of a distribution say, without its extras."
+    try: told = distribution(name).metadata
+    except PackageNotFoundError: return None
+    plain = [line for line in told.get_all('Requires-Dist') or [] if 'extra ==' not in line]   # there are hundreds for extras
+    needs = [r for r in map(Requirement, plain) if not r.marker or r.marker.evaluate()]
+    for r in needs: r.name = canonicalize_name(r.name)
+    return Version(told['Version']), needs
+
+def _unmet(name, version, needs, have): # list of strings
+    "What a library needs in another version than is installed."
+    fits = lambda r: r.specifier.contains(have[r.name][0].public, prereleases=True)
+    return [f'{name} {version} needs {r.name}{r.specifier}, but {have[r.name][0]} is installed' for r in needs if r.name in have and not fits(r)]
+
+def _compared(have):
+    "In words: which versions are the tested ones, which newer and which older."
+    tested = {name: Version(v) for name, v in tested_versions().items() if name in have}
+    here = {name: Version(have[name][0].public) for name in tested}
+    listed = lambda way: ', '.join(f'{name} {here[name]} ({tested[name]})' for name in tested if way(here[name], tested[name]))
+    other = {'newer than tested': listed(gt), 'older than tested': listed(lt)}
+    same = sum(here[name] == tested[name] for name in tested)
+    return '; '.join([f'{same} of {len(have)} are those that were tested', *(f'{word}: {names}' for word, names in other.items() if names)])
+
 
 # %% ../nbs/19a_doctor.ipynb #dcd02eed
 def of_run(folder:Path) -> list: # of `Finding`

@@ -8,8 +8,8 @@ __all__ = ['SAYS', 'SKIN', 'HUES', 'FIGURES', 'image_uri', 'figure_uri', 'open_p
            'frames_at', 'sheets', 'metrics', 'curve', 'no_frames', 'headline', 'extremes', 'overview', 'paths_of',
            'path_choices', 'trajectories', 'groups_of', 'group_choices', 'branches', 'shares', 'uneven', 'mixes',
            'fairness', 'found_in', 'composition', 'read_table', 'as_table', 'weight_files', 'resume_command',
-           'runs_page', 'side_by_side', 'ballot_page', 'count_page', 'results_of', 'ballot_of', 'taxes',
-           'markdown_table', 'costs']
+           'runs_page', 'side_by_side', 'blind_page', 'ballot_page', 'count_page', 'results_of', 'ballot_of',
+           'ballot_or_none', 'taxes', 'markdown_table', 'costs']
 
 # %% ../nbs/18a_pages.ipynb #f8118349
 import base64, csv, io, json, math, re, shlex, statistics
@@ -27,6 +27,7 @@ from .files import read_json, read_picture, read_plain
 from .frames import read_frames, recorded_epochs
 from .recipes import load_recipe
 from .runs import Run, RunError
+from .votes import Ballot
 
 # %% ../nbs/18a_pages.ipynb #75abc99f
 def _uri(data:bytes, kind:str) -> str: return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -52,7 +53,7 @@ def open_picture(
 ) -> Image.Image:
     "A picture of a run; `RunError` names one that is none."
     file = run.inside(*names)
-    try: return read_picture(file, 'PNG', 'WEBP', 'JPEG')
+    try: return read_picture(file, 'PNG', 'WEBP', 'JPEG', inside=run.folder)
     except (OSError, ValueError): raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
 
 # %% ../nbs/18a_pages.ipynb #d10201e7
@@ -460,7 +461,7 @@ def read_table(run:Run, *names:str) -> tuple: # header, rows; empty where the fi
     "A CSV file as text."
     path = run.inside(*names)
     if not path.is_file(): return [], []
-    try: head, *rows = [*csv.reader(read_plain(path, 2**22).decode('utf-8').splitlines())] or [[]]
+    try: head, *rows = [*csv.reader(read_plain(path, 2**22, inside=run.folder).decode('utf-8').splitlines())] or [[]]
     except (OSError, ValueError, csv.Error): raise RunError(f"{'/'.join(names)!r} is not a table that can be read") from None
     return head, rows
 
@@ -531,6 +532,12 @@ _COUNT = _html.from_string('''{% if c.votes %}<div class="rate" role="img" aria-
 <p><b>{{ c.win_rate | percent }}</b> for {{ names[1] }} against {{ names[0] }} (95 % interval {{ c.low | percent }} to {{ c.high | percent }}), from {{ c.votes }} vote{{ 's' if c.votes != 1 }} of {{ c.voters }} voter{{ 's' if c.voters != 1 }} on {{ c.pairs }} pairs.
 {% if c.low > 0.5 %}People like {{ names[1] }} better.{% elif c.high < 0.5 %}People like {{ names[0] }} better.{% else %}That may still be chance.{% endif %}</p>{% else %}<p>Nobody has voted yet.</p>{% endif %}''')
 
+_BLIND = _html.from_string('<p>{{ seen }} of {{ total }} pairs. How all votes stand is shown when you have seen them all; before that, it could tell which side is which.</p>')
+
+def blind_page(seen:int, total:int) -> str: # HTML
+    "What a voter may know before the end."
+    return _BLIND.render(seen=seen, total=total)
+
 def ballot_page(pair, total:int) -> str: # HTML
     "Two pictures to choose between, or thanks where there are no more."
     return _BALLOT.render(pair=pair, total=total)
@@ -546,6 +553,13 @@ def results_of(run:Run) -> tuple: # names of the folder below the run's; None wh
 def ballot_of(run:Run) -> Path: # None where there is none
     "Where a ballot lies."
     return next((run.inside(*names) for names in (('eval', 'ballot'), ('ballot',)) if run.inside(*names, 'pairs.json').is_file()), None)
+
+def ballot_or_none(run:Run) -> Path:
+    "Where a ballot lies that can be read."
+    try:
+        folder = ballot_of(run)
+        return folder and Ballot(folder).votes() is not None and folder
+    except (OSError, ValueError): return None
 
 def _kept(file) -> dict: # model -> objective -> share, or None
     "What a tax.json says."
@@ -591,7 +605,7 @@ def costs(run:Run, epoch:int=None, pick:str='') -> str:
 def _results(run, names):
     "Tables and figures of an evaluation."
     file = run.inside(*names, 'table.md')
-    tables = [('Base against tuned', *markdown_table(read_plain(file, 2**22).decode('utf-8', 'replace')))] if file.is_file() else []
+    tables = [('Base against tuned', *markdown_table(read_plain(file, 2**22, inside=run.folder).decode('utf-8', 'replace')))] if file.is_file() else []
     tables += [(title, *read_table(run, *names, name)) for name, title in (('drift.csv', 'How far the pictures have drifted'), ('rewards.csv', 'What other judges say, paid for or not'))]
     return tables, [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_picture(run, *names, p.name)) for p in sorted(run.inside(*names).glob('*.png'))]
 

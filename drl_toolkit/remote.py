@@ -7,13 +7,13 @@ __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'read_reques
            'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'rollout_in_parts']
 
 # %% ../nbs/04c_remote.ipynb #c4008539
-import base64, http.client, importlib, importlib.util, io, json, socket, threading, time, zipfile
+import base64, http.client, importlib, importlib.util, io, json, queue, socket, ssl, threading, time, zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np, torch
 from PIL import Image
@@ -21,6 +21,7 @@ from PIL import Image
 from .mdp import Trajectory, rollout
 from .policy import Policy
 from .rewards import Card, Reward, groups_of, seen_in_place, told_of
+from .web import Access, RequestHandler, Server, access_to, exposure, open_server, printable
 from .world import to_pil, to_tensor
 
 # %% ../nbs/04c_remote.ipynb #98ff8308
@@ -50,7 +51,7 @@ def decode_images(
     except Exception as e: raise ValueError(f'images are no {format}: {type(e).__name__}') from None   # what zip, zlib, numpy and Pillow say to garbage has a dozen types
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != count or not images.numel():
         raise ValueError(f'images have shape {tuple(images.shape)}; ({count}, 3, H, W) is right for {count} prompts')
-    if not images.isfinite().all() or images.min() < -1e-3 or images.max() > 1 + 1e-3: raise ValueError('images have values outside [0, 1]')
+    if any(not im.isfinite().all() or im.min() < -1e-3 or im.max() > 1 + 1e-3 for im in images): raise ValueError('images have values outside [0, 1]')
     return images
 
 def _bytes(text):
@@ -75,7 +76,12 @@ def _from_png(texts, limit):
     opened = [Image.open(_bytes(t), formats=['PNG']) for t in texts]
     _check_size(sum(12 * im.width * im.height for im in opened), limit)
     if len(kinds := {(im.mode, im.size) for im in opened}) > 1 or opened[0].mode != 'RGB': raise ValueError(f'images are {sorted(kinds)[:2]}; 8-bit RGB of one size is right')
-    return to_tensor(opened)
+    (width, height), images = opened[0].size, None
+    for i, image in enumerate(opened):                                    # one at a time: nothing but the floats is ever held for all of them
+        with image: pixels = np.asarray(image).transpose(2, 0, 1)
+        images = np.empty((len(opened), 3, height, width), np.float32) if images is None else images
+        np.divide(pixels, np.float32(255), out=images[i])
+    return torch.from_numpy(images)
 
 # %% ../nbs/04c_remote.ipynb #bfeb8d6c
 def read_request(
@@ -89,9 +95,15 @@ def read_request(
     if format not in FORMATS: raise ValueError(f"format is {str(format)[:40]!r}; 'npz' or 'png' is right")
     return decode_images(asked.get('images'), format, len(prompts), limit), prompts
 
-def _json_object(body, what):
+def _plain(value):
+    "JSON whose words do nothing to a terminal."
+    if isinstance(value, str): return printable(value)
+    if isinstance(value, list): return [_plain(v) for v in value]
+    return {printable(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+def _json_object(body, what, clean=lambda value: value):
     "A JSON object of this protocol."
-    try: found = json.loads(body)
+    try: found = clean(json.loads(body))
     except (ValueError, RecursionError): raise ValueError(f'{what} is no JSON, but begins with {bytes(body[:40])!r}') from None
     if not isinstance(found, dict): raise ValueError(f'{what} is JSON, but {type(found).__name__} where an object is right')
     if found.get('protocol') != PROTOCOL:
@@ -106,7 +118,7 @@ def read_reply(
     count:int,         # values expected
 ) -> tuple:            # values (count,) float32, dict of figures
     "What a server answered. Anything but the values asked for is a `ValueError`."
-    found = _json_object(body, f'the reply (status {status})')
+    found = _json_object(body, f'the reply (status {status})', _plain)
     if status != 200: raise ValueError(' '.join(f"it answers with status {status}: {str(found.get('error'))[:400]}".split()))
     values, figures = found.get('values'), found.get('figures', {})
     if not isinstance(values, list) or len(values) != count:
@@ -116,101 +128,157 @@ def read_reply(
     return torch.tensor(values, dtype=torch.float32), figures
 
 # %% ../nbs/04c_remote.ipynb #4d5ed9f1
-class _Handler(BaseHTTPRequestHandler):
-    "One request. `reward`, `limit` and `lock` come from `make_server`."
-    protocol_version, timeout = 'HTTP/1.1', 60
+class _Room:
+    "So many bytes for all requests together; who finds none waits."
+    def __init__(self, size): self.left, self.changed = size, threading.Condition()
+
+    @contextmanager
+    def take(self, size:int, seconds:float):
+        "Room for a request. `TimeoutError` where there is none in time."
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.left >= size, seconds): raise TimeoutError('this server is busy')
+            self.left -= size
+        try: yield
+        finally:
+            with self.changed: self.left += size; self.changed.notify_all()
+
+class _Handler(RequestHandler):
+    "One request. `reward`, `limit`, `lock` and `room` come from `make_server`."
+    protocol_version = 'HTTP/1.1'
 
     def do_GET(self):
         "Who is there."
-        if self.path != '/': return self._answer(404, dict(error=f'nothing is at {self.path[:80]!r}; / is right'))
-        self._answer(200, dict(name=self.reward.name, level=self.reward.level, card=asdict(self.reward.card), formats=FORMATS, limit=self.limit))
+        if self.path_only() != '/': return self.refuse(404, f'nothing is at {self.path[:80]!r}; / is right')
+        self.tell(200, dict(name=self.reward.name, level=self.reward.level, card=asdict(self.reward.card), formats=FORMATS, limit=self.limit))
 
     def do_POST(self):
         "Values for pictures."
         length = self.headers.get('Content-Length', '')
         refusal = self._refusal(length)
-        if refusal: return self._refuse(*refusal)
-        try: images, prompts = read_request(self.rfile.read(int(length)), self.limit)
-        except ValueError as e: return self._answer(400, dict(error=str(e)))
-        self._answer(*self._judged(images, prompts))
+        if refusal: return self.refuse(*refusal)
+        try:
+            with self.room.take(int(length), self.seconds): told = self._judged(self._body(int(length)))
+        except TimeoutError as e: return self.refuse(503, str(e))
+        self.tell(*told)
+
+    def path_only(self): return urlsplit(self.path).path
+
+    def _body(self, length):
+        "All of a request; a megabyte a second is the least."
+        self.timed.end += length / 2**20
+        return self.rfile.read(length)
 
     def _refusal(self, length):
         "Why a request is not even read, as (status, message)."
-        if self.path != '/': return 404, dict(error=f'nothing is at {self.path[:80]!r}; / is right')
-        if self.headers.get_content_type() != 'application/json': return 415, dict(error='Content-Type should be application/json')
-        if not (length.isascii() and length.isdigit()): return 411, dict(error='Content-Length is missing')
-        if len(length) > 15 or int(length) > 1.5 * self.limit: return 413, dict(error=f'the request is larger than this server takes ({self.limit} bytes of pictures); a smaller batch_size is right')
+        if self.path_only() != '/': return 404, f'nothing is at {self.path[:80]!r}; / is right'
+        if self.headers.get_content_type() != 'application/json': return 415, 'Content-Type should be application/json'
+        if not (length.isascii() and length.isdigit()): return 411, 'Content-Length is missing'
+        if len(length) > 15 or int(length) > 1.5 * self.limit: return 413, f'the request is larger than this server takes ({self.limit} bytes of pictures); a smaller batch_size is right'
 
-    def _judged(self, images, prompts):
-        "The reward's values, or its complaint, as (status, message)."
-        try:
-            with self.lock: values, figures = self.reward.report(images, prompts, torch.zeros(len(prompts), dtype=torch.long) if self.reward.level == 'group' else None)
-        except (ValueError, TypeError) as e: return 422, dict(error=str(e))
-        except Exception as e: return 500, dict(error=f'{type(e).__name__}: {e}')     # the client is told; the server lives on
+    def _judged(self, body):
+        "The reward's values, or its complaint, as (status, message). Pictures are unpacked one request at a time."
+        with self.lock:
+            try: images, prompts = read_request(body, self.limit)
+            except ValueError as e: return 400, dict(error=str(e))
+            try: values, figures = self.reward.report(images, prompts, torch.zeros(len(prompts), dtype=torch.long) if self.reward.level == 'group' else None)
+            except (ValueError, TypeError) as e: return 422, dict(error=str(e))
+            except Exception as e: return 500, dict(error=f'{type(e).__name__}: {e}')     # the client is told; the server lives on
         return 200, dict(values=values.tolist(), figures={k: float(v) for k, v in figures.items()})
 
-    def _answer(self, status, message):
-        body = json.dumps(dict(protocol=PROTOCOL) | message).encode()
-        self.send_response(status)
-        for header in (('Content-Type', 'application/json'), ('Content-Length', str(len(body)))): self.send_header(*header)
-        try: self.end_headers(); self.wfile.write(body)
-        except ConnectionError: self.close_connection = True                           # the client did not wait
+    def tell(self, status, message):
+        "Answer with JSON."
+        self.answer(status, 'application/json', json.dumps(dict(protocol=PROTOCOL) | message).encode())
 
-    def _refuse(self, status, message, seconds=5):
+    def refuse(self, status, why, seconds=5):
         "Answer, then take in and drop what the client still sends: a connection closed in its face would lose the answer (RFC 9112, 9.6)."
         self.close_connection = True
-        self._answer(status, message)
-        end = time.monotonic() + seconds
+        self.tell(status, dict(error=why))
+        self.timed.end = time.monotonic() + seconds
         try:
-            self.connection.shutdown(socket.SHUT_WR); self.connection.settimeout(1)
-            while time.monotonic() < end and self.rfile.read1(2**16): pass
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1(2**16): pass
         except OSError: pass                                                           # it is gone, or silent
-
-    def log_message(self, *args): "Quiet: a training run asks thousands of times."
 
 def make_server(
     reward:Reward,           # or a plain function
-    host:str='127.0.0.1',    # '0.0.0.0' opens it to the network
+    host:str='127.0.0.1',    # '0.0.0.0' opens it to the network, for those who have the token
     port:int=8100,           # 0 takes any free one
     limit:int=2**28,         # bytes that the pictures of one request may take as floats
-) -> ThreadingHTTPServer:    # `serve_forever()` runs it, `server_address` is where
+    access:Access=None       # who may ask; of the host by default
+) -> Server:                 # `serve_forever()` runs it, `server_address` is where
     "A server of one reward, not yet running."
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536: raise ValueError(f'port is {port!r}; a whole number from 0 to 65535 is right')
     reward = reward if isinstance(reward, Reward) else Reward(reward)
-    handler = type('Handler', (_Handler,), dict(reward=reward, limit=limit, lock=threading.Lock()))
-    try: server = ThreadingHTTPServer((host, port), handler)
-    except OSError as e: raise OSError(f'cannot listen on {host}:{port}: {e.strerror or e}') from None
-    server.daemon_threads = True
-    return server
+    known = dict(reward=reward, limit=limit, lock=threading.Lock(), room=_Room(2 * limit), access=access or access_to(host))
+    return open_server(type('Handler', (_Handler,), known), host, port)
 
 def serve(
     reward:Reward,           # or a plain function
-    host:str='127.0.0.1',    # '0.0.0.0' opens it to the network
+    host:str='127.0.0.1',    # '0.0.0.0' opens it to the network, for those who have the token
     port:int=8100,           # 0 takes any free one
+    allow_host:tuple=(),     # names under which a proxy serves it
+    open:bool=False          # no token: whoever reaches the port may ask
 ):
     "Serve a reward until interrupted; what `drl serve` does."
-    with make_server(reward, host, port) as server:
-        print(f'serving {server.RequestHandlerClass.reward!r}\nat http://{host}:{server.server_address[1]} (protocol {PROTOCOL}); Ctrl-C ends it', flush=True)
+    access = access_to(host, allow_host, open)
+    with make_server(reward, host, port, access=access) as server:
+        where = access.address(host, server.server_address[1])
+        print(f'serving {server.RequestHandlerClass.reward!r}\nat {where} (protocol {PROTOCOL}; {exposure(access, open)}); Ctrl-C ends it', flush=True)
         try: server.serve_forever()
         except KeyboardInterrupt: print('stopped')
 
 # %% ../nbs/04c_remote.ipynb #c396a5dd
 class _Gateway(OSError): "A gateway says that the server is away for now."
 
+def _dial(address, timeout):
+    "A connection to a server, before anything was said on it."
+    port = address.port or (443 if address.scheme == 'https' else 80)
+    line = socket.create_connection((address.hostname, port), timeout)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if address.scheme == 'http': return line
+    return ssl.create_default_context().wrap_socket(line, server_hostname=address.hostname, do_handshake_on_connect=False)
+
+def _exchange(address, method, body, timeout, lines):
+    "One request: (status, body). The connection is left in `lines`, so that somebody else can cut it."
+    lines.append(_dial(address, timeout))
+    connection = http.client.HTTPConnection(address.hostname, address.port)
+    connection.sock = lines[0]
+    if address.scheme == 'https': lines[0].do_handshake()
+    token = parse_qs(address.query).get('token')
+    headers = ({'Content-Type': 'application/json'} if body else {}) | ({'Authorization': f'Bearer {token[0]}'} if token else {})
+    connection.request(method, address.path or '/', body, headers)
+    response, found = connection.getresponse(), bytearray()
+    while part := response.read1(65536):
+        found += part
+        if len(found) > 2**24: raise TimeoutError('its answer has no end')
+    return response.status, bytes(found)
+
+def _cut(lines):
+    "End a connection, also under somebody who reads from it."
+    for line in lines:
+        try: line.shutdown(socket.SHUT_RDWR)
+        except OSError: pass                                              # it has ended already
+        line.close()
+
 def _call(address, method, body, timeout):
-    "One request: (status, body). The time limit is for all of it, not for each piece."
-    connect = http.client.HTTPSConnection if address.scheme == 'https' else http.client.HTTPConnection
-    deadline, connection = time.monotonic() + timeout, connect(address.hostname, address.port, timeout=timeout)
-    try:
-        connection.request(method, address.path or '/', body, {'Content-Type': 'application/json'} if body else {})
-        response, parts = connection.getresponse(), []
-        while part := response.read1(65536):
-            parts.append(part)
-            if time.monotonic() > deadline or sum(map(len, parts)) > 2**24: raise TimeoutError('timed out' if time.monotonic() > deadline else 'its answer has no end')
-        if response.status in (502, 503, 504): raise _Gateway(f'status {response.status}')
-        return response.status, b''.join(parts)
-    except http.client.HTTPException as e: raise ConnectionError(f'it broke off: {type(e).__name__}') from None
-    finally: connection.close()
+    """One request: (status, body). The time limit is for all of it, whatever the server does: a limit on each read can be
+    stretched for ever by a server that sends a byte at a time, so the request has a thread, and its connection is cut."""
+    told, lines = queue.SimpleQueue(), []
+    def ask():
+        try: told.put((_exchange(address, method, body, timeout, lines), None))
+        except Exception as e: told.put((None, e))
+    threading.Thread(target=ask, daemon=True, name='remote reward').start()
+    try: found, error = told.get(timeout=timeout)
+    except queue.Empty: raise TimeoutError('timed out') from None
+    finally: _cut(lines)
+    if isinstance(error, (OSError, http.client.HTTPException, ValueError)): raise _failure(error)
+    if error: raise error
+    if found[0] in (502, 503, 504): raise _Gateway(f'status {found[0]}')
+    return found
+
+def _failure(error):
+    "What broke, as one of two kinds of error."
+    if isinstance(error, OSError): return error
+    return ConnectionError(f'it broke off: {type(error).__name__}')
 
 def _patiently(address, method, body, timeout, retries):
     "The same, tried again where that can help."
@@ -219,22 +287,26 @@ def _patiently(address, method, body, timeout, retries):
         except OSError as e:                                              # a refused, broken or timed-out connection
             kind, why = TimeoutError if isinstance(e, TimeoutError) else ConnectionError, f'no answer within {timeout:g} s' if isinstance(e, TimeoutError) else e.strerror or e
             if attempt < retries: time.sleep(min(10, .2 * 2**attempt))
-    raise kind(f'remote reward {address.geturl()}: {why}; tried {retries + 1} time{"s" * (retries > 0)}')
+    raise kind(f'remote reward {_shown(address)}: {why}; tried {retries + 1} time{"s" * (retries > 0)}')
 
 def _address(url):
     address = urlsplit(url) if isinstance(url, str) else None
-    try: good = address is not None and address.scheme in ('http', 'https') and address.hostname and not address.query and (address.port or 1)
+    try: good = address is not None and address.scheme in ('http', 'https') and address.hostname and set(parse_qs(address.query)) <= {'token'} and (address.port or 1)
     except ValueError: good = False                                       # a port that is no number
     if not good: raise ValueError(f"remote reward: url is {url!r}; such as 'http://localhost:8100' is right")
     return address
+
+def _shown(address) -> str:
+    "An address for a message: without the token."
+    return address._replace(query='').geturl()
 
 def _card(found):
     "The card as far as this version knows its fields; plain text, and not too much of it."
     return Card(**{f.name: str(found.get(f.name, ''))[:500] for f in fields(Card)} if isinstance(found, dict) else dict(what=''))
 
 def remote_reward(
-    url:str,               # such as 'http://localhost:8100'
-    timeout:float=60.,     # seconds for one answer
+    url:str,               # such as 'http://localhost:8100', or with ?token=… as `drl serve` printed it
+    timeout:float=60.,     # seconds for one answer, from the look-up of the name to its last byte
     retries:int=3,         # more tries after a failure that may pass
     batch_size:int=64,     # pictures in one request; a group of a group-level reward is never split
     format:str='npz',      # 'npz' sends exact floats; 'png' fewer bytes, rounded to 8 bits
@@ -245,7 +317,7 @@ def remote_reward(
     for name, value, least in (('retries', retries, 0), ('batch_size', batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f'{name} is {value!r}; a whole number of {least} or more is right')
     if format not in FORMATS: raise ValueError(f"format is {format!r}; 'npz' or 'png' is right")
-    about = _about(address, timeout, retries)
+    about, url = _about(address, timeout, retries), _shown(address)
 
     def ask(images, prompts):
         if 4 * images.numel() > about['limit']: raise ValueError(f"remote reward {url}: {len(images)} pictures take {4 * images.numel()} bytes, and the server takes {about['limit']}; {smaller} is right")
@@ -265,10 +337,10 @@ def remote_reward(
 def _about(address, timeout, retries):
     "Who is there: name, level and card."
     status, body = _patiently(address, 'GET', None, timeout, retries)
-    try: found = _json_object(body, f'what is there (status {status})')
-    except ValueError as e: raise ValueError(f'remote reward {address.geturl()}: {e}') from None
+    try: found = _json_object(body, f'what is there (status {status})', _plain)
+    except ValueError as e: raise ValueError(f'remote reward {_shown(address)}: {e}') from None
     if status != 200 or not isinstance(found.get('name'), str) or not found['name'] or found.get('level') not in ('sample', 'group') or not _is_number(found.get('limit')):
-        raise ValueError(f"remote reward {address.geturl()}: status {status}, name {str(found.get('name'))[:40]!r}, level {str(found.get('level'))[:20]!r}; the address of a drl serve is right")
+        raise ValueError(f"remote reward {_shown(address)}: status {status}, name {str(found.get('name'))[:40]!r}, level {str(found.get('level'))[:20]!r}; the address of a drl serve is right")
     return found
 
 # %% ../nbs/04c_remote.ipynb #2aec1317

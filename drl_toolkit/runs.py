@@ -860,7 +860,7 @@ def _send_image(tracker, name, image, step):
         tracker.log({name: trackio.Image(image)}, step=step)
 
 # %% ../nbs/16_runs.ipynb #37927fae
-SAMPLER = ('num_steps', 'eta', 'scheduler', 'sde', 'noise_level', 'noisy_from', 'noisy_steps', 'guidance_scale', 'guidance_rescale', 'negative_prompt',
+SAMPLER = ('num_steps', 'eta', 'scheduler', 'sde', 'noise_level', 'prev_timestep', 'noisy_from', 'noisy_steps', 'guidance_scale', 'guidance_rescale', 'negative_prompt',
            'precision', 'image_size')   # the fields of `PolicyConfig` that change pictures
 
 def sampler_of(config:dict) -> dict: # options of `Policy`

@@ -127,14 +127,20 @@ def test_names_are_only_text(look, panel):
     assert '{{7*7}}' in page.inner_text('#runs') and page.locator('#runs h2 b').count() == 0
     assert '<img src=x' in look(f'{panel}/?run=odd+%22%3Cb%3E%22+%7B%7B7*7%7D%7D+name&view=trajectories', '#trajectories h1').inner_text('#trajectories h1')
 
-def test_votes_are_counted(look, panel, home):
+def test_votes_are_counted_and_stay_blind(look, panel, home):
+    told = lambda: page.inner_text('#tab-vote')
     page = look(f'{panel}/?run=joint&view=vote', '.ballot img')
-    assert 'Nobody has voted yet' in page.inner_text('#tab-vote')
+    assert '0 of 3 pairs' in told()
     page.click('#vote-left')
-    page.wait_for_function("document.querySelector('#tab-vote').innerText.includes('1 vote')")
+    page.wait_for_function("document.querySelector('#tab-vote').innerText.includes('1 of 3 pairs')")
+    assert '%' not in told() and 'tuned' not in told().replace('one from the tuned', '') and page.locator('.rate').count() == 0
     page.locator('.ballot h1').click()
+    for keys in ('Alt+ArrowRight', 'Control+ArrowRight', 'Shift+ArrowLeft', 'Meta+ArrowLeft'): page.keyboard.press(keys)
+    page.evaluate("for (let i = 0; i < 25; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', repeat: true, bubbles: true}))")
+    time.sleep(1)
+    assert '1 of 3 pairs' in told()
     page.keyboard.press('ArrowRight')
-    page.wait_for_function("document.querySelector('#tab-vote').innerText.includes('2 votes')")
+    page.wait_for_function("document.querySelector('#tab-vote').innerText.includes('2 of 3 pairs')")
     page.click('#vote-tie')
     page.wait_for_selector('text=You have seen all 3 pairs')
     assert not page.is_visible('#vote-left') and 'of 1 voter on 3 pairs' in page.inner_text('#tab-vote')
@@ -277,6 +283,67 @@ def test_hostile_calls(panel, home, tmp_path):
     assert {p: p.read_bytes() for p in home.rglob('*') if p.is_file() and p.name != 'votes.jsonl'} == before
     copies = [p for p in Path(tempfile.gettempdir(), 'gradio').rglob('*') if p.is_file() and p.read_bytes() == Path(SECRET).read_bytes() and p.stat().st_mtime > start]
     assert not copies
+
+# --- who may ask
+
+EVIL = [dict(Host='evil.example'), dict(Host='evil.example:80', Origin='http://evil.example:80'), dict(Origin='http://evil.example'), dict(Origin='null'), dict(Origin='http://127.0.0.1:9'), dict(Host='127.0.0.1.evil.example')]
+
+@pytest.mark.parametrize('headers', EVIL)
+def test_other_names_and_other_pages_get_nothing(panel, headers):
+    for method, path in (('GET', '/'), ('GET', '/config'), ('GET', '/weights?run=joint&file=unet/model.safetensors'), ('OPTIONS', '/gradio_api/run/predict'), ('POST', '/gradio_api/run/predict')):
+        answer = httpx.request(method, f'{panel}{path}', headers=headers, **(dict(json={}) if method == 'POST' else {}))
+        assert answer.status_code in (403, 421) and not [h for h in answer.headers if h.startswith('access-control')] and 'joint' not in answer.text
+
+def test_a_rebound_name_does_not_start_training(tmp_path):
+    with serving(tmp_path / 'runs', allow_train=True) as (address, served):
+        start = next(d for d in functions(address) if len(d['inputs']) == 2 and d['backend_fn'])
+        call = dict(fn_index=start['id'], data=['compressibility', 1], session_hash='x')
+        for headers in EVIL: assert httpx.post(f'{address}/gradio_api/run/predict', json=call, headers=headers).status_code in (403, 421)
+        assert httpx.post(f'{address}/gradio_api/run/predict', content='{"data": []}', headers={'content-type': 'text/plain'}).status_code == 415
+        assert served.state.bench.process is None
+
+def test_beyond_this_machine_a_token_is_needed(home):
+    from drl_toolkit.web import access_to
+    access = access_to('0.0.0.0')
+    with serving(home, access=access) as (address, _), httpx.Client(base_url=address, follow_redirects=False) as client:
+        for path in ('/', '/config', '/weights?run=joint&file=x', '/?token=guess'): assert client.get(path).status_code == 401
+        assert client.post('/gradio_api/run/predict', json={}).status_code == 401
+        moved = client.get('/', params=dict(run='joint', token=access.token))
+        assert moved.status_code == 303 and moved.headers['location'] == '?run=joint' and 'HttpOnly' in moved.headers['set-cookie'] and access.token not in moved.headers['location']
+        assert client.get('/?run=joint').status_code == 200 and client.get('/', headers=dict(host='192.0.2.7')).status_code == 200
+        assert client.get('/', headers=dict(host='evil.example')).status_code == 421
+
+def test_training_by_viewers_never_without_a_token(tmp_path):
+    from drl_toolkit.app import serve
+    with pytest.raises(ValueError, match='open must be off'): serve(tmp_path, 0, '0.0.0.0', allow_train=True, open=True)
+
+@pytest.mark.parametrize('chunked', [False, True])
+def test_a_large_body_is_refused_before_it_is_held(panel, chunked):
+    "200 MB: the process that serves is this one, so its memory tells."
+    import socket
+    peak = lambda: int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1024
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('Linux only')
+    Path('/proc/self/clear_refs').write_text('5')
+    before, port = peak(), int(panel.rpartition(':')[2])
+    with socket.create_connection(('127.0.0.1', port), 20) as s:
+        kind = b'Transfer-Encoding: chunked' if chunked else b'Content-Length: 200000000'
+        s.sendall(b'POST /gradio_api/run/predict HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n' % port + kind + b'\r\n\r\n')
+        part = b' ' * 2**16
+        try:
+            for _ in range(3200): s.sendall(b'10000\r\n' + part + b'\r\n' if chunked else part)
+        except OSError: pass
+        try: answer = s.recv(4096)
+        except OSError: answer = b' 413 '                                                   # closed in our face, while we still sent
+    assert b' 413 ' in answer and peak() - before < 60
+
+def test_the_panel_takes_no_chosen_voter(panel, home):
+    votes = home / 'joint/eval/ballot/votes.jsonl'
+    before = votes.read_bytes() if votes.exists() else b''
+    calls = [d for d in functions(panel) if d['backend_fn'] and len(d['inputs']) == 2]
+    for i in range(5):
+        for cookie in ({}, dict(voter=f'me{i}'), dict(voter='a.b')):
+            for call in calls: httpx.post(f'{panel}/gradio_api/run/predict', json=dict(fn_index=call['id'], data=['joint', '0001'], session_hash=f'chosen{i}'), cookies=cookie)
+    assert (votes.read_bytes() if votes.exists() else b'') == before
 
 def test_headers(panel):
     answer = httpx.get(panel)

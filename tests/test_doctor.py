@@ -1,6 +1,8 @@
 "The doctor against faked machines and damaged runs."
-import shutil
+import shutil, time
+from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest, torch
 
@@ -100,3 +102,41 @@ def test_libraries_that_do_not_fit_are_told_by_every_command(monkeypatch, capsys
     assert cli.main(['train', 'joint']) == 2
     told = capsys.readouterr().err
     assert 'nms does not exist' in told and 'needs torch==2.9.0' in told and told.count('\n') == 1
+
+# ---- which versions are installed
+
+class Shelf:
+    "Distributions as `importlib.metadata` gives them: name -> (version, what it needs)."
+    def __init__(self, **known): self.known = known
+    def __call__(self, name):
+        if name not in self.known: raise D.PackageNotFoundError(name)
+        found, needs = self.known[name]
+        message = Message()
+        message['Version'] = found
+        for need in needs: message['Requires-Dist'] = need
+        return SimpleNamespace(metadata=message)
+
+NEEDS = ['torch>=2.9', 'diffusers>=0.38', 'peft>=0.18', 'pytest; extra == "dev"']
+
+@pytest.mark.parametrize('have, words, do', [
+    (dict(torch=('2.14.1+cu130', []), diffusers=('0.42.1', []), peft=('0.21.2', [])), '3 of 3 are those that were tested', ''),
+    (dict(torch=('2.14.1', []), diffusers=('0.99.0', []), peft=('0.18.1', [])), '1 of 3 are those that were tested; newer than tested: diffusers 0.99.0 (0.42.1); older than tested: peft 0.18.1 (0.21.2)', ''),
+    (dict(torch=('2.14.1', []), diffusers=('0.35.0', []), peft=('0.21.2', [])), 'drl_toolkit 0.1 needs diffusers>=0.38, but 0.35.0 is installed', 'constraints.txt'),
+    (dict(torch=('2.14.1', []), diffusers=('0.42.1', ['peft>=0.22', 'torch; extra == "x"', 'nothing']), peft=('0.21.2', [])), 'diffusers 0.42.1 needs peft>=0.22, but 0.21.2 is installed', 'constraints.txt'),
+    (dict(torch=('2.14.1', []), peft=('0.21.2', [])), 'diffusers is not installed', 'constraints.txt')])
+def test_libraries_against_those_that_were_tested(have, words, do, monkeypatch):
+    monkeypatch.setattr(D, 'distribution', Shelf(drl_toolkit=('0.1', NEEDS), **have))
+    monkeypatch.setattr(D, 'tested_versions', lambda: {'torch': '2.14.1', 'diffusers': '0.42.1', 'peft': '0.21.2', 'numpy': '2.4'})
+    found = D.tested_libraries()
+    assert found.what == f'libraries: {words}' and found.well != bool(do) and do in found.do and '\n' not in found.what + found.do
+
+def test_the_libraries_that_are_here():
+    "In a moment, and without importing any."
+    began = time.perf_counter()
+    found = min((D.tested_libraries() for _ in range(3)), key=str)
+    assert found.well and ' are those that were tested' in found.what and (time.perf_counter() - began) / 3 < .2     # .03 on a free core
+    assert {'torch', 'peft', 'gradio'} <= set(D.tested_versions())
+
+def test_without_metadata(monkeypatch):
+    monkeypatch.setattr(D, 'distribution', Shelf())
+    assert D.tested_libraries().well and 'not installed by pip' in D.tested_libraries().what

@@ -72,7 +72,7 @@ def test_saved_weights_come_back_and_the_reference_stays(train, tmp_path):
     if train == 'lora':                                                  # plain diffusers reads it too
         from diffusers import StableDiffusionPipeline
         plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False)
-        plain.load_lora_weights(str(tmp_path / 'out'))
+        plain.load_lora_weights(str(tmp_path / 'out'), weight_name='pytorch_lora_weights.safetensors')
         with torch.no_grad(): assert torch.allclose(plain.unet(x, policy.timesteps[1].expand(16), cond.rows()["prompt_embeds"]).sample, moved, atol=1e-5)
 
 def test_bad_models_are_one_line(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
-from drl_toolkit.transitions import Gaussian, tables, transition
+from drl_toolkit.transitions import PREV_TIMESTEPS, Gaussian, tables, training_tables, transition
 
 ORACLES = Path(__file__).parent / 'oracles'
 CASES = json.loads((ORACLES / 'oracles.json').read_text())['transitions']
@@ -143,12 +143,83 @@ def test_noised_latents_and_the_right_answer_give_the_clean_ones_back(scheduler,
 def test_same_sample_as_diffusers(prediction, spacing, offset, to_one, zero_snr, clip, steps, eta, seed, data):
     s = DDIMScheduler(**SD | dict(clip_sample=clip), prediction_type=prediction, timestep_spacing=spacing, steps_offset=offset,
                       set_alpha_to_one=to_one, rescale_betas_zero_snr=zero_snr)
-    table = tables(s, steps, eta)
+    if zero_snr and prediction == 'epsilon' and spacing != 'leading': return    # refused: see test_epsilon_at_pure_noise_is_refused
+    table = tables(s, steps, eta, prev_timestep='diffusers')
     i = data.draw(st.integers(0, steps - 1))
     x, out, z = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
     theirs = s.step(out, s.timesteps[i], x, eta=eta, variance_noise=z).prev_sample
     if zero_snr and not theirs.isfinite().all(): return      # diffusers itself divides by zero or takes the root of a rounding error
     assert torch.allclose(table.transition(out, i, x).sample(z), theirs, rtol=1e-5, atol=2e-6)
+
+def posterior(alpha, prev):
+    "q(x_s | x_t, x_0) by Bayes' rule on two Gaussians, in float64: shares of x_0 and x_t, and the deviation. [DDPM Eq 6 and 7]"
+    ratio = alpha / prev                                                        # x_t given x_s: N(√ratio x_s, 1 - ratio)
+    precision = 1 / (1 - prev) + ratio / (1 - ratio)
+    return prev ** .5 / (1 - prev) / precision, ratio ** .5 / (1 - ratio) / precision, precision ** -.5
+
+@pytest.mark.parametrize('kind', [DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize('spacing', ['leading', 'trailing', 'linspace'])
+@pytest.mark.parametrize('steps', [2, 7, 10, 13, 20, 50])
+def test_a_step_is_the_posterior_of_the_timestep_that_is_visited_next(kind, spacing, steps):
+    "With η = 1, by hand: ᾱ of the betas, Bayes' rule between this timestep and the next of the schedule."
+    s = kind(**SD, timestep_spacing=spacing, prediction_type='sample')
+    table = tables(s, steps)
+    cumulative = torch.linspace(SD['beta_start'] ** .5, SD['beta_end'] ** .5, 1000, dtype=torch.double).square().neg().add(1).cumprod(0)
+    visited = table.timesteps.tolist()
+    x, clean = torch.randn(2, 1, 1, 2, 2, generator=torch.Generator().manual_seed(steps))
+    for i, (t, after) in enumerate(zip(visited, visited[1:])):
+        of_clean, of_sample, std = posterior(cumulative[t], cumulative[after])
+        g = table.transition(clean, i, x)
+        assert g.std.item() == pytest.approx(std.item(), rel=2e-4), (i, t, after)
+        assert torch.allclose(g.mean.double(), of_clean * clean.double() + of_sample * x.double(), rtol=2e-4, atol=2e-4)
+
+@pytest.mark.parametrize('spacing', ['trailing', 'linspace'])
+@pytest.mark.parametrize('steps', [7, 10, 13])
+def test_diffusers_own_previous_timestep_is_an_option(spacing, steps):
+    "Its very step on request; with `leading` spacing, or where T divides the timesteps, there is no difference to the bit."
+    s = DDIMScheduler(**SD, timestep_spacing=spacing)
+    table = tables(s, steps, prev_timestep='diffusers')
+    x, out, z = numbers(steps, 2, 4, 4, 4)
+    for i in range(steps):
+        theirs = s.step(out, s.timesteps[i], x, eta=1., variance_noise=z).prev_sample
+        assert torch.allclose(table.transition(out, i, x).sample(z), theirs, rtol=1e-5, atol=2e-6)
+    same = torch.equal(table.std, tables(s, steps).std)
+    assert same == (spacing == 'trailing' and steps == 10)
+    for T in (steps, 100, 600):
+        each = [tables(DDIMScheduler(**SD, timestep_spacing='leading', steps_offset=1), T, prev_timestep=p) for p in PREV_TIMESTEPS]
+        assert all(torch.equal(getattr(each[0], k), getattr(each[1], k)) for k in ('std', 'of_clean', 'of_noise', 'signal'))
+
+@pytest.mark.parametrize('kind, more', [(DDIMScheduler, {}), (DDPMScheduler, {}), (EulerAncestralDiscreteScheduler, {}),
+                                        (DPMSolverMultistepScheduler, dict(solver_order=1, algorithm_type='sde-dpmsolver++'))])
+def test_epsilon_at_pure_noise_is_refused(kind, more):
+    "ε says nothing of the clean latent there; v does, and a schedule that does not visit that timestep needs nothing of it."
+    known = inspect.signature(kind.__init__).parameters
+    make = lambda prediction, spacing: kind(**{k: v for k, v in SD.items() if k in known}, **more, prediction_type=prediction, timestep_spacing=spacing, rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="prediction_type is 'epsilon', but its schedule starts at pure noise .*'v_prediction' is right"): tables(make('epsilon', 'trailing'), 10)
+    for prediction, spacing in (('v_prediction', 'trailing'), ('epsilon', 'leading')):
+        table = tables(make(prediction, spacing), 10)
+        g = table.transition(torch.randn(10, 4, 2, 2), torch.arange(10), torch.randn(10, 4, 2, 2))
+        assert g.mean.isfinite().all() and g.std.isfinite().all()
+
+def test_the_forward_process_of_a_solver_on_flow_sigmas_is_the_flow():
+    "DPM-Solver of a flow model: x_σ = (1 - σ) x_0 + σ ε at timestep 1000 σ, as its own sampling schedule has it."
+    s = DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=3.)
+    forward, sampled = training_tables(s), tables(s, 10)
+    assert torch.allclose(forward.signal + forward.noise, torch.ones(1000)) and forward.prediction_type == 'flow_prediction'
+    same = training_tables(FlowMatchEulerDiscreteScheduler(shift=3.))
+    assert all(torch.equal(getattr(forward, k), getattr(same, k)) for k in ('timesteps', 'signal', 'noise'))
+    assert torch.allclose(sampled.timesteps / 1000, sampled.noise, atol=1e-3) and torch.allclose(sampled.signal, 1 - sampled.noise, atol=1e-6)
+    with pytest.raises(ValueError, match='use_flow_sigmas is False'): tables(DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', prediction_type='flow_prediction'), 10)
+
+@pytest.mark.parametrize('scheduler, steps, words', [
+    (DDIMScheduler(), 1001, 'num_steps is 1001; DDIMScheduler has 1000 timesteps, so 1 to 1000 is right'),
+    (DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++'), 2000, 'num_steps is 2000'),
+    (DDIMScheduler(steps_offset=1), 1000, "its first timestep would be 1000, and the network was trained at 0 to 999"),
+    (EulerAncestralDiscreteScheduler(timestep_spacing='leading', steps_offset=1), 1000, 'first timestep would be 1000'),
+    (DDIMScheduler(timestep_spacing='trailing'), 499, 'cannot part its timesteps'),
+    (DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', timestep_spacing='leading'), 1000, 'cannot part its timesteps')])
+def test_numbers_of_steps_that_a_schedule_has_not_are_refused(scheduler, steps, words):
+    with pytest.raises(ValueError, match=words): tables(scheduler, steps)
 
 def test_finite_at_pure_noise():
     "Where diffusers' step gives NaN (η = 1, zero terminal SNR) ours does not."
@@ -197,6 +268,7 @@ def test_deterministic_steps_have_no_density():
     (lambda: tables(EulerAncestralDiscreteScheduler(prediction_type='sample'), 10), "prediction_type is 'sample'"),
     (lambda: tables(DPMSolverMultistepScheduler(), 10), 'solver_order is 2; it should be 1'),
     (lambda: tables(DPMSolverMultistepScheduler(solver_order=1), 10), "algorithm_type is 'dpmsolver"),
+    (lambda: tables(DDIMScheduler(), 10, prev_timestep='last'), "prev_timestep is 'last'; it should be one of 'schedule', 'diffusers'"),
     (lambda: tables(DDIMScheduler(), 10, sde='cps'), "sde is 'cps', but DDIMScheduler has noise of its own"),
     (lambda: tables(FlowMatchEulerDiscreteScheduler(), 10, sde='x'), "sde is 'x'; it should be one of 'flow', 'dance', 'cps'"),
     (lambda: tables(FlowMatchEulerDiscreteScheduler(), 10, noise_level=-1), 'noise_level is -1'),

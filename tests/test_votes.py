@@ -77,8 +77,8 @@ def test_the_interval_covers(n, p):
     assert covered > .87
 
 @contextmanager
-def serving(ballot):
-    server = V.vote_server(ballot, port=0)
+def serving(ballot, access=None):
+    server = V.vote_server(ballot, port=0, access=access)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     def ask(method, path, body=None, **headers):
         connection = http.client.HTTPConnection(*server.server_address, timeout=10)
@@ -111,4 +111,72 @@ def test_names_from_strangers_do_no_harm(tmp_path):
     ballot = V.Ballot(V.make_ballot(tmp_path / 'b', ['<script>alert(1)</script>'], BLACK[:1], WHITE[:1]))
     with serving(ballot) as ask:
         assert b'<script>alert' not in ask('GET', '/')[2]
-        assert ask('POST', '/', 'pair=0000&choice=tie', Cookie='voter=<b>x</b>')[0] == 303
+        assert ask('POST', '/', 'pair=0000&choice=tie', Cookie='voter=<b>x</b>')[0] == 403
+        assert '<b>' not in ask('GET', '/', Cookie='voter=<b>x</b>')[1]
+
+# who may vote
+
+def voter(ask): return dict(Cookie=ask('GET', '/')[1].split(';')[0])
+
+def test_a_vote_needs_a_voter_and_none_is_made_up(ballot):
+    with serving(ballot) as ask:
+        for cookie in ({}, dict(Cookie='voter=me'), dict(Cookie='voter=' + 'a' * 32 + '.' + 'b' * 32)):
+            assert {ask('POST', '/', 'pair=0001&choice=tie', **cookie)[0] for _ in range(20)} == {403}
+        assert not ballot.votes()
+        mine = voter(ask)
+        assert ask('POST', '/', 'pair=0001&choice=tie', **mine)[0] == 303
+    value = mine['Cookie'].partition('=')[2].partition('.')[0]
+    assert value not in (ballot.folder / 'votes.jsonl').read_text()                             # what is on the ballot is no key to it
+    with serving(ballot) as ask:                                                                # another process knows who voted
+        assert ask('POST', '/', 'pair=0002&choice=tie', **mine)[0] == 303 and ballot.result().voters == 1
+
+def test_an_address_has_so_many_voters(ballot, monkeypatch):
+    monkeypatch.setattr(V, 'Voters', lambda: V_Voters(most=3))
+    with serving(ballot) as ask:
+        assert [ask('POST', '/', 'pair=0001&choice=tie', **voter(ask))[0] for _ in range(5)] == [303] * 3 + [403] * 2
+    assert ballot.result().voters == 3
+V_Voters = V.Voters
+
+@pytest.mark.parametrize('headers', [dict(Origin='http://evil.example'), dict(Origin='null'), dict(Host='evil.example'), dict(Host='evil.example', Origin='http://evil.example'), dict(Origin='http://127.0.0.1:1')])
+def test_a_page_of_another_site_votes_for_nobody(ballot, headers):
+    with serving(ballot) as ask:
+        assert ask('POST', '/', 'pair=0001&choice=left', **voter(ask), **headers)[0] in (403, 421)
+        assert ask('GET', '/', **headers)[0] in (403, 421) and not ballot.votes()
+
+def test_beyond_this_machine_a_token_is_needed(ballot):
+    from drl_toolkit.web import access_to
+    access = access_to('0.0.0.0')
+    with serving(ballot, access) as ask:
+        assert ask('GET', '/')[0] == 401 and ask('GET', '/?token=guess')[0] == 401 and ask('POST', '/', 'pair=0001&choice=left')[0] == 401
+        status, cookie, _ = ask('GET', f'/?token={access.token}')
+        assert status == 303 and 'HttpOnly' in cookie
+        assert ask('GET', '/', Cookie=cookie.split(';')[0])[0] == 200
+
+def test_who_has_seen_the_count_votes_no_more(ballot):
+    while (pair := ballot.draw('ann')): ballot.vote(pair.id, 'tie', 'ann')
+    with pytest.raises(ValueError, match='all pairs'): ballot.vote('0001', 'left', 'ann')
+    assert ballot.result().win_rate == .5
+
+# what lies in a ballot
+
+def test_links_in_a_ballot_are_not_followed(ballot, tmp_path):
+    (tmp_path / 'theirs').write_bytes(b'keep me, I have no newline')
+    (ballot.folder / 'votes.jsonl').symlink_to(tmp_path / 'theirs')
+    for act in (ballot.votes, lambda: ballot.vote('0001', 'tie', 'ann')):
+        with pytest.raises((RunError, OSError), match='link'): act()
+    assert (tmp_path / 'theirs').read_bytes() == b'keep me, I have no newline'
+    (ballot.folder / 'votes.jsonl').unlink()
+    for side in 'ab': (ballot.folder / f'0001_{side}.png').unlink(); (ballot.folder / f'0001_{side}.png').symlink_to('/etc/passwd')
+    with serving(ballot) as ask:
+        for side in ('left', 'right'):
+            status, _, body = ask('GET', f'/0001/{side}.png')
+            assert status == 500 and b'root:' not in body and str(tmp_path).encode() not in body
+
+def test_a_damaged_ballot_is_answered_with_a_sentence(ballot):
+    with serving(ballot) as ask:
+        mine = voter(ask)
+        for side in 'ab': (ballot.folder / f'0003_{side}.png').unlink()
+        assert ask('GET', '/0003/left.png')[0] == 500 and ask('GET', '/0002/left.png')[0] == 200
+        (ballot.folder / 'votes.jsonl').write_text('nonsense\n')
+        for status, _, body in (ask('GET', '/', **mine), ask('POST', '/', 'pair=0001&choice=tie', **mine)):
+            assert status in (400, 500) and b'line 1 is damaged' in body and str(ballot.folder).encode() not in body
