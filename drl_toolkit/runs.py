@@ -531,7 +531,7 @@ def _save_weights(self,
 Run.save_weights = _save_weights
 
 # %% ../nbs/16_runs.ipynb #c956bf80
-DIRECT = 2**26   # bytes of a state that is written before training goes on: 64 MiB, a tenth of a second
+DIRECT = 2**28   # bytes of a state that is written before training goes on: 256 MiB, half a second
 
 def _record(self,
     state:State,     # after this epoch
@@ -787,7 +787,7 @@ class Listener(Callback):
     def after_epoch(self, trainer, record):
         "Save, wait or stop."
         paused = False
-        while (want := self.control.want) != 'run':
+        while (want := 'stop' if trainer.processes.stop_asked else self.control.want) != 'run':
             if want in ('save', 'stop'): self.save(trainer)
             if want == 'stop': raise StopTraining(f'stopped after epoch {trainer.epoch}, as asked')
             if want == 'save': self.control.met('pause' if paused else 'run')
