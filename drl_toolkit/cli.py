@@ -7,8 +7,8 @@ __all__ = ['MODEL', 'SIZE', 'COMMANDS', 'build_parser', 'parse', 'train', 'compa
            'doctor', 'serve', 'app', 'main']
 
 # %% ../nbs/20_cli.ipynb #77be5cfd
-import argparse, difflib, json, os, shutil, signal, sys, threading
-from contextlib import ExitStack, contextmanager, nullcontext
+import argparse, difflib, errno, json, os, shutil, sys
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def _train_options(train, config):
     train.add_argument('--model', help='folder of a Stable Diffusion 1.x or 2.x, or a hub id; the shipped model by default')
     train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default')
     train.add_argument('--method', help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default')
+    train.add_argument('--process-timeout', type=float, default=30., metavar='MINUTES', help='of several processes: how long one may not answer before the others name it and leave')
     train.add_argument('--resume', action='store_true', help='go on with the run in --out, where there is one')
     if config is not None: _add_fields(train.add_argument_group('fields of the configuration'), config)
 
@@ -105,7 +106,8 @@ def _add_sampling(command, seed):
     "Options of commands that draw pictures."
     command.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     command.add_argument('--seed', type=int, default=seed, help='of the noise')
-    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance')):
+    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance'),
+                             ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
         command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
 
 def _add_fields(group, config):
@@ -156,7 +158,7 @@ def train(args):
     from drl_toolkit.processes import Processes
     from drl_toolkit.recipes import RunConfig, load_recipe, make_trainer
     from drl_toolkit.runs import Run, is_run
-    processes, out, run = Processes.launched(), Path(args.out or f'runs/{args.recipe}'), None
+    processes, out, run = Processes.launched(args.process_timeout), Path(args.out or f'runs/{args.recipe}'), None
     with ExitStack() as stack:
         with processes.all_well():                                             # only the main process touches the run's folder
             if processes.main and args.resume and is_run(out): run = stack.enter_context(Run.open(out, write=True))
@@ -165,12 +167,12 @@ def train(args):
         with processes.all_well():
             trainer = make_trainer(config, tasks, args.model, [], processes)
             if processes.main: run = _equip(trainer, config, run or (lambda: stack.enter_context(Run.create(out, config, args.recipe, args.model))))
-        if processes.main: print(trainer.sentence(), flush=True)
-        with _leaving(run) if processes.main else nullcontext():
-            try: trainer.fit()
-            except Exception:
-                if processes.main and new and not trainer.epoch: shutil.rmtree(run.folder) # nothing was learnt; leave nothing half-written
-                raise
+        try:
+            if processes.main: print(trainer.sentence(), flush=True)
+            with _interruptible(processes): trainer.fit()
+        except Exception:
+            if processes.main and new and not trainer.epoch: shutil.rmtree(run.folder, ignore_errors=True)   # nothing was learnt; leave nothing half-written
+            raise
     processes.close()
     if processes.main: _tell_where(out, trainer)
 
@@ -181,20 +183,29 @@ def _tell_where(out, trainer):
     run, figure = Run.open(out), trainer.config.keep_best
     if best := run.best(): print(f"best checkpoint by {figure}: {best[0]} ({best[1]:.4g}); its weights: {out / ('best' if (out / 'best').is_dir() else 'weights')}")
     elif figure: print(f'keep_best is {figure!r}, which no metrics have; those of the last epoch are ' + ', '.join(sorted({k for r in run.metrics() for k, v in r.items() if isinstance(v, float)})))
+    else: _tell_ruin(run)
     for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)): print(f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
 
+def _tell_ruin(run):
+    "Where the end is much worse than what was there before, say which checkpoint is kept."
+    from drl_toolkit.runs import epochs_done, gains
+    known, best = gains(run.metrics()), run.kept()
+    if best is None or best[1] - known[last := max(known)] < 1: return
+    print(f'the training reward was best after {epochs_done(best[0])} epochs, {best[1] - known[last]:.1f} standard deviations above that of the end: {best[0]} is kept')
+
 @contextmanager
-def _leaving(run):
-    "Ctrl-C and SIGTERM end the run after this epoch, saved; a second one ends it at once, and then this epoch is lost."
-    def wish(number, frame):
-        for n in before: signal.signal(n, signal.default_int_handler)
-        print(f'\n{signal.Signals(number).name}: stopping after this epoch, and saving; once more stops at once', file=sys.stderr, flush=True)
-        ask(run.folder, 'stop')
-    from drl_toolkit.runs import ask
-    before = {n: signal.signal(n, wish) for n in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
-    try: yield
-    finally:
-        for n, handler in before.items(): signal.signal(n, handler)
+def _interruptible(processes):
+    "A signal, output that nobody reads or a parent that is gone end the run after this epoch, saved."
+    from drl_toolkit.interrupts import PARENT, SteadyStream, end_with_parent, stop_on_signals
+    parent = os.environ.pop(PARENT, None)
+    if parent or processes.count > 1: end_with_parent(parent and int(parent))
+    def broken(error):
+        print(f'the output cannot be written ({error.strerror}): stopping after this epoch, and saving', file=sys.stderr, flush=True)
+        processes.ask_to_stop('output')
+    for stream in (s for s in (sys.stdout, sys.stderr) if isinstance(s, SteadyStream)):
+        if stream.broken: raise stream.broken
+        stream.on_break = broken
+    with stop_on_signals(processes.ask_to_stop, processes.count == 1): yield
 
 def _equip(trainer, config, run):
     "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
@@ -230,7 +241,7 @@ def compare(args):
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
     from drl_toolkit.runs import sampler_of
-    asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale')}
+    asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale', 'scheduler')}
     return sampler_of(config) | {k: v for k, v in asked.items() if v is not None}
 
 def sample(args):
@@ -437,8 +448,15 @@ def _check_alone(command):
 
 def main(argv=None) -> int: # exit status
     "`drl`: one line and status 2 for whatever is wrong with the input."
+    from drl_toolkit.interrupts import leave, steady_output
+    as_program, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
+    with steady_output() as (out, err): status = _run(argv)
+    if status == 130 and as_program: return leave(status)
+    return _after(argv, status, (out and out.broken) or (err and err.broken))
+
+def _run(argv):
+    "A command's exit status; what is wrong is one line."
     from drl_toolkit.web import printable
-    argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = parse(argv)
         _check_alone(args.command)
@@ -447,6 +465,13 @@ def main(argv=None) -> int: # exit status
     except (ValueError, TypeError, OSError, FloatingPointError) as e:
         print(f"drl {argv[0]}: {printable(' '.join(str(e).split()))}", file=sys.stderr)
         return 2
+
+def _after(argv, status, broken):
+    "The status where something could not be written: as of a program that a closed pipe ended, or 2 and a line."
+    if broken is None or status: return status
+    if broken.errno == errno.EPIPE: return 141                                                    # 128 + SIGPIPE
+    print(f'drl {argv[0]}: the output could not be written ({broken.strerror}); the results are on the disk', file=sys.stderr)
+    return 2
 
 # %% ../nbs/20_cli.ipynb #21043843
 #| eval: false

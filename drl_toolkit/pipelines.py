@@ -14,6 +14,8 @@ import torch
 from diffusers import (FluxPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline)
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
+from .transitions import noise_process
+
 # %% ../nbs/01a_pipelines.ipynb #dee344a8
 @dataclass(frozen=True)
 class Conditions:
@@ -39,6 +41,7 @@ class Adapter:
     "What a policy asks of a pipeline. Subclasses say where theirs differs."
     network_name = 'unet'
     text_encoders = ('text_encoder',)   # those that can be trained
+    flow_matching = False               # whether the pipeline's class is made for flow matching alone
     guided_by_input = False             # guidance is a number that the network is given, and needs no second call
 
     def __init__(self,
@@ -70,6 +73,12 @@ class Adapter:
         "(C, H, W) of a latent."
         side = self.image_size // self.pipeline.vae_scale_factor
         return self.network.config.in_channels, side, side
+
+    def check_scheduler(self):
+        "Refuse a scheduler of another noise process than the pipeline's class was made for."
+        scheduler, kind = type(self.pipeline.scheduler).__name__, type(self.pipeline).__name__
+        if self.flow_matching and noise_process(self.pipeline.scheduler) != 'flow':
+            raise ValueError(f'scheduler is {scheduler}, but {kind} is a flow-matching model; FlowMatchEulerDiscreteScheduler is right')
 
     def set_timesteps(self, num_steps:int):
         "Give the scheduler its schedule, as the pipeline would."
@@ -145,7 +154,7 @@ def dynamic_shift(scheduler, tokens:int) -> dict: # mu, where the scheduler want
 
 class StableDiffusion3(Adapter):
     "Stable Diffusion 3 and 3.5."
-    network_name, text_encoders = 'transformer', ('text_encoder', 'text_encoder_2')
+    network_name, text_encoders, flow_matching = 'transformer', ('text_encoder', 'text_encoder_2'), True
 
     def set_timesteps(self, num_steps):
         side = self.latent_shape[1] // self.network.config.patch_size
@@ -161,7 +170,7 @@ class StableDiffusion3(Adapter):
 
 class Flux(Adapter):
     "FLUX.1, with or without guidance as an input."
-    network_name = 'transformer'
+    network_name, flow_matching = 'transformer', True
 
     @property
     def guided_by_input(self): return bool(self.network.config.guidance_embeds)

@@ -7,15 +7,18 @@ Each case is an epoch: sample, score, one optimiser step per `train_batch` sampl
 `keep_graphs`, where there is one optimiser step. `compiled` is an epoch here with the network through torch.compile; since that compiles for minutes
 before the first epoch, it takes part only where `--who` names it. `floor` is the forwards and backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
 in which all take turns, so that a noisy machine is noisy for all; what to read is the ratios. Each contestant has a process of its own, as it would for its users: on a CPU the epoch here and the floor
-reuse freed memory (`policy.keep_freed_memory`), and TRL has the allocator as it is. Memory is the peak of a process in its first epoch, above what the imports take. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
+reuse freed memory (`policy.keep_freed_memory`), and TRL has the allocator as it is. On a GPU only the contestant whose turn it is holds memory of the card: between turns
+its tensors wait in the CPU's, and a turn there begins with an epoch that is not timed, since the allocator starts from nothing. Memory is the peak of a process in its first epoch, above what the imports take. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
 our epoch, against what a large matrix product reaches on the same device in the same run: in bf16 on a GPU, in fp32 on a CPU. TRL's DDPO has no Stable Diffusion XL."""
-import argparse, contextlib, json, statistics, sys, tempfile, time, warnings
+import argparse, contextlib, gc, json, statistics, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import accelerate, psutil, torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -134,25 +137,71 @@ RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'kept_
               ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('kept_graphs', 'floor'), compiled_over_floor=('compiled', 'floor'))
 
 class Contestant:
-    "Runs epochs in a process of its own, and waits between them."
-    def __init__(self, make, *args, device):
+    "Runs epochs in a process of its own, and waits between them; one that `rests` holds no memory of the device while it waits."
+    def __init__(self, make, *args, device, rests=None):
         self.pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'))
-        self.memory_mb = self.pool.submit(_warm_up, make, args, device).result()
+        self.rests = device != 'cpu' if rests is None else rests
+        self.device, self.memory_mb = device, self.pool.submit(_warm_up, make, args, device, self.rests).result()
     def __enter__(self): return self
     def __exit__(self, *error): self.pool.shutdown()
-    def epoch(self): return self.pool.submit(_epoch).result()
+    def epoch(self): return self.pool.submit(_epoch, self.device, self.rests).result()
+    def held(self):
+        "Bytes of the device that its tensors hold now."
+        return self.pool.submit(_held, self.device).result()
 
-def _warm_up(make, args, device):
+def _warm_up(make, args, device, rests):
     "MB that the function which `make` makes needs at most in its first epoch, above the imports."
-    global run
+    global run, resting
+    resting = {}
     warnings.simplefilter('ignore')
     accelerate.PartialState(cpu=device == 'cpu')                               # TRL's own would fail on a CPU
     with high_water(device) as most:
         run = make(*args, device)
         run()
-    return most()
+        found = most()
+    if rests: resting = rest(device)
+    return found
 
-def _epoch(): return run()
+def _epoch(device, rests):
+    "One turn."
+    global resting
+    wake(resting)
+    if rests and device != 'cpu': run()                                        # the allocator asks the driver for all of it anew
+    times = run()
+    if rests: resting = rest(device)
+    return times
+
+def storages(device):
+    "Every storage of a device that this process knows, once each, gradients included."
+    found, kind = {}, torch.device(device).type
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), torch.Tensor): continue                 # isinstance would ask lazy modules, which then load
+        for tensor in (thing, thing.grad if thing.is_leaf else None):
+            if tensor is None or tensor.device.type != kind or tensor.layout != torch.strided: continue
+            storage = tensor.untyped_storage()
+            if storage.resizable(): found[storage.data_ptr() or id(storage)] = storage
+    return list(found.values())
+
+def rest(device):
+    "Copies in the CPU's memory of all that this process has on a device, which then holds none of it. Views still share what they shared."
+    gc.collect()
+    waiting = [(storage, storage.cpu().clone()) for storage in storages(device) if storage.nbytes()]
+    for storage, _ in waiting: storage.resize_(0)
+    if torch.device(device).type == 'cuda':
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+    return waiting
+
+def wake(waiting):
+    "Bring back what `rest` took away."
+    while waiting:
+        storage, copy = waiting.pop()
+        storage.resize_(copy.nbytes())
+        storage.copy_(copy)
+
+def _held(device):
+    if torch.device(device).type == 'cuda': return torch.cuda.memory_reserved()
+    return sum(storage.nbytes() for storage in storages(device))
 
 def peak(make, *args, device):
     "MB of an epoch."
@@ -166,11 +215,22 @@ def high_water(device):
     highest = lambda: next(int(line.split()[1]) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')) * 1024
     yield lambda: round((torch.cuda.max_memory_allocated() if device != 'cpu' else highest() - before) / 1e6)
 
+def two_products(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, **rest):
+    "Attention as its definition says: every kernel makes these two products, and which of them torch's counter knows depends on the device and on the version."
+    weights = query @ key.mT * (query.shape[-1] ** -.5 if scale is None else scale)
+    if attn_mask is not None: weights = weights + torch.where(attn_mask, 0., -torch.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
+    return weights.softmax(-1) @ value
+
+@contextlib.contextmanager
+def counted():
+    "A counter of the floating-point operations inside this context: of products, twice their multiplications."
+    with patch.object(F, 'scaled_dot_product_attention', two_products), FlopCounterMode(display=False) as counter: yield counter
+
 def operations(folder, case):
     "Floating-point operations of the network in an epoch, counted without computing: a row forward, and a row forward and backward, times the rows."
     policy, batch, rows = network(folder, replace(case, precision='fp32'), 'cpu')
     policy.network.to('meta')
-    with FlopCounterMode(display=False) as counter:
+    with counted() as counter:
         for backward in (False, True): batch(1, backward, 'meta')
     return rows * counter.get_total_flops()
 
@@ -198,7 +258,7 @@ def measure(folder, case, device, repeats, names):
     median = lambda values, digits=4: round(statistics.median(values), digits)
     row = {name: dict(sampling=median([s for s, _ in t]), training=median([u for _, u in t]), epoch=median([s + u for s, u in t])) for name, t in seen.items()}
     epochs = {name: [s + u for s, u in t] for name, t in seen.items()}
-    for name in seen: row[name]['memory_mb'] = runs[name].memory_mb
+    for name in seen: row[name] |= dict(memory_mb=runs[name].memory_mb)
     found = {name: median([x / y for x, y in zip(epochs[a], epochs[b])]) for name, (a, b) in RATIOS.items() if {a, b} <= seen.keys()}
     own, count = epochs[next(n for n in CONTESTANTS if n in seen)], operations(folder, case)
     return asdict(case) | row | found | dict(images_per_second=round(case.samples / median(own), 3), share_of_peak=median([count / s / r for s, r in zip(own, rates)], 3))
