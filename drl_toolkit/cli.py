@@ -270,9 +270,11 @@ def _base_of(model, against):
     if against: return against
     if is_run(model): return Run.open(model).about['model'] or 'demo'
     from drl_toolkit.files import read_json
+    from drl_toolkit.policy import noted_base
     about = Path(model) / 'policy.json'
     note = read_json(about, 2**20) if about.is_file() else {}
     base = note.get('base') if isinstance(note, dict) else None
+    if isinstance(base, str) and base: base = noted_base(base, model)
     if not base: raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
     return base
 
