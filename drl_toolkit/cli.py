@@ -184,7 +184,15 @@ def _tell_where(out, trainer):
     run, figure = Run.open(out), trainer.config.keep_best
     if best := run.best(): print(f"best checkpoint by {figure}: {best[0]} ({best[1]:.4g}); its weights: {out / ('best' if (out / 'best').is_dir() else 'weights')}")
     elif figure: print(f'keep_best is {figure!r}, which no metrics have; those of the last epoch are ' + ', '.join(sorted({k for r in run.metrics() for k, v in r.items() if isinstance(v, float)})))
+    else: _tell_ruin(run)
     for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)): print(f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
+
+def _tell_ruin(run):
+    "Where the end is much worse than what was there before, say which checkpoint is kept."
+    from drl_toolkit.runs import epochs_done, gains
+    known, best = gains(run.metrics()), run.kept()
+    if best is None or best[1] - known[last := max(known)] < 1: return
+    print(f'the training reward was best after {epochs_done(best[0])} epochs, {best[1] - known[last]:.1f} standard deviations above that of the end: {best[0]} is kept')
 
 @contextmanager
 def _interruptible(processes):
@@ -263,9 +271,11 @@ def _base_of(model, against):
     if against: return against
     if is_run(model): return Run.open(model).about['model'] or 'demo'
     from drl_toolkit.files import read_json
+    from drl_toolkit.policy import noted_base
     about = Path(model) / 'policy.json'
     note = read_json(about, 2**20) if about.is_file() else {}
     base = note.get('base') if isinstance(note, dict) else None
+    if isinstance(base, str) and base: base = noted_base(base, model)
     if not base: raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
     return base
 
