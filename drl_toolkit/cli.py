@@ -144,11 +144,15 @@ def parse(argv:list) -> argparse.Namespace:
 # %% ../nbs/20_cli.ipynb #76bc9760
 def _train_config(args, run):
     "(tasks, configuration): the recipe's or the resumed run's, with the options given."
-    from dataclasses import asdict, fields
-    from drl_toolkit.recipes import load_recipe, method_fields, read_config
+    from dataclasses import fields
+    from drl_toolkit.recipes import combined, left_behind, load_recipe, method_fields, read_config
     tasks, config = load_recipe(args.recipe)
-    given = (method_fields(args.method) if args.method else {}) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
-    if run is None: return tasks, type(config)(**asdict(config) | given)
+    given = {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
+    if run is None:
+        made, left = combined(config, args.method, given)
+        if left: print(left_behind(config, left), flush=True)
+        return tasks, made
+    given = (method_fields(args.method) if args.method else {}) | given
     for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k, v)) for k, v in given.items() if k not in ('epochs', 'shard')]:
         if mine != theirs: raise ValueError(f'{name} is {mine!r}, but the run in {str(run.folder)!r} has {theirs!r:.80}; leave it out, or take another --out')
     return tasks, read_config(run.config | given)
