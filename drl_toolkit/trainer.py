@@ -409,6 +409,7 @@ class PolicyGradient(Objective):
     def check(self, trainer):
         "There must be as many trainable steps as are to be trained."
         policy = trainer.policy
+        self.check_groups(trainer.tasks)
         if self.likelihood.needs_noise and not policy.stochastic.any():
             raise ValueError(f"eta is {policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
         for task in trainer.tasks:
@@ -416,6 +417,14 @@ class PolicyGradient(Objective):
             if not count: raise ValueError(f'none of the {policy.num_steps} steps can be trained{here}: those that are left have no noise, or there are none; take more of them')
             if self.config.train_steps > count:
                 raise ValueError(f'train_steps is {self.config.train_steps} but only {count} of {policy.num_steps} steps can be trained{here}; take {count} or less')
+
+    def check_groups(self, tasks:list):
+        "Credit that compares the samples of a group needs more than one of them."
+        for task in tasks:
+            credit = advantages.CREDITS[self.config.credit]() if self.config.credit else task.advantage or advantages.batch
+            if task.group_size > 1 or not advantages.needs_group(credit): continue
+            name = self.config.credit or getattr(getattr(credit, 'func', credit), '__name__', credit)
+            raise ValueError(f"group_size of task {task.name!r} must be 2 or more with credit {name!r}, which compares the samples of a group; got 1 (or take credit='batch')")
 
     def rows(self, trainer, batch, generator):
         "A row for every chosen step of every sample."
@@ -730,7 +739,8 @@ def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers 
     names, products = list(self.pulls), self.products(list(self.pulls.values())) if self.pulls else None
     for i, a in enumerate(names):
         for j, b in enumerate(names):
-            if i != j: figures[a][f'cosine/{b}'] = float(products[i, j] / (products[i, i] * products[j, j]).sqrt().clamp(min=1e-30))
+            length = (products[i, i] * products[j, j]).sqrt()
+            if i != j and length: figures[a][f'cosine/{b}'] = float(products[i, j] / length)       # a gradient of zero has no direction
     self.pulls = {}
     return figures
 Trainer.across = _across
