@@ -87,6 +87,7 @@ class TrainConfig:
         if self.kl_target and not self.kl_weight: raise ValueError(f'kl_target is {self.kl_target} but kl_weight is 0; give a weight to start from, such as 0.01')
         if self.keep_graphs and (self.updates > 1 or self.likelihood != 'path'):
             raise ValueError(f"keep_graphs is True with updates {self.updates} and likelihood {self.likelihood!r}: graphs are of the sampled path and of the weights that sampled it; take updates=1 and likelihood='path'")
+        if self.clip_range >= 1: raise ValueError(f'clip_range must be in [0, 1), where 0 is the default of the likelihood; got {self.clip_range}')
         if self.clip_high and not self.clip_range: raise ValueError(f'clip_high is {self.clip_high} but clip_range is 0; give both')
 
 # %% ../nbs/11_trainer.ipynb #4e191381

@@ -88,6 +88,6 @@ def test_the_kl_of_another_likelihood_no_longer_holds_the_path(capsys):
     "`composition --method ppo`: the weight of the recipe, .4 of a mean, was .4 nats of a sum over D."
     from drl_toolkit.cli import _train_config, parse
     told = parse(['train', 'composition', '--method', 'ppo'])
-    assert _train_config(told, None)[1].kl_weight == 0
+    assert _train_config(told, None)[0].kl_weight == 0
     assert capsys.readouterr().out.startswith('kl_weight=0.4 of the recipe is left out: ')
-    assert _train_config(parse(['train', 'composition', '--method', 'awm']), None)[1].kl_weight == .4 and not capsys.readouterr().out
+    assert _train_config(parse(['train', 'composition', '--method', 'awm']), None)[0].kl_weight == .4 and not capsys.readouterr().out
