@@ -377,7 +377,7 @@ def _memory(args):
     config = RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
     load = Load(args.batch, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
-                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs)
+                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs, gpu=torch.cuda.is_available())
     return load, advise(args.model, policy, load)
 
 def _print_memory(args, found):
