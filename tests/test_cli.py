@@ -56,6 +56,25 @@ def test_sample(run, tmp_path):
     for r in rows: assert (tmp_path / 'two' / r['file']).read_bytes() == (tmp_path / 'three' / r['file']).read_bytes()   # more pictures change none
     assert Image.open(tmp_path / 'two/0000_00.png').size == (64, 64)
 
+def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_path, few_probes, capsys):
+    "With PNDM, as it is published: all commands sample it with DDIM; --scheduler chooses another."
+    from diffusers import PNDMScheduler
+    own = PNDMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', skip_prk_steps=True, steps_offset=1)
+    tiny_sd(prediction_type='epsilon', scheduler=own).save_pretrained(tmp_path / 'sd')
+    (tmp_path / 'prompts.txt').write_text('a cat\n')
+    model, told = str(tmp_path / 'sd'), {}
+    draw = lambda name, *more: main(['sample', model, '--prompts', str(tmp_path / 'prompts.txt'), '--n', '1', '--num-steps', '3', '--out', str(tmp_path / name), *more])
+    assert draw('a') == 0 and draw('b', '--scheduler', 'DDIMScheduler') == 0 and draw('c', '--scheduler', 'EulerAncestralDiscreteScheduler') == 0
+    a, b, c = ((tmp_path / name / '0000_00.png').read_bytes() for name in 'abc')
+    assert a == b != c
+    assert main(['train', 'compressibility', '--model', model, '--out', str(tmp_path / 'run'), *SHORT, '--epochs', '1', '--frames', '0']) == 0
+    assert json.loads((tmp_path / 'run/weights/policy.json').read_text())['scheduler'] == 'DDIMScheduler'
+    assert main(['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
+    capsys.readouterr()
+    assert draw('d', '--scheduler', 'FlowMatchEulerDiscreteScheduler') == 2
+    error = capsys.readouterr().err
+    assert 'so DDIMScheduler is right' in error and error.strip().count('\n') == 0 and not (tmp_path / 'd').exists()
+
 def test_eval(run, tiny, tmp_path, few_probes, capsys):
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
     told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())

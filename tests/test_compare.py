@@ -10,9 +10,9 @@ from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.recipes import METHODS, RunConfig, fairness_task, load_recipe, make_trainer
 from drl_toolkit.rewards import reward
-from drl_toolkit.runs import Run
+from drl_toolkit.runs import Run, RunError
 from drl_toolkit.tiny import tiny_sd
-from drl_toolkit.trainer import Teacher
+from drl_toolkit.trainer import METRICS, Teacher
 from drl_toolkit.watch import watch_of
 
 def made(folder, rewards, epochs=None):
@@ -59,6 +59,17 @@ def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     assert C.train_all('clip', ['ppo'], 1, tmp_path, options) == [] and (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes() == before
     (method, seed, told), = C.train_all('compressibility', ['draft'], 1, tmp_path / 'other', options)
     assert (method, seed) == ('draft', 0) and 'has no gradient' in told
+    for other, words in ((['--lr', '.5'], 'lr must be'), (['--epochs', '0'], 'epochs must be'), (['--eta', '.5'], 'eta must be'), (['--model', 'demo'], 'model must be')):
+        with pytest.raises(RunError, match=words) as e: C.train_all('clip', ['ppo'], 1, tmp_path, options + other)
+        assert str(tmp_path / 'ppo-0') in str(e.value) and '\n' not in str(e.value)
+    assert C.train_all('clip', ['ppo'], 1, tmp_path, options + ['--lr', str(load_recipe('clip')[1].lr)]) == []           # said, but not changed
+    assert C.train_all('clip', ['ppo'], 1, tmp_path, options + ['--epochs', '2']) == [] and len(C.epochs_of(Run.open(tmp_path / 'ppo-0'))) == 2
+    judged = C.judge_run(tmp_path / 'draft-0', load_recipe('clip')[0][0])
+    note = tmp_path / 'draft-0/judged.json'
+    note.write_text(json.dumps(json.loads(note.read_text()) | dict(reward=-9.)))
+    assert C.judge_run(tmp_path / 'draft-0', load_recipe('clip')[0][0])['reward'] == -9.                                  # remembered …
+    note.write_text(json.dumps(json.loads(note.read_text()) | dict(weights='others')))
+    assert C.judge_run(tmp_path / 'draft-0', load_recipe('clip')[0][0]) == judged                                        # … of these weights
     table = C.verdicts(tmp_path, ['ppo', 'draft'], 1, load_recipe('clip')[0][0])
     assert set(table.index) == {'ppo', 'draft'} and json.loads((tmp_path / 'ppo-0' / 'judged.json').read_text())['reward'] == pytest.approx(table.loc['ppo', 'reward'])
     assert parse(['compare', 'clip', '--methods', 'ppo', '--out', 'x', '--', '--epochs', '3']).options == ['--epochs', '3']
@@ -89,4 +100,5 @@ def test_every_figure_of_a_run_is_explained():
     (record,) = trainer.fit()
     keys = {re.sub(r'^(cosine|watch|drift|share)/.*', r'\1/NAME', k.removeprefix('warm/')) for row in (record, *record['tasks'].values()) for k in row} - {'epoch', 'tasks'}
     explained = set(re.findall(r'`([\w/]+)`', chapter().split('## What the figures of a run mean')[1]))
+    assert keys - {'parity', 'parity_floor', 'readable', 'warm/reward', 'NAME'} <= METRICS | {k for k in keys if '/' in k}         # no reward's figure may have such a name
     assert keys <= explained and {'parity', 'kl', 'approx_kl', 'data_loss', 'cosine/NAME', 'watch/NAME', 'share/NAME', 'effective_group', 'ratio_error'} <= keys

@@ -2,8 +2,9 @@
 import json
 
 import diffusers, pytest, torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, PNDMScheduler
 
+from drl_toolkit import policy as policy_module
 from drl_toolkit.mdp import rollout
 from drl_toolkit.objectives import data_loss
 from drl_toolkit.policy import Policy, PolicyConfig
@@ -46,6 +47,60 @@ def test_with_noise_too(name, scheduler):
     assert type(policy.pipeline.scheduler).__name__ == scheduler and policy.stochastic.any()
     ours = rollout(policy, PROMPTS, seed=3).images
     assert torch.allclose(ours, their_pictures(policy, generators(policy), guidance_scale=1., **(dict(eta=1.) if scheduler == 'DDIMScheduler' else {})), atol=5e-4)
+
+# the schedulers that pipelines are published with, and what samples them
+BETAS = dict(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear')
+PUBLISHED = [(name, 'sd', 'DDIMScheduler', 'has no Gaussian transition') for name in ('PNDM', 'EulerDiscrete', 'LCM', 'UniPCMultistep', 'HeunDiscrete', 'DEISMultistep', 'LMSDiscrete',
+                                                                                   'KDPM2Discrete', 'DPMSolverSinglestep', 'TCD')]
+PUBLISHED += [('DPMSolverMultistep', 'sd', 'DPMSolverMultistepScheduler', 'of order 2 looks back'), ('FlowMatchHeunDiscrete', 'sd3', 'FlowMatchEulerDiscreteScheduler', 'has no Gaussian')]
+
+@pytest.mark.parametrize('published, name, chosen, words', PUBLISHED)
+def test_every_published_scheduler_is_sampled_by_a_stochastic_one_of_its_process(published, name, chosen, words, capsys, monkeypatch):
+    "Said in one line, once; named in the configuration; noise of the same betas or the same path; the same picture as diffusers' with that scheduler."
+    monkeypatch.setattr(policy_module, '_SAID', set())
+    own = getattr(diffusers, f'{published}Scheduler')(**BETAS if name == 'sd' else dict(shift=3.))
+    made = lambda: Policy(BUILDERS[name](scheduler=own), num_steps=4)
+    policy, _ = made(), made()
+    told = capsys.readouterr().err
+    assert told.count('\n') == 1 and f'scheduler: {published}Scheduler' in told and words in told and f'sampling with {chosen}' in told and '--scheduler chooses another' in told
+    assert policy.config.scheduler == policy.scheduler == chosen == type(policy.pipeline.scheduler).__name__ and policy.stochastic.any()
+    if name == 'sd': assert torch.allclose(policy.pipeline.scheduler.alphas_cumprod, own.alphas_cumprod)
+    else: assert policy.pipeline.scheduler.shift == 3.
+    if chosen == 'DDIMScheduler': assert torch.allclose(rollout(policy, PROMPTS, seed=3).images, their_pictures(policy, generators(policy), guidance_scale=1., eta=1.), atol=5e-4)
+
+def test_a_solver_on_flow_sigmas_is_sampled_as_the_flow():
+    policy = Policy(tiny_sd3(scheduler=diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=3.)), num_steps=4)
+    assert policy.scheduler == 'FlowMatchEulerDiscreteScheduler' and policy.pipeline.scheduler.shift == 3. and policy.stochastic.any()
+
+@pytest.mark.parametrize('pipeline, scheduler, words', [
+    (tiny_sd3, 'DDIMScheduler', "scheduler is 'DDIMScheduler', which is of discrete betas; .* FlowMatchEulerDiscreteScheduler is of flow matching, so FlowMatchEulerDiscreteScheduler is right"),
+    (tiny_flux, 'DPMSolverMultistepScheduler', "'DPMSolverMultistepScheduler', which is of discrete betas; .* of flow matching"),
+    (tiny_sd, 'FlowMatchEulerDiscreteScheduler', "'FlowMatchEulerDiscreteScheduler', which is of flow matching; the pipeline's own DDIMScheduler is of discrete betas, so DDIMScheduler is right"),
+    (tiny_sd, 'EDMEulerScheduler', 'scheduler is EDMEulerScheduler; one of these is right: DDIMScheduler'), (tiny_sd3, 'PNDMScheduler', 'scheduler is PNDMScheduler; one of these is right'),
+    (lambda: tiny_sd(scheduler=diffusers.EDMEulerScheduler()), 'DDIMScheduler', "own EDMEulerScheduler is of EDM's preconditioned σ, so such a pipeline cannot be sampled here"),
+    (lambda: tiny_sd(scheduler=diffusers.EDMDPMSolverMultistepScheduler()), '', "scheduler is EDMDPMSolverMultistepScheduler, of EDM's preconditioned σ; a pipeline with a scheduler of discrete betas or flow"),
+    (lambda: tiny_sd3(scheduler=DDIMScheduler()), '', 'scheduler is DDIMScheduler, but StableDiffusion3Pipeline is a flow-matching model; FlowMatchEulerDiscreteScheduler is right'),
+    (lambda: tiny_sd(scheduler=IPNDMScheduler()), '', 'scheduler is IPNDMScheduler, of a noise process that is not known here'),
+    (lambda: tiny_sd(prediction_type='epsilon', zero_snr=True), '', "prediction_type is 'epsilon', but its schedule starts at pure noise")])
+def test_schedulers_of_another_noise_process_are_refused(pipeline, scheduler, words):
+    with pytest.raises((ValueError, TypeError), match=words): Policy(pipeline(), num_steps=4, scheduler=scheduler)
+
+def test_saved_weights_name_the_scheduler_that_sampled(tmp_path, capsys):
+    "In policy.json and on the card; the card's code gives plain diffusers the same scheduler, and the policy comes back as it was."
+    tiny_sd(prediction_type='epsilon', scheduler=PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)).save_pretrained(tmp_path / 'base')
+    for train in ('lora', 'full'):
+        policy = Policy.from_pretrained(tmp_path / 'base', num_steps=4, train=train)
+        folder = policy.save(tmp_path / train)
+        card = (folder / 'README.md').read_text()
+        assert json.loads((folder / 'policy.json').read_text())['scheduler'] == 'DDIMScheduler' and 'with DDIMScheduler' in card
+        code = card.split('```python')[1].split('```')[0].replace("from_pretrained('.')", f'from_pretrained({str(folder)!r})').replace("weights('.')", f'weights({str(folder)!r})')
+        found = {}
+        exec(code, found)
+        mine, theirs = (p.scheduler for p in (policy.pipeline, found['pipeline']))
+        settings = lambda s: {k: v for k, v in s.config.items() if not k.startswith('_')}
+        assert type(theirs) is DDIMScheduler and settings(theirs) == settings(mine)
+        again = Policy.from_pretrained(folder)
+        assert torch.equal(rollout(again, PROMPTS, seed=1).images, rollout(policy, PROMPTS, seed=1).images)
 
 @pytest.mark.parametrize('name', ['sd', 'sdxl', 'sd3', 'pixart'])
 def test_negative_prompts_and_rescaled_guidance(name):
@@ -159,8 +214,6 @@ def test_bad_options_are_named(options, words):
 
 def test_other_classes_are_named():
     with pytest.raises(TypeError, match='one of these is right: StableDiffusionPipeline, StableDiffusionXLPipeline'): Policy(object())
-    with pytest.raises(TypeError, match="PNDMScheduler; one of these is right: .*; or sample with another by scheduler='DDIMScheduler'"):
-        Policy(tiny_sd(scheduler=PNDMScheduler()))
     with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"): PolicyConfig(guidance=3.)
     with pytest.raises(ValueError, match='offload is True, but train_text_encoder'): policy_of('sd', train_text_encoder=True, offload=True)
     with pytest.raises(ValueError, match='PixArtSigmaPipeline has no CLIP text encoder'): policy_of('pixart', train_text_encoder=True)
@@ -178,3 +231,23 @@ def test_offloaded_text_encoders_come_only_to_read_new_prompts(name, monkeypatch
     assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)       # to the device and back, for the prompts and for the negative one
     rollout(policy, PROMPTS, seed=2)
     assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)
+
+@pytest.mark.parametrize('size, words', [((8, 16), 'draws 128 x 64 pixels.*image_size=64'), (None, 'says no size; give one by image_size'), (9, 'image_size is 72, as the model says; a multiple of 16 is right, such as 64'), ((8, None), 'says no size')])
+def test_sizes_that_cannot_be_drawn_are_refused_before_anything_is_sampled(size, words):
+    for name in ('sd', 'sdxl', 'sd3', 'pixart'):
+        pipeline = BUILDERS[name]()
+        getattr(pipeline, 'unet' if hasattr(pipeline, 'unet') else 'transformer').register_to_config(sample_size=size)
+        with pytest.raises(ValueError, match=words) as caught: Policy(pipeline, num_steps=2, train='full')
+        assert '\n' not in str(caught.value)
+    policy = Policy(pipeline, num_steps=2, train='full', image_size=64)          # said: squares of this size
+    assert rollout(policy, PROMPTS[:1]).images.shape[-2:] == (64, 64)
+
+def test_sizes_of_flux_and_of_the_user():
+    pipeline = BUILDERS['flux']()
+    pipeline.vae.register_to_config(sample_size=(64, 128))
+    with pytest.raises(ValueError, match='of the vae is .* draws 128 x 64'): Policy(pipeline, num_steps=2)
+    pipeline = BUILDERS['sd']()
+    for bad, near in ((65, 64), (7, 16)):
+        with pytest.raises(ValueError, match=f'image_size is {bad}; a multiple of 16 is right, such as {near}'): Policy(pipeline, num_steps=2, image_size=bad)
+    pipeline.unet.register_to_config(sample_size=(8, 8))
+    assert Policy(pipeline, num_steps=2).latent_shape == (4, 8, 8)

@@ -1,7 +1,7 @@
 """One run in 1, 2 and 3 real processes (gloo): the same weights, the same figures, and nobody waits for the dead.
 
 This file is also what is run in them: `python tests/test_processes.py FOLDER` imports everything once, forks all crews one after the other, and leaves what they found in FOLDER."""
-import fcntl, hashlib, json, os, socket, subprocess, sys, time
+import fcntl, hashlib, json, os, signal, socket, subprocess, sys, time
 from functools import cache
 from pathlib import Path
 
@@ -134,6 +134,18 @@ ENDS = {
     'killed': lambda: told(trainer('killed', only(1, lambda: os.kill(os.getpid(), 9)))),
 }
 
+def unheard(stopped):
+    "The second process does not come to a call: it is stopped, or busy. What the first one says after six seconds."
+    p = Processes.launched(minutes=.1)
+    pids = p.gathered(os.getpid())
+    if p.main:
+        try: p.gathered('here')
+        except ProcessError as e: error = str(e)
+        if stopped: os.kill(pids[1], signal.SIGCONT)
+        os._exit(0 if (Path(sys.argv[1]) / f'unheard {stopped}').write_text(error) else 1)
+    os.kill(os.getpid(), signal.SIGSTOP) if stopped else time.sleep(15)
+    os._exit(0)
+
 def work(folder, jobs, rank, count, port):
     "One process of a crew."
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
@@ -167,6 +179,7 @@ def main(folder):
         jobs |= {1: dict(whole=whole), 2: dict(half=half) | ends, 3: dict(rest=rest)}[count]
         found = crew(folder, jobs, count)
         assert found == ([0, -9] if count == 2 else [0] * count), (count, found)      # the last end is a kill
+    for stopped in some((True, False), [True]): assert crew(folder, {f'unheard {stopped}': lambda here, stopped=stopped: unheard(stopped)}, 2) == [0, 0]
 
 if __name__ == '__main__': main(Path(sys.argv[1])); sys.exit()
 
@@ -239,6 +252,11 @@ def test_all_leave_out_the_same_steps(found):
 def test_nobody_waits_for_the_dead(found):
     end = read(found, 2, 0, 'killed')
     assert end['error'].startswith('ProcessError: process 0 of 2 cannot reach another one') and end['seconds'] < 60
+
+@pytest.mark.parametrize('stopped, words', some([(True, 'process 1 does not run'), (False, 'process 1 is busy with something else')], [(True, 'process 1 does not run')]))
+def test_who_keeps_the_others_waiting_is_named(found, stopped, words):
+    told = (found / f'unheard {stopped}').read_text()
+    assert told.startswith(words) and told.endswith('process 0 of 2 has waited for 0.1 minutes')
 
 @pytest.mark.parametrize('count', range(1, 9))
 def test_shares_are_whole_groups_in_order(count):

@@ -322,3 +322,32 @@ def test_the_last_good_checkpoint_outlives_a_ruin(tmp_path):
             run.checkpoint(epoch + 1, dict(weight=weight), None, dict(epoch=epoch + 1))
     assert [p.name for p in run.checkpoints()] == ['epoch_0002', 'epoch_0007', 'epoch_0008'] and run.best() is None
     assert run.kept()[1] == pytest.approx(((.5 - .1) / .1 + (50 - 10) / 10) / 2)
+
+# a reward's own figures
+
+def test_a_figure_never_takes_the_place_of_a_metric(tmp_path):
+    "From here or from a remote server: 'epoch' made all metrics unreadable, 'task' too, and 'reward' was put in the reward's place."
+    names = ('epoch', 'task', 'reward', 'kl', 'seconds', 'watch/trained', 'share/red', 'plain')
+    liar = reward(lambda images, prompts: (images.mean((1, 2, 3)), dict.fromkeys(names, 77.)), name='liar')
+    with Run.create(tmp_path / 'r', {}) as run:
+        torch.manual_seed(0)
+        t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('two', PROMPTS, [redness, liar], samples=8), Task('one', PROMPTS, liar, samples=8)], TrainConfig(epochs=2, train_steps=1, updates=1), callbacks=[Recorder(run, PROMPTS)])
+        t.fit()
+    rows = run.metrics()
+    assert not rows.damaged and {(r['epoch'], r['task']) for r in rows} == {(e, task) for e in (0, 1) for task in ('two', 'one', None)}
+    for row in rows:
+        wrong = {k for k, v in row.items() if v == 77.}
+        assert wrong == {None: set(), 'one': {'plain', *(f'figure/{n}' for n in names[:-1])}, 'two': {'liar/plain', *(f'liar/figure/{n}' for n in names[:-1])}}[row['task']]
+
+def test_advice_is_not_given_again_after_a_resume(tmp_path):
+    from drl_toolkit.trainer import Teacher
+    flat = reward(lambda images, prompts: torch.zeros(len(images)), name='flat')
+    def fit(folder, epochs, open_):
+        with open_(folder) as run:
+            torch.manual_seed(0)
+            t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('t', PROMPTS, flat, group_size=2, samples=4)], TrainConfig(epochs=3, train_steps=1, updates=1), callbacks=[Teacher(), Recorder(run, PROMPTS)])
+            resume(t, run); t.fit(epochs)
+    new, again = lambda f: Run.create(f, {}), lambda f: Run.open(f, write=True)
+    fit(tmp_path / 'whole', 3, new); fit(tmp_path / 'parts', 1, new); fit(tmp_path / 'parts', 3, again)
+    said = lambda name: [r.get('advice') for r in Run.open(tmp_path / name).metrics() if r['task']]
+    assert said('whole') == said('parts') and said('whole')[0] and not any(said('whole')[1:])
