@@ -8,9 +8,9 @@ __all__ = ['METRICS', 'MOST_SKIPPED', 'TrainConfig', 'Callback', 'StopTraining',
            'BaseSamples', 'advice', 'Teacher', 'Overlapped']
 
 # %% ../nbs/11_trainer.ipynb #5679dc66
-import math, sys, time
+import copy, math, sys, time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from . import advantages, objectives
 from .mdp import Trajectory, batch_size_for, batches_at_once, in_parallel, rollout, sample_seed
-from .policy import Policy, check_types, check_words
+from .policy import LARGE, Policy, check_types, check_words, deterministic_algorithms, prepare_deterministic
 from .processes import Processes, Share
 from .prompts import Stream, Task
-from .ratio import explain_ratio, off_one
-from .remote import Pending, rollout_in_parts
+from .ratio import TOLERATED, explain_ratio, off_one
+from .remote import Pending, part_size, rollout_in_parts
 from .rewards import NotFinite
 from .shards import Shards, check_shard
 
@@ -41,6 +41,7 @@ class TrainConfig:
     warmup: int = 3               # epochs of linear warm-up of the learning rate
     grad_clip: float = 1.         # largest norm of a gradient; 0 clips nothing
     train_steps: int = 5          # denoising steps trained per sample, drawn at random; 0 trains all
+    shared_timesteps: bool = False # all samples of a task's batch train the same steps, drawn anew in every epoch [P Algorithm 1]; each its own when false
     updates: int = 2              # optimiser steps per task and epoch
     credit: str = ''              # from rewards to advantages, one of `advantages.CREDITS` for all tasks; each task's own when empty, which is 'batch' unless it says so
     likelihood: str = 'path'      # 'path': of the denoising steps taken (the papers); 'matching': of the finished picture, noised afresh (AWM)
@@ -59,6 +60,7 @@ class TrainConfig:
     average: float = 0.           # decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones
     micro_batch: int = 128        # transitions per forward and backward; memory, not results, depend on it
     keep_graphs: bool = False     # sampling keeps what the backward pass needs, and the update makes no forward: less time, more memory; for updates 1
+    deterministic: bool = False   # the same bits in every run on the same GPU, and after a resume: slower, and refused where a kernel cannot; a CPU needs no option
     shard: bool = False           # of several processes each keeps a part of the weights, their gradient and their moments: for models too large for one device
 
     def __post_init__(self):
@@ -124,6 +126,7 @@ class Batch:
     values: list              # of (B,), one for each of the task's rewards
     seen: dict                # name -> `Seen`: what the rewards saw in the pictures
     share: Share              # which of all samples these are
+    minibatches: list = None  # of dicts of rows: what its updates learn from, once that is planned
 
 class Rollouts:
     "Where trajectories come from, which of their steps may be trained, and what a step has earned: independent samples, all steps, what its sample has."
@@ -161,6 +164,10 @@ class Objective:
         return torch.ones(len(rows['step']), dtype=torch.bool)
 
     def remember(self, trainer, minibatches:list): "Add to the rows what the updates compare with, before the first update."
+
+    def anchor(self, trainer, noise:float, minibatches:list) -> int: # rows that were computed
+        "Before the first optimiser step: score these minibatches again where `noise`, seen in the first one's log-probs, is too large to compare with those of sampling."
+        return 0
 
     def loss(self, trainer, rows:dict) -> tuple: # scalar, a sum weighted with `weight`; dict of 0-dimensional tensors
         "On one micro-batch."
@@ -205,6 +212,7 @@ class Trainer:
         self.policy, self.tasks, self.config = policy, list(tasks), config or TrainConfig()
         self.data, self.epoch, self.history, self.draws, self.ratio_cause, self.pulls = data, 0, [], 0, None, {}
         self.skipped = 0                                              # optimiser steps in a row that were left out
+        self.anchored, self.kept = False, None                        # whether noise of the ratio was reported; what an epoch began with, while it lasts
         self.sampler, self.strategy, self.processes = sampler or Rollouts(), strategy or Strategy(), processes or Processes.launched()
         self.objective = objective or PolicyGradient(self.config, policy)
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
@@ -228,6 +236,7 @@ class Trainer:
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
         if self.config.keep_graphs: self._check_graphs()
+        if self.config.deterministic: prepare_deterministic(self.policy.device)
         for part in (self.sampler, self.objective, self.strategy): part.check(self)
         if self.config.shard: check_shard(self)
 
@@ -262,10 +271,11 @@ class Trainer:
         self._tell('before_fit')
         try:
             while self.epoch < self.config.epochs and self.has_time():
-                record = self.processes.from_main(self.epoch_of(self.epoch))
-                with self.processes.all_well(): check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
-                self.epoch += 1
-                self.history.append(record)
+                with self.whole_epoch(), deterministic_algorithms(self.config.deterministic):
+                    record = self.processes.from_main(self.epoch_of(self.epoch))
+                    with self.processes.all_well(): check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
+                    self.epoch += 1
+                    self.history.append(record)
                 self._tell('after_epoch', record)
         except StopTraining as stop: self._say(stop)
         finally: self._tell('after_fit')
@@ -343,7 +353,7 @@ Trainer.checked = _checked
 
 # %% ../nbs/11_trainer.ipynb #89a22380
 METRICS = frozenset((
-    'epoch task tasks seconds cpu_seconds evaluations data_loss skipped_steps ratio_cause ratio_noise advice '
+    'epoch task tasks seconds cpu_seconds evaluations data_loss skipped_steps ratio_cause ratio_noise anchored_transitions advice '
     'reward reward_std reward_min reward_max flat_groups effective_samples effective_group no_credit largest_advantage advantage_share '
     'approx_kl kl kl_weight clipped_high clipped_low ratio_min ratio_max ratio_error grad_norm gradient_weight signal_to_noise half_cosine '
     'figure watch drift share cosine').split())   # what the trainer and its callbacks write; the last five are namespaces
@@ -380,13 +390,14 @@ def pick_steps(
     stochastic:torch.Tensor, # (T,) bool: which steps have a density
     samples:int,
     count:int,               # steps per sample; 0 takes all
-    generator:torch.Generator
+    generator:torch.Generator,
+    shared:bool=False,       # one subset for all samples
 ) -> torch.Tensor:           # (samples, k) long, ascending
-    "A random subset of the trainable steps for each sample."
+    "A random subset of the trainable steps for each sample, or one for all."
     able = stochastic.nonzero().flatten().cpu()
     count = count or len(able)
-    order = torch.rand(samples, len(able), generator=generator).argsort(1)[:, :count]
-    return able[order].sort(1).values
+    order = torch.rand(1 if shared else samples, len(able), generator=generator).argsort(1)[:, :count]
+    return able[order].sort(1).values.expand(samples, -1)
 
 class PolicyGradient(Objective):
     "A likelihood and a surrogate of it, on a random subset of the steps, with a leash to the base."
@@ -423,7 +434,7 @@ class PolicyGradient(Objective):
         return rows | dict(advantage=trainer.sampler.credit(batch, rows), row=batch.share.times(steps.shape[1]).numbers())
 
     def _steps(self, trainer, task, share, generator): # (B, k) long
-        return share.of(pick_steps(self.able(trainer, task), share.count, self.config.train_steps, generator))
+        return share.of(pick_steps(self.able(trainer, task), share.count, self.config.train_steps, generator, self.config.shared_timesteps))
 
     def keeps(self, trainer, task:Task, epoch:int, share:Share) -> torch.Tensor: # (B, k) long
         "Which steps of each sample this epoch will train, known before it samples."
@@ -434,11 +445,22 @@ class PolicyGradient(Objective):
         return (rows['advantage'] != 0) | (self.config.kl_weight > 0) | (not self.surrogate.idle_at_zero)
 
     def remember(self, trainer, minibatches):
-        "What the surrogate compares with, where sampling did not leave it, and the base's predictions for the leash."
+        "What the surrogate compares with, where sampling did not leave it, and the base's predictions for the leash. The first minibatch has no update behind it, and so is its own anchor."
+        if minibatches and 'old_log_prob' in minibatches[0]: minibatches[0]['sampled_log_prob'] = minibatches[0].pop('old_log_prob')
         for rows in minibatches[1:]:
             for name in self.surrogate.memory:
                 if name not in rows: rows[name] = trainer.in_pieces(lambda part: self.remembered(trainer.policy, part)[name], rows)
         trainer.remember_base(minibatches, lambda part: trainer.policy.predict(part['latents'], part['step'], part['cond']))
+
+    def anchor(self, trainer, noise, minibatches):
+        "Old log-probs from the micro-batches of the update, where those of sampling differ by more than a hundredth of the clip range. [UnifiedReward's replay]"
+        if not self.noisy(noise) or 'old_log_prob' not in self.surrogate.memory: return 0
+        for rows in minibatches: rows['old_log_prob'] = trainer.in_pieces(lambda part: self.remembered(trainer.policy, part)['old_log_prob'], rows)
+        return sum(len(rows['step']) for rows in minibatches)
+
+    def noisy(self, noise:float) -> bool: # |Δ mean log-prob|
+        "Whether it is too much beside the clip range."
+        return bool(self.clip_range) and noise > TOLERATED * min(objectives.clip_pair(self.clip_range))
 
     def remembered(self, policy, rows:dict) -> dict: # name -> (N, …)
         "What the surrogate must know of the policy as it is."
@@ -449,7 +471,9 @@ class PolicyGradient(Objective):
         log_prob, now = self.likelihood.log_prob(trainer.policy, rows)
         old = {name: rows.get(name, value.detach()) for name, value in self.surrogate.remembers(log_prob, now).items()}
         loss, stats = self.surrogate.loss(rows, log_prob, now, old, self.clip_range, self.dims)
-        stats['ratio_error'] = off_one(log_prob, rows.get('old_log_prob', log_prob.detach()))
+        sampled = rows.get('sampled_log_prob', rows.get('old_log_prob', log_prob.detach()))
+        stats['ratio_error'] = off_one(log_prob, sampled)
+        if 'sampled_log_prob' in rows: stats['ratio_noise'] = (log_prob.detach() - sampled).abs().max()
         if not self.config.kl_weight: return loss, stats
         return trainer.leashed(loss, stats, self.likelihood.divergence(trainer.policy, rows, now, rows['weight']), rows)
 
@@ -475,6 +499,7 @@ def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser
     place[rows['row']] = torch.arange(len(rows['row']))                                              # where a row is here; -1 where another process has it
     minibatches = [_take(rows, place[part][place[part] >= 0]) for part in order.tensor_split(self.config.updates) if len(part)]
     with self.processes.all_well(): self.objective.remember(self, minibatches)
+    batch.minibatches = minibatches
     self._tell('after_plan', batch, minibatches)
     return minibatches
 Trainer.plan = _plan
@@ -498,10 +523,11 @@ def _learn(self, batch:Batch) -> dict: # numbers to record
 Trainer.learn = _learn
 
 def _summary(self, stats:list) -> dict: # numbers to record
-    "Of all minibatches; the ratio's error and what only the first measured are the first's. The leash is adapted to what was seen."
+    "Of all minibatches; the ratio's error and what only the first measured are the first's. Clipped shares are the later ones' where there are any: in the first, no ratio has moved. The leash is adapted to what was seen."
     if not stats: return dict(grad_norm=0., ratio_error=0.)
     first, always = stats[0], [k for k, v in stats[0].items() if torch.is_tensor(v) and all(k in s for s in stats)]
     found = first | _combined([{k: s[k] for k in always} for s in stats]) | dict(ratio_error=first.get('ratio_error', 0.))
+    if later := stats[1:]: found |= _combined([{k: s[k] for k in _CLIPPED if k in always} for s in later])
     found = {k: v.item() if torch.is_tensor(v) else v for k, v in found.items()}
     if 'kl' in found: found |= dict(kl_weight=self.adapt_leash(found['kl']))
     return found
@@ -541,7 +567,8 @@ def _in_pieces(self, function, rows:dict) -> torch.Tensor:
     return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), batches_at_once(self.policy))))
 Trainer.in_pieces = _in_pieces
 
-_EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max)
+_EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max, ratio_noise=torch.max)
+_CLIPPED = ('clipped_high', 'clipped_low')
 
 def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
     "The figures of a whole from its parts': extremes for the ratios, for the others the mean weighted with the parts' shares."
@@ -559,8 +586,21 @@ def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional ten
     if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     if first is None or not stats.get('ratio_error', 0) > 0: return stats
-    with self.processes.all_well(): return stats | (self._explain(first.trajectory, float(stats['ratio_error'])) if self.processes.main else {})
+    stats |= self._anchor(first, float(stats.get('ratio_noise', 0.)))
+    with self.processes.all_well(): return stats | (self._explain(first.trajectory, float(stats['ratio_error']), len(rows['step'])) if self.processes.main else {})
 Trainer.gradient = _gradient
+
+def _anchor(self, first:Batch, noise:float) -> dict: # of numbers
+    "Where log-probs depend too much on the rows beside them, those that later minibatches are compared with come from their own micro-batches; said once in a run."
+    with self.processes.all_well(): mine = self.objective.anchor(self, noise, first.minibatches[1:])
+    count = sum(self.processes.gathered(mine))
+    noisy = isinstance(self.objective, PolicyGradient) and self.objective.noisy(noise)
+    if noisy and not self.anchored: self._say(
+        f'epoch {self.epoch}: a mean log-prob moves by up to {noise:.1e} with the rows beside it, and the clip range is {min(objectives.clip_pair(self.objective.clip_range)):.1e}: '
+        'old log-probs come from the micro-batches of the update, with one more forward for each minibatch after the first')
+    self.anchored |= noisy
+    return dict(anchored_transitions=count) if noisy else {}
+Trainer._anchor = _anchor
 
 def _accumulate(self, rows:dict, trajectory:Trajectory=None) -> dict:
     "Add the gradient of these rows, in micro-batches; of several processes, that of the rows of all. Where their trajectory has its graphs, no forward is made."
@@ -588,13 +628,17 @@ def _overall(self, stats:dict, count:int) -> dict: # of 0-dimensional tensors
     return _combined([{k: torch.tensor(x) for k, x in s.items()} for s, _ in told], [n / sum(n for _, n in told) for _, n in told])
 Trainer._overall = _overall
 
-def _explain(self, trajectory:Trajectory, error:float) -> dict: # ratio_cause, a sentence
-    "Why the ratio is not 1 before an update; found out and printed once in a run."
+def _explain(self, trajectory:Trajectory, error:float, transitions:int) -> dict: # ratio_cause, a sentence
+    "Why the ratio is not 1 before an update; found out and printed once in a run, by as many rows of the network as the update has. A search that fails ends no run."
     if self.ratio_cause is None:
-        self.ratio_cause = explain_ratio(self.policy, trajectory, error)[0]
+        rows = 3 * max(transitions * (2 if self.policy.guided else 1), self.policy.fewest_rows)     # forward and backward
+        try: self.ratio_cause = explain_ratio(self.policy, trajectory, error, rows)[0]
+        except Exception as e: self.ratio_cause = f'the ratio is off by {error:.1e} before the update; why could not be found out ({_in_short(e)})'
         tqdm.write(f'epoch {self.epoch}: {self.ratio_cause}')
     return dict(ratio_cause=self.ratio_cause)
 Trainer._explain = _explain
+
+def _in_short(error): return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
 
 def _losses(self, rows:dict) -> tuple: # parts, their shares of the rows, (part -> figures, tensor, its gradient)
     "Micro-batches, and where their gradient begins: the loss."
@@ -653,6 +697,7 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
     "One optimiser step with this epoch's learning rate, clipping, the pull to the base, and the average of the weights. Nothing changes where the gradient is no number."
     lr = scale * self.learning_rate()
     for group in self.optimizer.param_groups: group['lr'] = lr
+    self._keep()
     self.scaler.unscale_(self.optimizer)
     norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
     if self.shards: norm = self.shards.norm(norm)
@@ -685,12 +730,18 @@ def _leave_out(self, parts:list): # of (rows, `Batch`), all that the step was ma
     "After a step whose gradient is no number: say who is to blame, and end the run when it was one too many."
     if self.scaler.is_enabled() and self.scaler.get_scale() >= 1: return
     self.skipped += 1
-    with self.processes.all_well(): mine = [words for rows, batch in parts for words in self.blamed(rows, batch)]
+    with self.processes.all_well(): mine = [words for rows, batch in parts for words in self._blame(rows, batch)]
     found = [words for told in self.processes.gathered(mine) for words in told] or ['no sample alone, only their sum or the data loss']
     words = f"epoch {self.epoch}: a gradient is not finite, the step is left out. To blame: {'; '.join(found[:3])}{f' and {len(found) - 3} more' * (len(found) > 3)}"
     if self.skipped > MOST_SKIPPED: raise FloatingPointError(f'{words}. That was the {self.skipped}th step in a row: training ends, and the weights are as they were before these steps; a lower lr, or a reward that is smooth there, is right')
     self._say(words)
 Trainer.leave_out = _leave_out
+
+def _blame(self, rows:dict, batch:Batch) -> list: # of strings
+    "The same as `blamed`, or why it could not be found out: what looks for a fault ends no run."
+    try: return self.blamed(rows, batch)
+    except Exception as e: return [f'task {batch.task.name!r}, whose samples could not be tried one by one ({_in_short(e)})']
+Trainer._blame = _blame
 
 def _blamed(self, rows:dict, batch:Batch) -> list: # of strings
     "The samples of a minibatch whose own loss or gradient is not finite."
@@ -713,7 +764,7 @@ def _halves(self, rows:dict, odd:torch.Tensor) -> dict:
     first = [None if p.grad is None else p.grad.clone() for p in self.params]
     stats.append(self._accumulate(parts[1]))
     (ff, ft), (_, tt) = self.products([first, [p.grad for p in self.params]])                        # of the first half and of both
-    told = zip(*self.processes.gathered([(part['weight'].double().sum().item(), len(part['step'])) for part in parts]))
+    told = zip(*self.processes.gathered([(part['weight'].cpu().double().sum().item(), len(part['step'])) for part in parts]))
     (one, few), (two, more) = (map(sum, zip(*half)) for half in told)                             # what they weigh and how many rows they have, in all processes
     a, product, b = ff / one**2, (ft - ff) / (one * two), (tt - 2 * ft + ff) / two**2             # of the halves, as if each were the whole
     found = dict(signal_to_noise=product.clamp(min=0) / ((a + b - 2 * product) / 4).clamp(min=1e-30), half_cosine=product / (a * b).sqrt().clamp(min=1e-30))
@@ -807,6 +858,49 @@ def _load_state(self, state:dict):
         if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])
 Trainer.load_state = _load_state
 
+@contextmanager
+def _whole_epoch(self):
+    "An epoch that does not end (an interrupt, a reward that fails) leaves nothing behind: weights, moments, draws and memories are those of before."
+    state = {k: copy.deepcopy(v) for k, v in self.state().items() if k != 'history'} | dict(history=list(self.history))
+    self.kept = dict(state=state, said=(self.ratio_cause, self.anchored), tensors=None)
+    try: yield
+    except BaseException:
+        self._back()
+        raise
+    finally: self.kept = None
+Trainer.whole_epoch = _whole_epoch
+
+def _changing(self) -> list: # of tensors
+    "What an optimiser step changes, besides its moments."
+    return [*self.params, *(self.average or [])]
+Trainer._changing = _changing
+
+@torch.no_grad()
+def _keep(self):
+    "Before the first optimiser step of an epoch: copies of weights, average and moments, which are as large as these, until it ends. Of more than `LARGE` trained weights there are none."
+    if self.kept is None or self.kept['tensors'] is not None: return
+    if sum(p.numel() for p in self.params) > LARGE: self.kept['tensors'] = ()
+    else:
+        moments = {p: {name: t.clone() for name, t in found.items()} for p, found in self.optimizer.state.items()}
+        self.kept['tensors'] = [t.detach().clone() for t in self._changing()], moments
+Trainer._keep = _keep
+
+@torch.no_grad()
+def _back(self):
+    "To where the epoch began."
+    kept, tensors = self.kept, self.kept['tensors']
+    self.load_state(kept['state'])
+    (self.ratio_cause, self.anchored), self.pulls = kept['said'], {}
+    self.optimizer.zero_grad(set_to_none=True)
+    if tensors is None: return                                        # no step was taken
+    if not tensors: return self._say(f'epoch {self.epoch} ended amid its updates, and so many weights are not kept twice: they are as these updates left them; the last checkpoint is whole')
+    for mine, before in zip(self._changing(), tensors[0]): mine.copy_(before)
+    for p in self.params:
+        before, now = tensors[1].get(p, {}), self.optimizer.state.get(p, {})
+        for name, t in before.items(): now[name].copy_(t)
+        if not before: self.optimizer.state.pop(p, None)
+Trainer._back = _back
+
 def _follow_main(self):
     "Every process begins where the main one stands, who may have resumed a run: its weights, their average, the optimiser's moments, and all memories."
     if self.processes.count == 1: return
@@ -840,6 +934,11 @@ def advice(
         if name.startswith('cosine/'): say(name, value < -.3, f"its gradient contradicts {name.removeprefix('cosine/')}'s (cosine {value:.2f}): try strategy 'pcgrad', or fewer objectives")
     return found
 
+def _advice(row, path):
+    "The same as `advice`, or why there is none: it ends no run."
+    try: return advice(row, path)
+    except Exception as e: return dict(failed=f'there is no advice on these figures ({_in_short(e)})')
+
 class Teacher(Callback):
     "Says once for each task and kind what `advice` found, and leaves it in the record."
     def __init__(self): self.said = set()
@@ -852,7 +951,7 @@ class Teacher(Callback):
         "What is to be said of an epoch; it counts as said."
         path = isinstance(trainer.objective, PolicyGradient) and trainer.config.likelihood == 'path'
         known = {name: {k: v for k, v in row.items() if v is not None} for name, row in record['tasks'].items()}      # JSON has no NaN
-        found = {name: {kind: s for kind, s in advice(row, path).items() if (name, kind) not in self.said} for name, row in known.items()}
+        found = {name: {kind: s for kind, s in _advice(row, path).items() if (name, kind) not in self.said} for name, row in known.items()}
         self.said |= {(name, kind) for name, new in found.items() for kind in new}
         return found
 
@@ -866,7 +965,7 @@ class Teacher(Callback):
 class Overlapped(Rollouts):
     "Independent samples whose rewards are at work while the next are sampled."
     def __init__(self,
-        batch_size:int=16   # pictures that are handed over together
+        batch_size:int=0    # pictures that are handed over together; 0 is as many as the device computes well at once
     ):
         self.batch_size, self.waiting = batch_size, (None, [])
 
@@ -874,7 +973,8 @@ class Overlapped(Rollouts):
         "A trajectory for every prompt; its values are on their way."
         pending = [Pending(reward, prompts, groups) for reward in task.rewards]
         hand_over = lambda rows, images: [p.add(rows, images) for p in pending]
-        self.waiting = rollout_in_parts(trainer.policy, prompts, hand_over, seed, epoch, self.batch_size, first), pending
+        size = self.batch_size or part_size(trainer.policy)
+        self.waiting = rollout_in_parts(trainer.policy, prompts, hand_over, seed, epoch, size, first), pending
         return self.waiting[0]
 
     def reports(self, task, trajectory, groups):
