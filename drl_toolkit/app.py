@@ -208,7 +208,7 @@ body, gradio-app, .gradio-container { background:var(--ground) !important; }
 .story .shots { display:flex; gap:8px; height:96px; align-items:center; } .story .shots img { width:80px; height:80px; } .story .shots img + img { margin-left:-34px; box-shadow:-3px 0 8px #0003; }
 .story figure { text-align:center; } .story figcaption { font-weight:700; margin-top:0; } .praised figcaption { color:var(--good) !important; } .blamed figcaption { color:var(--bad) !important; } .story figure img { width:68px !important; height:68px !important; }
 .praised img { outline:3px solid var(--good); } .blamed img { outline:3px solid var(--bad); } .story .arrows { font-size:56px; font-weight:700; gap:24px; padding-left:12px; }
-.look .advice { padding-left:18px; } .advice b { font-weight:600; }
+.look .evidence { color:var(--soft); padding-left:18px; margin:0 0 14px; max-width:48em; } .look .advice { padding-left:18px; } .advice b { font-weight:600; }
 .stage { display:grid; grid-template-columns:repeat(3,1fr); gap:16px; max-width:760px; } .stage img { width:100%; aspect-ratio:1; object-fit:contain; background:var(--card); border:1px solid var(--line); }
 .player { display:flex; align-items:center; gap:14px; margin:16px 0 8px; max-width:760px; } .player input { flex:1; accent-color:var(--accent); height:28px; } .player output { min-width:5.5em; color:var(--soft); font-variant-numeric:tabular-nums; }
 .look .player button { width:46px; height:46px; border-radius:50%; border:0; background:var(--accent); color:var(--ground); font-size:17px; cursor:pointer; }
@@ -335,7 +335,7 @@ def _look(self,
     name = name or seen.get('gone') or next(iter(runs), None)
     now = dict(page=page, names=(name, *runs), moment=self.moment(page, name))
     change = {self.page: page, self.seen: now}
-    if now['names'] != seen.get('names'): change[self.run] = gr.Dropdown(list(runs), value=name if name in runs else None)
+    if now['names'] != seen.get('names'): change[self.run] = gr.Dropdown(list(runs), value=name if name in runs else None, label='Run' if len(runs) <= 100 else f'Run (type to find one of {len(runs)})')
     if page == 'runs': change[self.html[page]] = pages.runs_page(runs, broken, self.library.home, name)
     if name not in runs: now |= dict(gone=name)                # it may come (back)
     if name not in runs: return change | ({} if page == 'runs' else {self.html[page]: note('This run is not here', f'{name!r} is not in {self.library.home}.', kind='error') if name else no_runs(self.library.home)})

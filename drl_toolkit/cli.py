@@ -87,8 +87,9 @@ def _app_options(app):
 
 def _doctor_options(doctor, config):
     doctor.add_argument('run', metavar='RUN', nargs='?', help='a run: look at it and not at the machine')
-    doctor.add_argument('--model', default='demo', metavar='PATH_OR_HUB_ID', help='the base model; only its configuration is read')
+    doctor.add_argument('--model', default='demo', metavar='PATH_OR_HUB_ID', help='the base model; only its configuration is read, but with --try')
     doctor.add_argument('--batch', type=int, default=64, help='pictures in an epoch of the largest task')
+    doctor.add_argument('--try', dest='attempt', action='store_true', help='train one small epoch with the model and the options that are given, kept nowhere: time, memory, and the noise of the ratio')
     if config is not None: _add_fields(doctor.add_argument_group('fields of the configuration'), config)
 
 def _serve_options(serve):
@@ -183,7 +184,15 @@ def _tell_where(out, trainer):
     run, figure = Run.open(out), trainer.config.keep_best
     if best := run.best(): print(f"best checkpoint by {figure}: {best[0]} ({best[1]:.4g}); its weights: {out / ('best' if (out / 'best').is_dir() else 'weights')}")
     elif figure: print(f'keep_best is {figure!r}, which no metrics have; those of the last epoch are ' + ', '.join(sorted({k for r in run.metrics() for k, v in r.items() if isinstance(v, float)})))
+    else: _tell_ruin(run)
     for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)): print(f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
+
+def _tell_ruin(run):
+    "Where the end is much worse than what was there before, say which checkpoint is kept."
+    from drl_toolkit.runs import epochs_done, gains
+    known, best = gains(run.metrics()), run.kept()
+    if best is None or best[1] - known[last := max(known)] < 1: return
+    print(f'the training reward was best after {epochs_done(best[0])} epochs, {best[1] - known[last]:.1f} standard deviations above that of the end: {best[0]} is kept')
 
 @contextmanager
 def _interruptible(processes):
@@ -262,9 +271,11 @@ def _base_of(model, against):
     if against: return against
     if is_run(model): return Run.open(model).about['model'] or 'demo'
     from drl_toolkit.files import read_json
+    from drl_toolkit.policy import noted_base
     about = Path(model) / 'policy.json'
     note = read_json(about, 2**20) if about.is_file() else {}
     base = note.get('base') if isinstance(note, dict) else None
+    if isinstance(base, str) and base: base = noted_base(base, model)
     if not base: raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
     return base
 
@@ -370,18 +381,40 @@ def vote(args):
     print(f'{ballot.names[1]} was preferred to {ballot.names[0]} in {count.win_rate:.0%} of {count.pairs} pairs (95 % interval {count.low:.0%} to {count.high:.0%}; {count.votes} votes of {count.voters} voters)')
 
 # %% ../nbs/20_cli.ipynb #3bf6ddd6
-def _memory(args):
-    "What a run would take, and what would make it smaller."
+def _run_config(args):
+    "The configuration of a run with the options given."
+    from dataclasses import fields
+    from drl_toolkit.recipes import RunConfig
+    return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
+
+def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
+    "What decides the memory of a run."
     import torch
     from dataclasses import fields
-    from drl_toolkit.memory import Load, advise
+    from drl_toolkit.memory import Load
     from drl_toolkit.policy import PolicyConfig
-    from drl_toolkit.recipes import RunConfig
-    config = RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
-    load = Load(args.batch, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
+    return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
                 threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs)
-    return load, advise(args.model, policy, load)
+
+def _memory(args):
+    "What a run would take, and what would make it smaller."
+    from drl_toolkit.memory import advise
+    from drl_toolkit.policy import base_of
+    policy, load = _load_of(_run_config(args), args.batch)
+    return load, advise(base_of(args.model), policy, load)
+
+def _attempt(args) -> list: # of `Finding`
+    "One small epoch with the model and the options."
+    from drl_toolkit.doctor import samples_to_try, trial_findings, try_epoch
+    from drl_toolkit.memory import estimate
+    from drl_toolkit.policy import base_of
+    config = _run_config(args)
+    samples = samples_to_try(config, args.batch)
+    estimated = estimate(base_of(args.model), *_load_of(config, samples))['peak']
+    try: return trial_findings(try_epoch(config, args.model, samples), estimated, args.batch)
+    except (ValueError, TypeError, OSError, FloatingPointError): raise           # one line already
+    except Exception as e: raise OSError(f'one small epoch could not be trained ({type(e).__name__}: {(str(e).strip() or "?").splitlines()[0][:200]})') from None
 
 def _print_memory(args, found):
     load, (parts, saved) = found
@@ -408,13 +441,15 @@ def _machine(args) -> list: # of `Finding`
 def doctor(args) -> int: # exit status
     "`drl doctor`"
     if args.batch < 1: raise ValueError(f'batch is {args.batch}; it should be 1 or more')
+    if args.attempt and args.run: raise ValueError(f'run is {str(args.run)!r} with --try, which is for a run that has not begun; leave one of them out')
     from drl_toolkit.doctor import of_run
     from drl_toolkit.processes import Processes
     processes = Processes.launched()
     if not processes.main: return 0
     if processes.count > 1: print(processes.describe())
     found = of_run(args.run) if args.run else _machine(args)
-    for finding in found: print(finding)
+    for finding in found: print(finding, flush=True)
+    for finding in _attempt(args) if args.attempt else (): print(finding)
     bad = sum(not f.well for f in found)
     print(f"\n{bad} thing{'s' * (bad > 1)} to mend" if bad else '\nall is well')
     return int(bad > 0)

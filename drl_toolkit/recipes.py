@@ -53,7 +53,7 @@ class RunConfig(TrainConfig, PolicyConfig):
     watch: str = ''               # rewards that are only watched, such as 'clip_score preference' or 'my_file.py:my_reward'
     watch_every: int = 2          # epochs between two looks at them
     patience: int = 0             # stop after so many looks without a new best of the watched rewards, and keep the best weights; 0 never
-    keep_best: str = ''           # a number of the metrics, such as 'reward' or 'watch/watched' ('-parity': the least): the checkpoint with its best is kept too, and written to best/
+    keep_best: str = ''           # a number of the metrics, such as 'reward' or 'watch/watched' ('-parity': the least): the checkpoint with its best is kept, and written to best/; the best by the training rewards is kept anyway
     device: str = ''              # where the networks compute, such as 'cpu' or 'cuda:1'; a GPU where PyTorch sees one, when empty
     data: str = 'objects'         # pictures for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias), 'base' (drawn by the base model)
 

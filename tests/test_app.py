@@ -52,7 +52,7 @@ def look(browser, tmp_path):
         return page
     yield open_
     for context in contexts: context.close()
-    assert not [w for w in wrong if 'ERR_CONNECTION' not in w]                                          # a server that was stopped before its pages
+    assert not [w for w in wrong if 'ERR_CONNECTION' not in w and 'ERR_INCOMPLETE' not in w]                                          # a server that was stopped before its pages
 
 def turn(page, name): page.get_by_role('tab', name=name, exact=True).click()
 
@@ -214,6 +214,73 @@ def test_empty_folder_is_friendly(look, tmp_path):
         make_run(tmp_path / 'runs/first', epochs=2)                                                     # and it appears by itself
         page.wait_for_selector('#overview h1')
 
+def test_a_run_that_is_gone_does_not_stop_the_panel(look, tmp_path):
+    "Asked for by name, deleted or renamed while it is looked at: the page says so, goes on, and shows the run when it is (back) there."
+    home = tmp_path / 'runs'
+    make_run(home / 'one', epochs=2); make_run(home / 'two', epochs=3)
+    with serving(home) as (address, _):
+        page = look(f'{address}/?run=gone', '#overview .note.error')
+        turn(page, 'Trajectories')
+        page.wait_for_selector('#trajectories .note.error')
+        make_run(home / 'gone', epochs=4)
+        page.wait_for_selector('#trajectories .path .told p')
+        assert page.input_value('#run input') == 'gone'
+        os.rename(home / 'gone', home / 'elsewhere')
+        page.wait_for_selector('#trajectories .note.error')
+        turn(page, 'Runs')
+        page.wait_for_function("document.querySelector('#runs').innerText.includes('elsewhere')")
+        page.locator('#run input').click()
+        page.get_by_role('option', name='two').click()
+        turn(page, 'Overview')
+        page.wait_for_function("document.querySelector('#overview').innerText.includes('3 of 3')")
+
+def test_every_run_of_many_can_be_chosen(look, tmp_path):
+    first = make_run(tmp_path / 'runs/000', epochs=2, sheets=False)
+    for i in range(1, 150): shutil.copytree(first.folder, tmp_path / f'runs/{i:03d}', ignore=shutil.ignore_patterns('frames'))
+    with serving(tmp_path / 'runs') as (address, _):
+        page = look(address)
+        page.wait_for_selector('#first', state='detached')
+        page.locator('#run input').click()
+        page.keyboard.press('Control+a'); page.keyboard.type('149')                                     # the menu shows a hundred; typing finds each
+        page.locator('[role=option][aria-label="149"]').click()
+        page.wait_for_function("new URL(location).searchParams.get('run') === '149'")
+        start = time.perf_counter()
+        turn(page, 'Runs')
+        page.wait_for_function("document.querySelectorAll('#runs a.card').length === 150")
+        print(f'{time.perf_counter() - start:.2f} s')
+
+NGINX = """worker_processes 1; pid %(home)s/pid; error_log %(home)s/error; daemon off; master_process off;
+events { worker_connections 64; }
+http { access_log off; client_body_temp_path %(home)s/a; proxy_temp_path %(home)s/b; fastcgi_temp_path %(home)s/c; uwsgi_temp_path %(home)s/d; scgi_temp_path %(home)s/e;
+  server { listen 127.0.0.1:%(port)d; location = /favicon.ico { return 204; }
+    location /deep/panel/ { proxy_pass %(address)s/; proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Prefix /deep/panel; proxy_buffering off; proxy_http_version 1.1; }
+    location /plain/ { proxy_pass %(rooted)s/; proxy_set_header Host $http_host; proxy_buffering off; proxy_http_version 1.1; } } }"""
+
+@pytest.mark.parametrize('place', ['deep/panel', 'plain'])
+def test_behind_a_proxy_below_a_path(look, home, tmp_path, place):
+    "nginx that says what it cut off (X-Forwarded-Prefix), and one that does not (--root-path)."
+    import socket
+    if not shutil.which('nginx'): pytest.skip('there is no nginx on this machine')
+    with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
+    with serving(home) as (address, _), serving(home, root_path='/plain') as (rooted, _):
+        (tmp_path / 'nginx.conf').write_text(NGINX % dict(home=tmp_path, port=port, address=address, rooted=rooted))
+        proxy = subprocess.Popen(['nginx', '-c', str(tmp_path / 'nginx.conf'), '-p', str(tmp_path)], stderr=subprocess.PIPE)
+        try:
+            assert any(socket_there(port) or time.sleep(.1) for _ in range(100)), proxy.stderr.read()
+            page = look(f'http://127.0.0.1:{port}/{place}/?run=joint&view=trajectories', '.path .told p')
+            page.wait_for_selector('#first', state='detached')
+            turn(page, 'Runs')
+            page.wait_for_selector('#runs .files')
+            with page.expect_download() as got: page.click('text=unet/model.safetensors')
+            assert Path(got.value.path()).read_bytes() == b'tensors' and f'/{place}/?' in page.url
+        finally: proxy.terminate(); proxy.wait(10); proxy.stderr.close()
+
+def socket_there(port):
+    import socket
+    try: socket.create_connection(('127.0.0.1', port), 1).close()
+    except OSError: return False
+    return True
+
 def test_training_from_the_page(look, tmp_path):
     "Start, pause, go on, stop: a real run in another process."
     with serving(tmp_path / 'runs', allow_train=True) as (address, served):
@@ -283,6 +350,25 @@ def test_hostile_calls(panel, home, tmp_path):
     assert {p: p.read_bytes() for p in home.rglob('*') if p.is_file() and p.name != 'votes.jsonl'} == before
     copies = [p for p in Path(tempfile.gettempdir(), 'gradio').rglob('*') if p.is_file() and p.read_bytes() == Path(SECRET).read_bytes() and p.stat().st_mtime > start]
     assert not copies
+
+@pytest.mark.parametrize('view', app.LABELS)
+def test_no_page_is_a_dead_one(tmp_path, view):
+    "Whatever is wrong with a run, each function that draws its page answers, and says so."
+    home = tmp_path / 'runs'
+    linked, voted, numbers = make_run(home / 'linked', epochs=2), make_run(home / 'voted', epochs=2), make_run(home / 'numbers', epochs=2)
+    (tmp_path / 'outside').mkdir(); (linked.folder / 'weights').symlink_to(tmp_path / 'outside')
+    (voted.folder / 'ballot').mkdir(); (voted.folder / 'ballot/pairs.json').write_text('{}')
+    rows = ''.join('{"epoch": %d, "task": "x", "reward": NaN, "kl": NaN, "parity": NaN}\n{"epoch": %d, "task": null, "seconds": NaN}\n' % (e, e) for e in range(9))
+    (numbers.folder / 'metrics.jsonl').write_text(rows)
+    from drl_toolkit.app import Library, Panel
+    if view == 'train': return
+    request = type('Request', (), dict(cookies={}, client=type('C', (), dict(host='127.0.0.1'))(), query_params={}))()
+    panel = Panel(Library(home))
+    for name in ('linked', 'voted', 'numbers', 'gone', None):
+        shown = panel.look(view, name, None, '', None, request)[panel.html[view]]
+        assert isinstance(shown, str) and str(tmp_path) not in shown
+        vote = panel.voting('left')(request, name, '0001')
+        assert 'could not be written' in vote[panel.html['vote']] or 'no ballot' in vote[panel.html['vote']]
 
 # --- who may ask
 

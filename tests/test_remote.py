@@ -1,8 +1,9 @@
 "A reward over HTTP: exact where it says so, and one clear line whatever comes back."
-import base64, io, json, socket, subprocess, sys, threading, time, urllib.request
+import base64, io, json, re, socket, socketserver, subprocess, sys, threading, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -153,6 +154,51 @@ def test_a_dripping_host_does_not_hold_a_client_for_ever():
     with running(HTTPServer(('127.0.0.1', 0), Dripping)) as url, pytest.raises(TimeoutError):
         remote_reward(url, timeout=.3, retries=0)
 
+def forever(*parts, every=.02):
+    "The first parts at once, then the last one again and again."
+    def talk(line):
+        for part in parts[:-1]: line.sendall(part)
+        while True: line.sendall(parts[-1]); time.sleep(every)
+    return talk
+
+OK = b'HTTP/1.1 200 OK\r\n'
+@pytest.mark.parametrize('talk', [
+    forever(b'HTTP/1.1 100 Continue\r\n\r\n'), forever(b'HTTP/1.1 100 Continue\r\n\r\n' * 1000, every=0), forever(OK + b'Transfer-Encoding: chunked\r\n\r\n0\r\n', b'a: b\r\n'), forever(b'HTTP/1.1 2', b'0'),
+    forever(OK + b'X: ', b'y'), forever(OK + b'Transfer-Encoding: chunked\r\n\r\n1;', b'x'), forever(OK + b'Transfer-Encoding: chunked\r\n\r\n', b'1\r\n \r\n'), forever(OK + b'Content-Length: 99999\r\n\r\n', b' '),
+    forever(OK + b'\r\n', b' '), forever(b''), lambda line: time.sleep(30)], ids=['100', '100 flood', 'trailers', 'status line', 'headers', 'chunk extension', 'chunks', 'body', 'body without end', 'silence', 'silence too'])
+def test_the_time_limit_is_for_all_of_an_answer(talk):
+    "Whatever a server does; and no thread is left behind."
+    class Talking(socketserver.BaseRequestHandler):
+        def handle(self):
+            try: talk(self.request)
+            except OSError: pass                                                            # the client has gone
+    server = socketserver.ThreadingTCPServer(('127.0.0.1', 0), Talking)
+    server.daemon_threads = True
+    with running(server) as url:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match='no answer within 0.3 s; tried 1 time$'): remote_reward(url, timeout=.3, retries=0)
+        assert time.monotonic() - began < 2
+    assert not [t for t in threading.enumerate() if t.name == 'remote reward' and (t.join(5), t.is_alive())[1]]
+
+def test_words_of_a_server_do_nothing_to_a_terminal():
+    evil, seen = '\x1b]0;owned\x07\x1b[2J\x9b1A\u202e', '\\x1b]0;owned\\x07\\x1b[2J\\x9b1A\\u202e'
+    dumped = lambda status, **more: (status, json.dumps(dict(protocol=1) | more).encode())
+    about = dict(name=evil, level='sample', card=dict(what=evil), limit=2**28)
+    with running(answering(dumped(200, **about), dumped(200, values=[.5, .2], figures={evil: 1.}))[0]) as url:
+        far = remote_reward(url)
+        values, figures = far.report(IMAGES[:2], PROMPTS[:2])
+        assert far.name == far.card.what == seen and list(figures) == [seen] and '\x1b' not in repr(far)
+    for reply in (dumped(422, error=evil), dumped(200, values=[evil] * 2), dumped(200, values=evil), (200, b'\x1b[2J')):
+        with running(answering(dumped(200, **about), reply)[0]) as url, pytest.raises(ValueError) as caught: remote_reward(url)(IMAGES[:2], PROMPTS[:2])
+        assert str(caught.value).isprintable()
+    for reply in (dumped(200, name=evil, level=evil, limit=1), dumped(200, protocol=evil)):
+        with running(answering(reply)[0]) as url, pytest.raises(ValueError) as caught: remote_reward(url)
+        assert str(caught.value).isprintable()
+
+def test_errors_of_the_command_line_do_nothing_to_a_terminal(capsys):
+    assert main(['train', '\x1b]0;owned\x07']) == 2
+    assert '\x1b' not in (told := capsys.readouterr().err) and 'x1b]0;owned' in told
+
 @pytest.mark.parametrize('more, words', [(dict(url='localhost:8100'), 'url'), (dict(url='file:///etc/passwd'), 'url'), (dict(url='http://localhost:port'), 'url'), (dict(url=None), 'url'), (dict(timeout=0), 'timeout'),
                                          (dict(timeout=float('nan')), 'timeout'), (dict(retries=-1), 'retries'), (dict(batch_size=1.5), 'batch_size'), (dict(format='jpeg'), 'format')])
 def test_wrong_arguments(more, words):
@@ -179,6 +225,46 @@ def test_the_server_survives_everything():
         status, told = post(url, ask(PROMPTS)); assert status == 200 and torch.allclose(torch.tensor(told['values']), mean(IMAGES, PROMPTS))
         with pytest.raises(ValueError, match='smaller batch_size'): remote_reward(url)(torch.rand(6, 3, 200, 200), PROMPTS)
         assert remote_reward(url, batch_size=2)(torch.rand(6, 3, 200, 200), PROMPTS).shape == (6,)
+
+def png_of(width, height): return packed(lambda b: Image.new('RGB', (width, height)).save(b, 'PNG'))
+def asked(images): return json.dumps(dict(protocol=1, format='png', images=images, prompts=['a'] * len(images))).encode()
+
+def test_small_files_of_large_pictures_are_unpacked_one_request_at_a_time():
+    "Four at once that unpack to the limit each: 64 MB of floats, from 60 KB."
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('Linux only')
+    peak = lambda: int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1024
+    body = asked([png_of(2300, 2300)])
+    with running(make_server(Reward(lambda x, p: x[:, 0, 0, 0] + 1, 'corner'), port=0, limit=2**26)) as url, ThreadPoolExecutor(4) as pool:
+        assert len(body) < 100_000 and post(url, asked([png_of(2400, 2400)]))[0] == 400
+        Path('/proc/self/clear_refs').write_text('5')
+        before = peak()
+        assert [status for status, _ in pool.map(lambda i: post(url, body), range(4))] == [200] * 4
+        assert peak() - before < 220                                     # the floats, the reward's own copy of them, and a picture
+
+def test_a_crowd_is_served_in_line():
+    "300 connections at once: none is reset."
+    def ask(i): return post(url, good)[0]
+    with running(make_server(mean, port=0)) as url, ThreadPoolExecutor(300) as pool: assert list(pool.map(ask, range(300))) == [200] * 300
+
+@pytest.mark.parametrize('sent', [b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{', b'GET / HT', b'GET / HTTP/1.1\r\nHost: loc'])
+def test_half_a_request_is_not_held(sent):
+    server = make_server(mean, port=0)
+    server.RequestHandlerClass.seconds = .3
+    with running(server), socket.create_connection(server.server_address, 5) as line:
+        began = time.monotonic()
+        line.sendall(sent)
+        assert line.recv(1000) == b'' and time.monotonic() - began < 3
+
+def test_only_who_may_ask_is_answered():
+    from drl_toolkit.web import access_to
+    with running(make_server(mean, port=0)) as url:
+        for headers in (dict(Host='evil.example'), dict(Origin='http://evil.example'), dict(Origin='null')): assert post(url, good, **headers)[0] in (403, 421)
+    access = access_to('0.0.0.0')
+    with running(make_server(mean, port=0, access=access)) as url:
+        assert post(url, good)[0] == 401 and post(url, good, Authorization='Bearer guess')[0] == 401
+        with pytest.raises(ValueError, match='status 401') as caught: remote_reward(f'{url}/?token=guess')
+        assert 'guess' not in str(caught.value)
+        assert torch.allclose(remote_reward(f'{url}/?token={access.token}')(IMAGES, PROMPTS), mean(IMAGES, PROMPTS))
 
 def test_it_listens_on_this_machine_only_by_default():
     with make_server(mean, port=0) as server:

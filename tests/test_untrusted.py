@@ -270,3 +270,53 @@ def test_a_pickle_in_disguise_is_not_run(loaders, tmp_path):
     assert not (tmp_path / 'ran').exists()
     pickle.loads(pickle.dumps(Trap()))
     assert (tmp_path / 'ran').exists()                                             # the trap works
+
+# folders of models
+
+@pytest.fixture(scope='module')
+def pipeline_folder(tmp_path_factory):
+    from drl_toolkit.tiny import tiny_sd
+    folder = tmp_path_factory.mktemp('model') / 'tiny'
+    tiny_sd().save_pretrained(folder)
+    return folder
+
+EVIL = [dict(_class_name=['evil', 'Evil']), dict(_class_name='evil'), dict(unet=['evil', 'Evil']), dict(scheduler=['evil', 'Evil']), dict(vae=['evil.evil', 'Evil']), dict(text_encoder=['os', 'system']),
+        dict(tokenizer=['diffusers.utils', 'Evil']), dict(extra=['evil', 'Evil']), dict(unet={'evil': 'Evil'}), dict(unet=['diffusers', 'evil']), dict(unet=[None, 'Evil'])]
+@pytest.mark.parametrize('change', EVIL, ids=str)
+def test_a_folder_of_a_model_runs_no_code(pipeline_folder, tmp_path, monkeypatch, change):
+    "Refused before diffusers sees it, whatever its version: that of the declared floor imported what such a folder names."
+    from drl_toolkit.policy import Policy
+    folder = tmp_path / 'model'
+    shutil.copytree(pipeline_folder, folder)
+    for place in (folder, folder / 'evil', folder / 'unet'): place.mkdir(exist_ok=True); (place / 'evil.py').write_text(f'open({str(tmp_path / "ran")!r}, "w"); class_ = 1\nclass Evil: pass\n')
+    monkeypatch.syspath_prepend(str(folder))
+    about = json.loads((folder / 'model_index.json').read_text())
+    (folder / 'model_index.json').write_text(json.dumps(about | change))
+    with pytest.raises(ValueError, match='must be a'): Policy.from_pretrained(str(folder))
+    assert not (tmp_path / 'ran').exists()
+
+def test_pieces_of_weights_are_never_unpickled(pipeline_folder, tmp_path):
+    import pickle
+    from drl_toolkit.policy import Policy
+    class Trap:
+        def __reduce__(self): return (os.mkdir, (str(tmp_path / 'ran'),))
+    folder = tmp_path / 'model'
+    shutil.copytree(pipeline_folder, folder)
+    (folder / 'text_encoder/model.safetensors').unlink()
+    (folder / 'text_encoder/part.bin').write_bytes(pickle.dumps(Trap()))
+    for piece in ('part.bin', '../text_encoder/part.bin', 7, '/etc/x.safetensors'):
+        (folder / 'text_encoder/model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map={'a': piece})))
+        with pytest.raises(ValueError, match='must name pieces of safetensors'): Policy.from_pretrained(str(folder))
+    assert not (tmp_path / 'ran').exists()
+
+@pytest.mark.parametrize('train', ['lora', 'full'])
+def test_what_is_saved_tells_nothing_of_this_machine(pipeline_folder, tmp_path, train, monkeypatch):
+    "No absolute path in any text that a save leaves; and it loads again, from anywhere."
+    from drl_toolkit.policy import Policy
+    policy = Policy.from_pretrained(str(pipeline_folder), train=train, num_steps=2)
+    saved = policy.save(tmp_path / 'a/weights', str(pipeline_folder), 'trained on nothing')
+    for file in saved.rglob('*'):
+        if file.suffix in ('.json', '.md', '.txt'): assert str(tmp_path.parent) not in file.read_text() and str(pipeline_folder) not in file.read_text(), file
+    monkeypatch.chdir('/')
+    again = Policy.from_pretrained(str(saved))
+    assert all(torch.equal(a, b) for a, b in zip(policy.pipeline.unet.state_dict().values(), again.pipeline.unet.state_dict().values()))
