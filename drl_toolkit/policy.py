@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'DEVICES', 'WORKSPACE', 'PROCESSES', 'STOCHASTIC', 'WOR
            'PLAIN_LORA', 'PolicyConfig', 'best_device', 'check_device', 'wide', 'prepare_deterministic',
            'deterministic_algorithms', 'check_types', 'check_words', 'another_scheduler', 'conversion',
            'sampling_scheduler', 'first_order_words', 'say_once', 'keep_freed_memory', 'aligned', 'Policy',
-           'lora_options', 'say', 'cast', 'rescaled', 'demo_folder', 'base_of', 'find_model', 'readable',
+           'lora_options', 'say', 'cast', 'rescaled', 'demo_folder', 'base_of', 'noted_base', 'find_model', 'readable',
            'open_pipeline']
 
 # %% ../nbs/02_policy.ipynb #d6885828
@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .files import read_json
+from .model_folders import check_pipeline_index, forget_places, is_place
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
                               lora_disabled, merge_adapters, pad_to_rank, stacked_factors, tuner_layers)
 from .pipelines import ATTENTION, Conditions, adapt
@@ -591,9 +592,11 @@ def _save(self,
     folder.mkdir(parents=True, exist_ok=True)
     base = str(base_of(base or self.pipeline.config.get('_name_or_path') or ''))
     if base and Path(base).resolve() == demo_folder().resolve(): base = 'demo'         # wherever the package lies
+    if is_place(base): base = os.path.relpath(base, folder)                            # seen from here: where this machine keeps it is nobody's business
     if self.train == 'full':
         with no_bars(), nullcontext() if self.shards is None else self.shards.plain(): self.pipeline.save_pretrained(folder)
     else: rank = _save_lora(self, folder)
+    forget_places(folder)
     about = dict(base=base, pipeline=type(self.pipeline).__name__, **asdict(self.config))
     if self.train == 'lora' and self._given: about |= dict(lora_rank=rank, lora_alpha=0.)     # of both LoRAs together
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))
@@ -626,8 +629,15 @@ def base_of(
     while model != 'demo' and (note := Path(model) / 'policy.json').is_file() and (saved := _note(note))['train'] == 'lora':
         if str(model) in known: raise ValueError(f'model {str(model)!r} cannot be read (its policy.json names itself as the base)')
         known.add(str(model))
-        model = saved['base']
+        model = noted_base(saved['base'], model)
     return str(model)
+
+def noted_base(
+    base:str,     # as policy.json says it
+    folder:Path   # of policy.json
+) -> str:
+    "Where a base lies: a note that begins with a dot is seen from the folder in which it stands."
+    return os.path.normpath(Path(folder) / base) if base.startswith(('./', '../')) else base
 
 def _add_saved_lora(pipeline, folder, saved):
     "Give a pipeline the LoRA that `Policy.save` wrote. A policy of the same options trains it on."
@@ -699,6 +709,7 @@ def open_pipeline(
     if best_device() == 'cpu': keep_freed_memory()                # before the first threads, which read the weights, have heaps
     with readable(model), no_bars():
         known = DiffusionPipeline.load_config(found)
+        check_pipeline_index(known, found)                        # nothing that it names is imported before
         checker = dict(safety_checker=None, requires_safety_checker=False) if 'safety_checker' in known else {}
         pipeline = DiffusionPipeline.from_pretrained(found, dtype=torch.float32, use_safetensors=True, **checker)
     pipeline.set_progress_bar_config(disable=True)
@@ -723,7 +734,7 @@ def _from_pretrained(cls,
     saved = _note(about)
     options = {f.name: saved[f.name] for f in fields(PolicyConfig) if f.name in saved} | options
     if saved['train'] == 'full': return cls(open_pipeline(model), **options)
-    pipeline = open_pipeline(base_of(base or saved['base']))
+    pipeline = open_pipeline(base_of(base or noted_base(saved['base'], model)))
     with readable(model): _add_saved_lora(pipeline, model, saved)
     return cls(pipeline, **options)
 Policy.from_pretrained = classmethod(_from_pretrained)

@@ -21,7 +21,7 @@ from PIL import Image
 from .mdp import Trajectory, rollout
 from .policy import Policy
 from .rewards import Card, Reward, groups_of, seen_in_place, told_of
-from .web import Access, RequestHandler, Server, access_to, exposure, open_server, printable
+from .web import Access, RequestHandler, Server, TimedReader, access_to, exposure, open_server, printable
 from .world import to_pil, to_tensor
 
 # %% ../nbs/04c_remote.ipynb #98ff8308
@@ -128,22 +128,46 @@ def read_reply(
     return torch.tensor(values, dtype=torch.float32), figures
 
 # %% ../nbs/04c_remote.ipynb #4d5ed9f1
+class _Busy(Exception): "There was no room in time."
+
 class _Room:
     "So many bytes for all requests together; who finds none waits."
     def __init__(self, size): self.left, self.changed = size, threading.Condition()
 
     @contextmanager
     def take(self, size:int, seconds:float):
-        "Room for a request. `TimeoutError` where there is none in time."
+        "Room for a request."
         with self.changed:
-            if not self.changed.wait_for(lambda: self.left >= size, seconds): raise TimeoutError('this server is busy')
+            if not self.changed.wait_for(lambda: self.left >= size, seconds): raise _Busy
             self.left -= size
         try: yield
         finally:
             with self.changed: self.left += size; self.changed.notify_all()
 
+class _Worker:
+    "One thread that does the work of all requests, in order: models are seldom safe in two, and its memory is there once."
+    def __init__(self):
+        self.jobs = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name='reward server').start()
+
+    def _work(self):
+        while job := self.jobs.get():
+            work, told = job
+            try: told.put((work(), None))
+            except BaseException as e: told.put((None, e))                # a reward that leaves with sys.exit does not take the server along
+
+    def do(self, work:Callable):
+        "What some work gives."
+        told = queue.SimpleQueue()
+        self.jobs.put((work, told))
+        result, error = told.get()
+        if error: raise RuntimeError(f'{type(error).__name__}: {error}')
+        return result
+
+    def close(self): self.jobs.put(None)
+
 class _Handler(RequestHandler):
-    "One request. `reward`, `limit`, `lock` and `room` come from `make_server`."
+    "One request. `reward`, `limit`, `worker` and `room` come from `make_server`."
     protocol_version = 'HTTP/1.1'
 
     def do_GET(self):
@@ -157,8 +181,8 @@ class _Handler(RequestHandler):
         refusal = self._refusal(length)
         if refusal: return self.refuse(*refusal)
         try:
-            with self.room.take(int(length), self.seconds): told = self._judged(self._body(int(length)))
-        except TimeoutError as e: return self.refuse(503, str(e))
+            with self.room.take(int(length), self.seconds): told = self._worked(self._body(int(length)))
+        except _Busy: return self.refuse(503, 'this server is busy')
         self.tell(*told)
 
     def path_only(self): return urlsplit(self.path).path
@@ -175,14 +199,16 @@ class _Handler(RequestHandler):
         if not (length.isascii() and length.isdigit()): return 411, 'Content-Length is missing'
         if len(length) > 15 or int(length) > 1.5 * self.limit: return 413, f'the request is larger than this server takes ({self.limit} bytes of pictures); a smaller batch_size is right'
 
-    def _judged(self, body):
+    def _worked(self, body):
         "The reward's values, or its complaint, as (status, message). Pictures are unpacked one request at a time."
-        with self.lock:
-            try: images, prompts = read_request(body, self.limit)
-            except ValueError as e: return 400, dict(error=str(e))
-            try: values, figures = self.reward.report(images, prompts, torch.zeros(len(prompts), dtype=torch.long) if self.reward.level == 'group' else None)
-            except (ValueError, TypeError) as e: return 422, dict(error=str(e))
-            except Exception as e: return 500, dict(error=f'{type(e).__name__}: {e}')     # the client is told; the server lives on
+        try: return self.worker.do(lambda: self._judged(body))
+        except RuntimeError as e: return 500, dict(error=str(e))                          # the client is told; the server lives on
+
+    def _judged(self, body):
+        try: images, prompts = read_request(body, self.limit)
+        except ValueError as e: return 400, dict(error=str(e))
+        try: values, figures = self.reward.report(images, prompts, torch.zeros(len(prompts), dtype=torch.long) if self.reward.level == 'group' else None)
+        except (ValueError, TypeError) as e: return 422, dict(error=str(e))
         return 200, dict(values=values.tolist(), figures={k: float(v) for k, v in figures.items()})
 
     def tell(self, status, message):
@@ -208,8 +234,11 @@ def make_server(
 ) -> Server:                 # `serve_forever()` runs it, `server_address` is where
     "A server of one reward, not yet running."
     reward = reward if isinstance(reward, Reward) else Reward(reward)
-    known = dict(reward=reward, limit=limit, lock=threading.Lock(), room=_Room(2 * limit), access=access or access_to(host))
-    return open_server(type('Handler', (_Handler,), known), host, port)
+    known = dict(reward=reward, limit=limit, room=_Room(2 * limit), access=access or access_to(host))
+    server = open_server(type('Handler', (_Handler,), known), host, port)
+    server.RequestHandlerClass.worker = worker = _Worker()
+    server.at_close = worker.close
+    return server
 
 def serve(
     reward:Reward,           # or a plain function
@@ -237,11 +266,18 @@ def _dial(address, timeout):
     if address.scheme == 'http': return line
     return ssl.create_default_context().wrap_socket(line, server_hostname=address.hostname, do_handshake_on_connect=False)
 
+class _Timed:
+    "A connection for `http.client` that is read until a moment."
+    def __init__(self, line, end): self.line, self.end, self.sendall = line, end, line.sendall
+    def close(self): "Whoever made the connection ends it: `http.client` closes before it reads."
+    def makefile(self, mode): return io.BufferedReader(TimedReader(self.line, self.end))
+
 def _exchange(address, method, body, timeout, lines):
     "One request: (status, body). The connection is left in `lines`, so that somebody else can cut it."
+    end = time.monotonic() + timeout
     lines.append(_dial(address, timeout))
     connection = http.client.HTTPConnection(address.hostname, address.port)
-    connection.sock = lines[0]
+    connection.sock = _Timed(lines[0], end)
     if address.scheme == 'https': lines[0].do_handshake()
     token = parse_qs(address.query).get('token')
     headers = ({'Content-Type': 'application/json'} if body else {}) | ({'Authorization': f'Bearer {token[0]}'} if token else {})
@@ -260,8 +296,8 @@ def _cut(lines):
         line.close()
 
 def _call(address, method, body, timeout):
-    """One request: (status, body). The time limit is for all of it, whatever the server does: a limit on each read can be
-    stretched for ever by a server that sends a byte at a time, so the request has a thread, and its connection is cut."""
+    """One request: (status, body). The time limit is for all of it, whatever the server does: a limit on each read could be
+    stretched for ever by a server that sends a byte at a time. The look-up of a name has no limit at all, so it gets a thread."""
     told, lines = queue.SimpleQueue(), []
     def ask():
         try: told.put((_exchange(address, method, body, timeout, lines), None))
