@@ -571,7 +571,7 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
     from drl_toolkit.policy import PolicyConfig
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
     return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
-                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs)
+                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs, gpu=torch.cuda.is_available())
 
 def _memory(args):
     "What a run would take, and what would make it smaller."
