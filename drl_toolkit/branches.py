@@ -142,10 +142,14 @@ def depth_credit(
     groups:torch.Tensor,    # (B,) long: families
     partings:int,
 ) -> torch.Tensor:          # (partings + 1, B): of each row's steps before the first parting, after it, …
-    "What each node of a tree is worth, beside the others of its depth. [after BranchGRPO]"
+    """What each node of a tree is worth, beside the others of its depth. [after BranchGRPO, whose deviation is the unbiased one]
+
+    The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp hold at every depth."""
+    deviation, largest = advantages.group_deviation(advantage, groups).to(advantage), advantage.abs().max()
     def worth(depth):
         node = nodes(groups, depth, partings).to(advantage.device)
-        return advantages.group(torch.stack([advantage[node == n].mean() for n in node.unique()])[node], groups)
+        mean = torch.stack([advantage[node == n].mean() for n in node.unique()])[node]
+        return (deviation * advantages.group(mean, groups)).clamp(-largest, largest)
     return torch.stack([worth(depth) for depth in range(partings + 1)])
 
 @dataclass

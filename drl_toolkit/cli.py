@@ -28,7 +28,7 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     parser = _Parser(prog='drl', description='Fine-tune text-to-image diffusion models with reinforcement learning.', allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', metavar='{train,compare,sample,eval,tax,vote,app,serve,doctor}', required=True, parser_class=_Parser)
     add = lambda name, what, **words: commands.add_parser(name, help=what, allow_abbrev=False, **words)
-    _train_options(add('train', 'run a recipe'), config)
+    _train_options(add('train', 'train by a recipe, or by rewards and prompts of your own'), config)
     _compare_options(add('compare', 'several methods on one recipe, with equal budgets and several seeds',
                          epilog='What follows -- goes to drl train: drl compare … -- --epochs 20 --lr 1e-4'))
     _sample_options(add('sample', 'draw pictures of prompts'))
@@ -42,9 +42,10 @@ def build_parser(config=None) -> argparse.ArgumentParser:
 
 def _train_options(train, config):
     known = 'one of several' if config is None else ', '.join(import_module('drl_toolkit.recipes').recipe_names())
-    train.add_argument('recipe', metavar='RECIPE', help=known)
-    train.add_argument('--model', help='folder of a Stable Diffusion 1.x or 2.x, or a hub id; the shipped model by default')
-    train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default')
+    train.add_argument('recipe', metavar='RECIPE', nargs='?', help=f'{known}; none where --reward and --prompts are given')
+    train.add_argument('--reward', dest='own_rewards', action='append', metavar='NAME[=WEIGHT]', help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several times, their advantages are added')
+    train.add_argument('--model', help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the resumed run')
+    train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names')
     train.add_argument('--method', help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default')
     train.add_argument('--process-timeout', type=float, default=30., metavar='MINUTES', help='of several processes: how long one may not answer before the others name it and leave')
     train.add_argument('--resume', action='store_true', help='go on with the run in --out, where there is one')
@@ -87,12 +88,13 @@ def _app_options(app):
 
 def _doctor_options(doctor, config):
     doctor.add_argument('run', metavar='RUN', nargs='?', help='a run: look at it and not at the machine')
-    doctor.add_argument('--model', default='demo', metavar='PATH_OR_HUB_ID', help='the base model; only its configuration is read')
+    doctor.add_argument('--model', default='demo', metavar='PATH_OR_HUB_ID', help='the base model; only its configuration is read, but with --try')
     doctor.add_argument('--batch', type=int, default=64, help='pictures in an epoch of the largest task')
+    doctor.add_argument('--try', dest='attempt', action='store_true', help='train one small epoch with the model and the options that are given, kept nowhere: time, memory, and the noise of the ratio')
     if config is not None: _add_fields(doctor.add_argument_group('fields of the configuration'), config)
 
 def _serve_options(serve):
-    serve.add_argument('reward', metavar='REWARD', help='module:name such as drl_toolkit.rewards:clip_score, or my_file.py:my_reward')
+    serve.add_argument('reward', metavar='REWARD', help='a name such as clip_score, or my_file.py:my_reward, or module:name')
     _add_address(serve, 8100)
 
 def _add_address(command, port):
@@ -117,6 +119,7 @@ def _add_fields(group, config):
     source = ''.join(inspect.getsource(c) for c in reversed(type(config).__mro__[:-1]))
     comments = dict(re.findall(r'^ +(\w+): *\w+ = [^#\n]*# *(.*)$', source, re.M))
     for f in fields(config):
+        if f.name == 'reward': continue                                          # an option of its own, which may be given several times
         names = dict.fromkeys((f"--{f.name.replace('_', '-')}", f'--{f.name}'))
         kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type, metavar=f.type.__name__.upper())
         group.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=comments.get(f.name, '').replace('%', '%%'), **kind)
@@ -141,32 +144,92 @@ def parse(argv:list) -> argparse.Namespace:
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
 # %% ../nbs/20_cli.ipynb #76bc9760
+def _given(args) -> dict: # field -> value
+    "The fields of the configuration that the command line says."
+    from dataclasses import fields
+    from drl_toolkit.custom import join_names
+    from drl_toolkit.recipes import RunConfig, method_fields
+    own = dict(reward=join_names(args.own_rewards)) if args.own_rewards else {}
+    return (method_fields(args.method) if args.method else {}) | own | {f.name: getattr(args, f.name) for f in fields(RunConfig) if f.name != 'reward' and hasattr(args, f.name)}
+
 def _train_config(args, run):
-    "(tasks, configuration): the recipe's or the resumed run's, with the options given."
-    from dataclasses import asdict, fields
-    from drl_toolkit.recipes import load_recipe, method_fields, read_config
-    tasks, config = load_recipe(args.recipe)
-    given = (method_fields(args.method) if args.method else {}) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
-    if run is None: return tasks, type(config)(**asdict(config) | given)
-    for name, mine, theirs in [('recipe', args.recipe, run.about['recipe']), ('model', args.model, run.about['model'])] + [(k, v, run.config.get(k, v)) for k, v in given.items() if k not in ('epochs', 'shard')]:
-        if mine != theirs: raise ValueError(f'{name} is {mine!r}, but the run in {str(run.folder)!r} has {theirs!r:.80}; leave it out, or take another --out')
-    return tasks, read_config(run.config | given)
+    "(configuration, recipe's name, model): the recipe's or the resumed run's, with the options given."
+    from dataclasses import asdict
+    from drl_toolkit.recipes import RunConfig, load_recipe
+    from drl_toolkit.runs import resolved_model
+    given = _given(args)
+    if run: return _resumed_config(args, run, given)
+    config = load_recipe(args.recipe)[1] if args.recipe else RunConfig()
+    return type(config)(**asdict(config) | given), args.recipe, resolved_model(args.model)
+
+def _resumed_config(args, run, given):
+    "The run's own, and what may be another now; nothing that it names is imported unless the command line says it."
+    from drl_toolkit.custom import check_said, split_names
+    from drl_toolkit.recipes import FREE_ON_RESUME, read_config
+    from drl_toolkit.runs import resolved_model
+    then = read_config(run.config)
+    asked = dict(recipe=(args.recipe, run.about['recipe']), model=(resolved_model(args.model), resolved_model(run.about['model'])))
+    asked = {k: pair for k, pair in asked.items() if getattr(args, k) is not None}
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME: asked[name] = value, getattr(then, name)
+    if 'reward' in asked: asked['reward'] = tuple(map(_same_rewards, asked['reward']))
+    if 'prompts' in asked: asked['prompts'] = _same_prompts(run, *asked['prompts'])
+    for name, (mine, theirs) in asked.items():
+        if mine != theirs: raise ValueError(f'{name} must be {theirs!r:.80}, as in the run in {str(run.folder)!r}; got {mine!r:.80}: leave it out, or take another --out')
+    config = read_config(run.config | {k: v for k, v in given.items() if k not in ('reward', 'prompts')})
+    if 'watch' not in given: check_said(split_names(config.watch), [], f'config.json of the run in {str(run.folder)!r}', '--watch')
+    return _own_files(run, config, given.get('reward', '')), run.about['recipe'], run.about['model']
+
+def _own_files(run, config, said, option='--reward'):
+    "The run's configuration with the prompts that it keeps, and its rewards as the command line says them."
+    from dataclasses import replace
+    from drl_toolkit.custom import check_said, join_weights, kept_prompts, split_weights
+    weights = split_weights(config.reward)
+    names = check_said(weights, split_weights(said), f'config.json of the run in {str(run.folder)!r}', option)
+    return replace(kept_prompts(run.folder, config), reward=join_weights({names[name]: weight for name, weight in weights.items()}))
+
+def _same_rewards(text):
+    "Rewards in a form that compares: a path may be written in several ways."
+    from drl_toolkit.custom import last_part, split_weights
+    return {last_part(name): weight for name, weight in split_weights(text).items()}
+
+def _same_prompts(run, mine, theirs):
+    "The names of two prompts files, equal where the content is."
+    from drl_toolkit.custom import prompts_copy
+    copy = prompts_copy(run.folder, theirs)
+    if copy.is_file() and Path(mine).is_file() and copy.read_bytes() == Path(mine).read_bytes(): return theirs, theirs
+    return mine, theirs
+
+def _default_out(args):
+    "runs/RECIPE, or runs/ and the names of the rewards."
+    from drl_toolkit.custom import split_weights, join_names
+    if args.recipe: return f'runs/{args.recipe}'
+    return 'runs/' + '_'.join(name.rpartition(':')[2] for name in split_weights(join_names(args.own_rewards))) if args.own_rewards else None
+
+def _open_run(out):
+    "The run to go on with, or None where there is none. A damaged one is an error."
+    from drl_toolkit.runs import Run
+    return Run.open(out, write=True) if (out / 'config.json').exists() else None
 
 def train(args):
     "`drl train`"
     from dataclasses import asdict
+    from drl_toolkit.custom import make_tasks
     from drl_toolkit.processes import Processes
-    from drl_toolkit.recipes import RunConfig, load_recipe, make_trainer
-    from drl_toolkit.runs import Run, is_run
-    processes, out, run = Processes.launched(args.process_timeout), Path(args.out or f'runs/{args.recipe}'), None
+    from drl_toolkit.recipes import RunConfig, make_trainer
+    from drl_toolkit.runs import Run
+    processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
+    if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
     with ExitStack() as stack:
+        out = stack.enter_context(_no_empty_folders(Path(out)))
         with processes.all_well():                                             # only the main process touches the run's folder
-            if processes.main and args.resume and is_run(out): run = stack.enter_context(Run.open(out, write=True))
-            tasks, config = _train_config(args, run) if processes.main else (load_recipe(args.recipe)[0], None)
-        config, new = RunConfig(**processes.from_main(config and asdict(config))), run is None
+            if processes.main and args.resume and (run := _open_run(out)): stack.enter_context(run)
+            config, recipe, model = _train_config(args, run) if processes.main else (None, None, None)
+        told, new = processes.from_main((config and asdict(config), recipe, model)), run is None
+        config, recipe, model = RunConfig(**told[0]), *told[1:]
         with processes.all_well():
-            trainer = make_trainer(config, tasks, args.model, [], processes)
-            if processes.main: run = _equip(trainer, config, run or (lambda: stack.enter_context(Run.create(out, config, args.recipe, args.model))))
+            trainer = make_trainer(config, make_tasks(recipe, config), model, [], processes)
+            if processes.main: run = _equip(trainer, config, run or (lambda: stack.enter_context(_new_run(out, config, recipe, model))))
         try:
             if processes.main: print(trainer.sentence(), flush=True)
             with _interruptible(processes): trainer.fit()
@@ -175,6 +238,26 @@ def train(args):
             raise
     processes.close()
     if processes.main: _tell_where(out, trainer)
+
+def _new_run(out, config, recipe, model):
+    "A run's folder, with the prompts in it."
+    from drl_toolkit.custom import keep_prompts
+    from drl_toolkit.runs import Run
+    run = Run.create(out, config, recipe, model)
+    keep_prompts(run.folder, config.prompts)
+    return run
+
+@contextmanager
+def _no_empty_folders(folder):
+    "What is refused leaves nothing behind: folders that were made for it, and hold nothing, go."
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try: yield folder
+    except BaseException:
+        for path in missing:
+            try: path.rmdir()
+            except FileNotFoundError: continue
+            except OSError: break
+        raise
 
 def _tell_where(out, trainer):
     from drl_toolkit.frames import FrameRecorder
@@ -228,10 +311,11 @@ def compare(args):
     from drl_toolkit import plots
     from drl_toolkit.compare import compare_methods, read_comparison
     from drl_toolkit.runs import check_out, write_whole
-    out = check_out(args.out)
     methods = list(dict.fromkeys(m.strip() for m in args.methods.split(',') if m.strip()))
     if not methods: raise ValueError(f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right')
-    compare_methods(args.recipe, methods, out, args.seeds, args.jobs, args.options)
+    with _no_empty_folders(Path(args.out)):
+        out = check_out(args.out)
+        compare_methods(args.recipe, methods, out, args.seeds, args.jobs, args.options)
     curves, verdicts = read_comparison(out / 'compare.json')
     write_whole(out / 'curves.png', lambda part: plots.method_curves(curves).savefig(part, format='png', dpi=110))
     print(verdicts.round(3).to_string(na_rep=''))
@@ -278,14 +362,33 @@ def _base_of(model, against):
     if not base: raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
     return base
 
+def _run_tasks(run, said):
+    "A run's tasks, each of one reward, on prompts that were never trained where there are many."
+    from dataclasses import replace
+    from drl_toolkit.custom import make_tasks
+    from drl_toolkit.recipes import read_config, split_stream
+    config = read_config(run.config)
+    if not run.about['recipe'] and not config.reward: return []
+    config = _own_files(run, config, said, '--rewards')
+    tasks = [t for task in make_tasks(run.about['recipe'], config) for t in _one_reward_each(task)]
+    if not config.prompts: return tasks
+    return [replace(t, prompts=split_stream(config.prompts, 'held_out')) for t in tasks]
+
+def _one_reward_each(task):
+    "A task of several rewards as one for each, on the same prompts."
+    from dataclasses import replace
+    if len(task.rewards) == 1: return [task]
+    return [replace(task, name=r.name, reward=r, weight=1.) for r in task.rewards]
+
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
     from dataclasses import replace
     from drl_toolkit.judges import EMOJI_JUDGES, Judge, judge_of
     from drl_toolkit.pixels import colourfulness, sharpness
     from drl_toolkit.rewards import jpeg_compressibility
-    from drl_toolkit.watch import named_rewards
-    own = [judge_of(r) for t in tasks for r in t.rewards] + [Judge(r) for r in named_rewards(names)]
+    from drl_toolkit.custom import named_rewards
+    trained = [judge_of(r) for t in tasks for r in t.rewards]
+    own = trained + [Judge(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
     always = EMOJI_JUDGES if emoji else [Judge(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
     found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_JUDGES} if emoji else {})
     return [j if emoji else replace(j, kinds=()) for j in found.values()]
@@ -306,23 +409,31 @@ def _evaluation(args):
     from drl_toolkit import evaluate as E
     from drl_toolkit.drift import drift
     from drl_toolkit.judges import judge_all, judge_of
-    from drl_toolkit.recipes import load_recipe
     from drl_toolkit.report import Evaluation
     from drl_toolkit.runs import Run, is_run, open_policy
     run = Run.open(args.model) if is_run(args.model) else None
+    tasks = _run_tasks(run, args.rewards) if run else []
     base, options = _base_of(args.model, args.against), _options(args, run.config if run else {})
     policies = [open_policy(m, **options) for m in (base, args.model)]
-    emoji, tasks = all(map(E.speaks_emoji, policies)), load_recipe(run.about['recipe'])[0] if run and run.about['recipe'] else []
+    emoji = all(map(E.speaks_emoji, policies))
     if not emoji and not tasks: raise ValueError(f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to compare by; give a run')
     judges = _judges(tasks, args.rewards, emoji)
-    probes = E.emoji_probes(args.size) if emoji else E.task_probes(tasks, max(1, round(64 * args.size)))
+    world = E.emoji_probes(args.size) if emoji else []
+    own = E.task_probes(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
+    probes = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
     print(f"{sum(len(p.prompts) for p in probes)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
     pictures = [E.sample_probes(p, probes, args.seed, n) for p, n in zip(policies, names)]
-    result = E.compare(probes, *({p.name: E.read_pictures(p, x[p.name]) for p in probes} for x in pictures), names) if emoji else E.compare_rewards(tasks, probes, *pictures, names)
+    result = E.compare(world, *({p.name: E.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
+    if emoji and own: _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
     rewards = judge_all(judges, probes, *pictures, trained=tuple(judge_of(r).reward.name for t in tasks for r in t.rewards))
     moved = drift(*(torch.cat([x[p.name] for p in probes]) for x in pictures), [q for p in probes for q in p.prompts], _nats(policies, probes, args.seed))
     return Evaluation(result, rewards, moved, probes, *pictures, (base, args.model), args.seed, run)
+
+def _add_own(result, own):
+    "The run's rewards on its own prompts, beside the emoji world's table."
+    result.rows.extend(own.rows)
+    result.summary['rewards'] = own.summary
 
 def evaluate(args):
     "`drl eval`"
@@ -330,8 +441,7 @@ def evaluate(args):
     from drl_toolkit.evaluate import table
     from drl_toolkit.report import sentences, write_report
     from drl_toolkit.runs import check_out
-    out = check_out(args.out)
-    found = _evaluation(args)
+    with _no_empty_folders(Path(args.out)): out, found = check_out(args.out), _evaluation(args)
     write_report(out, found, ' '.join(['drl', *args.argv]))
     print('\n' + table(found.comparison) + '\n')
     for line in sentences(found): print(line)
@@ -344,14 +454,13 @@ def tax(args):
     if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
     from drl_toolkit import evaluate as E, plots
     from drl_toolkit.judges import judge_of
-    from drl_toolkit.recipes import load_recipe
     from drl_toolkit.runs import Run, check_out, open_policy, write_json, write_whole
     from drl_toolkit.tax import score_table, share_kept, tax_sentences
     runs = {Path(r).resolve().name: Run.open(r) for r in args.runs}
     if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
     bases = {run.about['model'] or 'demo' for run in runs.values()}
     if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
-    alone = {name: load_recipe(run.about['recipe'])[0] for name, run in runs.items()}
+    alone = {name: _run_tasks(run, '') for name, run in runs.items()}
     judges = {tasks[0].name: judge_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
     if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
@@ -380,18 +489,40 @@ def vote(args):
     print(f'{ballot.names[1]} was preferred to {ballot.names[0]} in {count.win_rate:.0%} of {count.pairs} pairs (95 % interval {count.low:.0%} to {count.high:.0%}; {count.votes} votes of {count.voters} voters)')
 
 # %% ../nbs/20_cli.ipynb #3bf6ddd6
-def _memory(args):
-    "What a run would take, and what would make it smaller."
+def _run_config(args):
+    "The configuration of a run with the options given."
+    from dataclasses import fields
+    from drl_toolkit.recipes import RunConfig
+    return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
+
+def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
+    "What decides the memory of a run."
     import torch
     from dataclasses import fields
-    from drl_toolkit.memory import Load, advise
+    from drl_toolkit.memory import Load
     from drl_toolkit.policy import PolicyConfig
-    from drl_toolkit.recipes import RunConfig
-    config = RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
-    load = Load(args.batch, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
+    return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
                 threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs)
-    return load, advise(args.model, policy, load)
+
+def _memory(args):
+    "What a run would take, and what would make it smaller."
+    from drl_toolkit.memory import advise
+    from drl_toolkit.policy import base_of
+    policy, load = _load_of(_run_config(args), args.batch)
+    return load, advise(base_of(args.model), policy, load)
+
+def _attempt(args) -> list: # of `Finding`
+    "One small epoch with the model and the options."
+    from drl_toolkit.doctor import samples_to_try, trial_findings, try_epoch
+    from drl_toolkit.memory import estimate
+    from drl_toolkit.policy import base_of
+    config = _run_config(args)
+    samples = samples_to_try(config, args.batch)
+    estimated = estimate(base_of(args.model), *_load_of(config, samples))['peak']
+    try: return trial_findings(try_epoch(config, args.model, samples), estimated, args.batch)
+    except (ValueError, TypeError, OSError, FloatingPointError): raise           # one line already
+    except Exception as e: raise OSError(f'one small epoch could not be trained ({type(e).__name__}: {(str(e).strip() or "?").splitlines()[0][:200]})') from None
 
 def _print_memory(args, found):
     load, (parts, saved) = found
@@ -418,13 +549,15 @@ def _machine(args) -> list: # of `Finding`
 def doctor(args) -> int: # exit status
     "`drl doctor`"
     if args.batch < 1: raise ValueError(f'batch is {args.batch}; it should be 1 or more')
+    if args.attempt and args.run: raise ValueError(f'run is {str(args.run)!r} with --try, which is for a run that has not begun; leave one of them out')
     from drl_toolkit.doctor import of_run
     from drl_toolkit.processes import Processes
     processes = Processes.launched()
     if not processes.main: return 0
     if processes.count > 1: print(processes.describe())
     found = of_run(args.run) if args.run else _machine(args)
-    for finding in found: print(finding)
+    for finding in found: print(finding, flush=True)
+    for finding in _attempt(args) if args.attempt else (): print(finding)
     bad = sum(not f.well for f in found)
     print(f"\n{bad} thing{'s' * (bad > 1)} to mend" if bad else '\nall is well')
     return int(bad > 0)
@@ -433,7 +566,8 @@ def doctor(args) -> int: # exit status
 def serve(args):
     "`drl serve`"
     from drl_toolkit import remote
-    remote.serve(remote.load_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
+    from drl_toolkit.custom import named_reward
+    remote.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../nbs/20_cli.ipynb #1059687d
 def app(args):
@@ -476,5 +610,20 @@ def _after(argv, status, broken):
     return 2
 
 # %% ../nbs/20_cli.ipynb #21043843
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
 #| eval: false
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -25,13 +25,16 @@ class Detections:
     labels: torch.Tensor   # (B, Q) long: index into `names`
     boxes: torch.Tensor    # (B, Q, 4) x0, y0, x1, y1 as shares of the width and height
     names: tuple           # of classes
+    confidence: torch.Tensor = None # (B, Q, K) of each query in each class, in any order of the queries; None where only the best class of each is known
 
     def best(self,
         image:int,         # index in the batch
         name:str           # a class
     ) -> torch.Tensor:     # (); 0 when the class was not among the queries
-        "The highest confidence for a class in one picture."
-        found = self.scores[image][self.labels[image] == self.names.index(name)]
+        "The highest confidence for a class in one picture, of the queries whose best class is another one too. [P Eq 13]"
+        label = self.names.index(name)
+        if self.confidence is not None: return self.confidence[image, :, label].max()
+        found = self.scores[image][self.labels[image] == label]
         return found.max() if len(found) else self.scores.new_zeros(())
 
     def above(self,
@@ -84,8 +87,8 @@ class Detector:
     ) -> Detections:
         "Everything that was found, sorted by confidence; with a gradient where the pictures have one."
         parts = [self._some(x) for x in images.split(batch_size)]
-        scores, labels, boxes = (torch.cat(p).to(images.device) for p in zip(*parts))
-        return Detections(scores, labels, boxes, self.names)
+        scores, labels, boxes, confidence = (torch.cat(p).to(images.device) for p in zip(*parts))
+        return Detections(scores, labels, boxes, self.names, confidence)
 
     def find(self,
         images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
@@ -99,7 +102,8 @@ class Detector:
     def _some(self, images):
         out = self.model(**self.pixels(together(self.model, images, self.device)))
         nothing = out.logits.shape[-1] == len(self.names) + 1                 # DETR's last class; the others have a focal loss and none
-        return sorted_boxes(out.logits.softmax(-1)[..., :-1] if nothing else out.logits.sigmoid(), out.pred_boxes)
+        confidence = out.logits.softmax(-1)[..., :-1] if nothing else out.logits.sigmoid()
+        return *sorted_boxes(confidence, out.pred_boxes), confidence
 
     def pixels(self, images):
         "What the model takes, by the processor's resizing and normalisation, on tensors."

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['Finding', 'matching_libraries', 'gpu_in_use', 'all_cores', 'gigabytes', 'enough_memory', 'disk_needed', 'enough_disk',
-           'shipped_models', 'tested_versions', 'tested_libraries', 'of_run', 'damage']
+           'shipped_models', 'tested_versions', 'tested_libraries', 'of_run', 'damage', 'PeakMemory', 'samples_to_try',
+           'Trial', 'try_epoch', 'trial_findings']
 
 # %% ../nbs/19a_doctor.ipynb #5327a697
-import os, shutil
-from dataclasses import dataclass
+import os, shutil, tempfile, threading, time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from operator import gt, lt
 from pathlib import Path
@@ -146,7 +148,7 @@ def of_run(folder:Path) -> list: # of `Finding`
     from drl_toolkit.runs import Run                              # here, so that the machine can be looked at where diffusers does not import
     try: run = Run.open(folder)
     except (ValueError, OSError) as e: return [Finding(str(e), 'a folder that drl train wrote is right; one of a later version needs the drl_toolkit that wrote it')]
-    return [_written_by(run), _metrics_of(run), *_checkpoints_of(run), _room_of(run), Finding('a process is training it now' if run.alive else 'no process is training it')]
+    return [_written_by(run), *_config_of(run), _metrics_of(run), *_checkpoints_of(run), _room_of(run), Finding('a process is training it now' if run.alive else 'no process is training it')]
 
 def _written_by(run):
     from drl_toolkit.runs import SCHEMA, versions
@@ -154,6 +156,13 @@ def _written_by(run):
     apart = [f'{name} {there[name]} then, {here.get(name, "none")} now' for name in there if there[name] != here.get(name)]
     if not apart: return Finding(f"schema {run.about['schema']} of {SCHEMA}, by the versions that are installed")
     return Finding(f"schema {run.about['schema']} of {SCHEMA}; {', '.join(apart)}", 'a resume works where the checkpoint loads, but not to the bit; install those versions for that')
+
+def _config_of(run):
+    "A field that a hand has changed, or another version wrote."
+    from drl_toolkit.recipes import read_config
+    try: read_config(run.config)
+    except (ValueError, TypeError) as e: return [Finding(f'config.json: {e}', 'put the field right in config.json; a resume refuses it')]
+    return []
 
 def _metrics_of(run):
     try: rows = run.metrics()
@@ -195,3 +204,100 @@ def _room_of(run):
     "Room for the next checkpoint."
     sizes = [sum(f.stat().st_size for f in p.iterdir()) for p in run.checkpoints()]
     return enough_disk(max(sizes, default=0), run.folder, 'the next checkpoint takes')
+
+# %% ../nbs/19a_doctor.ipynb #ffdfc8a8
+class PeakMemory:
+    "What is held at most inside this context, beyond what was held before: on a GPU by PyTorch's count, on a CPU what the process takes of the machine's memory."
+    def __init__(self,
+        cuda:bool,          # whether the networks are on a GPU
+        every:float=.005,   # seconds between looks, on a CPU
+    ):
+        self.cuda, self.every, self.peak, self._most = cuda, every, 0, 0
+
+    def __enter__(self):
+        if self.cuda: torch.cuda.reset_peak_memory_stats(); self._before = torch.cuda.memory_allocated()
+        else: self._watch()
+        return self
+
+    def _watch(self):
+        import psutil
+        held, self._over = psutil.Process().memory_info, threading.Event()
+        self._before = held().rss
+        def look():
+            while not self._over.wait(self.every): self._most = max(self._most, held().rss)
+        self._thread = threading.Thread(target=look, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *error):
+        if self.cuda: self._most = torch.cuda.max_memory_allocated()
+        else: self._over.set(); self._thread.join()
+        self.peak = max(0, self._most - self._before)
+
+def samples_to_try(
+    config,          # `RunConfig`
+    most:int,        # images in an epoch of the run
+) -> int:            # a multiple of 4
+    "As few as fill one micro-batch, in groups of four; at most sixteen."
+    few = -(-config.micro_batch // (config.train_steps or config.num_steps))
+    return 4 * -(-min(few, most, 16) // 4)
+
+@dataclass(frozen=True)
+class Trial:
+    "What a small epoch took."
+    samples: int      # images
+    seconds: float    # of the epoch, without loading the model
+    peak: float       # bytes
+    noise: tuple      # `RatioNoise`, or None where the objective has no ratio
+    record: dict      # what the trainer wrote of the epoch
+
+def try_epoch(
+    config,           # `RunConfig`, of the long run
+    model=None,       # a folder, a hub id or a pipeline; the shipped model when None
+    samples:int=4,    # images, a multiple of 4
+) -> Trial:
+    "One epoch on a few images, and its weights saved into a folder that is thrown away. The reward is the size of a JPEG file, which every model's images have."
+    from drl_toolkit.processes import Processes
+    from drl_toolkit.recipes import make_trainer
+    small = replace(config, epochs=1, minutes=0., frames=0., trackers='', watch='', patience=0, keep_best='')
+    with PeakMemory(_on_gpu(config)) as memory, tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(small, [_task_to_try(samples)], model, [], Processes())
+        noise = _noise_before(trainer)
+        [record] = trainer.fit()
+        trainer.policy.save(Path(folder) / 'weights')
+    return Trial(samples, record['seconds'], memory.peak, noise, record)
+
+def _on_gpu(config):
+    from drl_toolkit.policy import best_device
+    return (config.device or best_device()).startswith('cuda')
+
+def _task_to_try(samples):
+    from drl_toolkit.prompts import Task, objects
+    from drl_toolkit.rewards import jpeg_compressibility
+    return Task('compressibility', objects(), jpeg_compressibility, group_size=4, samples=samples)
+
+def _noise_before(trainer): # `RatioNoise`; None where no ratio of path densities is clipped
+    "How far the likelihood ratio is from 1 before any update."
+    clip, task = getattr(trainer.objective, 'clip_range', None), trainer.tasks[0]
+    if not clip or trainer.config.likelihood != 'path': return None
+    from drl_toolkit.mdp import rollout
+    from drl_toolkit.ratio import ratio_noise
+    prompts = [prompt for prompt in task.examples(task.samples // 4) for _ in range(4)]
+    with trainer.policy.uncounted(): path = rollout(trainer.policy, prompts, seed=trainer.config.seed, epoch='try')
+    return ratio_noise(trainer.policy, path, min(clip) if isinstance(clip, tuple) else clip)
+
+def trial_findings(
+    trial:Trial,
+    estimated:float,  # bytes, of the same small epoch
+    batch:int,        # images in an epoch of the run
+) -> list:            # of `Finding`
+    "What a small epoch says about the long run."
+    each, few = trial.seconds / trial.samples, trial.samples
+    return [Finding(f'one epoch of {few} images: {trial.seconds:.1f} s, so {batch} images take about {each * batch:.0f} s; its weights were saved'),
+            Finding(f'memory at the peak of it: {gigabytes(trial.peak)}, and {gigabytes(estimated)} were estimated for {few} images'),
+            *([] if trial.noise is None else [Finding(_noise_in_words(trial.noise))])]
+
+def _noise_in_words(noise):
+    "Whether clipping sees training, or rounding."
+    share = noise.largest / noise.clip_range
+    return (f'noise of the mean log-prob before any update: at most {noise.largest:.1e}, which is {share:.2%} of the clip range {noise.clip_range:.1e}: '
+            + ('more than a hundredth, so ratios are taken between calls of the same rows' if noise.matters else 'less than a hundredth, so clipping sees training and not rounding'))

@@ -34,9 +34,10 @@ def reinforce(
 def clip_pair(
     clip_range # ε, or (low, high)
 ) -> tuple:    # (low, high)
-    "How far the ratio may fall below and rise above 1."
+    "How far the ratio may fall below and rise above 1. It is never below 0, so a low of 1 clips no fall; more would mean the same."
     low, high = clip_range if isinstance(clip_range, (tuple, list)) else (clip_range, clip_range)
-    if not (0 < low < 1 and 0 < high < math.inf): raise ValueError(f'clip_range is {clip_range!r}; ε in (0, 1), or a pair (low, high) of such, is right')
+    if not (0 < low <= 1 and 0 < high < math.inf):
+        raise ValueError(f'clip_range must be in (0, 1], or a pair (low in (0, 1], high above 0); got {clip_range!r}')
     return low, high
 
 def ppo_clip(
@@ -248,6 +249,7 @@ class Guarded:
 class NegativeAware:
     "A positive and a negative branch on noised clean pictures. [DiffusionNFT]"
     beta: float = 1.        # how far the branches go
+    advantage_clip: float = 1.  # advantage that is wholly good; the release takes 5, so that most of its pictures are of both branches
     likelihoods = ('matching',)
     memory = ('old_output',)
     idle_at_zero = False    # without advantage a row still holds the policy to its picture
@@ -260,9 +262,13 @@ class NegativeAware:
         "The predictions of the policy that sampled."
         return dict(old_output=now)
 
+    def goodness(self, advantage:torch.Tensor) -> torch.Tensor: # in [0, 1]
+        "r = ½ + ½·clip(A, ±c)/c: what share of a picture the positive branch fits."
+        return .5 + .5 * advantage.clamp(-self.advantage_clip, self.advantage_clip) / self.advantage_clip
+
     def loss(self, rows, log_prob, now, old, clip_range, dims):
         "Good pictures are fitted by the positive branch, bad ones by the negative."
-        goodness, before = .5 + .5 * rows['advantage'].clamp(-1, 1), old['old_output']
+        goodness, before = self.goodness(rows['advantage']), old['old_output']
         error = lambda beta: (before + beta * (now - before) - rows['target']).square().mean((1, 2, 3))
         return _weighted(goodness * error(self.beta) + (1 - goodness) * error(-self.beta), rows['weight']), {}
 

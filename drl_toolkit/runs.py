@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'PARTS', 'LONGEST', 'DIRECT', 'WISHES', 'TRACKERS', 'SAMPLER', 'write_whole', 'sync_whole', 'write_json',
            'optimizer_tensors', 'State', 'save_state', 'load_state', 'read_state', 'RunError', 'versions', 'Run',
-           'Lock', 'tidy', 'check_out', 'is_run', 'rows_of', 'Rows', 'epochs_done', 'merits', 'gains', 'named_state',
-           'state_of', 'averaged', 'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask', 'Listener',
-           'check_trackers', 'Trackers', 'sampler_of', 'checked_weights', 'open_policy']
+           'Lock', 'tidy', 'check_out', 'is_run', 'resolved_model', 'rows_of', 'Rows', 'epochs_done', 'merits', 'gains',
+           'named_state', 'state_of', 'averaged', 'training_notes', 'Recorder', 'resume', 'find_runs', 'Control', 'ask',
+           'Listener', 'check_trackers', 'Trackers', 'sampler_of', 'checked_weights', 'open_policy']
 
 # %% ../nbs/16_runs.ipynb #f89175b0
 import fcntl, json, math, os, re, shutil, sys, threading, time
@@ -323,7 +323,9 @@ def _vouched(folder):
 
 def _check_free(folder):
     "Refuse a folder that holds anything but what a process left that was killed while it made a run here."
-    if folder.is_dir() and (folder / 'config.json').exists(): raise RunError(f'output folder {str(folder)!r} already holds a run; go on with it by --resume, or take another --out')
+    if folder.is_dir() and (folder / 'config.json').exists():
+        Run.open(folder)                                              # a damaged one says so
+        raise RunError(f'output folder {str(folder)!r} already holds a run; go on with it by --resume, or take another --out')
     foreign = [p.name for p in folder.iterdir() if p.name != 'lock' and not _OURS.fullmatch(p.name)] if folder.is_dir() else [folder.name] if folder.exists() else []
     if foreign: raise RunError(f"output folder {str(folder)!r} {'is not empty and holds no run' if folder.is_dir() else 'is a file'}; a new or an empty folder is right")
 
@@ -379,10 +381,19 @@ def _check_about(about, folder):
         if not isinstance(about.get(name), kinds): raise RunError(f"run {str(folder)!r}: config.json is damaged, {name!r} is {str(about.get(name))[:40]!r}")
 
 def is_run(folder:Path) -> bool:
-    "Whether a folder holds a run."
+    "Whether a folder holds a run. `RunError` where it holds one that is damaged."
     try: Run.open(folder)
-    except ValueError: return False
+    except ValueError:
+        if (Path(folder) / 'config.json').is_file() and any((Path(folder) / name).exists() for name in ('metrics.jsonl', 'checkpoints')): raise
+        return False
     return True
+
+def resolved_model(
+    name:str,   # a folder, a hub id, 'demo' or None
+) -> str:       # None is the shipped one
+    "A model by a name that means the same from everywhere."
+    if name in (None, 'demo'): return None
+    return str(Path(name).resolve()) if Path(name).exists() else str(name)
 
 # %% ../nbs/16_runs.ipynb #83d78e86
 def _inside(self,

@@ -87,6 +87,7 @@ class TrainConfig:
         if self.kl_target and not self.kl_weight: raise ValueError(f'kl_target is {self.kl_target} but kl_weight is 0; give a weight to start from, such as 0.01')
         if self.keep_graphs and (self.updates > 1 or self.likelihood != 'path'):
             raise ValueError(f"keep_graphs is True with updates {self.updates} and likelihood {self.likelihood!r}: graphs are of the sampled path and of the weights that sampled it; take updates=1 and likelihood='path'")
+        if self.clip_range >= 1: raise ValueError(f'clip_range must be in [0, 1), where 0 is the default of the likelihood; got {self.clip_range}')
         if self.clip_high and not self.clip_range: raise ValueError(f'clip_high is {self.clip_high} but clip_range is 0; give both')
 
 # %% ../nbs/11_trainer.ipynb #4e191381
@@ -408,6 +409,7 @@ class PolicyGradient(Objective):
     def check(self, trainer):
         "There must be as many trainable steps as are to be trained."
         policy = trainer.policy
+        self.check_groups(trainer.tasks)
         if self.likelihood.needs_noise and not policy.stochastic.any():
             raise ValueError(f"eta is {policy.eta}: no denoising step is stochastic, so there is nothing to learn from; take eta > 0, or likelihood='matching'")
         for task in trainer.tasks:
@@ -415,6 +417,14 @@ class PolicyGradient(Objective):
             if not count: raise ValueError(f'none of the {policy.num_steps} steps can be trained{here}: those that are left have no noise, or there are none; take more of them')
             if self.config.train_steps > count:
                 raise ValueError(f'train_steps is {self.config.train_steps} but only {count} of {policy.num_steps} steps can be trained{here}; take {count} or less')
+
+    def check_groups(self, tasks:list):
+        "Credit that compares the samples of a group needs more than one of them."
+        for task in tasks:
+            credit = advantages.CREDITS[self.config.credit]() if self.config.credit else task.advantage or advantages.batch
+            if task.group_size > 1 or not advantages.needs_group(credit): continue
+            name = self.config.credit or getattr(getattr(credit, 'func', credit), '__name__', credit)
+            raise ValueError(f"group_size of task {task.name!r} must be 2 or more with credit {name!r}, which compares the samples of a group; got 1 (or take credit='batch')")
 
     def rows(self, trainer, batch, generator):
         "A row for every chosen step of every sample."
@@ -729,7 +739,8 @@ def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers 
     names, products = list(self.pulls), self.products(list(self.pulls.values())) if self.pulls else None
     for i, a in enumerate(names):
         for j, b in enumerate(names):
-            if i != j: figures[a][f'cosine/{b}'] = float(products[i, j] / (products[i, i] * products[j, j]).sqrt().clamp(min=1e-30))
+            length = (products[i, i] * products[j, j]).sqrt()
+            if i != j and length: figures[a][f'cosine/{b}'] = float(products[i, j] / length)       # a gradient of zero has no direction
     self.pulls = {}
     return figures
 Trainer.across = _across

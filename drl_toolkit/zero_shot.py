@@ -104,9 +104,10 @@ class ZeroShotDetector:
         images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
         names:list            # to look for, in the singular
     ) -> Detections:
-        "The best name of every box, sorted by confidence; with a gradient where the pictures have one."
+        "Every box with its best name, sorted by confidence; with a gradient where the pictures have one."
         confidence, boxes = self.confidence(together(self.model, images, self.device), list(names))
-        return Detections(*(found.to(images.device) for found in sorted_boxes(confidence, boxes)), tuple(names))
+        scores, labels, boxes, confidence = (found.to(images.device) for found in (*sorted_boxes(confidence, boxes), confidence))
+        return Detections(scores, labels, boxes, tuple(names), confidence)
 
     def _by_phrase(self, images, names):
         phrases = [f'a photo of {world.article(n)}' for n in names]

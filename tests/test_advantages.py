@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 
-from drl_toolkit.advantages import PerPrompt, batch, credit_stats, flat_groups, group, leave_one_out
+from drl_toolkit.advantages import CREDITS, PerPrompt, batch, centred, credit_stats, flat_groups, group, leave_one_out, needs_group
 
 ORACLE = json.loads((Path(__file__).parent / 'oracles' / 'oracles.json').read_text())['per_prompt_tracker']
 g = torch.Generator().manual_seed(0)
@@ -79,3 +79,11 @@ def test_effective_group_is_the_mean_over_groups_that_count():
 def test_a_near_tie_is_shrunk():
     rewards, groups = torch.tensor([.5, .5003, 0., 1.]), torch.tensor([0, 0, 1, 1])
     assert group(rewards, groups)[1] > .5 and group(rewards, groups, shrink=.5)[1] < .01
+
+@pytest.mark.parametrize('name', [*CREDITS, 'centred'])
+def test_which_credits_need_a_group_is_what_they_do(name):
+    "With groups of one sample, such a credit is the same for every reward."
+    credit = centred if name == 'centred' else CREDITS[name]()
+    rewards = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    found = credit(rewards, groups=torch.arange(64), prompts=['a', 'b'] * 32)
+    assert needs_group(credit) == (found.max() == found.min()).item()

@@ -1,7 +1,7 @@
 "B²-DiffuRL by hand-made cases: shared prefixes, the paper's schedule, who is kept, and a run of it."
 import pytest, torch
 
-from drl_toolkit.advantages import Contrastive
+from drl_toolkit.advantages import Contrastive, group
 from drl_toolkit.branches import Branches, Trees, branch_rollout, depth_credit, nodes, trained_steps, tree_rollout
 from drl_toolkit.mdp import rollout
 from drl_toolkit.policy import Policy
@@ -75,6 +75,21 @@ def test_history_is_remembered_per_prompt_and_comes_back():
     for _ in range(5): c(second, groups=groups, prompts=['p', 'p'])
     assert len(c.memory['p']) == 2
 
+def test_bs_own_deviation_and_history():
+    "By hand: z over this round and the two rounds before it, of the run or of the prompt, with the unbiased deviation."
+    groups, p, q = torch.tensor([0, 0]), ['p', 'p'], ['q', 'q']
+    rounds = [([0., 1.], p), ([5., 9.], q), ([6., 9.], q), ([3., 4.], p)]
+    for history, known in (('run', [3., 4.]), ('prompt', [3., 4., 0., 1.])):
+        c = Contrastive(rounds=2, high=-9., low=-9., history=history, correction=1)
+        for rewards, prompts in rounds:
+            last = c(torch.tensor(rewards), groups=groups, prompts=prompts)
+            c.load_state_dict(c.state_dict())                                      # and after a resume
+        mean = sum(known) / len(known)
+        deviation = (sum((x - mean)**2 for x in known) / (len(known) - 1)) ** .5
+        assert last[1] == pytest.approx((4 - mean) / deviation, rel=1e-6) and last[1] != 0
+    assert Contrastive(correction=1)(torch.tensor([2.]), groups=torch.tensor([0]), prompts=['p']).tolist() == [0.]
+    with pytest.raises(ValueError, match="history must be"): Contrastive(history='rounds')
+
 def bright(samples=24): return Task('bright', ['a cat', 'a dog'], lambda images, prompts: images.mean((1, 2, 3)), group_size=4, samples=samples, advantage=Contrastive())
 
 @pytest.mark.parametrize('sampler', [Branches(first=.4), Branches(first=.4, share_prefix=False), Branches(first=1.)])
@@ -119,8 +134,18 @@ def test_a_tree_parts_where_it_should_and_nothing_is_computed_twice():
 def test_depth_credit_by_hand():
     leaves, groups = torch.tensor([1., 3., 4., 8., 5., 5., 7., 3.]), torch.arange(8) // 4
     root, middle, leaf = depth_credit(leaves, groups, 2)
-    assert (root == 0).all() and torch.allclose(middle, torch.tensor([-1., -1, 1, 1, 0, 0, 0, 0]), atol=1e-6)           # both nodes of the second tree are worth 5
-    assert torch.allclose(leaf[:4], (leaves[:4] - 4) / leaves[:4].std(correction=0)) and torch.allclose(leaf[4:], (leaves[4:] - 5) / leaves[4:].std(correction=0))
+    size = leaves[:4].std(correction=0)
+    assert (root == 0).all() and torch.allclose(middle, size * torch.tensor([-1., -1, 1, 1, 0, 0, 0, 0]), atol=1e-6)    # both nodes of the second tree are worth 5
+    assert torch.allclose(leaf[:4], leaves[:4] - 4, atol=1e-6) and torch.allclose(leaf[4:], leaves[4:] - 5, atol=1e-6)
+
+def test_depth_credit_heeds_weight_and_clamp():
+    leaves, groups = torch.tensor([1., 3., 4., 8., 5., 5., 7., 3.]), torch.arange(8) // 4
+    credited = group(leaves, groups)
+    whole = depth_credit(credited, groups, 2)
+    assert torch.allclose(whole[2], credited, atol=1e-6) and torch.allclose(depth_credit(.1 * credited, groups, 2), .1 * whole, atol=1e-6)
+    assert whole[1].tolist() == pytest.approx([-1, -1, 1, 1, 0, 0, 0, 0], abs=1e-5)
+    clamped = depth_credit(credited.clamp(-.5, .5), groups, 2)
+    assert clamped.abs().max() <= .5 and (clamped[1] != 0).any()
 
 def test_each_step_gets_its_nodes_advantage_and_the_root_is_not_trained():
     t = Trainer(policy(), [bright(8)], TrainConfig(train_steps=0, updates=1), callbacks=[], sampler=Trees((1, 3)))

@@ -41,7 +41,7 @@ def test_train_and_resume(run):
 
 def test_a_resumed_run_keeps_what_it_was_told(run, tiny, capsys):
     before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
-    for more, words in ((['--lr', '.5'], 'lr is 0.5'), (['--model', 'demo'], "model is 'demo'")):
+    for more, words in ((['--lr', '.5'], 'got 0.5'), (['--model', 'demo'], "model must be '")):
         assert status(['train', 'fairness', '--model', tiny, '--out', str(run), '--resume', *more]) == 2 and words in capsys.readouterr().err
     assert status(['train', 'preference', '--model', tiny, '--out', str(run), '--resume']) == 2 and 'recipe' in capsys.readouterr().err
     assert {p: p.read_bytes() for p in run.rglob('*') if p.is_file()} == before

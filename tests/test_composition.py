@@ -4,7 +4,7 @@ import random
 import pytest, torch
 
 from drl_toolkit import world
-from drl_toolkit.composition import Detections, Detector, composition, composition_reward, presence, strictness, wanted_classes
+from drl_toolkit.composition import Detections, Detector, composition, composition_reward, presence, sorted_boxes, strictness, wanted_classes
 
 def found(*objects):
     "Detections of one picture from (name, confidence, centre x, centre y)."
@@ -18,6 +18,16 @@ def test_presence_is_equation_13():
     assert presence(CAT_ABOVE, 0, 'a cat above a dog') == pytest.approx(.8) == presence(CAT_ABOVE, 0, 'a dog next to a cat')
     assert presence(CAT_ABOVE, 0, 'a cat above a fish') == pytest.approx(.45) and presence(CAT_ABOVE, 0, 'two keys') == pytest.approx(.2)
     assert wanted_classes('a portrait of a doctor on a blue background') == [world.PERSON]
+
+def test_the_second_best_class_of_a_box_counts_and_has_a_gradient():
+    p = torch.full((1, 2, len(world.CLASSES)), .01)
+    p[0, 0, [world.CLASSES.index(n) for n in ('cat', 'dog')]] = torch.tensor([.60, .59])
+    p.requires_grad_()
+    d = Detections(*sorted_boxes(p, torch.full((1, 2, 4), .5)), world.CLASSES, p)
+    assert presence(d, 0, 'a dog').item() == pytest.approx(.59) and presence(d, 0, 'a cat next to a dog').item() == pytest.approx(.595)
+    presence(d, 0, 'a dog').backward()
+    assert p.grad[0, 0, world.CLASSES.index('dog')] == 1 and p.grad.sum() == 1
+    assert [name for name, _, _ in d.above(0)] == ['cat']                          # as an object it is one of the two
 
 def test_strict_asks_for_relation_and_count():
     assert strictness(CAT_ABOVE, 0, 'a cat above a dog') == pytest.approx(.8)

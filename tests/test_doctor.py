@@ -1,5 +1,5 @@
 "The doctor against faked machines and damaged runs."
-import shutil, time
+import json, shutil, time
 from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest, torch
 
 from drl_toolkit import cli, doctor as D
+from drl_toolkit.policy import Policy
+from drl_toolkit.ratio import RatioNoise
 from drl_toolkit.recipes import RunConfig, make_policy
 from drl_toolkit.runs import Run, save_state
 from drl_toolkit.tiny import tiny_sd
@@ -140,3 +142,72 @@ def test_the_libraries_that_are_here():
 def test_without_metadata(monkeypatch):
     monkeypatch.setattr(D, 'distribution', Shelf())
     assert D.tested_libraries().well and 'not installed by pip' in D.tested_libraries().what
+
+# ---- a small epoch first
+
+def short(model, *more): return ['doctor', '--model', str(model), '--num-steps', '2', '--train-steps', '1', '--batch', '8', '--device', 'cpu', *more]
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('model')
+    tiny_sd().save_pretrained(folder)
+    return folder
+
+@pytest.fixture
+def machine_is_well(monkeypatch):
+    "Looking at the machine takes longer than the epoch; other tests do it."
+    monkeypatch.setattr(cli, '_machine', lambda args: [])
+
+@pytest.mark.parametrize('options', [('--train', 'lora'), ('--train', 'full', '--precision', 'bf16'), ('--likelihood', 'matching', '--credit', 'group')], ids=' '.join)
+def test_one_small_epoch(options, model, capsys, tmp_path, monkeypatch, machine_is_well):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(short(model, '--try', *options)) == 0
+    told = capsys.readouterr().out
+    assert 'one epoch of 8 images: ' in told and 'so 8 images take about' in told and 'were estimated for 8 images' in told
+    assert ('of the clip range' in told) == ('matching' not in options) and not list(tmp_path.iterdir())
+
+def test_the_figures_of_a_trial(model):
+    "Seconds and bytes are those of the epoch; the noise is that of the ratio before any update, which a CPU has none of in fp32."
+    trial = D.try_epoch(RunConfig(num_steps=2, train_steps=1, device='cpu'), tiny_sd(), 4)
+    assert trial.record['epoch'] == 0 and trial.samples == 4 and 0 < trial.seconds < 60 and trial.noise.largest == 0
+    noisy = D.replace(trial, seconds=8., peak=2e9, noise=RatioNoise(1e-6, 2e-6, 1e-4))
+    first, second, third = D.trial_findings(noisy, 1e9, 64)
+    assert '8.0 s, so 64 images take about 128 s' in first.what and '2.0 GB, and 1.0 GB' in second.what and '2.00% of the clip range' in third.what and 'more than a hundredth' in third.what
+
+def test_memory_at_the_peak():
+    with D.PeakMemory(False) as memory:
+        held = torch.ones(50_000_000); time.sleep(.1)
+        del held
+    assert 150e6 < memory.peak < 400e6
+
+@pytest.mark.parametrize('micro, steps, most, want', [(128, 5, 64, 16), (8, 4, 64, 4), (1, 1, 64, 4), (16, 2, 6, 8), (128, 5, 1, 4), (20, 2, 64, 12)])
+def test_as_few_samples_as_fill_a_micro_batch(micro, steps, most, want):
+    assert D.samples_to_try(RunConfig(micro_batch=micro, train_steps=steps), most) == want
+
+@pytest.mark.parametrize('options, words', [
+    (('--model', 'no/where/at-all'), 'no/where/at-all'), (('--image-size', '60'), 'image_size is 60'), (('RUN',), 'with --try')])
+def test_a_trial_that_cannot_be_made_is_one_line(options, words, model, capsys, machine_is_well):
+    assert cli.main([*short(model, '--try'), *options]) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count('\n') == 1 and 'Traceback' not in told
+
+def test_a_trial_that_breaks_is_one_line(model, capsys, monkeypatch, machine_is_well):
+    def broken(*args): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB.\nmore')
+    monkeypatch.setattr('drl_toolkit.trainer.Trainer.fit', broken)
+    assert cli.main(short(model, '--try')) == 2
+    told = capsys.readouterr().err
+    assert 'one small epoch could not be trained (OutOfMemoryError: CUDA out of memory' in told and told.count('\n') == 1
+
+def test_weights_of_a_run_can_be_tried(model, tmp_path, capsys):
+    folder = Policy.from_pretrained(model, num_steps=2).save(tmp_path / 'weights', base=str(model))
+    assert cli.main(short(folder, '--try')) in (0, 1) and 'one epoch of 8 images' in capsys.readouterr().out
+
+@pytest.mark.parametrize('change, words', [(dict(keep_best=5), 'keep_best is 5'), (dict(fields=1), "'fields' is no field"), (dict(lr='fast'), 'lr is')])
+def test_a_configuration_that_a_hand_has_changed(run, change, words, capsys):
+    file = run.folder / 'config.json'
+    about = json.loads(file.read_text())
+    about['config'] |= change
+    file.write_text(json.dumps(about))
+    assert cli.main(['doctor', str(run.folder)]) == 1
+    told = capsys.readouterr()
+    assert words in told.out and told.out.count('MEND') == 1 and 'Traceback' not in told.err

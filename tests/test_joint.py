@@ -5,7 +5,8 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 
-from drl_toolkit.joint import MGDA, Balanced, Constrained, PCGrad, Together, shortest_mixture, without_conflicts
+from drl_toolkit.fairness import fairness_reward, statistical_parity
+from drl_toolkit.joint import MGDA, Balanced, Constrained, PCGrad, Together, shortest_mixture, spread, standing, without_conflicts
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.recipes import RunConfig, load_recipe, make_trainer
@@ -49,6 +50,38 @@ def test_pcgrad_is_its_algorithm_1_on_the_vectors_themselves(seed):
 def test_gradients_that_agree_are_left_alone():
     g = vectors(0, 3).abs()
     assert torch.allclose(without_conflicts(g @ g.T, random.Random(0)), torch.full((3,), 1 / 3, dtype=torch.double))
+
+@pytest.mark.parametrize('normalised', [True, False])
+def test_a_zero_gradient_is_left_out_of_the_shortest_mixture(normalised):
+    g, zero = vectors(3, 3), torch.zeros(1, 6, dtype=torch.double)
+    four = torch.cat([g[:1], zero, g[1:]])
+    way = MGDA(normalised)
+    weights = way.weigh(None, four @ four.T)
+    assert weights[1] == 0 and torch.allclose(weights[[0, 2, 3]], way.weigh(None, g @ g.T)) and weights.sum() == pytest.approx(1)
+    assert MGDA(normalised).weigh(None, torch.zeros(2, 2, dtype=torch.double)).tolist() == [0, 0]
+    mixture = without_conflicts(four @ four.T, random.Random(0))
+    assert mixture.isfinite().all() and mixture[1] == pytest.approx(1 / 4)                  # nothing to project, and nothing to project on
+
+def test_a_zero_gradient_has_no_cosine():
+    t = trainer(Together(), 1, measure_every=1)
+    ones = [torch.ones_like(p) for p in t.params]
+    t.pulls = dict(warm=ones, cool=[torch.zeros_like(p) for p in t.params])
+    batches = [t.collect(task, 0) for task in t.tasks]
+    assert not any(k.startswith('cosine/') for row in t.across({'warm': {}, 'cool': {}}, batches).values() for k in row)
+
+def test_progress_and_its_unit_are_the_same_quantity():
+    "Of fairness both are of the groups' parity, however the credit is scaled."
+    tones = torch.randint(0, 5, (64,), generator=torch.Generator().manual_seed(0))
+    parities = torch.tensor([statistical_parity(t) for t in tones.split(16)])
+    for credit in ('own', 'rare', 'shared'):
+        r = fairness_reward(lambda images: (images[:, 0, 0, 0] * 8).round().long(), credit, name=f'parity {credit}')
+        _, figures = r.report(tones.float()[:, None, None, None].expand(-1, 3, 4, 4) / 8, ['p'] * 64, torch.arange(64) // 16)
+        assert standing(figures) == pytest.approx(-parities.mean().item(), abs=1e-6) and spread(figures) == pytest.approx(parities.std(correction=0).item(), rel=1e-3)
+    assert spread(dict(reward_std=.25)) == .25 and spread(dict(reward_std=0.)) == 1.
+    way = Balanced()
+    batch = lambda value: type('B', (), dict(task=type('T', (), dict(name='fair')), figures=dict(reward=0., reward_std=.028, parity=value, parity_square=value**2 + .095**2)))
+    way.see(None, [batch(.49)]); way.see(None, [batch(.30)])
+    assert way.now['fair'] == pytest.approx(2)                                              # two spreads, not 6.8 of another figure's
 
 def test_together_takes_the_mean_of_both_tasks_gradients():
     seen, alone = [], []
@@ -106,4 +139,7 @@ def test_six_objectives_need_nothing_special():
     for t in tasks: t.samples, t.group_size = (16, 16) if t.reward.level == 'group' else (4, 4)
     config.epochs, config.num_steps, config.train_steps, config.train = 1, 5, 2, 'lora'
     record = make_trainer(config, tasks, tiny_sd(), callbacks=[]).fit()[0]
-    assert len(record['tasks']) == 6 and sum(k.startswith('cosine/') for k in record['tasks']['fairness']) == 5
+    tasks = record['tasks']
+    moved = {name for name, row in tasks.items() if row['no_credit'] < 1}                   # of the noise of a random model some rewards say nothing
+    assert len(tasks) == 6 and {'preference', 'small files'} <= moved
+    for name, row in tasks.items(): assert {k.removeprefix('cosine/') for k in row if k.startswith('cosine/')} == (moved - {name} if name in moved else set())

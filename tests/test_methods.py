@@ -55,6 +55,15 @@ def test_normalisations_are_one_word(name, credit):
 def test_what_does_not_go_together_is_named(told, words):
     with pytest.raises(ValueError, match=words): trainer('ppo', **told)
 
+@pytest.mark.parametrize('name', ['grpo', 'rloo', 'grpo_guard', 'raft', 'rwr', 'nft', 'awm'])
+def test_group_credit_without_a_group_is_refused_before_anything_is_sampled(name):
+    drawn = []
+    task = lambda size: Task('warm', ['a cat'], lambda images, prompts: drawn.append(1), group_size=size)
+    made = lambda size, **more: make_trainer(RunConfig(**method_fields(name) | dict(num_steps=5, train_steps=2) | more), [task(size)], tiny_sd(), callbacks=[])
+    with pytest.raises(ValueError, match=r"group_size of task 'warm' must be 2 or more with credit '.*got 1 \(or take credit='batch'\)$"): made(1)
+    made(2); made(1, credit='batch')
+    assert not drawn
+
 @pytest.mark.parametrize('told', [dict(branching=True), dict(tree='0')])
 def test_a_single_picture_has_no_siblings(told):
     config = RunConfig(num_steps=5, train_steps=0, **told)

@@ -4,7 +4,7 @@ import math
 import pytest, torch
 from diffusers import DDIMScheduler
 
-from drl_toolkit.objectives import data_loss, kl_penalty, ppo_clip, reinforce, scale_clip, transition_weights
+from drl_toolkit.objectives import NegativeAware, data_loss, kl_penalty, ppo_clip, reinforce, scale_clip, transition_weights
 from drl_toolkit.policy import Policy
 from drl_toolkit.tiny import tiny_sd
 from drl_toolkit.transitions import Gaussian
@@ -46,6 +46,17 @@ def test_first_gradient_is_reinforce():
     x, y = OLD.clone().requires_grad_(), OLD.clone().requires_grad_()
     ppo_clip(x, OLD, ADV, .1)[0].backward(); reinforce(y, ADV).backward()
     assert torch.allclose(x.grad, y.grad)
+
+def test_a_low_of_1_clips_no_fall():
+    "Gradient of the ratio itself, however far it fell; the rise is clipped where it is said, above 2 too."
+    new, old = torch.tensor([-9., 1.2]).requires_grad_(), torch.zeros(2)
+    ppo_clip(new, old, torch.tensor([-1., 1.]), (1., 3.))[0].backward()
+    assert torch.allclose(new.grad, torch.tensor([1., -1.]) * new.detach().exp() / 2)
+
+@pytest.mark.parametrize('advantage, release', [(0., .5), (2.5, .75), (-2.5, .25), (9., 1.)])
+def test_nfts_goodness(advantage, release):
+    a = torch.tensor([advantage])
+    assert NegativeAware(advantage_clip=5.).goodness(a) == release and NegativeAware().goodness(a) == .5 + .5 * max(-1, min(1, advantage))
 
 @pytest.mark.parametrize('clip', [0, -.1, 1.5, (.1, 0), float('nan')])
 def test_bad_clip(clip):

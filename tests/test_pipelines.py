@@ -231,3 +231,23 @@ def test_offloaded_text_encoders_come_only_to_read_new_prompts(name, monkeypatch
     assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)       # to the device and back, for the prompts and for the negative one
     rollout(policy, PROMPTS, seed=2)
     assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)
+
+@pytest.mark.parametrize('size, words', [((8, 16), 'draws 128 x 64 pixels.*image_size=64'), (None, 'says no size; give one by image_size'), (9, 'image_size is 72, as the model says; a multiple of 16 is right, such as 64'), ((8, None), 'says no size')])
+def test_sizes_that_cannot_be_drawn_are_refused_before_anything_is_sampled(size, words):
+    for name in ('sd', 'sdxl', 'sd3', 'pixart'):
+        pipeline = BUILDERS[name]()
+        getattr(pipeline, 'unet' if hasattr(pipeline, 'unet') else 'transformer').register_to_config(sample_size=size)
+        with pytest.raises(ValueError, match=words) as caught: Policy(pipeline, num_steps=2, train='full')
+        assert '\n' not in str(caught.value)
+    policy = Policy(pipeline, num_steps=2, train='full', image_size=64)          # said: squares of this size
+    assert rollout(policy, PROMPTS[:1]).images.shape[-2:] == (64, 64)
+
+def test_sizes_of_flux_and_of_the_user():
+    pipeline = BUILDERS['flux']()
+    pipeline.vae.register_to_config(sample_size=(64, 128))
+    with pytest.raises(ValueError, match='of the vae is .* draws 128 x 64'): Policy(pipeline, num_steps=2)
+    pipeline = BUILDERS['sd']()
+    for bad, near in ((65, 64), (7, 16)):
+        with pytest.raises(ValueError, match=f'image_size is {bad}; a multiple of 16 is right, such as {near}'): Policy(pipeline, num_steps=2, image_size=bad)
+    pipeline.unet.register_to_config(sample_size=(8, 8))
+    assert Policy(pipeline, num_steps=2).latent_shape == (4, 8, 8)
