@@ -9,7 +9,7 @@ __all__ = ['FREE', 'run_folder', 'is_whole', 'epochs_of', 'train_all', 'asked_of
 # %% ../nbs/17a_compare.ipynb #f9ce7156
 import hashlib, json, os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd, torch
@@ -20,7 +20,7 @@ from .files import check_manifest, read_json
 from .interrupts import PARENT
 from .mdp import rollout
 from .policy import Policy
-from .recipes import RunConfig, load_recipe, method_fields
+from .recipes import RunConfig, combined, load_recipe, method_fields
 from .rewards import image_features
 from .runs import Run, RunError, checked_weights, is_run, write_json
 
@@ -74,8 +74,7 @@ def asked_of(
     "What `drl train` makes of these options."
     from drl_toolkit.cli import parse                            # here, since it imports this module
     args, config = parse(_words(recipe, method, seed, options)), load_recipe(recipe)[1]
-    given = method_fields(method) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
-    return type(config)(**asdict(config) | given), args.model
+    return combined(config, method, {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)})[0], args.model
 
 FREE = ('frames', 'trackers')   # fields that change no result
 
