@@ -155,13 +155,14 @@ def _given(args) -> dict: # field -> value
 
 def _train_config(args, run):
     "(configuration, recipe's name, model): the recipe's or the resumed run's, with the options given."
-    from dataclasses import asdict
-    from drl_toolkit.recipes import RunConfig, load_recipe
+    from drl_toolkit.recipes import RunConfig, combined, left_behind, load_recipe
     from drl_toolkit.runs import resolved_model
     given = _given(args)
     if run: return _resumed_config(args, run, given)
     config = load_recipe(args.recipe)[1] if args.recipe else RunConfig()
-    return type(config)(**asdict(config) | given), args.recipe, resolved_model(args.model)
+    made, left = combined(config, given=given)
+    if left: print(left_behind(config, left), flush=True)
+    return made, args.recipe, resolved_model(args.model)
 
 def _resumed_config(args, run, given):
     "The run's own, and what may be another now; nothing that it names is imported unless the command line says it."
@@ -570,7 +571,7 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
     from drl_toolkit.policy import PolicyConfig
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
     return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
-                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs)
+                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs, gpu=torch.cuda.is_available())
 
 def _memory(args):
     "What a run would take, and what would make it smaller."
