@@ -100,5 +100,5 @@ def test_every_figure_of_a_run_is_explained():
     (record,) = trainer.fit()
     keys = {re.sub(r'^(cosine|watch|drift|share)/.*', r'\1/NAME', k.removeprefix('warm/')) for row in (record, *record['tasks'].values()) for k in row} - {'epoch', 'tasks'}
     explained = set(re.findall(r'`([\w/]+)`', chapter().split('## What the figures of a run mean')[1]))
-    assert keys - {'parity', 'parity_floor', 'readable', 'warm/reward', 'NAME'} <= METRICS | {k for k in keys if '/' in k}         # no reward's figure may have such a name
+    assert keys - {'parity', 'parity_square', 'parity_floor', 'readable', 'warm/reward', 'NAME'} <= METRICS | {k for k in keys if '/' in k}         # no reward's figure may have such a name
     assert keys <= explained and {'parity', 'kl', 'approx_kl', 'data_loss', 'cosine/NAME', 'watch/NAME', 'share/NAME', 'effective_group', 'ratio_error'} <= keys
