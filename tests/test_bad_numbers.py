@@ -190,7 +190,7 @@ def test_a_reward_that_raises_for_some_images_skips_them():
 def test_a_list_may_be_of_whole_numbers_and_float64_may_be_too_large():
     images = torch.rand(2, 3, 8, 8)
     assert reward(lambda x, p: [1, 0], name='ints')(images, ['a', 'b']).tolist() == [1., 0.]
-    with pytest.raises(ValueError, match="reward 'big' returned an infinite value"): reward(lambda x, p: torch.tensor([0, 1e300], dtype=torch.double), name='big')(images, ['a', 'b'])
+    with pytest.raises(ValueError, match="reward 'big' returned 1e.300 for 'b', more than float32"): reward(lambda x, p: torch.tensor([0, 1e300], dtype=torch.double), name='big')(images, ['a', 'b'])
 
 @pytest.mark.parametrize('how', ['raise', math.nan])
 def test_a_watched_reward_never_ends_a_run(how, tmp_path, capsys):
@@ -209,3 +209,16 @@ def test_progress_shows_the_headline_figure():
     from drl_toolkit.trainer import shown
     assert shown(fairness, dict(reward=.003, parity=.41), 'fairness') == (('fairness parity', '0.410') if getattr(fairness, 'headline', '') else ('fairness', '0.003 parity'))
     assert shown(jpeg_compressibility, dict(reward=-2.), 'small') == ('small', '-2.000 kB, negative')
+
+def test_values_that_float32_does_not_hold_are_named():
+    from drl_toolkit.rewards import reward
+    images = torch.rand(3, 3, 8, 8)
+    with pytest.raises(ValueError, match="reward 'huge' returned 1e\\+300 for 'b', more than float32 holds"):
+        reward(lambda x, p: torch.tensor([1., 1e300, 2.], dtype=torch.double), name='huge')(images, ['a', 'b', 'c'])
+
+def test_a_figure_that_is_no_number_is_named():
+    from drl_toolkit.rewards import reward
+    images = torch.rand(3, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"reward 'mine': figure 'x' is torch.float32 \(3,\); one number is right"):
+        reward(lambda x, p: (torch.rand(3), {'x': torch.rand(3)}), name='mine').report(images, ['a'] * 3)
+    assert reward(lambda x, p: (torch.rand(3), {'x': torch.tensor(2.)}), name='mine').report(images, ['a'] * 3)[1] == {'x': 2.}
