@@ -54,12 +54,15 @@ def _check_values(name, values, images, prompts, shapes):
     if tuple(values.shape) not in shapes:
         raise ValueError(f"{here} shape {tuple(values.shape)}; {' or '.join(map(str, shapes))} is right for {len(images)} images")
     if values.device != images.device: raise ValueError(f'{here} values on {values.device}; the images are on {images.device}, and so should they be')
-    values = values.detach().float()                                                     # a float64 may be beyond what float32 holds
     bad = (~values.isfinite()).nonzero().flatten().tolist() if values.ndim else [0] * int(not values.isfinite())
     if bad and not _KEEPING:
         what = 'NaN' if values.isnan().any() else 'an infinite value'
         raise NotFinite(f'{here} {what} for {len(bad)} of {len(images)} images (the first shows {prompts[bad[0]]!r}); every value must be finite', bad[0])
-    return values
+    kept = values.detach().float()
+    if not kept.isfinite().all() and not _KEEPING:
+        large = values.detach().abs().flatten().argmax().item()
+        raise NotFinite(f'{here} {values.flatten()[large].item():.3g} for {prompts[large]!r}, more than float32 holds; values below {torch.finfo(torch.float32).max:.1e} are right', large)
+    return kept
 
 def _number_of(value):
     "An entry of a list as a float; None is no number."
@@ -137,7 +140,7 @@ class Reward:
             figures.append(group_figures)
         if self.level == 'sample' or len(parts) > 1: self._warn_if_constant(values)   # one group may well have one value
         seen = [k for k, f in figures[0].items() if isinstance(f, Seen)]
-        means = {k: sum(float(f[k]) for f in figures) / len(figures) for k in figures[0] if k not in seen}
+        means = {k: sum(_one_figure(self.name, k, f[k]) for f in figures) / len(figures) for k in figures[0] if k not in seen}
         return values, means, {k: seen_in_place(parts, [f[k] for f in figures]) for k in seen}
 
     def _part(self, images, prompts):
@@ -187,6 +190,13 @@ def seen_in_place(
 def _split(result):
     "Values and figures of what a reward function returned."
     return result if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict) else (result, {})
+
+def _one_figure(name, key, value) -> float:
+    "A figure that a reward function gives beside its values."
+    try: return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = f'{value.dtype} {tuple(value.shape)}' if torch.is_tensor(value) else type(value).__name__
+        raise TypeError(f"reward {name!r}: figure {key!r} is {found}; one number is right, such as a mean, or `Seen` for what each picture shows") from None
 
 def groups_of(
     prompts:list,   # of B strings
