@@ -315,7 +315,7 @@ def effective_samples(
     advantages:torch.Tensor, # (B,)
 ) -> float:                  # 0 … B
     "(Σ|A|)² / ΣA²: as many samples with equal advantages would weigh as much. [Kish 1965]"
-    size = advantages.abs().double()
+    size = advantages.abs().cpu().double()
     return (size.sum()**2 / size.square().sum().clamp(min=1e-30)).item()
 
 def credit_stats(

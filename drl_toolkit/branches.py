@@ -179,4 +179,5 @@ class Trees(Rollouts):
     def credit(self, batch, rows) -> torch.Tensor: # (N,)
         "Of the node that a row's step leads through."
         depth = torch.searchsorted(torch.tensor(self.splits), rows['step'].cpu(), right=True)
-        return depth_credit(batch.advantage, batch.groups, len(self.splits))[depth, rows['sample'].cpu()]
+        credit = depth_credit(batch.advantage.cpu(), batch.groups, len(self.splits))                 # in float64
+        return credit[depth, rows['sample'].cpu()].to(batch.advantage.device)

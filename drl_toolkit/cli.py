@@ -59,10 +59,11 @@ def _compare_options(compare):
     compare.add_argument('--out', required=True, metavar='DIR', help='folder of the runs and of the results; a second call goes on')
 
 def _sample_options(sample):
-    sample.add_argument('model', metavar='MODEL_OR_RUN', help=MODEL)
-    sample.add_argument('--prompts', required=True, metavar='FILE', help='text file, one prompt a line')
+    sample.add_argument('model', metavar='MODEL_OR_RUN', nargs='?', help=MODEL)
+    sample.add_argument('--prompts', metavar='FILE', help='text file, one prompt a line')
     sample.add_argument('--n', type=int, default=4, help='pictures per prompt')
-    _add_sampling(sample, 0)
+    sample.add_argument('--again', metavar='DIR/images.jsonl:LINE', help='draw one picture of an earlier call again: a line of its images.jsonl, or its DIR/0003_01.png')
+    _add_sampling(sample, None)
 
 def _eval_options(evaluate):
     evaluate.add_argument('model', metavar='MODEL_OR_RUN', help=MODEL)
@@ -107,7 +108,7 @@ def _add_address(command, port):
 def _add_sampling(command, seed):
     "Options of commands that draw pictures."
     command.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
-    command.add_argument('--seed', type=int, default=seed, help='of the noise')
+    command.add_argument('--seed', type=int, default=seed, help=f'of the noise; {seed or 0} by default')
     for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance'),
                              ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
         command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
@@ -328,24 +329,90 @@ def _options(args, config):
     asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale', 'scheduler')}
     return sampler_of(config) | {k: v for k, v in asked.items() if v is not None}
 
+def _named_from(model, folder) -> str:
+    "A model as a file in `folder` names it: demo, a hub id, or a path from that folder, so that no path of this machine is in it."
+    return os.path.relpath(model, folder) if model != 'demo' and Path(model).exists() else str(model)
+
+def _record(policy, model, out) -> dict: # what all pictures of a call share
+    "What remakes a picture, beside its prompt and its noise."
+    from drl_toolkit.policy import base_of
+    from drl_toolkit.runs import SAMPLER, Run, is_run
+    from drl_toolkit.transitions import SDES
+    base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
+    how = {name: getattr(policy, name) for name in (*SAMPLER, 'store')}
+    how |= dict(scheduler=type(policy.pipeline.scheduler).__name__, image_size=policy.adapter.image_size)
+    if how['scheduler'].startswith('FlowMatch'):
+        how['sde'] = how['sde'] or 'flow'
+        how['noise_level'] = how['noise_level'] or SDES[how['sde']]
+    return dict(model=_named_from(model, out)) | (dict(base=_named_from(base, out)) if base != model else {}) | how
+
+def _write_pictures(out, rows, images):
+    "The PNG files, and a line of images.jsonl for each."
+    from drl_toolkit.runs import write_whole
+    for row, image in zip(rows, images): write_whole(out / row['file'], lambda part: image.save(part, 'PNG'))
+    return ''.join(json.dumps(row) + '\n' for row in rows)
+
 def sample(args):
     "`drl sample`"
+    if args.again: return _sample_again(args)
     if args.n < 1: raise ValueError(f'n is {args.n}; it should be 1 or more')
+    for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
+        if getattr(args, name) is None: raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
     from drl_toolkit.evaluate import speaks_emoji
     from drl_toolkit.mdp import rollout
     from drl_toolkit.prompts import load_prompts
     from drl_toolkit.runs import check_out, open_policy, write_whole
     from drl_toolkit.world import to_pil
     load_prompts(args.prompts)                                                 # a missing file is told before a model is loaded
-    policy = open_policy(args.model, **_options(args, {}))
-    prompts, out, rows = load_prompts(args.prompts, vocabulary=speaks_emoji(policy)), check_out(args.out), []
+    policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
+    prompts, out, lines = load_prompts(args.prompts, vocabulary=speaks_emoji(policy)), check_out(args.out), []
+    record = _record(policy, args.model, out)
     for i, prompt in enumerate(prompts):
-        traj = rollout(policy, [prompt] * args.n, seed=args.seed, epoch=i)
-        for j, image in enumerate(to_pil(traj.images)):
-            rows.append(dict(file=f'{i:04d}_{j:02d}.png', prompt=prompt, sample=j, seed=traj.seeds[j]))
-            write_whole(out / rows[-1]['file'], lambda part: image.save(part, 'PNG'))
-    write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8'))
-    print(f'{len(rows)} pictures of {len(prompts)} prompts: {out}')
+        traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)
+        rows = [dict(file=f'{i:04d}_{j:02d}.png', prompt=prompt, sample=j, seed=traj.seeds[j], rollout=dict(seed=seed, epoch=i, first=j), batch=args.n, **record) for j in range(args.n)]
+        lines.append(_write_pictures(out, rows, to_pil(traj.images)))
+    write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(lines), encoding='utf-8'))
+    print(f'{len(prompts) * args.n} pictures of {len(prompts)} prompts: {out}')
+
+def _line_of(place) -> tuple: # images.jsonl, the line's record
+    "The record of a picture: `DIR/images.jsonl:LINE`, lines from 1, or `DIR/0003_01.png`."
+    from drl_toolkit.files import parse_json, read_plain
+    name, _, number = place.rpartition(':')
+    file = Path(place).with_name('images.jsonl') if place.endswith('.png') else Path(name)
+    if not place.endswith('.png') and not (name and number.isdecimal()): raise ValueError(f"again is {place!r}; DIR/images.jsonl:LINE or DIR/0003_01.png is right")
+    rows = [parse_json(line, f'{str(file)!r}, line {i}') for i, line in enumerate(read_plain(file, 2**28).splitlines(), 1)]
+    found = [r for i, r in enumerate(rows, 1) if place.endswith('.png') and isinstance(r, dict) and r.get('file') == Path(place).name or str(i) == number]
+    if not found: raise ValueError(f"again is {place!r}, but {str(file)!r} has no such picture; one of its {len(rows)} lines is right")
+    return file, _checked_record(found[0], place)
+
+def _checked_record(row, place):
+    "Refuse a line that does not say what remakes it."
+    import re
+    whole = lambda value, low: type(value) is int and value >= low
+    noise = row.get('rollout') if isinstance(row, dict) else None
+    good = isinstance(noise, dict) and set(noise) == {'seed', 'epoch', 'first'} and all(whole(noise[k], 0) for k in ('epoch', 'first')) and type(noise['seed']) is int
+    good = good and whole(row.get('batch'), noise['first'] + 1) and row['batch'] < 2**16 and all(isinstance(row.get(k), str) for k in ('prompt', 'model', 'file'))
+    if not good or not re.fullmatch(r'\d{4,9}_\d{2,9}\.png', row['file'], re.ASCII):
+        raise ValueError(f'again is {place!r}, which does not say what remakes it: prompt, model, batch and rollout are needed, as drl sample writes them')
+    return row
+
+def _sample_again(args):
+    "One picture of an earlier call. It is drawn among the others of its prompt, since rounding may depend on the rows beside it."
+    for name in ('model', 'prompts', 'seed'):
+        if getattr(args, name) is not None: raise ValueError(f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out')
+    from drl_toolkit.mdp import rollout
+    from drl_toolkit.runs import SAMPLER, check_out, open_policy, write_whole
+    from drl_toolkit.world import to_pil
+    file, row = _line_of(args.again)
+    near = file.parent / row['model']
+    model = str(near) if row['model'] != 'demo' and near.exists() else row['model']
+    how = {name: row[name] for name in (*SAMPLER, 'store') if name in row}
+    policy, out = open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'store'}), check_out(args.out)
+    noise = row['rollout']
+    traj = rollout(policy, [row['prompt']] * row['batch'], seed=noise['seed'], epoch=noise['epoch'])
+    line = _write_pictures(out, [row | _record(policy, model, out)], to_pil(traj.images[noise['first']:][:1]))
+    write_whole(out / 'images.jsonl', lambda part: part.write_text(line, encoding='utf-8'))
+    print(f"{out / row['file']}: {row['prompt']!r}")
 
 # %% ../nbs/20_cli.ipynb #6c1f31c9
 def _base_of(model, against):
@@ -503,7 +570,7 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
     from drl_toolkit.policy import PolicyConfig
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
     return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
-                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs)
+                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs, gpu=torch.cuda.is_available())
 
 def _memory(args):
     "What a run would take, and what would make it smaller."

@@ -48,7 +48,7 @@ def colour_entropy(images:torch.Tensor, bins:int=8) -> torch.Tensor: # (B, 3, H,
     "How many colours, and how evenly used."
     level = (images.clamp(0, 1) * bins).long().clamp(max=bins - 1)
     colour = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1)
-    shares = torch.stack([torch.bincount(c, minlength=bins**3) for c in colour]).double() / colour.shape[1]
+    shares = torch.stack([torch.bincount(c, minlength=bins**3) for c in colour]).cpu().double() / colour.shape[1]
     return (torch.special.entr(shares).sum(1) / np.log(2)).float().cpu()
 
 def high_frequency(images:torch.Tensor, cut:float=.25) -> torch.Tensor: # (B, 3, H, W) -> (B,) share of the energy

@@ -124,7 +124,7 @@ def bootstrap(
     "Percentile interval of the mean."
     labels = list(range(len(values))) if clusters is None else [*map({c: i for i, c in enumerate(dict.fromkeys(clusters))}.get, clusters)]
     index, count = torch.tensor(labels), max(labels) + 1
-    sums, sizes = (torch.zeros(count, dtype=torch.double).index_add_(0, index, v.double()) for v in (values, torch.ones_like(values)))
+    sums, sizes = (torch.zeros(count, dtype=torch.double).index_add_(0, index, v.cpu().double()) for v in (values, torch.ones_like(values)))
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     return tuple(means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)).tolist())
@@ -135,7 +135,7 @@ def frechet(
     b:torch.Tensor, # (m, D)
 ) -> float:
     "Squared Fréchet distance between the Gaussians of two clouds of features."
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()
     ca, cb = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(ca)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 
 from .mdp import fold_steps
+from .policy import wide
 from .processes import Share
 from .transitions import training_tables
 
@@ -60,7 +61,7 @@ def _clip_stats(change, ratio, advantage, low, high, dims):
     return dict(clipped_high=((ratio > 1 + high) & (advantage > 0)).float().mean(),   # no more gradient: rose enough
                 clipped_low=((ratio < 1 - low) & (advantage < 0)).float().mean(),     # no more gradient: fell enough
                 ratio_max=ratio.max(), ratio_min=ratio.min(),
-                **(dict(approx_kl=.5 * (dims * change.double()).square().mean().float()) if dims else {}))   # nats per step
+                **(dict(approx_kl=.5 * (dims * wide(change)).square().mean().float()) if dims else {}))   # nats per step
 
 # %% ../nbs/10_objectives.ipynb #7653d663
 def scale_clip(
@@ -277,7 +278,8 @@ SURROGATES = dict(ppo=Clipped(), reinforce=Reinforce(), guard=Guarded(), nft=Neg
 # %% ../nbs/10_objectives.ipynb #1155a770
 def inner_products(
     gradients:list,     # R lists of tensors, the same shapes in each; None where one has none
-) -> torch.Tensor:      # (R, R) float64, on the CPU
+) -> torch.Tensor:      # (R, R) float64, on the CPU; of sums in float32 where the gradients lie elsewhere
     "g_i · g_j of all pairs."
-    dot = lambda a, b: sum(((x * y).sum(dtype=torch.double) for x, y in zip(a, b) if x is not None and y is not None), torch.zeros((), dtype=torch.double))
-    return torch.stack([torch.stack([dot(a, b).cpu() for b in gradients]) for a in gradients])
+    total = lambda x: x.sum(dtype=torch.double if x.device.type == 'cpu' else torch.float)
+    dot = lambda a, b: sum((total(x * y) for x, y in zip(a, b) if x is not None and y is not None), torch.zeros(()))
+    return torch.stack([torch.stack([dot(a, b).cpu().double() for b in gradients]) for a in gradients])

@@ -54,8 +54,8 @@ def _as_sampled(policy, traj, rows=None):
     found = []
     for size in sizes:
         parts = torch.arange(count).split(size)[:threads]
-        each = sum(map(len, parts)) * _branches(policy)
-        fewer = steps if rows is None else steps[:int(rows // (len(sizes) * each))]
+        each = sum(max(len(part) * _branches(policy), policy.fewest_rows) for part in parts)
+        fewer = steps if rows is None else steps[:min(2, max(0, rows) // (len(sizes) * each))]      # two calls of each size, where they are counted
         replay = lambda part: _replayed(policy, traj, cond[part], fewer, part)
         if fewer: found.append(max(in_parallel(replay, parts, threads)))
     return min(found, default=float('inf'))
@@ -115,25 +115,25 @@ def explain_ratio(
 ) -> tuple:                 # a sentence; {suspect: the error that is left without it}
     "Why the ratio is not 1 before an update, by trying each suspect that can be tried."
     contexts = [(name, c) for name, tried in suspects(policy).items() for c in tried]
-    count, failed, left = _affordable(policy, len(contexts), rows), [], {}
+    count, spent, failed, left = 32 if rows is None else max(1, min(32, rows // (8 * _branches(policy)))), 0, [], {}
+    each = max(count * _branches(policy), policy.fewest_rows)                     # rows of a trial; a small network fills up its batches
+    affordable = lambda: rows is None or spent + each <= rows
     def attempt(name, look):
         try: found = look()
         except Exception as e: failed.append(f'{name} could not be tried ({type(e).__name__}: {" ".join(str(e).split())[:120]})')
         else: left.update({name: min(found, left.get(name, found))} if found < float('inf') else {})
+    explained = lambda: any(e <= .1 * error for e in left.values())
     with policy.uncounted():
-        as_is = error if error is not None and not count else ratio_error(policy, trajectory, count or 1)
+        as_is = ratio_error(policy, trajectory, count) if error is None or affordable() else error
         if error is None: error = as_is
+        spent += each
         if as_is <= .1 * error: left['batch shape'] = as_is                       # the same rows in another batch: nothing else differs
-        for name, context in contexts if count and not left else (): attempt(name, lambda: _tried(policy, trajectory, context, count))
-        if not left or min(left.values()) > .1 * error:
-            attempt('batch shape', lambda: min(as_is, _as_sampled(policy, trajectory, None if rows is None else rows / 2)))
+        for name, context in contexts if not left else ():
+            if not affordable() or rows is not None and explained(): break
+            attempt(name, lambda: _tried(policy, trajectory, context, count))
+            spent += each
+        if not explained(): attempt('batch shape', lambda: min(as_is, _as_sampled(policy, trajectory, None if rows is None else rows - spent)))
     return _verdict(policy, error, left) + ''.join(f'; {words}' for words in failed if error), left
-
-def _affordable(policy, tries, rows): # transitions of each trial
-    "Half of the rows are for replaying whole batches, half for the trials and the one without a change. A small network fills up its batches."
-    if rows is None: return 32
-    each = rows / 2 / (tries + 1)
-    return 0 if each < policy.fewest_rows else min(32, int(each // _branches(policy)))
 
 def _verdict(policy, error, left):
     if not error: return 'the ratio is exactly 1'

@@ -26,7 +26,7 @@ from .composition import composition, strict_composition
 from .fairness import fairness, rare_fairness, shared_fairness
 from .joint import MGDA, Balanced, Constrained, PCGrad, Together
 from .lab import crispness
-from .policy import Policy, PolicyConfig, best_device, check_device, check_words
+from .policy import Policy, PolicyConfig, best_device, check_device, check_words, prepare_deterministic
 from .preference import preference
 from .processes import Processes
 from .prompts import Task
@@ -214,6 +214,7 @@ def make_policy(
     device=None,      # the configuration's when None; without one, a pipeline stays where it is, and others come to `best_device()`
 ) -> Policy:
     "The policy that a configuration asks for."
+    if config.deterministic: prepare_deterministic()                  # before CUDA starts
     device = device or config.device or (None if isinstance(model, DiffusionPipeline) else best_device())
     options = dict(device=device) | {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
     return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)

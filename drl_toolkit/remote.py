@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'read_request', 'read_reply', 'make_server', 'serve',
-           'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'rollout_in_parts']
+           'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'part_size', 'rollout_in_parts']
 
 # %% ../nbs/04c_remote.ipynb #c4008539
 import base64, http.client, importlib, importlib.util, io, json, queue, socket, ssl, threading, time, zipfile
@@ -463,13 +463,17 @@ def scored_rollout(
     groups:torch.Tensor=None,  # (B,) long, for a group-level reward
     seed:int=0,                # of the run
     epoch:int=0,
-    batch_size:int=16,         # pictures that are handed to the reward together
+    batch_size:int=0,          # pictures that are handed to the reward together; 0 is `part_size`
 ) -> tuple:                    # Trajectory, values (B,), dict of figures
     "What `rollout` and `reward.report` give, with the reward at work on each batch while the next is sampled."
     if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
-    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; it should be 1 or more')
+    if batch_size < 0: raise ValueError(f'batch_size is {batch_size}; it should be 0 or more')
     with Pending(reward, prompts, groups) as pending:
         return rollout_in_parts(policy, prompts, pending.add, seed, epoch, batch_size), *pending.result()
+
+def part_size(policy:Policy) -> int:
+    "Pictures of a part that computes as fast as a whole rollout: a small network on a GPU needs many rows, a large one and a CPU few."
+    return 16 if policy.device.type == 'cpu' or policy.large else 64
 
 def rollout_in_parts(
     policy:Policy,
@@ -477,11 +481,11 @@ def rollout_in_parts(
     done:Callable,             # (rows, images) -> anything; called when a part is sampled
     seed:int=0,                # of the run
     epoch:int=0,
-    batch_size:int=16,         # pictures in a part
+    batch_size:int=0,          # pictures in a part; 0 is `part_size`
     first:int=0,               # index of the first prompt's sample within the epoch
 ) -> Trajectory:
     "What `rollout` gives, told part by part."
-    parts = []
+    parts, batch_size = [], batch_size or part_size(policy)
     for start in range(0, len(prompts), batch_size):
         rows = list(range(start, min(start + batch_size, len(prompts))))
         parts.append(rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=first + start))

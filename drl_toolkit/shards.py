@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from .policy import Policy
+from .policy import Policy, wide
 from .processes import Processes
 
 # %% ../nbs/09b_shards.ipynb #665aa693
@@ -63,7 +63,7 @@ class Shards:
 
     def norm(self, mine:torch.Tensor) -> torch.Tensor: # scalar
         "The length of a vector that lies in parts."
-        return self.added(mine.double().square()).sqrt().to(mine.dtype)
+        return self.added(wide(mine).square()).sqrt().to(mine.dtype)
 
 def blocks_of(network) -> list: # of modules, the inner ones first and the network itself last
     "What is put together at once: the blocks that the network's class calls indivisible, and the rest."

@@ -3,7 +3,9 @@
 What goes wrong first on a real GPU is a tensor left behind on the other side. PyTorch's own check of that needs the hardware; this one does not.
 Inside `far_device()` a tensor made on, or moved to, 'cuda' is a `Far`. Every operation looks at where its tensors lie, by the rules of a real GPU: numbers
 without dimensions may come from the CPU, so may indices, and `copy_` goes anywhere; all else must lie in one place, and NumPy takes no tensor of the GPU."""
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -44,6 +46,7 @@ class Far(torch.Tensor):
         kwargs = kwargs or {}
         check(func, args, kwargs)
         out = func(*numbers(args), **numbers(kwargs))
+        refuse_float64(func, out)
         return return_and_correct_aliasing(func, args, kwargs, tree_map_only(torch.Tensor, Far, out))
 
 def numbers(tree): return tree_map_only(Far, lambda t: t.elem, tree)
@@ -55,6 +58,16 @@ def check(func, args, kwargs):
     if func in INDEXED and isinstance(args[0], Far): seen = [t for t in (args[0], *args[2:]) if isinstance(t, torch.Tensor)]           # its indices may be the CPU's
     near = [tuple(t.shape) for t in seen if not isinstance(t, Far) and (t.dim() or func in INDEXED)]
     if near: raise RuntimeError(f'Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func}; on the CPU are shapes {near})')
+
+LIBRARIES = ('diffusers', 'transformers')                                                            # ask for the device's kind themselves, and this one is a CUDA
+
+def refuse_float64(func, out):
+    "As Apple's GPUs do, and some of Intel's; whoever asks for it but `LIBRARIES`."
+    if not any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 and t.dim() for t in tree_leaves(out)): return
+    frame = sys._getframe(1)
+    while frame and not {'drl_toolkit', 'tests', *LIBRARIES} & set(Path(frame.f_code.co_filename).parts[:-1] if frame.f_code.co_filename != __file__ else ()): frame = frame.f_back
+    if frame and set(LIBRARIES) & set(Path(frame.f_code.co_filename).parts): return
+    raise TypeError(f'Cannot convert a tensor to float64 dtype as the device does not support it ({func})')
 
 WHOLE = {torch.quantile, torch.Tensor.quantile, torch.nn.functional.one_hot}                          # written in C++ with tensors of their own, whose place this class cannot tell
 

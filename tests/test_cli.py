@@ -75,6 +75,38 @@ def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_pa
     error = capsys.readouterr().err
     assert 'so DDIMScheduler is right' in error and error.strip().count('\n') == 0 and not (tmp_path / 'd').exists()
 
+def test_a_line_of_images_jsonl_remakes_its_picture(run, tmp_path, capsys):
+    "By the command to the bit, by `rollout`, and in words: model, sampler and noise stand there, and no path of this machine."
+    from drl_toolkit.mdp import rollout
+    from drl_toolkit.runs import open_policy
+    from drl_toolkit.world import to_pil
+    (tmp_path / 'prompts.txt').write_text('a cat\na portrait of a doctor\n')
+    assert main(['sample', str(run), '--prompts', str(tmp_path / 'prompts.txt'), '--n', '3', '--seed', '3', '--num-steps', '4', '--eta', '.5', '--guidance-scale', '2', '--out', str(tmp_path / 'a')]) == 0
+    rows = [json.loads(l) for l in (tmp_path / 'a/images.jsonl').read_text().splitlines()]
+    known = dict(num_steps=4, eta=.5, guidance_scale=2., guidance_rescale=0., negative_prompt='', scheduler='DDIMScheduler', precision='fp32', image_size=64, sde='', noise_level=0.)
+    assert rows[4]['rollout'] == dict(seed=3, epoch=1, first=1) and known.items() <= rows[4].items() and {'model', 'base', 'store', 'prev_timestep', 'batch'} <= rows[4].keys()
+    assert str(tmp_path) not in (tmp_path / 'a/images.jsonl').read_text() and not os.path.isabs(rows[4]['model'])
+    for place, name in ((f"{tmp_path / 'a/images.jsonl'}:5", 'b'), (str(tmp_path / 'a/0001_01.png'), 'c')):
+        assert main(['sample', '--again', place, '--out', str(tmp_path / name)]) == 0
+        assert (tmp_path / name / '0001_01.png').read_bytes() == (tmp_path / 'a/0001_01.png').read_bytes()
+        assert len(list((tmp_path / name).iterdir())) == 2 and json.loads((tmp_path / name / 'images.jsonl').read_text()).items() >= known.items()
+    assert main(['sample', '--again', str(tmp_path / 'b/0001_01.png'), '--num-steps', '5', '--out', str(tmp_path / 'd')]) == 0      # the copy remakes it too, and another sampler may be asked for
+    assert (tmp_path / 'd/0001_01.png').read_bytes() != (tmp_path / 'a/0001_01.png').read_bytes()
+    policy = open_policy(str(run), **{k: rows[4][k] for k in known})
+    traj = rollout(policy, [rows[4]['prompt']], **rows[4]['rollout'])
+    assert traj.seeds == [rows[4]['seed']] and list(to_pil(traj.images)[0].getdata()) == list(Image.open(tmp_path / 'a/0001_01.png').getdata())
+
+def test_what_cannot_be_drawn_again_is_one_line(tmp_path, capsys):
+    (tmp_path / 'images.jsonl').write_text('{"file": "0000_00.png", "prompt": "a cat", "sample": 0, "seed": 1}\n')
+    again = lambda place, *more: status(['sample', *more, '--again', f'{tmp_path}/{place}', '--out', str(tmp_path / 'out')])
+    for place, more, words in (('images.jsonl:1', (), 'does not say what remakes it'), ('images.jsonl:2', (), 'one of its 1 lines is right'), ('images.jsonl', (), 'images.jsonl:LINE or'),
+                               ('none.jsonl:1', (), 'none.jsonl'), ('0000_07.png', (), 'no such picture'), ('images.jsonl:1', ('demo',), "model is 'demo' beside --again"),
+                               ('images.jsonl:1', ('--seed', '3'), 'seed is 3 beside --again')):
+        assert again(place, *more) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.strip().count('\n') == 0 and not (tmp_path / 'out').exists(), error
+    assert status(['sample', '--out', str(tmp_path / 'out')]) == 2 and 'model is missing' in capsys.readouterr().err
+
 def test_eval(run, tiny, tmp_path, few_probes, capsys):
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
     told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())

@@ -22,6 +22,7 @@ def test_the_device_refuses_what_a_gpu_refuses():
             with pytest.raises(RuntimeError, match='same device'): mixed()
         for none in (there.numpy, there.__array__):
             with pytest.raises(TypeError, match='cpu'): none()
+        with pytest.raises(TypeError, match='float64'): there.double()
         assert (there + torch.tensor(1.)).tolist() == [2, 2, 2] and there[torch.tensor([0, 2])].device == CUDA and here.copy_(there).device.type == 'cpu'
 
 def test_gradients_go_there_and_back():

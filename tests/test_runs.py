@@ -351,3 +351,26 @@ def test_advice_is_not_given_again_after_a_resume(tmp_path):
     fit(tmp_path / 'whole', 3, new); fit(tmp_path / 'parts', 1, new); fit(tmp_path / 'parts', 3, again)
     said = lambda name: [r.get('advice') for r in Run.open(tmp_path / name).metrics() if r['task']]
     assert said('whole') == said('parts') and said('whole')[0] and not any(said('whole')[1:])
+
+def test_a_clock_that_is_set_back_or_forward_changes_nothing(monkeypatch):
+    "Durations are read off a clock that only goes forward: `minutes` neither ends a run early nor counts negative seconds."
+    clock = iter([0, 1e5, -1e5] * 1000)
+    monkeypatch.setattr(time, 'time', lambda: next(clock))
+    t = trainer([], minutes=5.)
+    t.fit()
+    assert t.epoch == 3 and all(0 < r['seconds'] < 60 for r in t.history)
+
+def test_a_copy_for_others_follows_no_link(tmp_path):
+    from drl_toolkit.frames import slim_copy
+    (tmp_path / 'secret').write_text('mine')
+    with Run.create(tmp_path / 'r', {}) as run: run.log(dict(epoch=0, tasks={}, seconds=1.))
+    (run.folder / 'samples').mkdir()
+    for name in ('samples/a.png', 'notes.txt'): (run.folder / name).symlink_to(tmp_path / 'secret')
+    slim_copy(run.folder, tmp_path / 'copy')
+    assert sorted(p.relative_to(tmp_path / 'copy').as_posix() for p in (tmp_path / 'copy').rglob('*')) == ['config.json', 'metrics.jsonl', 'samples']
+
+def test_a_rule_that_is_no_name_is_no_rule(tmp_path):
+    with Run.create(tmp_path / 'r', dict(keep_best=5)) as run:
+        run.log(dict(epoch=1, tasks=dict(t=dict(reward=1.))))
+        run.checkpoint(1, dict(weight=torch.nn.Parameter(torch.zeros(2))), None, dict(epoch=1))
+    assert run.best() is None and run.kept()[0].name == 'epoch_0001'

@@ -203,10 +203,6 @@ def _held(device):
     if torch.device(device).type == 'cuda': return torch.cuda.memory_reserved()
     return sum(storage.nbytes() for storage in storages(device))
 
-def peak(make, *args, device):
-    "MB of an epoch."
-    with Contestant(make, *args, device=device) as contestant: return contestant.memory_mb
-
 @contextlib.contextmanager
 def high_water(device):
     "A function that tells the most MB that were in use since, above what was in use before; on a CPU by the kernel's own mark (Linux)."

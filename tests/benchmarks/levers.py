@@ -4,7 +4,8 @@
 
 An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by default: for these the entry
 shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. An epoch with a lever pulled comes
-right after one without, so that a noisy machine is noisy for both; ratios are medians of the ratios of such pairs ('as it is' shows their noise). Memory is the peak of an epoch in a process of its own."""
+right after one without, so that a noisy machine is noisy for both; ratios are medians of the ratios of such pairs ('as it is' shows their noise). Each of the two
+has a process of its own, and on a GPU only the one whose turn it is holds memory there (against_trl.py). Memory is the peak of a process in its first epoch."""
 import argparse, json, statistics, sys, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from unittest import mock
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from against_trl import models, peak, place, redness, synchronise, whole
+from against_trl import Contestant, models, place, redness, synchronise, whole
 from shapes import UNETS
 
 from drl_toolkit.branches import Branches
@@ -100,23 +101,22 @@ def make(name, folder, args, device):
     return run
 
 def compare(folder, args, device):
-    "Every lever against what it changes, each time one right after the other."
-    names = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS)
-    names += [LEVERS[n].against for n in names if LEVERS[n].against not in names]
-    runs, seen = {n: make(n, folder, args, device) for n in names}, {n: [] for n in names}
-    for turn in range(args.repeats + 1):                                       # the first warms up
-        for name in names:
-            pair = runs[LEVERS[name].against](), runs[name]()
-            if turn: seen[name].append(pair)
-        print(f'turn {turn} of {args.repeats}', file=sys.stderr, flush=True)
-    runs.clear()                                                               # their memory is wanted below
-    rows, median = [], lambda values: round(statistics.median(values), 4)
+    "Every lever against what it changes, each time one right after the other, in processes of their own."
+    names, rows = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS), []
     for name in names:
-        lever, pairs = LEVERS[name], [[(*times, sum(times)) for times in pair] for pair in seen[name]]
-        ratios = {part: median([pulled[i] / before[i] for before, pulled in pairs]) for i, part in enumerate(('sampling', 'training', 'epoch'))}
-        rows.append(dict(lever=name, words=lever.words, against=lever.against) | ratios | dict(seconds=median([pulled[2] for _, pulled in pairs]), memory_mb=peak(make, name, folder, args, device=device)))
+        rows.append(found(name, folder, args, device))
         print(json.dumps(rows[-1]), flush=True)
-    args.out.write_text(json.dumps(dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps, rows=rows), indent=1) + '\n')
+        about = dict(model=args.model, device=device, threads=torch.get_num_threads(), torch=torch.__version__, repeats=args.repeats, samples=args.samples, steps=args.steps)
+        args.out.write_text(json.dumps(about | dict(rows=rows), indent=1) + '\n')
+
+def found(name, folder, args, device):
+    "What one lever does: ratios of time, seconds, MB."
+    lever, pairs = LEVERS[name], []
+    with Contestant(make, lever.against, folder, args, device=device) as before, Contestant(make, name, folder, args, device=device) as pulled:
+        for _ in range(args.repeats): pairs.append([(*times, sum(times)) for times in (before.epoch(), pulled.epoch())])
+    median = lambda values: round(statistics.median(values), 4)
+    ratios = {part: median([b[i] / a[i] for a, b in pairs]) for i, part in enumerate(('sampling', 'training', 'epoch'))}
+    return dict(lever=name, words=lever.words, against=lever.against) | ratios | dict(seconds=median([b[2] for _, b in pairs]), memory_mb=pulled.memory_mb)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
