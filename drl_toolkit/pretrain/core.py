@@ -115,7 +115,7 @@ def fit(
     every:int=20,       # steps between two lines
 ) -> Trainee:
     "Train to the end of the plan, saving as it goes. Torch's global generator is seeded anew at every step."
-    plan, start, began = trainee.plan, trainee.step, time.time()
+    plan, start, began = trainee.plan, trainee.step, time.perf_counter()
     trainee.model.train()
     while trainee.step < plan.steps:
         step = trainee.step
@@ -124,7 +124,7 @@ def fit(
         norm = trainee.update(loss)
         if not torch.isfinite(loss): raise FloatingPointError(f'{trainee.folder.name}: the loss is {loss.item()} at step {step}')
         if step % every == 0:
-            seconds = (time.time() - began) / (trainee.step - start)
+            seconds = (time.perf_counter() - began) / (trainee.step - start)
             trainee.curve.append(dict(step=step, loss=loss.item(), grad=norm, seconds=seconds) | log)
             print(f"{trainee.folder.name} {step:6d}/{plan.steps}  loss {loss.item():.4f}  " + '  '.join(f'{k} {v:.4f}' for k, v in log.items())
                   + f'  {seconds:.2f} s a step, {(plan.steps - trainee.step) * seconds / 60:.0f} min left', flush=True)
