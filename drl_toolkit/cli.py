@@ -155,13 +155,14 @@ def _given(args) -> dict: # field -> value
 
 def _train_config(args, run):
     "(configuration, recipe's name, model): the recipe's or the resumed run's, with the options given."
-    from dataclasses import asdict
-    from drl_toolkit.recipes import RunConfig, load_recipe
+    from drl_toolkit.recipes import RunConfig, combined, left_behind, load_recipe
     from drl_toolkit.runs import resolved_model
     given = _given(args)
     if run: return _resumed_config(args, run, given)
     config = load_recipe(args.recipe)[1] if args.recipe else RunConfig()
-    return type(config)(**asdict(config) | given), args.recipe, resolved_model(args.model)
+    made, left = combined(config, given=given)
+    if left: print(left_behind(config, left), flush=True)
+    return made, args.recipe, resolved_model(args.model)
 
 def _resumed_config(args, run, given):
     "The run's own, and what may be another now; nothing that it names is imported unless the command line says it."

@@ -9,7 +9,7 @@ __all__ = ['FREE', 'run_folder', 'is_whole', 'epochs_of', 'train_all', 'asked_of
 # %% ../nbs/17a_compare.ipynb #f9ce7156
 import hashlib, json, os, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd, torch
@@ -20,7 +20,7 @@ from .files import check_manifest, read_json
 from .interrupts import PARENT
 from .mdp import rollout
 from .policy import Policy
-from .recipes import RunConfig, load_recipe, method_fields
+from .recipes import FREE_ON_RESUME, RunConfig, combined, load_recipe, method_fields
 from .rewards import image_features
 from .runs import Run, RunError, checked_weights, is_run, write_json
 
@@ -74,10 +74,9 @@ def asked_of(
     "What `drl train` makes of these options."
     from drl_toolkit.cli import parse                            # here, since it imports this module
     args, config = parse(_words(recipe, method, seed, options)), load_recipe(recipe)[1]
-    given = method_fields(method) | {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
-    return type(config)(**asdict(config) | given), args.model
+    return combined(config, method, {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)})[0], args.model
 
-FREE = ('frames', 'trackers')   # fields that change no result
+FREE = set(FREE_ON_RESUME) - {'epochs', 'minutes', 'watch', 'watch_every', 'patience', 'on_nonfinite'}   # fields that change neither what is learnt nor when it ends
 
 def check_made_with(
     folder:Path,
@@ -88,7 +87,7 @@ def check_made_with(
     "Refuse a run that is there and was made with something else; one line says what. More epochs are gone on to."
     if not is_run(folder): return
     run = Run.open(folder)
-    here = lambda name: name and (str(Path(name).resolve()) if Path(name).exists() else name)
+    here = lambda name: str(Path(name).resolve()) if name and Path(name).exists() else name or 'demo'
     pairs = {'recipe': (run.about['recipe'], recipe), 'model': (here(run.about['model']), here(model))}
     pairs |= {f.name: (run.config.get(f.name, f.default), getattr(config, f.name)) for f in fields(config) if f.name not in FREE}
     pairs['epochs'] = max(pairs['epochs'][0], len(epochs_of(run))), config.epochs

@@ -121,8 +121,9 @@ def bootstrap(
     draws:int=2000,
     seed:int=0,
 ) -> tuple:                 # low, high
-    "Percentile interval of the mean."
+    "Percentile interval of the mean over further clusters; with one cluster, over further values of that one. Few clusters make it too narrow: of 4, by a factor of about √(3/4)."
     labels = list(range(len(values))) if clusters is None else [*map({c: i for i, c in enumerate(dict.fromkeys(clusters))}.get, clusters)]
+    if max(labels) == 0: labels = list(range(len(values)))
     index, count = torch.tensor(labels), max(labels) + 1
     sums, sizes = (torch.zeros(count, dtype=torch.double).index_add_(0, index, v.cpu().double()) for v in (values, torch.ones_like(values)))
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
@@ -172,6 +173,10 @@ def _change(objective, prompts, base, tuned, clusters, better='higher', floor=No
 
 def _parities(tones): return torch.tensor([statistical_parity(group) for group in tones.split(GROUP)])
 
+def _parity_change(probe, base, tuned):
+    "The row of the parity: a value for each group; groups of one prompt are alike, so that prompts are drawn."
+    return _change('parity (distance)', SPLITS[probe.split], *(_parities(m[probe.name]['tone']) for m in (base, tuned)), probe.prompts[::GROUP], 'lower', parity_floor(GROUP), len(probe.prompts))
+
 def _wins(base, tuned): return (tuned > base).float() + .5 * (tuned == base).float()
 
 def win_rate(
@@ -196,8 +201,7 @@ def compare(
     at = {p.name: p for p in probes}
     pick = lambda model, kind, key: torch.cat([model[n][key] for n in at if n.startswith(kind)])
     prompts = lambda kind: [p for n in at if n.startswith(kind) for p in at[n].prompts]
-    rows = [_change('parity (distance)', SPLITS[s], _parities(base[f'portraits/{s}']['tone']), _parities(tuned[f'portraits/{s}']['tone']), None, 'lower',
-                    parity_floor(GROUP), len(at[f'portraits/{s}'].prompts)) for s in ('train', 'held_out')]
+    rows = [_parity_change(at[f'portraits/{s}'], base, tuned) for s in ('train', 'held_out')]
     for key, label in (('composition', 'composition'), ('both', 'both objects there')):
         rows += [_change(label, SPLITS[s], base[n][key], tuned[n][key], list(at[n].prompts)) for s in SPLITS for n in [f'pairs/{s}']]
     wins = {s: _preference(at, base, tuned, s) for s in ('train', 'held_out')}
@@ -267,13 +271,22 @@ def task_probes(tasks:list, count:int=32) -> list: # of `Probe`
         return tuple(prompts[:-(-count // task.group_size) * task.group_size])
     return [Probe(f'{task.name}/train', draw(task)) for task in tasks]
 
+def _measured(task, probe, images) -> tuple: # values (n,), whether they are parities, parity's floor or None
+    "What a task is judged by: the rewards of pictures; of groups their parity, or the mean reward where there is none."
+    prompts = list(probe.prompts)
+    if task.reward.level == 'sample': return task.reward(images, prompts).cpu(), False, None
+    told = [task.reward.report(x, p, torch.zeros(len(p))) for x, p in zip(images.split(task.group_size), (prompts[i:i + task.group_size] for i in range(0, len(prompts), task.group_size)))]
+    parity = 'parity' in told[0][1]
+    return torch.tensor([figures['parity'] if parity else values.mean().item() for values, figures in told]), parity, told[0][1].get('parity_floor')
+
 def compare_rewards(tasks:list, probes:list, base:dict, tuned:dict, names:tuple=('base', 'tuned')) -> Comparison:
-    "Rows for the tasks' own rewards; base and tuned are what `sample_probes` returned."
-    rows, wins = [], {}
+    "Rows for the tasks' own rewards, and for the parity of those that have one; base and tuned are what `sample_probes` returned. Prompts are drawn for the intervals."
+    rows, summary = [], {}
     for task, probe in zip(tasks, probes):
-        groups = torch.arange(len(probe.prompts)) // task.group_size
-        b, t = (task.reward(m[probe.name], list(probe.prompts), groups=groups) for m in (base, tuned))
-        clusters = groups.tolist() if task.group_size > 1 else list(probe.prompts)
-        rows.append(_change(task.name, 'training', b, t, clusters))
-        wins[task.name] = dict(zip(('win_rate', 'low', 'high'), win_rate(b, t, clusters)))
-    return Comparison(rows, {r.objective: dict(base=r.base, tuned=r.tuned, change=r.change, low=r.low, high=r.high) | wins[r.objective] for r in rows}, names=names)
+        (b, parity, floor), (t, *_) = (_measured(task, probe, m[probe.name]) for m in (base, tuned))
+        clusters = probe.prompts[::len(probe.prompts) // len(b)]
+        row = _change(f'{task.name}: parity (distance)' if parity else task.name, 'training', b, t, clusters, 'lower' if parity else 'higher', floor, len(probe.prompts))
+        wins = win_rate(-b, -t, clusters) if parity else win_rate(b, t, clusters)
+        rows.append(row)
+        summary[task.name] = dict(base=row.base, tuned=row.tuned, change=row.change, low=row.low, high=row.high, better=row.better) | dict(zip(('win_rate', 'win_low', 'win_high'), wins))
+    return Comparison(rows, summary, names=names)

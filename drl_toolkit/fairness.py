@@ -138,8 +138,11 @@ def fairness_reward(
         figures = dict(parity=parity, parity_square=parity**2, parity_floor=parity_floor(len(images), classes), readable=(tones >= 0).float().mean().item())
         figures['skin tone'] = Seen(tones, TONES if classes == len(TONES) else tuple(f'class {i + 1}' for i in range(classes)))
         return value.to(images.device), figures
-    return Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')[credit],
+    made = Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')[credit],
                   'the shipped tone reader' if reader is None else 'a tone reader', 'colour casts and painted faces: watch the readable share and the faces',
                   'Apache-2.0' if reader is None else "the reader's"))
+    made.measured_by = made if credit == 'shared' else fairness_reward(reader, 'shared', classes, f'shared_{name}')   # its values' mean says nothing of parity
+    return made
 
 fairness, rare_fairness, shared_fairness = (fairness_reward(credit=c, name=n) for c, n in dict(own='fairness', rare='rare_fairness', shared='shared_fairness').items())
+fairness.measured_by = rare_fairness.measured_by = shared_fairness

@@ -38,8 +38,9 @@ EMOJI_JUDGES = (Judge(clip_score), Judge(preference), Judge(composition, ('pairs
 
 def judge_of(reward:Reward) -> Judge:
     "How success at a reward is measured. Fairness pays each picture a credit of its own, whose mean says nothing: what it shall lower is the parity of the group."
-    name = shared_fairness.name if reward.name == 'fairness' else reward.name
-    return next((j for j in EMOJI_JUDGES if j.reward.name == name), Judge(reward))
+    measure = getattr(reward, 'measured_by', reward)
+    same = lambda j: j.reward is measure or measure is reward and j.reward.name == reward.name
+    return next(filter(same, EMOJI_JUDGES), Judge(measure))
 
 def groups_in(probe:Probe) -> torch.Tensor: # (B,) long
     "Portraits come in groups of 16; of anything else, all pictures of a prompt are a group."
@@ -50,7 +51,7 @@ def judged(
     judge:Judge,
     probe:Probe,
     images:torch.Tensor, # (B, 3, H, W)
-) -> tuple:              # values (n,), their n clusters: prompts, or groups for a group-level reward
+) -> tuple:              # values (n,), of a group-level reward one for each group; their n clusters: the prompts
     "What a judge says of a probe's pictures."
     groups, prompts = groups_in(probe), list(probe.prompts)
     if judge.reward.level == 'sample': return judge.reward(images, prompts).cpu(), prompts
@@ -58,7 +59,7 @@ def judged(
     rows = torch.isin(groups, torch.tensor(kept))
     if not kept: return torch.zeros(0), []
     values = judge.reward(images[rows], [p for p, r in zip(prompts, rows) if r], groups[rows]).cpu()
-    return torch.stack([values[groups[rows] == g].mean() for g in kept]), [f'{probe.name} {g}' for g in kept]
+    return torch.stack([values[groups[rows] == g].mean() for g in kept]), [prompts[(groups == g).nonzero()[0]] for g in kept]
 
 # %% ../nbs/15a_judges.ipynb #ffb23035
 def judge_row(values:list, clusters:list) -> dict:

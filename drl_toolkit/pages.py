@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'SAYS', 'SKIN', 'HUES', 'FIGURES', 'image_uri', 'figure_uri', 'open_picture',
-           'thinned', 'spark', 'trend', 'boundary', 'has_changed', 'verdict', 'Goal', 'cards_of', 'goals', 'is_number',
-           'measured', 'with_measured', 'Progress', 'progress', 'duration', 'note', 'complaint', 'typed', 'nearest',
-           'frames_at', 'sheets', 'metrics', 'curve', 'no_frames', 'headline', 'evidence', 'extremes', 'overview',
-           'paths_of', 'frames_with_paths', 'path_choices', 'trajectories', 'groups_of', 'group_choices', 'branches',
-           'shares', 'mixes', 'fairness', 'found_in', 'composition', 'read_table', 'as_table', 'weight_files',
-           'resume_command', 'runs_page', 'side_by_side', 'blind_page', 'ballot_page', 'count_page', 'results_of',
-           'ballot_of', 'ballot_or_none', 'taxes', 'markdown_table', 'costs']
+           'thinned', 'spark', 'trend', 'boundary', 'has_changed', 'is_early', 'verdict', 'Goal', 'cards_of', 'goals',
+           'is_number', 'measured', 'with_measured', 'Progress', 'progress', 'duration', 'note', 'complaint', 'typed',
+           'nearest', 'frames_at', 'sheets', 'metrics', 'curve', 'no_frames', 'headline', 'evidence', 'extremes',
+           'overview', 'paths_of', 'frames_with_paths', 'path_choices', 'trajectories', 'groups_of', 'group_choices',
+           'branches', 'shares', 'mixes', 'fairness', 'found_in', 'composition', 'read_table', 'as_table',
+           'weight_files', 'resume_command', 'runs_page', 'side_by_side', 'blind_page', 'ballot_page', 'count_page',
+           'results_of', 'ballot_of', 'ballot_or_none', 'taxes', 'markdown_table', 'costs']
 
 # %% ../nbs/18a_pages.ipynb #f8118349
 import base64, csv, io, json, math, re, shlex, statistics
@@ -77,7 +77,7 @@ def spark(
     return dict(line=' '.join(f'{a},{b}' for a, b in points), end=points[-1], floor=None if floor is None else y(floor))
 
 # %% ../nbs/18a_pages.ipynb #5b1d7f26
-ALPHA, FIRST = .05, 5     # how often a run of noise may ever be called better or worse; epochs before anything is said
+ALPHA, FIRST = .05, 5     # how often a run of noise may ever be called better or worse; the epoch from which the boundary holds
 
 def trend(
     values:list  # a number per epoch, in time
@@ -99,6 +99,10 @@ def has_changed(values:list, alpha:float=ALPHA) -> bool:
     n = np.arange(FIRST, len(values) + 1)
     return bool(len(n)) and bool((np.abs(trend(values)[FIRST - 1:]) > boundary(n, alpha)).any())
 
+def is_early(epochs:int, alpha:float=ALPHA) -> bool:
+    "Whether not even a series that only rises could be told from noise."
+    return epochs < FIRST or bool(np.abs(trend(range(epochs))[-1]) <= boundary(np.array(epochs), alpha))
+
 def verdict(
     values:list,              # a number per epoch, in time
     better:str='higher',      # or 'lower'
@@ -107,7 +111,7 @@ def verdict(
     "What a series says to somebody who looks after every epoch."
     k = min(10, len(values) // 3)
     now = statistics.fmean(values[-max(1, k // 2):])
-    if len(values) < FIRST: return 'early', values[0], now
+    if is_early(len(values), ALPHA / goals): return 'early', values[0], now
     first, last = statistics.fmean(values[:k]), statistics.fmean(values[-k:])
     noise = math.sqrt(statistics.fmean((b - a)**2 for a, b in zip(values, values[1:])) / 2)
     if not has_changed(values, ALPHA / goals) or abs(last - first) <= 2 * noise * math.sqrt(2 / k): return 'unclear', values[0], now
@@ -301,7 +305,7 @@ def headline(found:list) -> str:
     "How the rewards of a run stand, in one sentence. It says nothing of the pictures."
     if not found: return 'No epoch has ended yet.'
     count, by = lambda word: sum(g.verdict == word for g in found), ', by drl eval' if any(g.measured for g in found) else ''
-    if all(g.verdict == 'early' for g in found): return f'It is too early to say whether anything changes: {FIRST} epochs are the least.'
+    if all(g.verdict == 'early' for g in found): return 'It is too early to say whether anything changes.'
     start = 'than the base' if by else 'than at the start'
     if len(found) == 1: return {'better': f'The reward it is paid for is clearly better {start}{by}.', 'worse': f'The reward it is paid for is worse {start}{by}.'}.get(found[0].verdict, f'No clear change of the reward it is paid for{by}.')
     kinds = (count('better'), f'are clearly better {start}'), (count('worse'), 'are worse'), (count('unclear') + count('early'), 'show no clear change')

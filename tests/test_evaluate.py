@@ -3,7 +3,7 @@ import pytest, torch
 from scipy import linalg
 
 from drl_toolkit import evaluate as E, world
-from drl_toolkit.fairness import parity_floor
+from drl_toolkit.fairness import fairness_reward, parity_floor, statistical_parity
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
 from drl_toolkit.rewards import jpeg_compressibility
@@ -79,3 +79,36 @@ def test_any_model_by_its_tasks():
     assert len(images['small/train']) == 12 and torch.equal(images['small/train'], E.sample_probes(policy, probes)['small/train'])
     result = E.compare_rewards([task], probes, images, images)
     assert result.summary['small']['change'] == 0 and result.summary['small']['win_rate'] == .5
+
+def test_a_fairness_task_is_judged_by_its_parity():
+    "Whatever credit it trains with; and groups of one prompt are drawn together."
+    reader = lambda images: (images[:, 0, 0, 0] * 8).round().long()
+    tones = [torch.randint(0, n, (64,), generator=torch.Generator().manual_seed(n)) for n in (2, 5)]
+    images = [{'fair/train': t.float()[:, None, None, None].expand(-1, 3, 4, 4) / 8} for t in tones]
+    probe = E.Probe('fair/train', tuple(p for p in ('a doctor', 'a nurse') for _ in range(32)))
+    parity = [torch.tensor([statistical_parity(g) for g in t.split(16)]) for t in tones]
+    for credit in ('own', 'rare', 'shared'):
+        found = E.compare_rewards([Task('fair', ['a doctor', 'a nurse'], fairness_reward(reader, credit), group_size=16, samples=64)], [probe], *images)
+        (row,) = found.rows
+        assert (row.base, row.tuned) == tuple(pytest.approx(p.mean().item(), abs=1e-6) for p in parity) and row.floor == pytest.approx(parity_floor(16))
+        assert row.better == 'lower' and row.change < 0 and found.summary['fair']['win_rate'] == 1
+        change = (parity[1] - parity[0]).view(2, 2).mean(1)                       # of the two prompts: all that the interval knows
+        assert (row.low, row.high) == tuple(pytest.approx(x.item(), abs=1e-6) for x in (change.min(), change.max()))
+
+def test_the_interval_of_parity_knows_that_groups_of_a_prompt_are_alike():
+    "Four prompts with four equal groups each tell as much as four groups."
+    per_prompt = torch.tensor([0., 1., 2., 3.])
+    values, prompts = per_prompt.repeat_interleave(4), [p for p in 'abcd' for _ in range(4)]
+    alone, clustered = E.bootstrap(values), E.bootstrap(values, prompts)
+    assert clustered == E.bootstrap(per_prompt) and clustered[1] - clustered[0] > 1.7 * (alone[1] - alone[0])
+    assert E.bootstrap(values, ['a'] * 16) == alone                               # one prompt: of that one
+
+def test_the_table_clusters_parity_by_prompt(clean):
+    changed = {n: dict(v) for n, v in clean.items()}
+    name = 'portraits/held_out'
+    (probe,) = [p for p in PROBES if p.name == name]
+    prompts = list(dict.fromkeys(probe.prompts))
+    changed[name]['tone'] = torch.tensor([i % (1 + prompts.index(p)) for i, p in enumerate(probe.prompts)])    # each prompt has its own mix
+    (row,) = [r for r in E.compare(PROBES, clean, changed).rows if r.objective.startswith('parity') and r.prompts == 'held-out']
+    change = torch.tensor([statistical_parity(a) - statistical_parity(b) for a, b in zip(changed[name]['tone'].split(16), clean[name]['tone'].split(16))])
+    assert (row.low, row.high) == pytest.approx(E.bootstrap(change, probe.prompts[::16]))

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from skimage.measure import shannon_entropy
 
 from drl_toolkit import drift as D, evaluate as E, judges as J, tax as T, watch as W, world
-from drl_toolkit.fairness import fairness
+from drl_toolkit.fairness import fairness, fairness_reward, rare_fairness, shared_fairness
 from drl_toolkit.lab import EDITS, base_samples
 from drl_toolkit.policy import Policy
 from drl_toolkit.prompts import Task
@@ -38,7 +38,7 @@ def test_effect_and_wins_of_a_known_shift(pictures):
 
 def test_a_group_counts_once_and_single_pictures_are_no_group():
     values, clusters = J.judged(J.judge_of(fairness), PROBES[0], torch.rand(32, 3, 64, 64))
-    assert len(values) == len(set(clusters)) == 2
+    assert len(values) == 2 and clusters == ['a portrait of a doctor'] * 2               # groups of one prompt are drawn together
     seen = []
     count = Reward(lambda x, p: (seen.append(len(p)), torch.tensor(float(len(p))))[1], 'count', 'group')
     probe = E.Probe('objects/train', ('a cat', 'a dog', 'a cat'))
@@ -49,6 +49,9 @@ def test_a_group_counts_once_and_single_pictures_are_no_group():
 def test_judges_are_asked_what_they_know():
     asked = {j.reward.name: [p.kind for p in PROBES if j.asked(p)] for j in J.EMOJI_JUDGES}
     assert asked['composition'] == ['pairs'] and asked['shared_fairness'] == ['portraits'] and asked['clip_score'] == ['portraits', 'objects', 'pairs']
+    assert J.judge_of(rare_fairness) is J.judge_of(fairness) and J.judge_of(rare_fairness).reward is shared_fairness
+    mine = fairness_reward(lambda images: torch.zeros(len(images)).long())
+    assert J.judge_of(mine).reward(torch.rand(16, 3, 4, 4), ['a face'] * 16)[0] == pytest.approx(-.8**.5)     # by its own reader
     assert J.judge_of(fairness).reward.name == 'shared_fairness' and J.judge_of(redness).reward is redness
 
 # drift

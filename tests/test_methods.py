@@ -2,7 +2,7 @@
 import pytest, torch
 
 from drl_toolkit.prompts import Task
-from drl_toolkit.recipes import METHODS, RunConfig, make_trainer, method_fields
+from drl_toolkit.recipes import METHODS, RECIPES, RunConfig, combined, left_behind, load_recipe, make_trainer, method_fields
 from drl_toolkit.rewards import reward
 from drl_toolkit.tiny import tiny_sd
 from forms import some
@@ -68,3 +68,26 @@ def test_group_credit_without_a_group_is_refused_before_anything_is_sampled(name
 def test_a_single_picture_has_no_siblings(told):
     config = RunConfig(num_steps=5, train_steps=0, **told)
     with pytest.raises(ValueError, match='group_size 1'): make_trainer(config, [Task('warm', ['a cat'], warmth)], tiny_sd(), callbacks=[])
+
+UNIT = lambda c: (c.objective, c.likelihood) if c.objective == 'policy' else (c.objective,)
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_no_weight_of_a_recipe_leaks_into_another_likelihood(recipe):
+    "Over all methods: where the likelihood or the objective is another one, weights are the method's own or none."
+    own = load_recipe(recipe)[1]
+    for method in METHODS:
+        config, left = combined(own, method)
+        for name in ('kl_weight', 'kl_target', 'clip_range', 'clip_high'):
+            mine = method_fields(method).get(name, getattr(own, name) if UNIT(config) == UNIT(own) else getattr(RunConfig, name))
+            assert getattr(config, name) == mine, (method, name)
+        assert bool(left_behind(own, left)) == bool(left) == (own.kl_weight > 0 and UNIT(config) != UNIT(own) and 'kl_weight' not in method_fields(method))
+    assert combined(own, 'ppo', dict(kl_weight=.25))[0].kl_weight == .25          # what is asked for is given
+    assert combined(own)[0] == own
+
+def test_the_kl_of_another_likelihood_no_longer_holds_the_path(capsys):
+    "`composition --method ppo`: the weight of the recipe, .4 of a mean, was .4 nats of a sum over D."
+    from drl_toolkit.cli import _train_config, parse
+    told = parse(['train', 'composition', '--method', 'ppo'])
+    assert _train_config(told, None)[0].kl_weight == 0
+    assert capsys.readouterr().out.startswith('kl_weight=0.4 of the recipe is left out: ')
+    assert _train_config(parse(['train', 'composition', '--method', 'awm']), None)[0].kl_weight == .4 and not capsys.readouterr().out

@@ -280,7 +280,7 @@ def test_drl_serve(tmp_path, capsys):
         assert 'bright' in first
         assert torch.allclose(remote_reward(second.split()[1])(IMAGES, PROMPTS), mean(IMAGES, PROMPTS))
     finally: server.terminate(); server.wait(10); server.stdout.close()
-    for spec, words in (('mean', 'module:name'), ('nowhere.py:f', 'no file'), ('no_such_module:f', 'no_such_module'), ('drl_toolkit.rewards:beauty', 'beauty'), ('json:__name__', 'no function')):
+    for spec, words in (('mean', "'mean' does not exist"), ('nowhere.py:f', 'no file'), ('no_such_module:f', 'no_such_module'), ('drl_toolkit.rewards:beauty', 'beauty'), ('json:__name__', 'no function')):
         assert main(['serve', spec]) == 2 and words in capsys.readouterr().err
     assert load_reward(f'{tmp_path}/mine.py:bright').name == 'bright'
 
