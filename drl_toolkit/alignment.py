@@ -54,13 +54,14 @@ def token_embeddings(
     encoder,             # of transformers
     tokenizer,           # its own
     layer:int            # of the hidden states; -1 is the last
-) -> tuple:              # (B, L, D) of length 1, and (B, L) true for tokens that are neither padding nor special
+) -> tuple:              # (B, L, D) of length 1, (B, L) true for tokens that are neither padding nor special, and (B, L) true for all but padding
     "Contextual embeddings of the words of texts."
     read = tokenizer(texts, padding=True, truncation=True, return_tensors='pt', return_special_tokens_mask=True)
     words = read.pop('special_tokens_mask') == 0
     states = encoder(**read.to(encoder.device), output_hidden_states=True).hidden_states
     if not -len(states) <= layer < len(states): raise ValueError(f'layer is {layer}; -1 to {len(states) - 1} is right for this model')
-    return F.normalize(states[layer], dim=-1), (words & (read['attention_mask'].cpu() == 1)).to(encoder.device)
+    there = read['attention_mask'].cpu() == 1
+    return F.normalize(states[layer], dim=-1), (words & there).to(encoder.device), there.to(encoder.device)
 
 @torch.no_grad()
 def bertscore_recall(
@@ -70,14 +71,14 @@ def bertscore_recall(
     tokenizer,           # its own
     layer:int=-1,        # of the hidden states
 ) -> torch.Tensor:       # (B,)
-    "How much of each reference is said by its candidate. [1904.09675, Eq 1; without idf weights]"
-    (said, said_words), (asked, asked_words) = (token_embeddings(t, encoder, tokenizer, layer) for t in (candidates, references))
-    similar = (asked @ said.mT).masked_fill(~said_words[:, None], -1).amax(2)
+    "How much of each reference is said by its candidate. [1904.09675, Eq 1; without idf weights] As in bert_score, special tokens have no weight and may be matched."
+    (said, said_words, said_all), (asked, asked_words, _) = (token_embeddings(t, encoder, tokenizer, layer) for t in (candidates, references))
+    similar = (asked @ said.mT).masked_fill(~said_all[:, None], -1).amax(2)
     similar = similar.where(said_words.any(1, keepdim=True), 0)               # nothing was said
     return (similar * asked_words).sum(1) / asked_words.sum(1).clamp(min=1)
 
 # %% ../nbs/04d_alignment.ipynb #0218762c
-DESCRIBE = 'Provide a concise account of what is going on in this picture.'
+DESCRIBE = 'Answer concisely: what is going on in this image?'   # as DDPO's release asks; it sends JPEGs of quality 80, and here the pixels themselves are read
 
 class Viewer:
     "A transformers model that sees pictures and writes or reads text: BLIP, LLaVA, SmolVLM, Qwen-VL …"
@@ -129,7 +130,7 @@ def nearest_caption(
 def _viewer(model, device): return Viewer(model, device)
 
 def caption_reward(
-    caption='llava-hf/llava-1.5-7b-hf',          # images -> list of strings, or a `Viewer`'s folder or hub id; this one is DDPO's
+    caption='llava-hf/llava-1.5-7b-hf',          # images -> list of strings, or a `Viewer`'s folder or hub id; DDPO had the first LLaVA, which is older
     encoder:str='microsoft/deberta-xlarge-mnli', # to compare texts with; DDPO's
     tokenizer:str=None,                          # folder or hub id; the encoder's own by default
     layer:int=40,                                # of the encoder's hidden states; 40 is bert-score's for this encoder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAB_PROMPTS', 'MEASURES', 'EDITS', 'SHIPPED', 'base_samples', 'blur', 'grey', 'centred', 'rank_correlation', 'Slope',
-           'gradient_slopes', 'RewardReport', 'check_reward', 'crispness']
+           'gradient_slopes', 'RewardReport', 'check_reward', 'noise_share', 'crispness']
 
 # %% ../nbs/07b_lab.ipynb #2e1b9774
 import base64, io, math, textwrap, time, warnings
@@ -151,6 +151,7 @@ class RewardReport:
     values: torch.Tensor         # (B,) float32
     dtype: str                   # what the function itself returned
     repeat: float                # largest difference between two calls
+    noise_share: float           # of the values' variance, how much is the reward's own noise
     order: float                 # largest difference when the batch is shuffled
     alone: float|None            # largest difference when pictures are scored by themselves; None for groups
     milliseconds: float          # per picture
@@ -191,7 +192,7 @@ def _problems(self) -> list:
     v, found = self.values, []
     small = 1e-3 * max(self.std, 1e-6 * v.abs().max().item())
     if v.max() == v.min(): found.append('it is constant on these images, so that nothing can be learnt from it')
-    if self.repeat > small: found.append(f'it is not deterministic: two calls differ by up to {self.repeat:.3g}')
+    if self.repeat > small: found.append(f'it is not deterministic: {self.noise_share:.0%} of the variance of its values is its own noise (two calls differ by up to {self.repeat:.3g})')
     elif self.order > small: found.append(f'it depends on the order of the batch, by up to {self.order:.3g}')
     elif self.alone is not None and self.alone > small:
         found.append(f"a picture's value depends on its neighbours, by up to {self.alone:.3g}; if that is meant, use level='group'")
@@ -328,6 +329,14 @@ def check_reward(
         warnings.simplefilter('ignore', UserWarning)         # the report says itself what is constant
         return _examined(r, images, prompts, groups, SHIPPED if others is None else others)
 
+def noise_share(
+    first:torch.Tensor,  # (B,) values of some pictures
+    again:torch.Tensor,  # (B,) of the same, by another call
+) -> float:              # 0 … 1; 0 where the values do not vary
+    "Share of one call's variance that is the reward's own noise: half the mean square of the difference, over the variance."
+    noise, variance = .5 * (first - again).double().square().mean(), .5 * (first.double().var(correction=0) + again.double().var(correction=0))
+    return (noise / variance).clamp(max=1).item() if variance else 0.
+
 def _examined(r, images, prompts, groups, others):
     values, figures = r.report(images, prompts, groups)                       # the first call also loads models and checks what it was given
     began = time.perf_counter(); again = r(images, prompts, groups); cost = time.perf_counter() - began
@@ -339,7 +348,7 @@ def _examined(r, images, prompts, groups, others):
     if r.level == 'group': one = (groups == groups[0]).nonzero().flatten()
     alone = gap(torch.cat([r(*pick(i[None])) for i in some]), values[some]) if r.level == 'sample' else None
     return RewardReport(
-        r.name, r.level, values.cpu(), _raw_dtype(r, *pick(one)), gap(again, values), gap(r(*pick(perm), groups[perm]), values[perm]), alone, 1000 * cost / len(images),
+        r.name, r.level, values.cpu(), _raw_dtype(r, *pick(one)), gap(again, values), noise_share(values, again), gap(r(*pick(perm), groups[perm]), values[perm]), alone, 1000 * cost / len(images),
         _reads_prompt(r, images, prompts, values), r.card, figures, gradient_slopes(r, *pick(one)), {name: rank_correlation(values, f(images), prompts) for name, f in MEASURES.items()},
         _related(r, values, images, prompts, groups, others), _edits(r, *pick(some), groups[some], values.std(correction=0).item()), images.cpu(), list(prompts))
 

@@ -41,6 +41,7 @@ class Adapter:
     "What a policy asks of a pipeline. Subclasses say where theirs differs."
     network_name = 'unet'
     text_encoders = ('text_encoder',)   # those that can be trained
+    readers = ('text_encoder', 'tokenizer')   # what a prompt needs; further ones may be missing
     flow_matching = False               # whether the pipeline's class is made for flow matching alone
     guided_by_input = False             # guidance is a number that the network is given, and needs no second call
 
@@ -49,9 +50,29 @@ class Adapter:
         image_size:int=None,  # pixels, width and height; the pipeline's own when None
     ):
         self.pipeline = pipeline
+        self._check_parts()
         self.image_size, step = image_size or self.own_size(), pipeline.vae_scale_factor * 2
         whose = '' if image_size else ', as the model says'
         if self.image_size % step: raise ValueError(f'image_size is {self.image_size}{whose}; a multiple of {step} is right, such as {self.image_size // step * step or step}')
+
+    def _check_parts(self):
+        "Refuse a pipeline that lacks a part, or whose network takes more than latents, before anything is sampled."
+        kind, needed = type(self.pipeline).__name__, self.needed()
+        for name in needed:
+            if getattr(self.pipeline, name, None) is None: raise ValueError(f"pipeline has no {name}; a {kind} needs {', '.join(needed)}")
+        if getattr(self.network.config, 'time_cond_proj_dim', None):
+            raise ValueError(f'{self.network_name} takes the guidance scale as an embedding (distilled for few steps); such a network is not sampled here')
+        taken, given = self.latent_channels(), self.pipeline.vae.config.latent_channels
+        if taken != given: raise ValueError(f'{self.network_name} takes {taken} channels, but the latents of the VAE have {given}: it wants more than noisy latents (inpainting, editing); a text-to-image model is right')
+
+    @classmethod
+    def needed(cls) -> tuple: # of names
+        "The parts that such a pipeline cannot do without."
+        return 'vae', cls.network_name, *cls.readers, 'scheduler'
+
+    def latent_channels(self) -> int:
+        "Channels of the latents that the network takes."
+        return self.network.config.in_channels
 
     @property
     def network(self):
@@ -110,8 +131,10 @@ class Adapter:
         generator:torch.Generator=None,  # for a draw from the encoder's distribution; its mean when None
     ) -> torch.Tensor:                   # (B, C, h, w)
         "Clean latents of pictures."
-        distribution = self.pipeline.vae.encode(images.to(self.device, self.pipeline.vae.dtype) * 2 - 1).latent_dist
-        latents = (distribution.mean if generator is None else distribution.sample(generator)).float()
+        found = self.pipeline.vae.encode(images.to(self.device, self.pipeline.vae.dtype) * 2 - 1)
+        distribution = getattr(found, 'latent_dist', None)                     # a tiny autoencoder (TAESD) has latents and no distribution
+        if distribution is None: latents = found.latents.float()
+        else: latents = (distribution.mean if generator is None else distribution.sample(generator)).float()
         scale, shift = self._codec_scale(latents)
         return (latents - shift) * scale
 
@@ -141,6 +164,7 @@ class StableDiffusion(Adapter): "Stable Diffusion 1.x and 2.x: one text encoder,
 class StableDiffusionXL(Adapter):
     "Stable Diffusion XL."
     text_encoders = ('text_encoder', 'text_encoder_2')
+    readers = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def encode(self, prompts):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
@@ -166,6 +190,7 @@ def dynamic_shift(scheduler, tokens:int) -> dict: # mu, where the scheduler want
 class StableDiffusion3(Adapter):
     "Stable Diffusion 3 and 3.5."
     network_name, text_encoders, flow_matching = 'transformer', ('text_encoder', 'text_encoder_2'), True
+    readers = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def set_timesteps(self, num_steps):
         side = self.latent_shape[1] // self.network.config.patch_size
@@ -182,6 +207,9 @@ class StableDiffusion3(Adapter):
 class Flux(Adapter):
     "FLUX.1, with or without guidance as an input."
     network_name, flow_matching = 'transformer', True
+    readers = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
+
+    def latent_channels(self): return self.network.config.in_channels // 4         # patches of two by two
 
     @property
     def guided_by_input(self): return bool(self.network.config.guidance_embeds)

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DEVICES', 'WORKSPACE', 'PROCESSES', 'STOCHASTIC', 'WORDS', 'LARGE', 'M_TRIM_THRESHOLD',
            'M_MMAP_THRESHOLD', 'M_ARENA_MAX', 'KEPT', 'LOADED', 'FUSED_QKV', 'FUSED_LORA', 'REMEMBERED', 'LORA_FILE',
-           'PLAIN_LORA', 'PolicyConfig', 'best_device', 'check_device', 'wide', 'prepare_deterministic',
-           'deterministic_algorithms', 'check_types', 'check_words', 'another_scheduler', 'conversion',
-           'sampling_scheduler', 'first_order_words', 'say_once', 'keep_freed_memory', 'aligned', 'Policy',
-           'lora_options', 'say', 'cast', 'rescaled', 'demo_folder', 'base_of', 'noted_base', 'find_model', 'readable',
-           'open_pipeline']
+           'PLAIN_LORA', 'WEIGHTS', 'VOCABULARIES', 'PolicyConfig', 'best_device', 'check_device', 'wide',
+           'prepare_deterministic', 'deterministic_algorithms', 'check_types', 'check_words', 'another_scheduler',
+           'conversion', 'sampling_scheduler', 'first_order_words', 'say_once', 'keep_freed_memory', 'aligned',
+           'Policy', 'lora_options', 'say', 'cast', 'rescaled', 'demo_folder', 'base_of', 'noted_base', 'find_model',
+           'unreachable', 'check_folder', 'readable', 'open_pipeline']
 
 # %% ../nbs/02_policy.ipynb #d6885828
-import ctypes, json, os, re, sys
+import ctypes, json, os, re, socket, sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import diffusers, torch
 from diffusers import DiffusionPipeline
@@ -30,7 +32,7 @@ from .files import read_json
 from .model_folders import check_pipeline_index, forget_places, is_place
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
                               lora_disabled, merge_adapters, pad_to_rank, stacked_factors, tuner_layers)
-from .pipelines import ATTENTION, Conditions, adapt
+from .pipelines import ADAPTERS, ATTENTION, Conditions, adapt
 from .transitions import PREV_TIMESTEPS, SDES, Gaussian, check_sampler, noise_process, tables, without_gaussian
 from .world import assets_dir, no_bars
 
@@ -689,10 +691,71 @@ def find_model(
     if model == 'demo': model = demo_folder()
     path = Path(model)
     if path.is_dir():
+        if not (path / 'model_index.json').is_file() and (one := sorted(path.glob('*.safetensors')) or sorted(path.glob('*.ckpt'))) and not (path / 'policy.json').exists():
+            raise FileNotFoundError(f'model {str(model)!r} holds {one[0].name} and no model_index.json; {_convert(one[0])}')
         if not (path / 'model_index.json').is_file(): raise FileNotFoundError(f'model {str(model)!r} is a folder without model_index.json; a folder saved by save_pretrained is right')
+    elif path.is_file() and path.suffix in ('.safetensors', '.ckpt', '.bin', '.pt'):
+        raise FileNotFoundError(f'model {str(model)!r} is a single file; {_convert(path)}')
     elif not re.fullmatch(r'[\w.-]+/[\w.-]+', str(model)) or path.exists() or str(model).startswith('.'):
         raise FileNotFoundError(f"model {str(model)!r} is no folder; a folder saved by save_pretrained or a hub id 'owner/name' is right")
+    else: return _on_hub(str(model))
     return str(model)
+
+def _convert(file):
+    "How one file becomes a folder."
+    return f"convert it once by StableDiffusionPipeline.from_single_file({file.name!r}).save_pretrained('folder') (or the class of its family), and give the folder"
+
+def _on_hub(name) -> str: # the id, or the folder of the cache where the hub is out of reach
+    "A hub id that can be read. `OSError` says at once why it cannot."
+    from huggingface_hub import constants, try_to_load_from_cache
+    why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
+    if not why: return name
+    cached = try_to_load_from_cache(name, 'model_index.json')
+    if isinstance(cached, str): return str(Path(cached).parent)
+    raise OSError(f"model {name!r} is a hub id that is not in this machine's cache, and the hub is out of reach ({why}); connect, or give a folder saved by save_pretrained")
+
+def unreachable(
+    address:str,      # URL of a server
+    seconds:float=4.,
+) -> str:             # '' where it, or the proxy before it, takes a connection
+    "Why a server cannot be reached, in a few seconds whatever the resolver does."
+    url, found = urlsplit(getproxies().get('https') or address), []
+    def knock():
+        try: socket.create_connection((url.hostname, url.port or (80 if url.scheme == 'http' else 443)), seconds).close(); found.append('')
+        except OSError as e: found.append(e.strerror or str(e) or type(e).__name__)
+    thread = Thread(target=knock, daemon=True)
+    thread.start(); thread.join(seconds)
+    return found[0] if found else f'no answer in {seconds:g} s'
+
+WEIGHTS = re.compile(r'(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors')
+VOCABULARIES = ('tokenizer.json', 'vocab.json', 'vocab.txt', 'spiece.model', 'tokenizer.model')
+
+def check_folder(
+    folder:Path,
+    index:dict,  # what its model_index.json holds
+) -> str:        # variant of the weights, such as 'fp16'; None for the plain ones
+    "Refuse a folder that lacks a part which its index names, or has it pickled alone."
+    variants, kind = set(), index.get('_class_name')
+    needed = next((adapter.needed() for cls, adapter in ADAPTERS.items() if cls.__name__ == kind), ())
+    for name in needed:
+        if not any(index.get(name) or ()): raise ValueError(f"model {str(folder)!r} has no {name}, as its model_index.json says; a {kind} needs {', '.join(needed)}")
+    for name, spec in index.items():
+        if not isinstance(spec, list) or not spec[0] or name in ('safety_checker', 'feature_extractor', 'image_encoder'): continue
+        files = [p.name for p in (folder / name).iterdir()] if (folder / name).is_dir() else []
+        if not files: raise FileNotFoundError(f'model {str(folder)!r} has no {name}/, which its model_index.json names; a whole folder, as save_pretrained writes it, is right')
+        if 'Tokenizer' in spec[1] and not set(VOCABULARIES) & set(files): raise FileNotFoundError(f"{name}/ of model {str(folder)!r} has no vocabulary; one of {', '.join(VOCABULARIES)} is right")
+        if 'Tokenizer' not in spec[1] and name != 'scheduler': variants.add(_variant(folder, name, files))
+    if len(variants - {None}) > 1: raise ValueError(f"model {str(folder)!r} has weights of the variants {', '.join(sorted(variants - {None}))}, and none of all its parts; one variant is right")
+    return next(iter(variants - {None}), None)
+
+def _variant(folder, name, files):
+    "Of a network's weights: None where there are plain ones."
+    found = {m[1] or m[2] for m in map(WEIGHTS.fullmatch, files) if m}
+    if None in found: return None
+    if found: return sorted(found)[0]
+    pickled = next((f for f in sorted(files) if f.endswith(('.bin', '.ckpt', '.pt', '.pth'))), None)
+    if pickled: raise ValueError(f"{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is unpickled here; convert them where you trust them: from_pretrained(…, use_safetensors=False), then save_pretrained")
+    raise FileNotFoundError(f'{name}/ of model {str(folder)!r} has no weights; a .safetensors file is right')
 
 @contextmanager
 def readable(model):
@@ -710,8 +773,12 @@ def open_pipeline(
     with readable(model), no_bars():
         known = DiffusionPipeline.load_config(found)
         check_pipeline_index(known, found)                        # nothing that it names is imported before
+    variant = check_folder(Path(found), known) if Path(found).is_dir() else None
+    with readable(model), no_bars():
         checker = dict(safety_checker=None, requires_safety_checker=False) if 'safety_checker' in known else {}
-        pipeline = DiffusionPipeline.from_pretrained(found, dtype=torch.float32, use_safetensors=True, **checker)
+        pipeline = DiffusionPipeline.from_pretrained(found, dtype=torch.float32, use_safetensors=True, variant=variant, **checker)
+    if variant: say_once(f'model {str(model)!r}: its {variant} weights are the only ones; loaded from them, and computed in the precision that is asked for')
+    if found != str(model) != 'demo': pipeline.register_to_config(_name_or_path=str(model))       # the hub id, and not the folder of this machine's cache
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

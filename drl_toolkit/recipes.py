@@ -279,7 +279,7 @@ METHODS = dict(
     rwr_sparse=_MATCHING | dict(surrogate='reinforce', credit='top_share'),
     raft=_MATCHING | dict(surrogate='reinforce', credit='best_of'),
     nft=_MATCHING | dict(surrogate='nft', credit='group'),
-    refl=_PLAIN | dict(objective='refl'),                                                   # as its code: without the data loss
+    refl=_PLAIN | dict(objective='refl'),                                                   # without the data loss, as its code; which has relu(2 − r)·1e-3 for −r, and no guidance
     refl_data=_PLAIN | dict(objective='refl', data_weight=.1, data_mode='joined'),         # as its paper: with it
     draft=_PLAIN | dict(objective='draft', back_steps=1),
     draft_lv=_PLAIN | dict(objective='draft_lv'),

@@ -56,7 +56,11 @@ def _check_values(name, values, images, prompts, shapes):
     if bad:
         what = 'NaN' if values.isnan().any() else 'an infinite value'
         raise NotFinite(f'{here} {what} for {len(bad)} of {len(images)} images (the first shows {prompts[bad[0]]!r}); every value must be finite', bad[0])
-    return values.detach().float()
+    kept = values.detach().float()
+    if not kept.isfinite().all():
+        large = values.detach().abs().flatten().argmax().item()
+        raise NotFinite(f'{here} {values.flatten()[large].item():.3g} for {prompts[large]!r}, more than float32 holds; values below {torch.finfo(torch.float32).max:.1e} are right', large)
+    return kept
 
 # %% ../nbs/04_rewards.ipynb #eaaa941e
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Reward:
             figures.append(group_figures)
         if self.level == 'sample' or len(parts) > 1: self._warn_if_constant(values)   # one group may well have one value
         seen = [k for k, f in figures[0].items() if isinstance(f, Seen)]
-        means = {k: sum(float(f[k]) for f in figures) / len(figures) for k in figures[0] if k not in seen}
+        means = {k: sum(_one_figure(self.name, k, f[k]) for f in figures) / len(figures) for k in figures[0] if k not in seen}
         return values, means, {k: seen_in_place(parts, [f[k] for f in figures]) for k in seen}
 
     def _part(self, images, prompts):
@@ -158,6 +162,13 @@ def seen_in_place(
 def _split(result):
     "Values and figures of what a reward function returned."
     return result if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict) else (result, {})
+
+def _one_figure(name, key, value) -> float:
+    "A figure that a reward function gives beside its values."
+    try: return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = f'{value.dtype} {tuple(value.shape)}' if torch.is_tensor(value) else type(value).__name__
+        raise TypeError(f"reward {name!r}: figure {key!r} is {found}; one number is right, such as a mean, or `Seen` for what each picture shows") from None
 
 def groups_of(
     prompts:list,   # of B strings

@@ -99,11 +99,12 @@ class State:
         params:dict,         # name -> tensor: the trained parameters, and other tensors that must come back
         optimizer=None,      # of torch; each of its parameters is among `params`
         extra:dict=None,     # what else must come back, in JSON
+        name:str='the checkpoint',   # for the error
     ):
         moments = None if optimizer is None else optimizer_tensors(optimizer, {p: n for n, p in params.items()})
         self.tensors = dict(weights=params) | ({} if moments is None else dict(optimizer=moments))
         self.note = json.dumps(extra or {})
-        for tensors in self.tensors.values(): check_finite(tensors, 'the checkpoint is not written')
+        for tensors in self.tensors.values(): check_finite(tensors, f'{name} is not written')
 
     @property
     def size(self) -> int: # bytes
@@ -138,7 +139,7 @@ def save_state(
     **about,             # of the manifest
 ) -> Path:
     "Write a `State`."
-    return State(params, optimizer, extra).write(path, **about)
+    return State(params, optimizer, extra, f'checkpoint {str(path)!r}').write(path, **about)
 
 @torch.no_grad()
 def load_state(
@@ -505,7 +506,8 @@ def _checkpoint(self,
 ) -> Path:
     "Write checkpoints/epoch_0010, and wait until the disk has it."
     self.settle()
-    path = self.write_state(State(params, optimizer, extra), epoch)
+    name = f"checkpoint {str(self.folder / 'checkpoints' / f'epoch_{epoch:04d}')!r}"
+    path = self.write_state(State(params, optimizer, extra, name), epoch)
     self.prune(keep)
     return path
 Run.checkpoint = _checkpoint

@@ -933,12 +933,15 @@ Trainer.follow_main = _follow_main
 def advice(
     row:dict,       # one task's figures of an epoch
     path:bool=True, # whether the path's likelihood is trained
+    grouped:bool=True,  # whether a group has several samples, and an epoch several groups
+    credited:bool=True, # whether advantages are used; methods that follow the reward's gradient have none
 ) -> dict:          # kind -> sentence
     "What a teacher would say of these figures; nothing when all is well."
+    if not credited: row = {k: v for k, v in row.items() if k not in ('effective_samples', 'effective_group', 'no_credit', 'flat_groups', 'advantage_share')}
     get, found = lambda name: row.get(name, math.nan), {}
     def say(kind, if_so, sentence):
         if if_so: found[kind] = sentence
-    say('few', get('effective_samples') < 6, f"the advantages weigh as much as {get('effective_samples'):.1f} equal samples: a few outliers decide each step; draw more samples, or try credit='rank'")
+    say('few', get('effective_samples') < 6, f"the advantages weigh as much as {get('effective_samples'):.1f} equal samples: a few outliers decide each step; draw more samples" + grouped * ", or try credit='rank'")
     say('group', get('effective_group') < 2.05 and get('no_credit') < .5, f"the pictures of a prompt weigh as much as {get('effective_group'):.1f} equal ones: such a group says who won, and not by how much; give the task a larger group_size")
     say('flat', get('flat_groups') > .5, f"{get('flat_groups'):.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, or the reward is too coarse")
     say('noise', get('signal_to_noise') < .05, f"the gradient is mostly noise (signal to noise {get('signal_to_noise'):.2g}): draw more samples" + path * ", train more steps of each, or try likelihood='matching'")
@@ -949,9 +952,9 @@ def advice(
         if name.startswith('cosine/'): say(name, value < -.3, f"its gradient contradicts {name.removeprefix('cosine/')}'s (cosine {value:.2f}): try strategy 'pcgrad', or fewer objectives")
     return found
 
-def _advice(row, path):
+def _advice(row, *told):
     "The same as `advice`, or why there is none: it ends no run."
-    try: return advice(row, path)
+    try: return advice(row, *told)
     except Exception as e: return dict(failed=f'there is no advice on these figures ({_in_short(e)})')
 
 class Teacher(Callback):
@@ -964,9 +967,10 @@ class Teacher(Callback):
 
     def news(self, trainer, record) -> dict: # task's name -> {kind: sentence} that was not said before
         "What is to be said of an epoch; it counts as said."
-        path = isinstance(trainer.objective, PolicyGradient) and trainer.config.likelihood == 'path'
+        credited = isinstance(trainer.objective, PolicyGradient)
+        path, grouped = credited and trainer.config.likelihood == 'path', {t.name: 1 < t.group_size < t.samples for t in trainer.tasks}
         known = {name: {k: v for k, v in row.items() if v is not None} for name, row in record['tasks'].items()}      # JSON has no NaN
-        found = {name: {kind: s for kind, s in _advice(row, path).items() if (name, kind) not in self.said} for name, row in known.items()}
+        found = {name: {kind: s for kind, s in _advice(row, path, grouped.get(name, True), credited).items() if (name, kind) not in self.said} for name, row in known.items()}
         self.said |= {(name, kind) for name, new in found.items() for kind in new}
         return found
 

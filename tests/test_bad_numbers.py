@@ -141,6 +141,20 @@ def test_bad_weights_are_never_written(tmp_path):
         step = t.optimizer.step
         t.optimizer.step = lambda *args: (step(*args), t.params[0].data[:1].fill_(math.inf))
         with pytest.raises(FloatingPointError, match='not recorded|not finite') as e: t.fit(epochs=2)
+        t.params[0].data[:1].fill_(math.inf)                                          # the fit that failed has put the weights back
         with pytest.raises(FloatingPointError, match="weights' is not written"): run.save_weights(t.policy)
         with pytest.raises(FloatingPointError, match="epoch_0002' is not written"): run.checkpoint(2, named_state(t), t.optimizer, t.state())
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == good
+
+def test_values_that_float32_does_not_hold_are_named():
+    from drl_toolkit.rewards import reward
+    images = torch.rand(3, 3, 8, 8)
+    with pytest.raises(ValueError, match="reward 'huge' returned 1e\\+300 for 'b', more than float32 holds"):
+        reward(lambda x, p: torch.tensor([1., 1e300, 2.], dtype=torch.double), name='huge')(images, ['a', 'b', 'c'])
+
+def test_a_figure_that_is_no_number_is_named():
+    from drl_toolkit.rewards import reward
+    images = torch.rand(3, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"reward 'mine': figure 'x' is torch.float32 \(3,\); one number is right"):
+        reward(lambda x, p: (torch.rand(3), {'x': torch.rand(3)}), name='mine').report(images, ['a'] * 3)
+    assert reward(lambda x, p: (torch.rand(3), {'x': torch.tensor(2.)}), name='mine').report(images, ['a'] * 3)[1] == {'x': 2.}

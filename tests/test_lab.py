@@ -71,3 +71,11 @@ def test_a_function_is_enough_and_seconds_too():
 
 def test_a_warning_about_constants_is_left_to_the_report():
     with warnings.catch_warnings(): warnings.simplefilter('error'); examine(lambda x, p: x.new_ones(len(x)))
+
+def test_the_judges_share_of_the_variance():
+    "Two calls, as independent draws of noise of variance 1 on pictures of variance 3."
+    g = torch.Generator().manual_seed(0)
+    true = 3**.5 * torch.randn(20000, generator=g)
+    assert lab.noise_share(*(true + torch.randn(20000, generator=g) for _ in range(2))) == pytest.approx(.25, abs=.01)
+    assert lab.noise_share(true, true) == 0 == lab.noise_share(torch.ones(4), torch.ones(4))
+    assert 'of the variance of its values is its own noise' in examine(lambda x, p: mean(x) + torch.rand(len(x))).problems[0]

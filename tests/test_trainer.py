@@ -260,6 +260,8 @@ def test_the_teacher_speaks_of_what_is_wrong_and_only_once(capsys):
     healthy = dict(effective_samples=40., flat_groups=.1, signal_to_noise=.5, clipped_high=.05, clipped_low=.05, advantage_share=.5)
     assert advice(healthy) == {} and advice({}) == {}
     assert 'matching' in advice(dict(signal_to_noise=0.))['noise'] and 'matching' not in advice(dict(signal_to_noise=0.), path=False)['noise']     # no advice to do what is done
+    few = dict(effective_samples=1.)
+    assert 'rank' in advice(few)['few'] and 'rank' not in advice(few, grouped=False)['few'] and advice(few, credited=False) == {}     # where it would be zero, or is not used
     assert 'group_size' in advice(dict(effective_group=2., no_credit=0.))['group'] and advice(dict(effective_group=1., no_credit=.75)) == {}        # a selection is small on purpose
     for name, value, word in (('effective_samples', 2., 'outliers'), ('flat_groups', .9, '90% of the groups'), ('signal_to_noise', .001, 'mostly noise'), ('clipped_high', .5, 'likely enough'),
                               ('clipped_low', .5, 'unlikely enough'), ('advantage_share', .95, 'hardly count'), ('cosine/preference', -.8, "preference's")):
