@@ -60,7 +60,8 @@ def _compare_options(compare):
 
 def _sample_options(sample):
     sample.add_argument('model', metavar='MODEL_OR_RUN', nargs='?', help=MODEL)
-    sample.add_argument('--prompts', metavar='FILE', help='text file, one prompt a line')
+    sample.add_argument('--prompts', metavar='FILE', help='text (a prompt a line), .csv, .tsv, .json, .jsonl or .parquet')
+    sample.add_argument('--prompt-column', '--prompt_column', default='prompt', help='column of the prompts file, where it has several')
     sample.add_argument('--n', type=int, default=4, help='pictures per prompt')
     sample.add_argument('--again', metavar='DIR/images.jsonl:LINE', help='draw one picture of an earlier call again: a line of its images.jsonl, or its DIR/0003_01.png')
     _add_sampling(sample, None)
@@ -364,9 +365,9 @@ def sample(args):
     from drl_toolkit.prompts import load_prompts
     from drl_toolkit.runs import check_out, open_policy, write_whole
     from drl_toolkit.world import to_pil
-    load_prompts(args.prompts)                                                 # a missing file is told before a model is loaded
+    load_prompts(args.prompts, column=args.prompt_column)                      # a missing file is told before a model is loaded
     policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
-    prompts, out, lines = load_prompts(args.prompts, vocabulary=speaks_emoji(policy)), check_out(args.out), []
+    prompts, out, lines = load_prompts(args.prompts, vocabulary=speaks_emoji(policy), column=args.prompt_column), check_out(args.out), []
     record = _record(policy, args.model, out)
     for i, prompt in enumerate(prompts):
         traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)
@@ -440,7 +441,7 @@ def _run_tasks(run, said):
     config = _own_files(run, config, said, '--rewards')
     tasks = [t for task in make_tasks(run.about['recipe'], config) for t in _one_reward_each(task)]
     if not config.prompts: return tasks
-    return [replace(t, prompts=split_stream(config.prompts, 'held_out')) for t in tasks]
+    return [replace(t, prompts=split_stream(config.prompts, 'held_out', config.prompt_column)) for t in tasks]
 
 def _one_reward_each(task):
     "A task of several rewards as one for each, on the same prompts."
@@ -678,6 +679,22 @@ def _after(argv, status, broken):
     return 2
 
 # %% ../nbs/20_cli.ipynb #21043843
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
+#| eval: false
 #| eval: false
 #| eval: false
 #| eval: false

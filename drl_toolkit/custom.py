@@ -99,7 +99,7 @@ def _own_task(config, **sizes):
     rewards = [named_reward(name) for name in weights]
     name = rewards[0].name if len(rewards) == 1 else 'rewards'
     weight = list(weights.values())
-    return Task(name, PromptStream(config.prompts), rewards if len(rewards) > 1 else rewards[0], weight=weight if len(rewards) > 1 else weight[0], **sizes)
+    return Task(name, PromptStream(config.prompts, config.prompt_column), rewards if len(rewards) > 1 else rewards[0], weight=weight if len(rewards) > 1 else weight[0], **sizes)
 
 # %% ../nbs/14c_custom.ipynb #616846af
 MOST_COPIED = 2**26   # bytes of a prompts file that a run keeps a copy of

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'OCCUPATION_PROMPTS', 'OBJECT_PROMPTS', 'SPLITS', 'Probe', 'emoji_probes', 'sample_probes', 'named_by_clip',
-           'both_present', 'read_pictures', 'real_pictures', 'bootstrap', 'frechet', 'Row', 'Comparison', 'win_rate',
-           'compare', 'tone_histograms', 'summarise', 'table', 'speaks_emoji', 'task_probes', 'compare_rewards']
+           'both_present', 'read_pictures', 'real_pictures', 'bootstrap', 'stretch', 'frechet', 'Row', 'Comparison',
+           'win_rate', 'compare', 'tone_histograms', 'summarise', 'table', 'speaks_emoji', 'task_probes',
+           'compare_rewards']
 
 # %% ../nbs/15_evaluate.ipynb #d1b137c4
 import random
 from dataclasses import dataclass, field
 
 import torch
+from scipy import stats
 from tqdm.auto import tqdm
 
 from . import prompts as P, world
@@ -121,14 +123,24 @@ def bootstrap(
     draws:int=2000,
     seed:int=0,
 ) -> tuple:                 # low, high
-    "Percentile interval of the mean over further clusters; with one cluster, over further values of that one. Few clusters make it too narrow: of 4, by a factor of about √(3/4)."
+    "Percentile interval of the mean over further clusters, stretched where they are few; with one cluster, over further values of that one. [arXiv 1411.5279]"
     labels = list(range(len(values))) if clusters is None else [*map({c: i for i, c in enumerate(dict.fromkeys(clusters))}.get, clusters)]
     if max(labels) == 0: labels = list(range(len(values)))
     index, count = torch.tensor(labels), max(labels) + 1
     sums, sizes = (torch.zeros(count, dtype=torch.double).index_add_(0, index, v.cpu().double()) for v in (values, torch.ones_like(values)))
     drawn = torch.randint(count, (draws, count), generator=torch.Generator().manual_seed(seed))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return tuple(means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)).tolist())
+    means, mean = sums[drawn].sum(1) / sizes[drawn].sum(1), sums.sum() / sizes.sum()
+    ends = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double))
+    return tuple((mean + stretch(count, level) * (ends - mean)).tolist())
+
+def stretch(
+    clusters:int,     # k
+    level:float=.95,
+) -> float:           # 1 and more
+    "How much wider Student's interval of k values is than the bootstrap's, which takes the population's deviation and the normal's quantile."
+    if clusters < 2: return 1.
+    tail = (1 + level) / 2
+    return float(stats.t.ppf(tail, clusters - 1) / stats.norm.ppf(tail) * (clusters / (clusters - 1)) ** .5)
 
 # %% ../nbs/15_evaluate.ipynb #00951b85
 def frechet(
@@ -186,7 +198,8 @@ def win_rate(
 ) -> tuple:               # win rate, low, high
     "How often the tuned picture scores higher than the base's of the same prompt and seed; a tie is half a win."
     wins = _wins(base, tuned)
-    return wins.mean().item(), *bootstrap(wins, clusters)
+    low, high = bootstrap(wins, clusters)
+    return wins.mean().item(), max(0., low), min(1., high)
 
 # %% ../nbs/15_evaluate.ipynb #a7c98052
 SPLITS = dict(train='training', held_out='held-out', unseen='never seen')

@@ -16,7 +16,7 @@ from .evaluate import GROUP, SPLITS, Probe, bootstrap, win_rate
 from .fairness import shared_fairness
 from .pixels import colourfulness, sharpness
 from .preference import preference
-from .rewards import Reward, clip_score, groups_of, jpeg_compressibility
+from .rewards import Reward, clip_score, groups_of, jpeg_compressibility, keep_nonfinite
 
 # %% ../nbs/15a_judges.ipynb #f4b8ae80
 ALL_KINDS = ('portraits', 'objects', 'pairs')
@@ -85,9 +85,17 @@ def judge_all(
         for split, label in SPLITS.items():
             mine = [p for p in probes if p.split == split and judge.asked(p)]
             if not mine: continue
-            found = [[judged(judge, p, images[p.name]) for p in mine] for images in (base, tuned)]
-            values = [torch.cat([v for v, _ in parts]) for parts in found]
+            try:
+                with keep_nonfinite(): found = [[judged(judge, p, images[p.name]) for p in mine] for images in (base, tuned)]
+            except Exception as e:
+                print(f'reward {judge.reward.name!r} failed on the {label} prompts and is left out ({type(e).__name__}: {str(e)[:160]})')
+                continue
+            values, clusters = [torch.cat([v for v, _ in parts]) for parts in found], [c for _, parts in found[0] for c in parts]
+            good = values[0].isfinite() & values[1].isfinite()
+            if not good.all():
+                print(f'reward {judge.reward.name!r} gave {int((~good).sum())} of {len(good)} {label} images a value that is not finite; they are left out (the first: {clusters[good.tolist().index(False)]!r})')
+            values, clusters = [v[good] for v in values], [c for c, g in zip(clusters, good.tolist()) if g]
             if not len(values[0]): continue
             rows.append(dict(reward=judge.reward.name, trained=judge.reward.name in trained, prompts=label, pictures=sum(len(p.prompts) for p in mine))
-                        | judge_row(values, [c for _, clusters in found[0] for c in clusters]))
+                        | judge_row(values, clusters))
     return pd.DataFrame(rows)

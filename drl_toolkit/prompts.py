@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from .files import instead_of_file
 from .rewards import Reward
 from .world import (BACKGROUNDS, COUNTS, HELD_OUT_OCCUPATIONS, HELD_OUT_PAIRS, OBJECTS, OCCUPATIONS, RELATIONS,
                                TRAIN_OCCUPATIONS, TRAIN_PAIRS, UNSEEN_PAIRS, Wanted, article, parse, prompt_of)
@@ -127,21 +126,21 @@ def animal_counts(
 MOST_BYTES = 2**26   # of a file that is read at once: a million prompts
 
 def load_prompts(
-    path:Path,               # UTF-8 text, one prompt a line
+    path:Path,               # of a kind that `streams.prompt_files` reads: text, CSV, TSV, JSON, JSON lines or Parquet
     vocabulary:bool=False,   # only prompts of the emoji world
+    column:str='prompt',     # where a row has several
 ) -> list:                   # of prompts
-    "Prompts from a file, with errors that name the line."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"prompts file {str(path)!r}: {instead_of_file(path)}; a text file with one prompt a line is right")
-    if path.stat().st_size > MOST_BYTES: raise ValueError(f'prompts file {str(path)!r} is larger than {MOST_BYTES} bytes; a stream (`streams.PromptStream`, or drl train --prompts) reads files of any size')
-    try: lines = path.read_text(encoding='utf-8-sig').splitlines()
-    except UnicodeDecodeError as e: raise ValueError(f'prompts file {str(path)!r}: byte {e.start} is no UTF-8; a text file in UTF-8 is right') from None
-    kept = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith('#')]
-    if not kept: raise ValueError(f'prompts file {str(path)!r}: no prompt in it; one prompt a line is right')
-    for i, line in kept if vocabulary else ():
-        try: parse(line)
-        except ValueError as e: raise ValueError(f'prompts file {str(path)!r}, line {i}: {e}') from None
-    return [line for _, line in kept]
+    "All prompts of a file, by the same reader as `streams.PromptStream`, with errors that name the line."
+    from drl_toolkit.streams import prompt_files                     # here, since it imports this module
+    here = f'prompts file {str(path)!r}'
+    if Path(path).is_file() and Path(path).stat().st_size > MOST_BYTES: raise ValueError(f'{here} is larger than {MOST_BYTES} bytes; a stream (`streams.PromptStream`, or drl train --prompts) reads files of any size')
+    source = prompt_files(path, column=column)
+    rows = [prompt for block in source.read(range(source.blocks)) for prompt in block]
+    if not any(rows): raise ValueError(f'{here}: no prompt in it; one or more is right')
+    for i, prompt in enumerate(rows, 1) if vocabulary else ():
+        try: prompt and parse(prompt)
+        except ValueError as e: raise ValueError(f"{here}, {'line' if Path(path).suffix.lower() == '.txt' else 'row'} {i}: {e}") from None
+    return [prompt for prompt in rows if prompt]
 
 # %% ../nbs/08_prompts.ipynb #5d35bb7d
 class Stream(ABC):

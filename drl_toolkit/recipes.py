@@ -52,6 +52,7 @@ class RunConfig(TrainConfig, PolicyConfig):
     group_size: int = 0           # images of one prompt in an epoch; 0 is the recipe's own, or 4 without a recipe
     samples: int = 0              # images in an epoch; 0 is the recipe's own, or 64 without a recipe
     prompts: str = ''             # file of prompts in place of the recipe's own, of any size: .txt, .csv, .tsv, .json, .jsonl or .parquet; of 200 and more, two in a hundred are held out
+    prompt_column: str = 'prompt' # column of the prompts file, where it has several
     overlap: bool = False         # score pictures in a thread while the next are sampled: for rewards that wait for another machine
     watch: str = ''               # rewards that are only watched, such as 'clip_score preference' or 'my_file.py:my_reward'
     watch_every: int = 2          # epochs between two looks at them
@@ -222,19 +223,21 @@ def make_policy(
 def with_prompts(
     tasks:list,         # one `Task`
     path:Path,          # of a file as `prompt_files` takes it
+    column:str='prompt',
 ) -> list:
     "The task with the prompts of a file, streamed; a small part of them is never drawn."
     if len(tasks) > 1: raise ValueError(f"prompts is {str(path)!r}, but this recipe has {len(tasks)} tasks; a recipe of one task is right")
-    return [replace(tasks[0], prompts=split_stream(path, 'train'))]
+    return [replace(tasks[0], prompts=split_stream(path, 'train', column))]
 
 FEWEST_SPLIT = 200   # rows of a file of which some are held out; of fewer, a share would be none or too many
 
 def split_stream(
     path:Path,          # of a file as `prompt_files` takes it
     split:str,          # 'train' or 'held_out'
+    column:str='prompt',
 ) -> PromptStream:
     "A part of a file's prompts, or all of a small file's."
-    stream = PromptStream(path, split=split)
+    stream = PromptStream(path, column, split=split)
     return stream if stream.source.rows >= FEWEST_SPLIT else PromptStream(stream.source)
 
 def make_sampler(config:RunConfig) -> Rollouts:
@@ -252,7 +255,7 @@ def make_trainer(
 ) -> Trainer:
     "The trainer that a configuration asks for."
     processes = processes or Processes.launched()
-    if config.prompts: tasks = with_prompts(tasks, config.prompts)
+    if config.prompts: tasks = with_prompts(tasks, config.prompts, config.prompt_column)
     policy = make_policy(config, model, processes.device if processes.count > 1 else None)
     data = BaseSamples(policy, [p for t in tasks if isinstance(t.prompts, list) for p in t.prompts[:64]]) if config.data == 'base' and config.data_weight else DATA.get(config.data)
     return Trainer(policy, tasks, config, data=data, callbacks=callbacks, sampler=make_sampler(config),

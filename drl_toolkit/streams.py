@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'LONGEST', 'FORMATS', 'MOST_JSON', 'HUB', 'WINDOW', 'Source'
            'prompt_files', 'HubSet', 'normalised', 'is_held_out', 'PromptStream', 'Mixed', 'Filtered']
 
 # %% ../nbs/08a_streams.ipynb #9c7d9879
-import csv, hashlib, json, random, re, unicodedata
+import csv, hashlib, json, random, re, unicodedata, warnings
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -38,6 +38,7 @@ def _hash(*parts) -> str: return hashlib.blake2b('\0'.join(map(str, parts)).enco
 def _text(value, here:str) -> str:
     "A value as a prompt; nothing is a blank one."
     if value is not None and not isinstance(value, str): raise TypeError(f'{here}: the prompt is {value!r:.60}; text is right')
+    if value and '\0' in value: raise ValueError(f'{here}: the prompt holds a NUL; text without is right')
     return (value or '').strip()
 
 class Rows(Source):
@@ -59,7 +60,7 @@ def _first_line(error) -> str: return (str(error).strip() or type(error).__name_
 
 def _choose(column:str, names:list, here:str):
     "Whether a column is there."
-    if column not in names: raise ValueError(f'{here}: there is no column {column!r}; column= one of {", ".join(f"{name!r:.40}" for name in names[:12])} is right')
+    if column not in names: raise ValueError(f'{here}: there is no column {column!r}; column (--prompt-column) must be one of {", ".join(f"{name!r:.40}" for name in names[:12])}')
 
 def _mark_of(path:Path) -> str:
     "Tells a file from another by its size, its beginning and its end, wherever it lies."
@@ -126,23 +127,30 @@ class LineFile(Source):
         if not self.rows: raise ValueError(f'{self.here}: no prompt in it; one or more is right')
 
     def _index(self):
-        starts, rows = [], 0
+        starts, rows, comments = [], 0, 0
         with open(self.path, 'rb') as file:
             records, at = self._records(file, 1), 0
             if self._delimiter:
                 line, self._head = next(records, (1, []))
                 _choose(self.column, self._head, self.here)
                 at = file.tell()
-            for line, _ in records:
+            for line, record in records:
+                comments += self._is_comment(record)
                 if rows % BLOCK == 0: starts.append((at, line))
                 rows += 1
                 if rows % BLOCK == 0: at = file.tell()
+        if comments: warnings.warn(f"{self.here}: {comments} line{'s' * (comments > 1)} that begin{'s' * (comments == 1)} with # {'are comments' if comments > 1 else 'is a comment'} and no prompt", stacklevel=6)
         return starts, rows
+
+    def _is_comment(self, record):
+        "In a text file alone, whose only syntax this is."
+        return self.path.suffix.lower() == '.txt' and record.lstrip().startswith('#')
 
     def _lines(self, file, first):
         "Decoded lines from where the file is."
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b''), first):
             if len(line) > LONGEST: raise ValueError(f'{self.here}, line {number}: it is longer than {LONGEST} bytes; one prompt a line is right')
+            if b'\0' in line: raise ValueError(f'{self.here}, line {number}: it holds a NUL byte, as UTF-16 does; text in UTF-8 is right')
             try: yield line.decode('utf-8-sig' if number == 1 else 'utf-8')
             except UnicodeDecodeError as e: raise ValueError(f'{self.here}, line {number}: byte {e.start} is no UTF-8; text in UTF-8 is right') from None
 
@@ -164,7 +172,7 @@ class LineFile(Source):
                 number, self._held = first + rows.line_num, 0
         except csv.Error as e: raise ValueError(f'{self.here}, line {number}: {e}') from None
 
-    def _plain(self, line, here): return '' if line.lstrip().startswith('#') else line.strip()
+    def _plain(self, line, here): return '' if self._is_comment(line) else line.strip()
 
     def _field(self, fields, here):
         if fields and len(fields) != len(self._head): raise ValueError(f'{here}: it has {len(fields)} fields; {len(self._head)}, as the head, is right')
@@ -345,7 +353,7 @@ class PromptStream(Stream):
         "Go to the next window, or to the next pass."
         self.at = (cycle, window + 1, 0)
         if (window + 1) * WINDOW < self.source.blocks: return
-        if not self._found: raise ValueError(f'{self}: no prompt in it; another split or another file is right')
+        if not self._found: raise ValueError(f'{self}: no prompt in it' + (', all rows are blank or comments; a file with prompts is right' if self.split == 'all' else f"; split='all', another held_out than {self.held_out:g}, or more prompts are right"))
         self.at, self._found = (cycle + 1, 0, 0), False
 
     def _rows(self, cycle, window):

@@ -13,6 +13,7 @@ import pandas as pd, torch
 from .custom import named_rewards
 from .drift import MEASURES, clip_distance
 from .mdp import rollout
+from .rewards import keep_nonfinite
 from .trainer import Callback, StopTraining
 
 # %% ../nbs/15c_watch.ipynb #da7e6c92
@@ -25,8 +26,12 @@ def effects(
     "How far each reward moved."
     found = {}
     for reward in rewards:
-        b, n = (reward(x, prompts) for x in (base, now))
-        found[reward.name] = ((n - b).mean() / b.std().clamp(min=1e-8)).item()
+        try:
+            with keep_nonfinite(): b, n = (reward(x, prompts) for x in (base, now))
+        except Exception as e: print(f'reward {reward.name!r} failed and is left out of this look ({type(e).__name__}: {str(e)[:160]})'); continue
+        good = b.isfinite() & n.isfinite()
+        if not good.all(): print(f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not finite; they are left out of this look (the first shows {prompts[good.tolist().index(False)]!r})')
+        if good.sum() > 1: found[reward.name] = ((n - b)[good].mean() / b[good].std().clamp(min=1e-8)).item()
     return found
 
 class Watch(Callback):
@@ -62,8 +67,8 @@ class Watch(Callback):
         "Look, write down, keep the best, and stop when it is long past."
         if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs: return
         record |= self.figures(self.shown(trainer))
-        if not self.patience: return
-        looks = [r['watch/watched'] for r in trainer.history if 'watch/watched' in r]
+        if not self.patience or not math.isfinite(record['watch/watched']): return
+        looks = [r['watch/watched'] for r in trainer.history if math.isfinite(r.get('watch/watched') or math.nan) or r.get('watch/watched') == 0]
         best = best_look(looks, self.tolerance)
         if best == len(looks): self.keep(trainer)
         elif len(looks) - best >= self.patience:

@@ -141,9 +141,75 @@ def test_bad_weights_are_never_written(tmp_path):
         step = t.optimizer.step
         t.optimizer.step = lambda *args: (step(*args), t.params[0].data[:1].fill_(math.inf))
         with pytest.raises(FloatingPointError, match='not recorded|not finite') as e: t.fit(epochs=2)
+        t.params[0].data[:1].fill_(math.inf)                                          # the fit that failed has put the weights back
         with pytest.raises(FloatingPointError, match="weights' is not written"): run.save_weights(t.policy)
         with pytest.raises(FloatingPointError, match="epoch_0002' is not written"): run.checkpoint(2, named_state(t), t.optimizer, t.state())
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == good
+
+def spoilt(how, count=1):
+    "A reward whose value for the last images of a batch of more than one is bad."
+    @reward
+    def odd(images, prompts):
+        values = images.mean((1, 2, 3)).tolist()
+        if how == 'raise':
+            if any('dog' in p for p in prompts): raise RuntimeError('no dogs')
+            return values
+        return values[:-count] + [how] * count
+    return odd
+
+@pytest.mark.parametrize('how', [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize('kind, train', [('ppo', 'lora'), ('matching', 'full')])
+def test_a_skipped_sample_changes_nothing_but_itself(how, kind, train, capsys):
+    "Neither its value nor its image reaches the advantages, the means or the gradient, with a KL penalty too."
+    weight = dict(kl_weight=.1)
+    t = trainer(train, of=[Task('odd', ['a cat'], spoilt(how), samples=8)], on_nonfinite='skip', epochs=2, **KINDS[kind]() | weight)
+    rows = []
+    collect, plan = t.collect, t.plan
+    def planned(batch):
+        made = plan(batch)
+        rows.append((batch, {i for part in made for i in part['sample'].tolist()}))
+        return made
+    t.plan = planned
+    records = [r['tasks']['odd'] for r in t.fit()]
+    for record, (batch, used) in zip(records, rows):
+        assert used == set(range(7)) and batch.advantage[7] == 0 and record['skipped_samples'] == 1
+        kept = batch.values[0][:7].double()
+        assert torch.allclose(batch.advantage[:7].double(), (kept - kept.mean()) / (kept.var(correction=0) + 1e-8).sqrt(), atol=1e-5)
+        assert record['reward'] == pytest.approx(kept.mean().item(), rel=1e-5) and math.isfinite(record['grad_norm'])
+    told = capsys.readouterr().out
+    assert told.count("reward 'odd' is not finite for 'a cat'") == 2 and 'seed ' in told
+
+def test_too_many_skipped_samples_stop_the_run():
+    t = trainer(of=[Task('odd', ['a cat'], spoilt(math.nan, 3), samples=8)], on_nonfinite='skip')
+    with pytest.raises(ValueError, match="seed .*reward 'odd' is not finite for 'a cat', one of 3 such of 8 samples; at most 25%"): t.fit()
+
+def test_a_reward_that_raises_for_some_images_skips_them():
+    t = trainer(of=[Task('odd', ['a cat'] * 7 + ['a dog'], spoilt('raise'), samples=8)], on_nonfinite='skip', epochs=1)
+    assert t.fit()[0]['tasks']['odd']['skipped_samples'] == 1
+    with pytest.raises(RuntimeError, match='no dogs'): trainer(of=[Task('odd', ['a dog'], spoilt('raise'), samples=8)], on_nonfinite='skip').fit()
+
+def test_a_list_may_be_of_whole_numbers_and_float64_may_be_too_large():
+    images = torch.rand(2, 3, 8, 8)
+    assert reward(lambda x, p: [1, 0], name='ints')(images, ['a', 'b']).tolist() == [1., 0.]
+    with pytest.raises(ValueError, match="reward 'big' returned 1e.300 for 'b', more than float32"): reward(lambda x, p: torch.tensor([0, 1e300], dtype=torch.double), name='big')(images, ['a', 'b'])
+
+@pytest.mark.parametrize('how', ['raise', math.nan])
+def test_a_watched_reward_never_ends_a_run(how, tmp_path, capsys):
+    from drl_toolkit.watch import Watch
+    t = trainer(epochs=2)
+    bad = reward(lambda images, prompts: 1 / 0, name='bad') if how == 'raise' else spoilt(how)
+    with Run.create(tmp_path / 'r', t.config) as run:
+        t.callbacks = [Watch(t.policy, [redness], [bad, warmth], ['a cat'] * 4, every=1), Recorder(run, ['a cat'], every=1)]
+        t.fit()
+        assert [p.name for p in run.checkpoints()][-1] == 'epoch_0002' and all(math.isfinite(r['watch/watched']) for r in t.history)
+    assert ("'bad' failed" if how == 'raise' else "1 of 4 images") in capsys.readouterr().out
+
+def test_progress_shows_the_headline_figure():
+    from drl_toolkit.fairness import fairness
+    from drl_toolkit.rewards import jpeg_compressibility
+    from drl_toolkit.trainer import shown
+    assert shown(fairness, dict(reward=.003, parity=.41), 'fairness') == (('fairness parity', '0.410') if getattr(fairness, 'headline', '') else ('fairness', '0.003 parity'))
+    assert shown(jpeg_compressibility, dict(reward=-2.), 'small') == ('small', '-2.000 kB, negative')
 
 def test_values_that_float32_does_not_hold_are_named():
     from drl_toolkit.rewards import reward

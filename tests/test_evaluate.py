@@ -1,6 +1,6 @@
 "Instruments pointed at what is known, intervals that cover, and a summary of the agreed form."
 import pytest, torch
-from scipy import linalg
+from scipy import linalg, stats
 
 from drl_toolkit import evaluate as E, world
 from drl_toolkit.fairness import fairness_reward, parity_floor, statistical_parity
@@ -42,6 +42,16 @@ def test_bootstrap_is_the_normal_interval_of_a_large_sample_and_respects_cluster
     assert low == pytest.approx(x.mean().item() - half, abs=.006) and high == pytest.approx(x.mean().item() + half, abs=.006)
     wide = E.bootstrap(x.repeat_interleave(9), [i // 9 for i in range(18000)])
     assert wide == pytest.approx((low, high)) and E.bootstrap(torch.ones(7)) == (1, 1)
+
+@pytest.mark.parametrize('prompts', [4, 12])
+def test_an_interval_of_few_prompts_covers_the_truth(prompts):
+    "Pictures of one prompt share half of their variance; the truth is 0."
+    g, hits = torch.Generator().manual_seed(5), 0
+    for trial in range(400):
+        x = torch.randn(prompts, 1, generator=g) + torch.randn(prompts, 4, generator=g)
+        low, high = E.bootstrap(x.flatten(), [i // 4 for i in range(4 * prompts)], draws=300, seed=trial)
+        hits += low <= 0 <= high
+    assert .92 <= hits / 400 <= .98
 
 def test_win_rate_counts_ties_by_half():
     base, tuned = torch.tensor([0., 0, 0, 0]), torch.tensor([1., 0, -1, 2])
@@ -93,7 +103,9 @@ def test_a_fairness_task_is_judged_by_its_parity():
         assert (row.base, row.tuned) == tuple(pytest.approx(p.mean().item(), abs=1e-6) for p in parity) and row.floor == pytest.approx(parity_floor(16))
         assert row.better == 'lower' and row.change < 0 and found.summary['fair']['win_rate'] == 1
         change = (parity[1] - parity[0]).view(2, 2).mean(1)                       # of the two prompts: all that the interval knows
-        assert (row.low, row.high) == tuple(pytest.approx(x.item(), abs=1e-6) for x in (change.min(), change.max()))
+        wide = 2**.5 * stats.t.ppf(.975, 1) / stats.norm.ppf(.975)                  # Student's beside the bootstrap's
+        ends = [change.mean() + wide * (x - change.mean()) for x in (change.min(), change.max())]
+        assert (row.low, row.high) == tuple(pytest.approx(x.item(), abs=1e-5) for x in ends)
 
 def test_the_interval_of_parity_knows_that_groups_of_a_prompt_are_alike():
     "Four prompts with four equal groups each tell as much as four groups."

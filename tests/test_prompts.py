@@ -75,8 +75,25 @@ def test_draws_are_whole_groups_of_one_prompt_spread_evenly():
 def test_prompts_from_a_file(tmp_path):
     file = tmp_path / 'p.txt'
     file.write_text('\ufeff# mine\n a cat \n\nun café\n', encoding='utf-8')
-    assert load_prompts(file) == ['a cat', 'un café']
-    with pytest.raises(ValueError, match="line 4: prompt 'un café'"): load_prompts(file, vocabulary=True)
-    (tmp_path / 'empty.txt').write_text('# nothing\n'); (tmp_path / 'bytes.txt').write_bytes(b'a cat\n\xff\xfe')
-    for name, error in (('empty.txt', 'no prompt'), ('bytes.txt', 'byte 6'), ('none.txt', 'there is none'), ('.', 'it is a folder')):
+    with pytest.warns(UserWarning, match='1 line that begins with # is a comment'): assert load_prompts(file) == ['a cat', 'un café']
+    with pytest.raises(ValueError, match="line 4: prompt 'un café'"), pytest.warns(UserWarning): load_prompts(file, vocabulary=True)
+    bad = {'empty.txt': (b'\n \n', 'no prompt'), 'bytes.txt': (b'a cat\n\xff\xfe', 'line 2: byte 0'), 'nul.txt': (b'a cat\na\0dog\n', 'line 2: it holds a NUL'),
+           'wide.txt': ('a cat\n'.encode('utf-16-le'), 'NUL byte, as UTF-16'), 'nul.jsonl': (b'"a\\u0000cat"\n', 'holds a NUL'), 'nul.json': (b'["a\\u0000cat"]', 'holds a NUL'),
+           'a.pdf': (b'a cat', 'ends with'), 'a.csv': (b'caption\na cat\n', "--prompt-column. must be one of 'caption'")}
+    for name, (content, error) in bad.items():
+        (tmp_path / name).write_bytes(content)
         with pytest.raises((ValueError, OSError), match=error): load_prompts(tmp_path / name)
+    for name, error in (('none.txt', 'there is none'), ('.', 'it is a folder')):
+        with pytest.raises((ValueError, OSError), match=error): load_prompts(tmp_path / name)
+
+@pytest.mark.parametrize('name, content', [
+    ('p.txt', 'a cat\r\n\r\na dog\r\na cat\r\n'), ('p.csv', '\ufeffid,prompt\r\n1,a cat\r\n\r\n2,a dog\r\n3,a cat\r\n'), ('p.tsv', 'prompt\tid\na cat\t1\na dog\t2\na cat\t3\n'),
+    ('p.jsonl', '{"prompt": "a cat"}\n\n"a dog"\n{"prompt": "a cat"}\n'), ('p.json', '["a cat", {"prompt": "a dog"}, "a cat"]')])
+def test_all_commands_read_the_same_of_every_format(name, content, tmp_path):
+    from drl_toolkit.streams import PromptStream
+    (tmp_path / name).write_bytes(content.encode())
+    assert load_prompts(tmp_path / name) == ['a cat', 'a dog', 'a cat'] == PromptStream(tmp_path / name, shuffle=False).take(3)
+
+def test_a_hash_is_a_comment_in_text_alone(tmp_path):
+    (tmp_path / 'p.csv').write_text('prompt\n#sunset\n')
+    assert load_prompts(tmp_path / 'p.csv') == ['#sunset']

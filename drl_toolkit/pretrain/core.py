@@ -37,6 +37,7 @@ def lr_at(plan:Plan, step:int) -> float:
 
 def write_atomic(path:Path, write) -> None:
     "Call `write(temporary_path)` and move the result into place, so that a reader never sees half a file."
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
     write(part)
     os.replace(part, path)
