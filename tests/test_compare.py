@@ -95,10 +95,10 @@ def test_every_figure_of_a_run_is_explained():
     "What several tasks, two rewards, a leash, the data loss, a watch and half precision leave in the record stands in the chapter's list."
     bright, warm = reward(lambda images, prompts: images.mean((1, 2, 3)), name='bright'), reward(lambda images, prompts: images[:, 0].mean((1, 2)), name='warm')
     config = RunConfig(epochs=1, num_steps=4, train_steps=1, updates=1, measure_every=1, kl_weight=.1, data_weight=.1, data_batch=4, precision='bf16', watch='clip_score', watch_every=1)
-    trainer = make_trainer(config, [fairness_task(16), Task('both', ['a cat'], [bright, warm], group_size=4, samples=8)], tiny_sd(), callbacks=[Teacher()])
+    trainer = make_trainer(config, [fairness_task(16), Task('both', ['a cat'], [bright, warm], group_size=4, samples=8), Task('one', ['a dog'], bright, samples=8)], tiny_sd(), callbacks=[Teacher()])
     trainer.callbacks += watch_of(config, trainer)
     (record,) = trainer.fit()
     keys = {re.sub(r'^(cosine|watch|drift|share)/.*', r'\1/NAME', k.removeprefix('warm/')) for row in (record, *record['tasks'].values()) for k in row} - {'epoch', 'tasks'}
     explained = set(re.findall(r'`([\w/]+)`', chapter().split('## What the figures of a run mean')[1]))
-    assert keys - {'parity', 'parity_floor', 'readable', 'warm/reward', 'NAME'} <= METRICS | {k for k in keys if '/' in k}         # no reward's figure may have such a name
+    assert keys - {'parity', 'parity_square', 'parity_floor', 'readable', 'warm/reward', 'NAME'} <= METRICS | {k for k in keys if '/' in k}         # no reward's figure may have such a name
     assert keys <= explained and {'parity', 'kl', 'approx_kl', 'data_loss', 'cosine/NAME', 'watch/NAME', 'share/NAME', 'effective_group', 'ratio_error'} <= keys
