@@ -660,7 +660,7 @@ def _named_for(module, factors):
 def _model_card(policy, about, notes):
     "Markdown with the front matter that the hub reads."
     kind, lora, base = about['pipeline'], policy.train == 'lora', about['base']
-    load = f"pipeline = {kind}.from_pretrained({base!r})\npipeline.load_lora_weights('.')" if lora else f"pipeline = {kind}.from_pretrained('.')"
+    load = f"pipeline = {kind}.from_pretrained({base!r})\npipeline.load_lora_weights('.', weight_name={LORA_FILE!r})" if lora else f"pipeline = {kind}.from_pretrained('.')"
     imports = ', '.join((kind, *([policy.scheduler] if lora and policy.scheduler else ())))
     if lora and policy.scheduler:
         config = policy.pipeline.scheduler.config
