@@ -8,7 +8,7 @@ that says why, and the exit status is 1."""
 # On a lent machine, which has torch 2.11, transformers and peft, and no network. Here first, in the root of the repository:
 #     echo /wheels/ >> .git/info/exclude
 #     python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#         diffusers==0.42.1 open_clip_torch ftfy wcwidth
+#         diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
 # There, with `wheels` carried and a limit of 420 s:
 #     python3 -m pip install -q --no-index --no-deps --target /tmp/site wheels/*.whl && PYTHONPATH=/tmp/site:. python3 tests/gpu.py --out $OUT/gpu.json
 import argparse, json, os, statistics, sys, tempfile, time, warnings
