@@ -180,6 +180,8 @@ def _resumed_config(args, run, given):
     for name, (mine, theirs) in asked.items():
         if mine != theirs: raise ValueError(f'{name} must be {theirs!r:.80}, as in the run in {str(run.folder)!r}; got {mine!r:.80}: leave it out, or take another --out')
     config = read_config(run.config | {k: v for k, v in given.items() if k not in ('reward', 'prompts')})
+    if bool(config.patience) != bool(then.patience):                       # a checkpoint holds the best weights, or it does not
+        raise ValueError(f"patience must be {'above 0' if then.patience else '0'}, as in the run in {str(run.folder)!r}; got {config.patience}: leave it out, or take another --out")
     if 'watch' not in given: check_said(split_names(config.watch), [], f'config.json of the run in {str(run.folder)!r}', '--watch')
     return _own_files(run, config, given.get('reward', '')), run.about['recipe'], run.about['model']
 

@@ -38,7 +38,7 @@ EMOJI_JUDGES = (Judge(clip_score), Judge(preference), Judge(composition, ('pairs
 
 def judge_of(reward:Reward) -> Judge:
     "How success at a reward is measured. Fairness pays each picture a credit of its own, whose mean says nothing: what it shall lower is the parity of the group."
-    measure = getattr(reward, 'measured_by', reward)
+    measure = reward.measured_by
     same = lambda j: j.reward is measure or measure is reward and j.reward.name == reward.name
     return next(filter(same, EMOJI_JUDGES), Judge(measure))
 

@@ -660,7 +660,7 @@ def _named_for(module, factors):
 def _model_card(policy, about, notes):
     "Markdown with the front matter that the hub reads."
     kind, lora, base = about['pipeline'], policy.train == 'lora', about['base']
-    load = f"pipeline = {kind}.from_pretrained({base!r})\npipeline.load_lora_weights('.')" if lora else f"pipeline = {kind}.from_pretrained('.')"
+    load = f"pipeline = {kind}.from_pretrained({base!r})\npipeline.load_lora_weights('.', weight_name={LORA_FILE!r})" if lora else f"pipeline = {kind}.from_pretrained('.')"
     imports = ', '.join((kind, *([policy.scheduler] if lora and policy.scheduler else ())))
     if lora and policy.scheduler:
         config = policy.pipeline.scheduler.config
@@ -754,7 +754,7 @@ def _variant(folder, name, files):
     if None in found: return None
     if found: return sorted(found)[0]
     pickled = next((f for f in sorted(files) if f.endswith(('.bin', '.ckpt', '.pt', '.pth'))), None)
-    if pickled: raise ValueError(f"{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is unpickled here; convert them where you trust them: from_pretrained(…, use_safetensors=False), then save_pretrained")
+    if pickled: raise ValueError(f"{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is unpickled here; where you trust them, load the folder with plain diffusers and save it again by save_pretrained, which writes .safetensors")
     raise FileNotFoundError(f'{name}/ of model {str(folder)!r} has no weights; a .safetensors file is right')
 
 @contextmanager

@@ -103,18 +103,30 @@ def told_of(rows:list, function, *args):
 
 class Reward:
     "A checked reward function. Made by `@reward`; `score` is the function as written, without checks."
+    headline = ''     # the metric by which people judge it, where that is not the mean of its values, such as 'parity'
+    _measure = None
+
     def __init__(self,
         score:Callable,      # (images (B, 3, H, W), prompts) -> (B,), or with a dict of figures; a group's may return one number
         name:str=None,       # the function's own by default
         level:str='sample',  # 'sample': judges each picture alone; 'group': all pictures of one prompt together
         card:Card=None,
+        headline:str='',     # the metric by which people judge it, where that is not the mean of its values
     ):
         if not callable(score): raise TypeError(f'reward: {score!r} is no function; (images, prompts) -> float tensor (B,) is right')
         if level not in ('sample', 'group'): raise ValueError(f"reward: level is {level!r}; 'sample' or 'group' is right")
-        self.score, self.level, self._told = score, level, False
+        self.score, self.level, self.headline, self._told = score, level, headline, False
         self.parts, self.binds = (self,), _ATOM         # of a sum; see "Rewards add up"
         self.name = name or getattr(score, '__name__', type(score).__name__)
         self.card = card or Card((getattr(score, '__doc__', None) or '').strip().split('\n')[0])
+
+    @property
+    def measured_by(self):
+        "The reward whose mean says how far this one has come: itself, unless its values are credits."
+        return self._measure or self
+
+    @measured_by.setter
+    def measured_by(self, reward): self._measure = reward
 
     def __call__(self,
         images:torch.Tensor,      # (B, 3, H, W) in [0, 1]

@@ -113,7 +113,7 @@ def shown(
     name:str='',   # of the task
 ) -> tuple:        # label, number: strings
     "What a person understands of a task: the reward's headline figure where it has one, else its mean, with its unit."
-    figure = getattr(reward, 'headline', '').removeprefix('-')
+    figure = reward.headline
     if figure in row: return f'{name} {figure}'.strip() if figure not in name else name, f'{row[figure]:.3f}'
     unit = reward.card.unit
     return name, f"{row['reward']:.3f}" + f' {unit}' * bool(unit)

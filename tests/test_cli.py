@@ -150,10 +150,11 @@ def test_bad_folders(tiny, tmp_path, capsys):
 @pytest.mark.parametrize('score, words', [(lambda x, p: x.mean((1, 2, 3)) * float('nan'), 'NaN'), (lambda x, p: torch.ones(len(x), dtype=torch.long), 'int64'),
                                           (lambda x, p: x.mean((2, 3)), 'shape')])
 def test_a_reward_that_breaks_the_contract_leaves_no_run(score, words, tiny, tmp_path, monkeypatch, capsys):
-    from drl_toolkit import recipes
+    from drl_toolkit import custom, recipes
     from drl_toolkit.prompts import Task
     config = recipes.load_recipe('compressibility')[1]
-    monkeypatch.setattr(recipes, 'load_recipe', lambda name: ([Task('bad', ['a cat'], reward(score, name='mine'), samples=16)], config))
+    known = [Task('bad', ['a cat'], reward(score, name='mine'), samples=16)], config
+    for module in (recipes, custom): monkeypatch.setattr(module, 'load_recipe', lambda name: known)
     assert status(['train', 'compressibility', '--model', tiny, *SHORT, '--out', str(tmp_path / 'r')]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / 'r').exists()
 

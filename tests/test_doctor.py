@@ -90,10 +90,11 @@ def test_runs_that_ail(run, harm, words, do, capsys):
 def test_the_device_field(monkeypatch):
     for bad, words in (('gpu', "device is 'gpu'"), ('cuda:99', 'sees'), (3, 'device is 3')):
         with pytest.raises(ValueError, match=words): RunConfig(device=bad)
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     asked = []
-    monkeypatch.setattr('drl_toolkit.recipes.Policy.from_pretrained', lambda model, device, **options: asked.append(device))
-    make_policy(RunConfig()); make_policy(RunConfig(device='cpu')); make_policy(RunConfig(), device='cuda:1')
+    with monkeypatch.context() as gpus:
+        gpus.setattr(torch.cuda, 'is_available', lambda: True); gpus.setattr(torch.cuda, 'device_count', lambda: 2)
+        gpus.setattr('drl_toolkit.recipes.Policy.from_pretrained', lambda model, device, **options: asked.append(device))
+        make_policy(RunConfig()); make_policy(RunConfig(device='cpu')); make_policy(RunConfig(), device='cuda:1')
     assert asked == ['cuda', 'cpu', 'cuda:1'] and make_policy(RunConfig(num_steps=2), tiny_sd()).device.type == 'cpu'
 
 def test_libraries_that_do_not_fit_are_told_by_every_command(monkeypatch, capsys):

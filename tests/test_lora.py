@@ -196,7 +196,7 @@ def test_a_lora_of_one_s_own_is_trained_on_or_is_the_base_of_another(tmp_path, c
         with policy.reference(): assert same(answer(policy.pipeline), start) and not same(start, moved)
         folder = policy.save(tmp_path / f'two_{rank}', base=str(one))
         saved = json.loads((folder / 'policy.json').read_text())
-        assert saved['lora_rank'] == rank and saved['base'] == str(tmp_path / 'base') == base_of(folder)
+        assert saved['lora_rank'] == rank and base_of(folder) == str(tmp_path / 'base')
         other = plain(tmp_path / 'base')
         load_plain(other, folder)
         assert same(answer(other), moved) and same(answer(Policy.from_pretrained(folder, base=str(one)).pipeline), moved)

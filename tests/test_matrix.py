@@ -75,5 +75,21 @@ def test_the_script_for_a_gpu_runs_here(tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr('sys.argv', ['gpu', '--device', 'cpu', '--quick', '--out', str(tmp_path / 'found.json')])
         gpu.main()
-    rows = json.loads((tmp_path / 'found.json').read_text())['rows']
-    assert not ended.value.code and len(rows) == 2 and all(row['here'] and row['plain'] and row['seconds'] > 0 for row in rows)
+    parts = json.loads((tmp_path / 'found.json').read_text())['parts']
+    rows, same, graphs = parts['matrix']['rows'], parts['deterministic'], parts['kept_graphs']
+    assert list(parts) == list(gpu.PARTS) and all(part['ok'] for part in parts.values()) and not ended.value.code
+    assert same['two_runs'] == same['resumed'] == 0 < same['moved'] and min(graphs['shared'], graphs['kept_own']) > 0
+    assert len(rows) == 2 and all(row['here'] and row['plain'] and row['seconds'] > 0 for row in rows)
+
+def test_a_part_that_fails_is_an_entry(tmp_path, monkeypatch):
+    "The others run to their end, and the status is 1."
+    import gpu
+    def broken(args, keep):
+        keep(dict(rows=[1]))
+        raise RuntimeError('out of memory')
+    monkeypatch.setattr(gpu, 'PARTS', dict(matrix=broken, after=lambda args, keep: dict(ok=True)))
+    monkeypatch.setattr('sys.argv', ['gpu', '--device', 'cpu', '--quick', '--out', str(tmp_path / 'found.json')])
+    with pytest.raises(SystemExit) as ended: gpu.main()
+    parts = json.loads((tmp_path / 'found.json').read_text())['parts']
+    assert ended.value.code == 1 and parts['after']['ok'] and list(tmp_path.iterdir()) == [tmp_path / 'found.json']
+    assert parts['matrix']['failed'] == 'RuntimeError: out of memory' and parts['matrix']['rows'] == [1]

@@ -89,6 +89,15 @@ def test_eval_by_the_runs_rewards_on_its_prompts(emoji, run, world, tmp_path, fe
     assert {'red', 'sharpness'} <= (summary['rewards'] if emoji else summary).keys() and ('parity' in summary) == emoji
     assert 'red,True' in table and 'sharpness,True' in table and 'colourfulness,False' in table
 
+def test_patience_is_not_turned_on_in_a_run_without_the_best_weights():
+    "It may be another number, but a checkpoint holds the best weights or it does not."
+    from drl_toolkit import cli
+    from drl_toolkit.recipes import RunConfig
+    class run: folder, about, config = 'runs/x', dict(recipe='clip', model=None), vars(RunConfig(watch='preference')).copy()
+    resumed = lambda *more: cli._resumed_config(args := cli.parse(['train', 'clip', '--resume', *more]), run, cli._given(args))
+    assert resumed('--watch', 'preference')[0].patience == 0
+    with pytest.raises(ValueError, match="patience must be 0, as in the run in 'runs/x'; got 3"): resumed('--patience', '3')
+
 def test_a_damaged_config_says_so(run, capsys):
     (run / 'config.json').write_text('{"schema": 1, "conf')
     for argv in (['train', '--out', str(run), '--resume'], ['train', 'clip', '--out', str(run)], ['eval', str(run), '--out', 'e']):

@@ -329,5 +329,5 @@ def test_a_scored_rollout_is_a_rollout_and_its_scores():
     whole = rollout(policy, prompts, seed=3, epoch=1)
     assert torch.equal(traj.latents, whole.latents) and torch.equal(traj.log_probs, whole.log_probs) and (traj.seeds, traj.prompts) == (whole.seeds, whole.prompts)
     assert torch.allclose(traj.images, whole.images, atol=1e-5) and torch.allclose(values, mean(whole.images, prompts), atol=1e-5)
-    for wrong in (dict(prompts='a cat'), dict(prompts=[]), dict(batch_size=0)):
+    for wrong in (dict(prompts='a cat'), dict(prompts=[]), dict(batch_size=-1)):
         with pytest.raises(ValueError): scored_rollout(**dict(policy=policy, prompts=prompts, reward=mean) | wrong)

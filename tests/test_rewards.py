@@ -15,7 +15,7 @@ mean = lambda x: x.mean((1, 2, 3))
 @pytest.mark.parametrize('score, error, words', [
     (lambda x, p: torch.arange(len(x)), TypeError, 'int64'),
     (lambda x, p: mean(x) > .5, TypeError, 'bool'),
-    (lambda x, p: [1, 2, 3, 4, 5, 6], TypeError, 'int64'),
+    (lambda x, p: ['1'] * 6, TypeError, 'list'),
     (lambda x, p: mean(x).masked_fill(torch.arange(len(x)) == 1, float('nan')), ValueError, "NaN for 1 of 6 images (the first shows 'a dog')"),
     (lambda x, p: mean(x) / 0, ValueError, 'infinite'),
     (lambda x, p: mean(x)[:, None], ValueError, '(6, 1)'),

@@ -142,7 +142,8 @@ def test_a_monitor_refuses_what_makes_no_sense(field, value):
 
 def test_drawing_keeps_to_its_share_of_the_time():
     "A fake clock: drawing takes a second, an epoch ten, so that 3 % is three drawings in ten epochs, after the first."
-    monitor, trainer = Monitor(share=.03), SimpleNamespace(history=[], epoch=0, config=TrainConfig(epochs=200), callbacks=[])
+    monitor, trainer = Monitor(share=.03), SimpleNamespace(history=[], epoch=0, config=TrainConfig(epochs=200), callbacks=[],
+                                                          processes=SimpleNamespace(stop_asked=False))
     drawn = []
     def redraw(change=None): drawn.append(trainer.epoch); monitor.spent += 1.; monitor.cost = 1.
     monitor.redraw, monitor.state = redraw, 'training'

@@ -61,6 +61,10 @@ def inference(trainer):
 
 def unfused(trainer): trainer.optimizer.param_groups[0]['fused'] = False
 
+def contiguous(trainer): trainer.policy.network.to(memory_format=torch.contiguous_format)
+
+def compiled(trainer): trainer.policy.network.compile(dynamic=False)
+
 LEVERS = {
     'as it is':        Lever('the defaults'),
     'no folding':      Lever('one denoising step per forward, as the reference scripts do', config=dict(micro_batch=8)),
@@ -70,8 +74,8 @@ LEVERS = {
     'no prompt cache': Lever('text encoder asked in every call', during=prompts_read_every_time),
     'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: Branches(.5, grow=False)),
     'inference mode':  Lever('sampling in inference mode', during=inference),
-    'channels first':  Lever("the network in PyTorch's usual layout", prepare=lambda t: t.policy.network.to(memory_format=torch.contiguous_format)),
-    'compile':         Lever('the network through torch.compile', prepare=lambda t: t.policy.network.compile(dynamic=False)),
+    'channels first':  Lever("the network in PyTorch's usual layout", prepare=contiguous),
+    'compile':         Lever('the network through torch.compile', prepare=compiled),
     'unfused step':    Lever('AdamW in a loop over the weights', prepare=unfused),
     'one update':      Lever('one optimiser step in place of two', config=dict(updates=1)),
     'kept graphs':     Lever('the same, and sampling keeps its graphs', config=dict(updates=1, keep_graphs=True), against='one update'),
@@ -80,7 +84,15 @@ LEVERS = {
     'checkpointing':   Lever('activations computed twice', policy=dict(checkpointing=True)),
     'small batches':   Lever('micro-batches of 16 transitions', config=dict(micro_batch=16)),
     'lora':            Lever('LoRA of rank 4 in place of all weights', policy=dict(train='lora', lora_rank=4)),
+    # for a GPU
+    'large calls':     Lever('micro-batches of 512 transitions', config=dict(micro_batch=512)),
+    'bf16 channels first': Lever("bf16, the network in PyTorch's usual layout", policy=dict(precision='bf16'), prepare=contiguous, against='bf16'),
+    'bf16 compile':   Lever('bf16, the network through torch.compile', policy=dict(precision='bf16'), prepare=compiled, against='bf16'),
+    'bf16 decoding':  Lever("bf16, and pictures decoded in it (a time alone: not for a VAE that says `force_upcast`)", policy=dict(precision='bf16'),
+                             prepare=lambda t: t.policy.vae.bfloat16(), against='bf16'),
 }
+
+FOR_A_GPU = 'large calls', 'bf16 channels first', 'bf16 compile', 'bf16 decoding'   # measured where --only names them
 
 def make(name, folder, args, device):
     "A function that trains one epoch with a lever pulled and returns its seconds: of sampling and scoring, of training."
@@ -102,7 +114,7 @@ def make(name, folder, args, device):
 
 def compare(folder, args, device):
     "Every lever against what it changes, each time one right after the other, in processes of their own."
-    names, rows = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else list(LEVERS), []
+    names, rows = ['as it is', *(n for n in args.only.split(',') if n)] if args.only else [n for n in LEVERS if n not in FOR_A_GPU], []
     for name in names:
         rows.append(found(name, folder, args, device))
         print(json.dumps(rows[-1]), flush=True)
