@@ -63,8 +63,9 @@ class EmbeddingCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: t.detach().cpu().clone() for name, t in embeddings.items()}, part)
+            size = part.stat().st_size                                   # before another process may delete it again
             os.replace(part, path)
-            self._room -= path.stat().st_size
+            self._room -= size
         except OSError as e: warnings.warn(f'embeddings are not kept in {str(self.folder)!r} ({e.strerror or e})', stacklevel=2)
         if self._room < 0: self._trim()
 
