@@ -17,8 +17,8 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
 	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
-	@echo 'make test        the tests, as .ci/run calls them: about 20 minutes on two cores, after a set-up of about 3'
-	@echo 'make test-long   the same with every method, model and number of processes: about 30 minutes'
+	@echo 'make test        the tests, as .ci/run calls them: about 25 minutes on two cores, after a set-up of about 3'
+	@echo 'make test-long   the same with every method, model and number of processes: about 40 minutes'
 	@echo 'make test-newest the tests on the newest version of everything, in an environment of its own: tells early what will break'
 	@echo 'make test-oldest the tests of models, LoRA and training on the oldest versions that settings.ini allows'
 	@echo 'make renew-constraints  test-newest, and if all pass, assets/constraints.txt anew: what set-ups install'
@@ -48,7 +48,7 @@ test-long: test
 
 TESTS ?= tests
 test-python: $(VENV)/.installed-dev
-	@echo '== Tests (1 of 2): pytest, two processes; about $(if $(LONG),22,13) minutes.'
+	@echo '== Tests (1 of 2): pytest, two processes; about $(if $(LONG),30,18) minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=10 $(TESTS)
 
 test-notebooks: $(VENV)/.installed-dev
