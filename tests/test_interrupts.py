@@ -45,11 +45,19 @@ def test_a_signal_asks_once_and_ends_the_second_time(monkeypatch):
             time.sleep(.55)
             with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), number); time.sleep(1)
     assert heard == ['SIGHUP', 'SIGTERM', 'SIGINT'] and signal.getsignal(signal.SIGHUP) == before
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)                                                         # nohup
+
+@pytest.mark.parametrize('ignored', [signal.SIGHUP, signal.SIGINT])
+def test_what_a_shell_ignores_stays_ignored_and_sigterm_asks(ignored):
+    "nohup ignores SIGHUP, and `drl train … &` in a script SIGINT: neither ends the run, and SIGTERM still does so in good order."
+    heard, before = [], signal.signal(ignored, signal.SIG_IGN)
     try:
-        with stop_on_signals(heard.append): os.kill(os.getpid(), signal.SIGHUP)
-    finally: signal.signal(signal.SIGHUP, before)
-    assert len(heard) == 3
+        with stop_on_signals(heard.append):
+            os.kill(os.getpid(), ignored); os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(.55)
+            os.kill(os.getpid(), ignored)
+            with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)
+        assert heard == ['SIGTERM'] and signal.getsignal(ignored) is signal.SIG_IGN
+    finally: signal.signal(ignored, before)
 
 @long
 def test_a_terminal_that_closes_saves_and_leaves(tiny, tmp_path):
