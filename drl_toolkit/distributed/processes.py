@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from fastcore.basics import patch
 import torch
 import torch.distributed as dist
 
@@ -148,7 +149,8 @@ def _launched(cls,
     return found
 Processes.launched = classmethod(_launched)
 
-def _talk(self, call, *args):
+@patch
+def talk(self:Processes, call, *args):
     "A collective call on a tensor of this process; one that breaks says so in words."
     self.exchanged += next(a for a in reversed(args) if torch.is_tensor(a)).nbytes
     if self.pulse: self.pulse.calls, self.pulse.waiting = self.pulse.calls + 1, True
@@ -160,9 +162,9 @@ def _talk(self, call, *args):
         raise ProcessError(f'process {self.rank} of {self.count} cannot reach another one, which has ended or did not answer for {self.minutes:g} minutes ({why})') from None
     finally:
         if self.pulse: self.pulse.waiting = False
-Processes.talk = _talk
 
-def _gathered(self, value) -> list: # as many as there are processes
+@patch
+def gathered(self:Processes, value) -> list: # as many as there are processes
     "What each has to say, in order; JSON."
     if self.count == 1: return [value]
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.meeting)
@@ -173,9 +175,9 @@ def _gathered(self, value) -> list: # as many as there are processes
     parts = [torch.empty_like(padded) for _ in sizes]
     self.talk(dist.all_gather, parts, padded)
     return [json.loads(part[:size].cpu().numpy().tobytes()) for part, size in zip(parts, sizes)]
-Processes.gathered = _gathered
 
-def _from_main(self, value):
+@patch
+def from_main(self:Processes, value):
     "What the main process has to say, to all; JSON."
     if self.count == 1: return value
     text = torch.frombuffer(bytearray(json.dumps(value if self.main else 0).encode()), dtype=torch.uint8).to(self.meeting)
@@ -184,24 +186,24 @@ def _from_main(self, value):
     text = text if self.main else text.new_empty(int(size))
     self.talk(dist.broadcast, text, 0)
     return value if self.main else json.loads(text.cpu().numpy().tobytes())
-Processes.from_main = _from_main
 
-def _whole(self, part:torch.Tensor) -> torch.Tensor: # (B,)
+@patch
+def whole(self:Processes, part:torch.Tensor) -> torch.Tensor: # (B,)
     "A vector of which every process has a part, in order."
     return part if self.count == 1 else torch.tensor([x for p in self.gathered(part.tolist()) for x in p], dtype=part.dtype, device=part.device)
-Processes.whole = _whole
 
+@patch
 @torch.no_grad()
-def _copy_from_main(self, tensors:list):
+def copy_from_main(self:Processes, tensors:list):
     "Fill these with the main process's."
     for t in tensors if self.count > 1 else ():
         sent = t.detach().to(self.meeting).contiguous()
         self.talk(dist.broadcast, sent, 0)
         t.copy_(sent)
-Processes.copy_from_main = _copy_from_main
 
+@patch
 @contextmanager
-def _all_well(self):
+def all_well(self:Processes):
     "What fails inside in one process ends all, with its message. Nothing inside may talk to the others."
     if self.count == 1: yield; return
     error = None
@@ -213,11 +215,11 @@ def _all_well(self):
     if error: raise error
     for rank, (words, _) in enumerate(told):
         if words: raise ProcessError(f'process {rank} of {self.count} failed with {words}')
-Processes.all_well = _all_well
 
 # %% ../../nbs/distributed/01_processes.ipynb #2e7481a9
+@patch
 @contextmanager
-def _adding(self,
+def adding(self:Processes,
     params:list # of tensors
 ):
     "Gradients that are added inside are summed over all processes. As in `all_well`, nothing inside may talk."
@@ -231,7 +233,6 @@ def _adding(self,
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket]).to(self.meeting)
         self.talk(dist.all_reduce, flat)
         for p, part in zip(bucket, flat.split([p.numel() for p in bucket])): p.grad = torch.empty_like(p).copy_(part.view_as(p))
-Processes.adding = _adding
 
 def _buckets(params, most=BUCKET):
     "Parameters that are sent together."

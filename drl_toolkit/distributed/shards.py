@@ -10,6 +10,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+from fastcore.basics import patch
 import torch
 import torch.distributed as dist
 
@@ -82,18 +83,19 @@ def _shard(network, processes):
         block.set_force_sum_reduction_for_comms(True)                 # gloo knows no other
 
 # %% ../../nbs/distributed/02_shards.ipynb #576f1277
-def _need(self, mine:str):
+@patch
+def need(self:Shards, mine:str):
     "Do what is most urgent of all processes' needs, until it is one's own."
     while (most := self._most(mine)) != mine: self.accompany(most)
-Shards.need = _need
 
-def _most(self, mine):
+@patch
+def _most(self:Shards, mine):
     number = torch.tensor(NEEDS.index(mine), device=self.processes.meeting)
     self.processes.talk(dist.all_reduce, number, dist.ReduceOp.MAX)
     return NEEDS[number]
-Shards._most = _most
 
-def _accompany(self, need:str):
+@patch
+def accompany(self:Shards, need:str):
     "One's own part of what another process needs."
     verb, _, name = need.partition(' ')
     if verb in ('forward', 'gradient'):
@@ -101,15 +103,15 @@ def _accompany(self, need:str):
         if verb == 'gradient': self.pending = answer
     elif verb == 'backward': self._finish()
     else: getattr(self, f'_{verb}')(*([name] if name else []))
-Shards.accompany = _accompany
 
-def _finish(self):
+@patch
+def _finish(self:Shards):
     "The way back of an answer that nobody looks at."
     answer, self.pending = self.pending, None
     answer.backward(torch.zeros_like(answer))
-Shards._finish = _finish
 
-def _call(self, *told) -> torch.Tensor:
+@patch
+def call(self:Shards, *told) -> torch.Tensor:
     "The network's answer, by all processes together."
     self.need('gradient' if torch.is_grad_enabled() else 'forward')
     if self.example is None: self.example = told
@@ -118,25 +120,25 @@ def _call(self, *told) -> torch.Tensor:
     self.pending, seen = answer, answer.view_as(answer)
     seen.register_hook(self._before_backward)
     return seen
-Shards.call = _call
 
-def _before_backward(self, gradient):
+@patch
+def _before_backward(self:Shards, gradient):
     self.need('backward')
     self.pending = None
-Shards._before_backward = _before_backward
 
+@patch
 @contextmanager
-def _adding(self):
+def adding(self:Shards):
     "Gradients that are added inside are summed over the processes, block by block while they are computed; each keeps its part."
     for p, mine in zip(self.whole, self.params):
         if mine.grad is None: p.grad = None
     with self.processes.all_well(): yield
     for p, mine in zip(self.whole, self.params): mine.grad = None if p.grad is None else p.grad.to_local()
-Shards.adding = _adding
 
 # %% ../../nbs/distributed/02_shards.ipynb #f9f28314
+@patch
 @contextmanager
-def _swapped(self, weights:list): # parts that are held, or in the main process whole tensors
+def swapped(self:Shards, weights:list): # parts that are held, or in the main process whole tensors
     "Inside this context the policy's weights are others."
     name = next((n for n, held in self.held.items() if held is weights), 'other')
     if name == 'other': self.spread(name, weights)
@@ -146,100 +148,99 @@ def _swapped(self, weights:list): # parts that are held, or in the main process 
     finally:
         self.need('back')
         self._back()
-Shards.swapped = _swapped
 
+@patch
 @torch.no_grad()
-def _exchange(self, name):
+def _exchange(self:Shards, name):
     self.exchanged.append([p.clone() for p in self.params])
     for p, other in zip(self.params, self.held[name]): p.copy_(other)
-Shards._exchange = _exchange
 
+@patch
 @torch.no_grad()
-def _back(self):
+def _back(self:Shards):
     for p, mine in zip(self.params, self.exchanged.pop()): p.copy_(mine)
-Shards._back = _back
 
-def _keep_base(self) -> list: # of tensors
+@patch
+def keep_base(self:Shards) -> list: # of tensors
     "Remember the weights of now as the base's, in all processes."
     self.need('keep base')
     return self._keep('base')
-Shards.keep_base = _keep_base
 
-def _keep(self, name):
+@patch
+def _keep(self:Shards, name):
     self.held[name] = [p.detach().clone() for p in self.params]
     self.policy._base = self.held['base']
     return self.held[name]
-Shards._keep = _keep
 
 # %% ../../nbs/distributed/02_shards.ipynb #61b922bd
-def _gather(self, name:str) -> list: # of whole tensors, on the CPU; in the main process, which asks
+@patch
+def gather(self:Shards, name:str) -> list: # of whole tensors, on the CPU; in the main process, which asks
     "Put a held list together."
     self.need(f'gather {name}')
     return self._gather(name)
-Shards.gather = _gather
 
+@patch
 @torch.no_grad()
-def _put_together(self, name):
+def _gather(self:Shards, name):
     from torch.distributed.tensor import DTensor
     found = []
     for like, part in zip(self.whole, self.held[name]):
         whole = DTensor.from_local(part.detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()
         if self.processes.main: found.append(whole.cpu())
     return found
-Shards._gather = _put_together
 
-def _spread(self, name:str, whole:list):
+@patch
+def spread(self:Shards, name:str, whole:list):
     "Fill a held list with the parts of whole tensors; the main process asks."
     self.need(f'spread {name}')
     self._spread(name, whole)
-Shards.spread = _spread
 
+@patch
 @torch.no_grad()
-def _take_apart(self, name, whole=None):
+def _spread(self:Shards, name, whole=None):
     parts = self.held.setdefault(name, [torch.empty_like(p) for p in self.params])
     for i, (like, part) in enumerate(zip(self.whole, parts)):
         sent = torch.empty(like.shape, dtype=part.dtype, device=self.processes.meeting) if whole is None else whole[i].detach().to(self.processes.meeting).contiguous()
         self.processes.talk(dist.broadcast, sent, 0)
         part.copy_(self.part_of(sent, like, part))
-Shards._spread = _take_apart
 
-def _hold(self, optimizer, average):
+@patch
+def hold(self:Shards, optimizer, average):
     "Have AdamW's moments, and the average of the weights where there is one, among what is held."
     for p in self.params: optimizer.state[p] = dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
     self.held |= {key: [optimizer.state[p][key] for p in self.params] for key in MOMENTS} | ({} if average is None else dict(average=average))
-Shards.hold = _hold
 
 MOMENTS = ('exp_avg', 'exp_avg_sq')
 
-def _gather_optimizer(self, named:dict, optimizer): # has a `state`, as optimisers do
+@patch
+def gather_optimizer(self:Shards, named:dict, optimizer): # has a `state`, as optimisers do
     "What the optimiser knows of whole tensors."
     found = zip(list(named.values()), self.params, *(self.gather(key) for key in MOMENTS))
     return SimpleNamespace(state=defaultdict(dict, {whole: dict(step=optimizer.state[p]['step'].clone(), **dict(zip(MOMENTS, moments))) for whole, p, *moments in found}))
-Shards.gather_optimizer = _gather_optimizer
 
-def _take_state(self, named:dict, optimizer, trainer):
+@patch
+def take_state(self:Shards, named:dict, optimizer, trainer):
     "The main process takes up whole tensors that were read; all get their parts."
     whole, known = [named[n] for n in self.named], optimizer.state
     self.spread('weights', whole)
     if trainer.average is not None: self.spread('average', [named[f'average/{n}'] for n in self.named])
     for key in MOMENTS: self.spread(key, [known[w][key] if w in known else torch.zeros_like(w) for w in whole])
     for w, p in zip(whole, self.params): trainer.optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
-Shards.take_state = _take_state
 
-def _follow_main(self, trainer):
+@patch
+def follow_main(self:Shards, trainer):
     "What the main process has read is in all parts already; what is no tensor follows."
     with self.processes.all_well(): steps = [trainer.optimizer.state[p]['step'].item() for p in self.params]
     state, steps = self.processes.from_main((trainer.state(), steps))
     if not self.processes.main: trainer.load_state(state)
     for p, step in zip(self.params, steps): trainer.optimizer.state[p]['step'].fill_(step)
-Shards.follow_main = _follow_main
 
+@patch
 @contextmanager
-def _plain(self):
+def plain(self:Shards):
     "Inside this context the pipeline has a network of whole weights in main memory, to be saved."
     whole, parts = self.kind.from_config(self.network.config), vars(self.policy.pipeline)
     whole.load_state_dict(dict(self.network.named_buffers()) | dict(zip(self.named, self.gather('weights'))))
     parts[self.policy.adapter.network_name] = whole
     try: yield
     finally: parts[self.policy.adapter.network_name] = self.network
-Shards.plain = _plain

@@ -11,6 +11,7 @@ import base64, io, math, textwrap, time, warnings
 from dataclasses import dataclass, field
 from functools import cache
 
+from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
@@ -187,7 +188,8 @@ class RewardReport:
         return [name for name, (gain, share) in self.edits.items() if gain >= .5 and share >= .9]
 
 # %% ../../nbs/rewards/12_lab.ipynb #d0902a3e
-def _problems(self) -> list:
+@patch(as_prop=True)
+def problems(self:RewardReport) -> list:
     "One sentence for each thing that will hurt training; differences below a thousandth of the spread are rounding."
     v, found = self.values, []
     small = 1e-3 * max(self.std, 1e-6 * v.abs().max().item())
@@ -200,9 +202,9 @@ def _problems(self) -> list:
     elif self.slopes and self.repeat <= small and (error := max(s.error for s in self.slopes)) > .4:
         found.append(f'its gradient is not what finite differences measure, but off by {error:.0%}: PPO does not use it, methods that follow it go astray')
     return found
-RewardReport.problems = property(_problems)
 
-def _suspicions(self) -> list:
+@patch(as_prop=True)
+def suspicions(self:RewardReport) -> list:
     "One sentence for each way to please it cheaply."
     v, found = self.values, []
     if v.max() == v.min(): return found
@@ -215,10 +217,10 @@ def _suspicions(self) -> list:
     found += [f'it says nearly the same as {name}: their rank correlation is {self.others[name]:+.2f}' for name in self.same]
     if self.reads_prompt is False: found.append('it does not read the prompt, so that the model may forget it')
     return found
-RewardReport.suspicions = property(_suspicions)
 
 # %% ../../nbs/rewards/12_lab.ipynb #3836b7f0
-def _rows(self) -> list: # of (label, text)
+@patch
+def rows(self:RewardReport) -> list: # of (label, text)
     "The report as lines."
     v, pairs = self.values, lambda found: ', '.join(f'{k} cannot judge these' if c != c else f'{k} {c:+.2f}' for k, c in found.items())
     rows = [('level', self.level), ('range', f'{v.min():.4g} … {v.max():.4g}, mean {self.mean:.4g}, std {self.std:.3g} over {len(v)} images' + (f' (its card says {self.card.range})' if self.card.range else '')),
@@ -230,10 +232,9 @@ def _rows(self) -> list: # of (label, text)
     if self.card.hacks: rows.append(('known hacks', self.card.hacks))
     rows.append(('suspicions', '; '.join(self.suspicions) or 'none'))
     return rows + [('verdict', '; '.join(self.problems) or 'deterministic, independent of the batch, not constant: fit for training' + (', but see the suspicions' if self.suspicions else ''))]
-RewardReport.rows = _rows
 
-def _repr(self): return '\n'.join([f'reward {self.name!r}'] + [f'  {k:11} {text}' for k, text in self.rows()])
-RewardReport.__repr__ = _repr
+@patch
+def __repr__(self:RewardReport): return '\n'.join([f'reward {self.name!r}'] + [f'  {k:11} {text}' for k, text in self.rows()])
 
 # %% ../../nbs/rewards/12_lab.ipynb #185dbf6b
 def _bars(ax, values, marked, label):
@@ -253,7 +254,8 @@ def _strip(axes, images, values, prompts, label):
     for ax in axes[len(images):]: ax.set_axis_off()
     axes[0].set_ylabel(label, fontsize=8)
 
-def _figure(self,
+@patch
+def figure(self:RewardReport,
     show:int=10,  # worst and best pictures each
 ) -> Figure:
     "Histogram, correlations, edits, and the worst and best pictures."
@@ -266,9 +268,9 @@ def _figure(self,
     for axes, rows, label in zip(strips.subplots(2, show, squeeze=False), (order[:show], order[-show:]), ('worst', 'best')):
         _strip(axes, self.images[rows], self.values[rows], [self.prompts[i] for i in rows], label)
     return fig
-RewardReport.figure = _figure
 
-def _repr_html(self):
+@patch
+def _repr_html_(self:RewardReport):
     buffer = io.BytesIO(); self.figure().savefig(buffer, format='png', dpi=90)
     sentences = lambda lines: ''.join(f'<li>{line}</li>' for line in lines)
     cells = ''.join(f'<tr><th style="text-align:left">{k}</th><td style="text-align:left">{text}</td></tr>' for k, text in self.rows() if k not in ('goes with', 'others', 'edits', 'suspicions', 'verdict'))
@@ -276,7 +278,6 @@ def _repr_html(self):
     doubts = f'<p>How it could be pleased cheaply:<ul>{sentences(self.suspicions)}</ul></p>' if self.suspicions else '<p>No cheap way to please it was found.</p>'
     return (f'<b>reward <code>{self.name}</code></b><table>{cells}</table>{verdict}{doubts}'
             f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
-RewardReport._repr_html_ = _repr_html
 
 # %% ../../nbs/rewards/12_lab.ipynb #b9047a36
 SHIPPED = (clip_score, composition, strict_composition, preference, fairness)   # what a new reward is compared with

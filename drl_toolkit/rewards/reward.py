@@ -21,6 +21,7 @@ from pathlib import Path
 import open_clip, torch, torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
+from fastcore.basics import patch
 from torch import nn
 
 from ..utils.loading import assets_dir
@@ -451,7 +452,8 @@ def _truediv(self, other):
 for _name, _function in dict(add=_add, radd=_radd, sub=_sub, rsub=_rsub, mul=_mul, rmul=_mul, neg=_neg, truediv=_truediv).items(): setattr(Reward, f'__{_name}__', _function)
 Reward.__array_ufunc__ = None   # numpy's numbers leave the arithmetic to us
 
-def _clip(self,
+@patch
+def clip(self:Reward,
     min:float=None,  # smaller values become this
     max:float=None,  # larger ones this
 ) -> Combination:
@@ -460,21 +462,20 @@ def _clip(self,
     if not limits or limits.get('min', -math.inf) >= limits.get('max', math.inf):
         raise ValueError(f'reward {self.name!r}: clip has min {min} and max {max}; one of them, or a min below the max, is right')
     return Combination(partial(torch.clamp, **limits), '{}.clip(' + ', '.join(f'{k}={v:g}' for k, v in limits.items()) + ')', (self,), _ATOM, (_ATOM,))
-Reward.clip = _clip
 
-def _standardised(self,
+@patch
+def standardised(self:Reward,
     mean:float,   # of this reward on the base model
     std:float,    # the same
 ) -> Combination:
     "(r - mean) / std, with fixed numbers; `check_reward` measures them."
     if _number(self, 'std', std) <= 0: raise ValueError(f'reward {self.name!r}: std is {std}; a number above 0 is right')
     return (self - mean) / std
-Reward.standardised = _standardised
 
-def _named(self, name:str) -> Reward:
+@patch
+def named(self:Reward, name:str) -> Reward:
     "The same reward under another name."
     other = copy.copy(self)
     other.name, other.binds, other._told = name, _ATOM, False
     if not isinstance(self, Combination): other.parts = (other,)
     return other
-Reward.named = _named

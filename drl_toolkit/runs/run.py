@@ -16,6 +16,7 @@ from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -290,7 +291,8 @@ class Lock:
         except OSError: raise RunError(f'run folder {str(self.folder)!r} is gone: somebody deleted or moved it while it was written') from None
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino): raise RunError(f'run folder {str(self.folder)!r} is another folder now; the one that was written was moved or deleted')
 
-def _alive(self) -> bool:
+@patch(as_prop=True)
+def alive(self:Run) -> bool:
     "Whether a process is writing this run now."
     try:
         at = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -299,7 +301,6 @@ def _alive(self) -> bool:
         finally: os.close(at)
         with open_plain(self.folder / 'lock', inside=self.folder) as file: return _taken(file, fcntl.LOCK_SH)
     except OSError: return False
-Run.alive = property(_alive)
 
 # %% ../../nbs/runs/01_run.ipynb #3b3df7c3
 _OURS = re.compile(r'\.(probe\d+|control\.[\d.]+|(config\.json|control\.json|weights|best|judged\.json)\.(part|old))')
@@ -397,15 +398,16 @@ def resolved_model(
     return str(Path(name).resolve()) if Path(name).exists() else str(name)
 
 # %% ../../nbs/runs/01_run.ipynb #83d78e86
-def _inside(self,
+@patch
+def inside(self:Run,
     *names,     # of a file below the run's folder
 ) -> Path:
     "A path in the run that no link is part of."
     try: return path_inside(self.folder, *names)
     except OSError as e: raise RunError(f'{e}: nothing leads out of a run') from None
-Run.inside = _inside
 
-def _place(self,
+@patch
+def place(self:Run,
     *names,     # of a file below the run's folder
 ) -> Path:
     "Where something of the run is to be written: the run is still there, and no link leads out of it."
@@ -413,7 +415,6 @@ def _place(self,
     path = self.inside(*names)
     if len(names) > 1: path.parent.mkdir(parents=not self._lock, exist_ok=True)
     return path
-Run.place = _place
 
 # %% ../../nbs/runs/01_run.ipynb #e7938209
 def rows_of(record:dict) -> list: # of dicts
@@ -426,7 +427,8 @@ def rows_of(record:dict) -> list: # of dicts
     rows = [row_of(name, row) for name, row in record.get('tasks', {}).items()]
     return rows + ([row_of(None, whole)] if whole else [])
 
-def _log(self,
+@patch
+def log(self:Run,
     record:dict,     # `{'epoch': 3, 'tasks': {name: {number: …}}, 'seconds': …}`
     sync:bool=True,  # wait until the disk has it
 ):
@@ -435,7 +437,6 @@ def _log(self,
     with _naming(file), open_plain(file, 'ab', inside=self.folder) as f:
         f.write(text.encode()); f.flush()
         if sync: os.fsync(f.fileno())
-Run.log = _log
 
 LONGEST = 2**28   # bytes of all metrics; a run of 10,000 epochs and ten tasks has a tenth
 
@@ -449,19 +450,19 @@ class Rows(list):
         if not self.damaged: return ''
         return f"metrics.jsonl, line{f' {first} is' if len(self.damaged) == 1 else f's {first}{more} are'} damaged and left out"
 
-def _metrics(self) -> list: # of dicts, by epoch; the last of each (epoch, task)
+@patch
+def metrics(self:Run) -> list: # of dicts, by epoch; the last of each (epoch, task)
     "All rows so far that can be read; a torn last line is left out, and so is a damaged one."
     found = [*map(_row, self._lines()[:-1])]
     rows = {(row['epoch'], row['task']): row for row in found if row}
     return Rows(sorted(rows.values(), key=lambda r: r['epoch']), [i for i, row in enumerate(found, 1) if row is None])
-Run.metrics = _metrics
 
-def _lines(self):
+@patch
+def _lines(self:Run):
     "The lines of the metrics; what follows the last line's end is the last of them."
     try: return read_plain(self.folder / 'metrics.jsonl', LONGEST, self.folder).split(b'\n')
     except FileNotFoundError: return [b'']
     except (OSError, ValueError) as e: raise RunError(str(e)) from None
-Run._lines = _lines
 
 def _row(line):
     "A row of metrics, or None: an epoch, a task's name or null, and words and numbers."
@@ -470,23 +471,24 @@ def _row(line):
     plain = isinstance(row, dict) and all(isinstance(v, (str, float, type(None))) or isinstance(v, int) and abs(v) < 2**63 for v in row.values())
     return row if plain and type(row.get('epoch')) is int and row['epoch'] >= 0 and isinstance(row.get('task', 0), (str, type(None))) else None
 
-def _drop_torn_line(self):
+@patch
+def _drop_torn_line(self:Run):
     "Cut off a last line without its end."
     if not (torn := self._lines()[-1]): return
     with open_plain(self.folder / 'metrics.jsonl', 'r+b', inside=self.folder) as f: f.truncate(os.fstat(f.fileno()).st_size - len(torn))
-Run._drop_torn_line = _drop_torn_line
 
 # %% ../../nbs/runs/01_run.ipynb #0b38d91a
-def _save_sheet(self,
+@patch
+def save_sheet(self:Run,
     epoch:int,              # epochs done
     images:torch.Tensor,    # (B, 3, H, W) in [0, 1]
     columns:int=8,
 ) -> Path:
     "samples/epoch_0010.png"
     return write_whole(self.place('samples', f'epoch_{epoch:04d}.png'), lambda part: sheet(images, columns).save(part, 'PNG'))
-Run.save_sheet = _save_sheet
 
-def _write_state(self,
+@patch
+def write_state(self:Run,
     state:State,
     epoch:int,              # epochs done
     sync:bool=True,         # as for `write_whole`
@@ -495,9 +497,9 @@ def _write_state(self,
     path = state.write(self.place('checkpoints', f'epoch_{epoch:04d}'), sync, epoch=epoch)
     self.saved = epoch
     return path
-Run.write_state = _write_state
 
-def _checkpoint(self,
+@patch
+def checkpoint(self:Run,
     epoch:int,              # epochs done
     params:dict,            # as for `State`
     optimizer,
@@ -510,27 +512,27 @@ def _checkpoint(self,
     path = self.write_state(State(params, optimizer, extra, name), epoch)
     self.prune(keep)
     return path
-Run.checkpoint = _checkpoint
 
-def _prune(self, keep:int):
+@patch
+def prune(self:Run, keep:int):
     "Delete all checkpoints but the newest and the one that is `kept`."
     stays = self.kept()
     for old in self.checkpoints()[:-keep]:
         if stays is None or old != stays[0]: old.rename(old.with_name(f'.{old.name}.gone'))
     for rest in self.inside('checkpoints').glob('.epoch_*'): _remove(rest)      # these, and those of a process that was killed
-Run.prune = _prune
 
-def _checkpoints(self) -> list: # of folders, oldest first
+@patch
+def checkpoints(self:Run) -> list: # of folders, oldest first
     "The whole checkpoints; what a killed process left has another name."
     return sorted((p for p in self.inside('checkpoints').glob('epoch_*') if p.is_dir() and not p.is_symlink() and epochs_done(p)), key=epochs_done)
-Run.checkpoints = _checkpoints
 
 def epochs_done(checkpoint:Path) -> int: # None where the name is no checkpoint's
     "How many epochs were done."
     found = re.fullmatch(r'epoch_(\d{4,9})', checkpoint.name, re.ASCII)
     return found and int(found[1])
 
-def _save_weights(self,
+@patch
+def save_weights(self:Run,
     policy,
     notes:str='',          # Markdown for the model card
     name:str='weights',    # of the folder
@@ -541,12 +543,12 @@ def _save_weights(self,
         policy.save(part, base=self.about['model'], notes=notes)
         write_manifest(part)
     return write_whole(self.place(name), write)
-Run.save_weights = _save_weights
 
 # %% ../../nbs/runs/01_run.ipynb #c956bf80
 DIRECT = 2**28   # bytes of a state that is written before training goes on: 256 MiB, half a second
 
-def _record(self,
+@patch
+def record(self:Run,
     state:State,     # after this epoch
     record:dict,     # as for `log`
     keep:int=2,      # as for `checkpoint`
@@ -563,7 +565,6 @@ def _record(self,
         _sync(self.folder / 'metrics.jsonl')
         self.prune(keep)
     self.beside(secure)
-Run.record = _record
 
 # %% ../../nbs/runs/01_run.ipynb #dce36f20
 def merits(
@@ -593,7 +594,8 @@ def _rule(self):
     figure = self.config.get('keep_best', '')
     return figure if isinstance(figure, str) else ''
 
-def _kept(self) -> tuple: # (folder, merit: more is better), or None
+@patch
+def kept(self:Run) -> tuple: # (folder, merit: more is better), or None
     "The checkpoint that stays however old it gets: the best by `keep_best`, or by `gains` where the run names no number; the later one of equals."
     figure, rows = _rule(self), self.metrics()
     known = merits(rows, figure) if figure else gains(rows)
@@ -601,14 +603,13 @@ def _kept(self) -> tuple: # (folder, merit: more is better), or None
     if not there: return None
     best = max(there, key=lambda p: (known[epochs_done(p)], epochs_done(p)))
     return best, known[epochs_done(best)]
-Run.kept = _kept
 
-def _best(self) -> tuple: # (folder, value), or None
+@patch
+def best(self:Run) -> tuple: # (folder, value), or None
     "The checkpoint whose `keep_best` is best, the later one of equals, and what it is."
     figure = _rule(self)
     best = self.kept() if figure else None
     return best and (best[0], best[1] * (-1 if figure.startswith('-') else 1))
-Run.best = _best
 
 # %% ../../nbs/runs/01_run.ipynb #0eff8fc3
 def named_state(trainer) -> dict: # name -> tensor

@@ -27,6 +27,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from fastcore.basics import patch
 
 from ..utils.files import read_json
 from .model_folders import check_pipeline_index, forget_places, is_place
@@ -418,16 +419,17 @@ def cast(module, kind):
         if tensor.is_floating_point() and not kept & set(name.split('.')): tensor.data = tensor.data.to(kind)
 
 # %% ../../nbs/sampling/05_policy.ipynb #d03e2548
-def _encode(self, prompts:list) -> Conditions: # of B rows
+@patch
+def encode(self:Policy, prompts:list) -> Conditions: # of B rows
     "Prompts as the network is told of them."
     distinct = tuple(dict.fromkeys(prompts))
     index = torch.tensor([distinct.index(p) for p in prompts])
     if self.guided and not self.train_text_encoder: self._read_negative()
     return Conditions(distinct, {} if self.train_text_encoder else self._remembered(distinct), index)
-Policy.encode = _encode
 
+@patch
 @torch.no_grad()
-def _remembered(self, prompts):
+def _remembered(self:Policy, prompts):
     "Embeddings that are computed once while they are remembered. The oldest are forgotten when they fill `REMEMBERED`, but none of this batch."
     new = [p for p in prompts if p not in self._embeddings]
     for i in range(0, len(new), 64):
@@ -435,46 +437,46 @@ def _remembered(self, prompts):
         for j, p in enumerate(new[i:i + 64]): self._embeddings[p] = {name: t[j] for name, t in found.items()}
     if new: self._forget(set(prompts))
     return {name: torch.stack([self._embeddings[p][name] for p in prompts]) for name in self._embeddings[prompts[0]]}
-Policy._remembered = _remembered
 
 REMEMBERED = 2**30   # bytes of embeddings
 
-def _forget(self, needed):
+@patch
+def _forget(self:Policy, needed):
     "Make room for what a stream of prompts brings."
     each = sum(t.nbytes for t in next(iter(self._embeddings.values())).values())
     old = [p for p in self._embeddings if p not in needed]
     for p in old[:max(0, len(self._embeddings) - REMEMBERED // each)]: del self._embeddings[p]
-Policy._forget = _forget
 
-def _read(self, prompts:list) -> dict: # name -> (P, …)
+@patch
+def read(self:Policy, prompts:list) -> dict: # name -> (P, …)
     "Embeddings of prompts, from the cache on disk where there is one."
     def encode(new):
         with self.reading(): return self.adapter.encode(new)
     return encode(prompts) if self.cache is None else self.cache(encode, prompts)
-Policy.read = _read
 
-def _embed(self, cond:Conditions) -> dict: # name -> (B, …)
+@patch
+def embed(self:Policy, cond:Conditions) -> dict: # name -> (B, …)
     "Embeddings of a batch, with a gradient where the text encoder is trained."
     if cond.tensors: return cond.rows()
     used, where = cond.index.unique(return_inverse=True)
     with self.reading(): found = self.adapter.encode([cond.prompts[i] for i in used])
     return {name: t[where.to(t.device)] for name, t in found.items()}
-Policy.embed = _embed
 
-def _negatives(self, like:dict) -> dict: # name -> (B, …)
+@patch
+def _negatives(self:Policy, like:dict) -> dict: # name -> (B, …)
     "The unconditional branch's embeddings, as many rows as the conditional ones."
     self._read_negative()
     return {name: self._negative[name].expand_as(t) for name, t in like.items()}
-Policy._negatives = _negatives
 
-def _read_negative(self):
+@patch
+def _read_negative(self:Policy):
     "Embed what guidance goes away from: once, or at each use where the text encoder is trained."
     if self._negative is not None and not self.train_text_encoder: return
     with self.reading(), nullcontext() if self.train_text_encoder else torch.no_grad(): self._negative = self.adapter.encode_negative(self.negative_prompt)
-Policy._read_negative = _read_negative
 
 # %% ../../nbs/sampling/05_policy.ipynb #b48bf170
-def _predict(self,
+@patch
+def predict(self:Policy,
     latents:torch.Tensor,  # (B, C, H, W) x_t
     step,                  # int, or (B,) long: index of the denoising step, 0 is pure noise
     cond:Conditions,       # B rows, from `encode`
@@ -484,16 +486,15 @@ def _predict(self,
     if not self.guided: return self.denoise(x, t, told)
     free, guided = self._branches(x, t, told, self._negatives(told))
     return rescaled(free + self.guidance_scale * (guided - free), guided, self.guidance_rescale)
-Policy.predict = _predict
 
-def _branches(self, x, t, told, away):
+@patch
+def _branches(self:Policy, x, t, told, away):
     "The predictions without and with the prompt."
     if self.train_unconditional:
         both = {name: torch.cat([away[name], told[name]]) for name in told}
         return self.denoise(torch.cat([x, x]), t.repeat(2), both).chunk(2)
     with torch.no_grad(): free = self.denoise(x, t, away)
     return free, self.denoise(x, t, told)
-Policy._branches = _branches
 
 def rescaled(
     guided:torch.Tensor,  # (B, …) with guidance
@@ -505,13 +506,14 @@ def rescaled(
     spread = lambda x: x.std(dim=tuple(range(1, x.ndim)), keepdim=True)
     return share * guided * (spread(plain) / spread(guided)) + (1 - share) * guided
 
-def _autocast(self):
+@patch
+def autocast(self:Policy):
     "The policy's own precision, whatever the caller's is. Without autocast's cache: it keeps copies of weights, which an update makes stale."
     known = torch.amp.is_autocast_available(self.device.type)                        # not on meta, where notebook `sampling/08_memory` counts bytes
     return torch.autocast(self.device.type if known else 'cpu', PRECISIONS[self.precision], enabled=known and self.precision != 'fp32', cache_enabled=False)
-Policy.autocast = _autocast
 
-def _denoise(self,
+@patch
+def denoise(self:Policy,
     x:torch.Tensor,   # (B, C, H, W) as the network takes it
     t:torch.Tensor,   # (B,) timesteps
     told:dict,        # name -> (B, …) embeddings
@@ -524,50 +526,50 @@ def _denoise(self,
         x, t, told = x[rows], t[rows], {name: v[rows] for name, v in told.items()}
     with self.autocast(): out = self.call(x.to(kind), t, told, self.guidance_scale)
     return out[:count].float()
-Policy.denoise = _denoise
 
-def _transition(self, latents:torch.Tensor, step, cond:Conditions, prediction:torch.Tensor=None) -> Gaussian:
+@patch
+def transition(self:Policy, latents:torch.Tensor, step, cond:Conditions, prediction:torch.Tensor=None) -> Gaussian:
     "p(x_{t-1} | x_t, prompt) in fp32. The one function of sampling and of training. A `prediction` that is known is not made again."
     return self.tables.transition(self.predict(latents, step, cond) if prediction is None else prediction, step, latents.float())
-Policy.transition = _transition
 
-def _rounded(self, latents:torch.Tensor) -> torch.Tensor:
+@patch
+def rounded(self:Policy, latents:torch.Tensor) -> torch.Tensor:
     "Latents as they are stored. What is scored is what was stored: round first."
     return latents.to(PRECISIONS[self.store])
-Policy.rounded = _rounded
 
+@patch
 @torch.no_grad()
-def _decode(self,
+def decode(self:Policy,
     latents:torch.Tensor, # (B, C, H, W) x_0
     batch_size:int=32,
 ) -> torch.Tensor:        # (B, 3, H, W) in [0, 1]
     "Pictures of final latents; the codec works in fp32."
     return torch.cat([self.adapter.decode(z.float()) for z in latents.split(batch_size)]).div(2).add(.5).clamp(0, 1)
-Policy.decode = _decode
 
 # %% ../../nbs/sampling/05_policy.ipynb #cf161d67
+@patch
 @contextmanager
-def _reference(self):
+def reference(self:Policy):
     "Inside this context the policy predicts as what it was made of: the base, with the LoRA that the user gave."
     with self.swapped(self.base_weights()) if self.train == 'full' or self._continued else lora_disabled(list(self.parts.values())): yield self
-Policy.reference = _reference
 
+@patch
 @contextmanager
-def _uncounted(self):
+def uncounted(self:Policy):
     "Inside this context the network's calls do not count as `evaluations`: they are not the method's."
     before = self._count
     try: yield
     finally: self._count = before
-Policy.uncounted = _uncounted
 
-def _base_weights(self) -> list: # of tensors
+@patch
+def base_weights(self:Policy) -> list: # of tensors
     "A copy of the weights as they were at the first call."
     if self._base is None: self._base = [p.detach().clone() for p in self.parameters()] if self.shards is None else self.shards.keep_base()
     return self._base
-Policy.base_weights = _base_weights
 
+@patch
 @contextmanager
-def _swapped(self, weights:list):
+def swapped(self:Policy, weights:list):
     "Inside this context the trained parameters hold other values."
     if self.shards is not None:
         with self.shards.swapped(weights): yield self
@@ -577,14 +579,14 @@ def _swapped(self, weights:list):
     try: yield self
     finally:
         for p, w in zip(self.parameters(), mine): p.data = w
-Policy.swapped = _swapped
 
 # %% ../../nbs/sampling/05_policy.ipynb #c0de6a36
 def demo_folder() -> Path:
     "Folder of the shipped pipeline."
     return assets_dir() / 'emoji-sd'
 
-def _save(self,
+@patch
+def save(self:Policy,
     folder:Path,
     base:str=None,   # where the base model came from; the pipeline's own note when None
     notes:str='',    # Markdown for the model card: what it was trained on
@@ -604,7 +606,6 @@ def _save(self,
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))
     (folder / 'README.md').write_text(_model_card(self, about, notes), encoding='utf-8')
     return folder
-Policy.save = _save
 
 LORA_FILE = 'pytorch_lora_weights.safetensors'                                                # as diffusers calls it
 PLAIN_LORA = dict(rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=False)         # what diffusers 0.38 looks up in the metadata

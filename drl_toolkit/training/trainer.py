@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
+from fastcore.basics import patch
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -346,12 +347,13 @@ class Trainer:
         if self.processes.main: print(words)
 
 # %% ../../nbs/training/02_trainer.ipynb #2c0cf3b4
-def _seed_of(self, task:Task) -> int:
+@patch
+def seed_of(self:Trainer, task:Task) -> int:
     "The run's seed, told apart by task."
     return sample_seed(self.config.seed, 0, self.tasks.index(task))
-Trainer.seed_of = _seed_of
 
-def _sample(self, task:Task, epoch:int, prompts:list, groups:torch.Tensor, share:Share) -> tuple: # (Trajectory, reports: (values, figures, what was seen) of each reward)
+@patch
+def sample(self:Trainer, task:Task, epoch:int, prompts:list, groups:torch.Tensor, share:Share) -> tuple: # (Trajectory, reports: (values, figures, what was seen) of each reward)
     "Stage 1: a trajectory for every prompt of this process's share, and what the task's rewards say of it."
     if not share.size: return None, []
     keep = keep_nonfinite if self.config.on_nonfinite == 'skip' else nullcontext
@@ -360,16 +362,15 @@ def _sample(self, task:Task, epoch:int, prompts:list, groups:torch.Tensor, share
             trajectory = self.sampler.draw(self, task, prompts, groups, self.seed_of(task), epoch, share.first)
             return self.checked(trajectory), self.sampler.reports(task, trajectory, groups)
     except NotFinite as e: raise NotFinite(f'epoch {epoch}, task {task.name!r}, seed {sample_seed(self.seed_of(task), epoch, share.first + e.sample)}: {e}', e.sample) from None
-Trainer.sample = _sample
 
-def _checked(self, trajectory:Trajectory) -> Trajectory:
+@patch
+def checked(self:Trainer, trajectory:Trajectory) -> Trajectory:
     "Refuse pictures and likelihoods that are no numbers: a reward may well give a finite value to them."
     good = trajectory.images.isfinite().flatten(1).all(1) & trajectory.log_probs.isfinite().all(0)
     if good.all(): return trajectory
     bad = (~good).nonzero().flatten().tolist()
     raise NotFinite(f'{len(bad)} of {len(good)} pictures have pixels or log-probs that are no finite numbers (the first shows {trajectory.prompts[bad[0]]!r}); '
                     f"a lower lr{', precision bf16 or fp32' if self.policy.precision == 'fp16' else ''} or an earlier checkpoint is right", bad[0])
-Trainer.checked = _checked
 
 # %% ../../nbs/training/02_trainer.ipynb #89a22380
 METRICS = frozenset((
@@ -384,7 +385,8 @@ def figure_name(
     "What a reward's figure is called in the metrics: its own name, or one that nothing else has."
     return f'figure/{name}' if name in METRICS or '/' in name else name
 
-def _score(self, task:Task, reports:list) -> tuple: # (numbers to record, values: a list of (B,))
+@patch
+def score(self:Trainer, task:Task, reports:list) -> tuple: # (numbers to record, values: a list of (B,))
     "Stage 2: all processes' values of this task's rewards, and no others, in the order of the samples. The first one's figures have no prefix."
     found, values = {}, []
     told = [t for t in self.processes.gathered([(v.tolist(), figures) for v, figures, _ in reports]) if t]      # some may have no sample
@@ -396,11 +398,11 @@ def _score(self, task:Task, reports:list) -> tuple: # (numbers to record, values
         found |= {f'{figure_name(reward.name)}/{k}' if i else k: x for k, x in row.items()}
         values.append(v)
     return found, values
-Trainer.score = _score
 
 MOST_NONFINITE = .25   # of a task's samples may be skipped in an epoch
 
-def _finite_samples(self, task:Task, epoch:int, values:list, prompts:list) -> torch.Tensor: # (B,) bool
+@patch
+def finite_samples(self:Trainer, task:Task, epoch:int, values:list, prompts:list) -> torch.Tensor: # (B,) bool
     "Which samples have finite values of all rewards; each of the others is named, and too many of them are `NotFinite`."
     good, names = torch.stack([v.isfinite() for v in values]), [r.name for r in task.rewards]
     for i in (~good.all(0)).nonzero().flatten().tolist():
@@ -409,15 +411,14 @@ def _finite_samples(self, task:Task, epoch:int, values:list, prompts:list) -> to
         if (~good.all(0)).sum() > MOST_NONFINITE * len(prompts): raise NotFinite(f'{words}, one of {int((~good.all(0)).sum())} such of {len(prompts)} samples; at most {MOST_NONFINITE:.0%} are skipped', i)
         self._say(f'{words}; the sample is skipped')
     return good.all(0)
-Trainer.finite_samples = _finite_samples
 
-def _credit_of(self, task:Task, values:list, prompts:list, groups:torch.Tensor) -> tuple: # (B,), each reward's share of the variance
+@patch
+def credit_of(self:Trainer, task:Task, values:list, prompts:list, groups:torch.Tensor) -> tuple: # (B,), each reward's share of the variance
     "Stage 3: rewards to advantages, inside this task's batch; those of several rewards are added."
     each = [weight * self.credit[name](v.cpu(), prompts=prompts, groups=groups).float() for name, weight, v in zip(task.reward_names, task.weights, values)]
     limit, size = self.config.advantage_clip, [a.var(correction=0).item() for a in each]
     shares = {f'share/{r.name}': s / max(sum(size), 1e-30) for r, s in zip(task.rewards, size)} if len(each) > 1 else {}
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)).to(self.policy.device), shares     # made in float64, which only a CPU surely has
-Trainer.credit_of = _credit_of
 
 # %% ../../nbs/training/02_trainer.ipynb #2b10d639
 def pick_steps(
@@ -530,12 +531,13 @@ class PolicyGradient(Objective):
         return f'trains {k} steps of each by {self.config.surrogate} on the {self.config.likelihood}{clip}'
 
 # %% ../../nbs/training/02_trainer.ipynb #eebcd0f3
-def _draws_of(self, task:Task, epoch:int) -> torch.Generator:
+@patch
+def draws_of(self:Trainer, task:Task, epoch:int) -> torch.Generator:
     "What decides which steps an epoch trains, and in which order."
     return torch.Generator().manual_seed(sample_seed(self.seed_of(task), epoch, -1))
-Trainer.draws_of = _draws_of
 
-def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
+@patch
+def plan(self:Trainer, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = self.draws_of(batch.task, batch.epoch)
     with self.processes.all_well(): rows, useful = self._rows(batch, generator)
@@ -549,18 +551,18 @@ def _plan(self, batch:Batch) -> list: # of dicts of rows, one for each optimiser
     batch.minibatches = minibatches
     self._tell('after_plan', batch, minibatches)
     return minibatches
-Trainer.plan = _plan
 
-def _rows(self, batch:Batch, generator:torch.Generator) -> tuple: # dict of rows, (N,) bool: which have a gradient
+@patch
+def _rows(self:Trainer, batch:Batch, generator:torch.Generator) -> tuple: # dict of rows, (N,) bool: which have a gradient
     "This process's rows, each of which knows what it counts among all."
     if not batch.share.size: return dict.fromkeys(('row', 'sample', 'step', 'weight'), torch.zeros(0, dtype=torch.long)), torch.zeros(0, dtype=torch.bool)
     rows = self.objective.rows(self, batch, generator)
     rows |= dict(weight=self.config.updates * objectives.transition_weights(rows['sample'], batch.share.count).to(self.policy.device))
     useful = self.objective.useful(rows).cpu()
     return rows, useful if batch.good is None else useful & batch.good.cpu()[rows['sample'].cpu()]
-Trainer._rows = _rows
 
-def _learn(self, batch:Batch) -> dict: # numbers to record
+@patch
+def learn(self:Trainer, batch:Batch) -> dict: # numbers to record
     "Stage 4: the objective's steps on one batch."
     minibatches, stats = self.plan(batch), []
     for rows in minibatches:
@@ -568,9 +570,9 @@ def _learn(self, batch:Batch) -> dict: # numbers to record
         if figures['grad_norm'].isfinite(): stats.append(figures)
         else: self.leave_out([(rows, batch)])
     return self.summary(stats) | dict(skipped_steps=len(minibatches) - len(stats))
-Trainer.learn = _learn
 
-def _summary(self, stats:list) -> dict: # numbers to record
+@patch
+def summary(self:Trainer, stats:list) -> dict: # numbers to record
     "Of all minibatches; the ratio's error and what only the first measured are the first's. Clipped shares are the later ones' where there are any: in the first, no ratio has moved. The leash is adapted to what was seen."
     if not stats: return dict(grad_norm=0., ratio_error=0.)
     first, always = stats[0], [k for k, v in stats[0].items() if torch.is_tensor(v) and all(k in s for s in stats)]
@@ -579,41 +581,40 @@ def _summary(self, stats:list) -> dict: # numbers to record
     found = {k: v.item() if torch.is_tensor(v) else v for k, v in found.items()}
     if 'kl' in found: found |= dict(kl_weight=self.adapt_leash(found['kl']))
     return found
-Trainer.summary = _summary
 
-def _remember_base(self, minibatches:list, predict:Callable):
+@patch
+def remember_base(self:Trainer, minibatches:list, predict:Callable):
     "The base's predictions (rows -> (N, …)) for the leash, where there is one."
     if not self.config.kl_weight: return
     with self.policy.reference():
         for rows in minibatches: rows['base'] = self.in_pieces(predict, rows)
-Trainer.remember_base = _remember_base
 
-def _leashed(self, loss, stats:dict, kl, rows:dict) -> tuple: # loss, figures
+@patch
+def leashed(self:Trainer, loss, stats:dict, kl, rows:dict) -> tuple: # loss, figures
     "A loss with the weighted distance from the base, a sum over these rows."
     return loss + self.kl_weight * kl, stats | dict(kl=kl.detach() / rows['weight'].sum())
-Trainer.leashed = _leashed
 
-def _adapt_leash(self, kl:float) -> float: # the weight that was in force
+@patch
+def adapt_leash(self:Trainer, kl:float) -> float: # the weight that was in force
     "Where there is a target: twice the weight beyond 1.5 times of it, half below two thirds. [PPO §4]"
     weight, target = self.kl_weight, self.config.kl_target
     if target: self.kl_weight = weight * (2 if kl > 1.5 * target else .5 if kl < target / 1.5 else 1)
     return weight
-Trainer.adapt_leash = _adapt_leash
 
 def _take(flat, rows): return {k: v[rows] for k, v in flat.items()}
 
-def _pieces(self, rows:dict) -> list: # of dicts of tensors
+@patch
+def _pieces(self:Trainer, rows:dict) -> list: # of dicts of tensors
     "Micro-batches: as many for each thread, and none too large."
     if not len(rows['step']): return []
     size = batch_size_for(self.policy, len(rows['step']), self.config.micro_batch)
     return [_take(rows, part) for part in torch.arange(len(rows['step'])).split(size)]
-Trainer._pieces = _pieces
 
-def _in_pieces(self, function, rows:dict) -> torch.Tensor:
+@patch
+def in_pieces(self:Trainer, function, rows:dict) -> torch.Tensor:
     "A function of rows without gradient, in micro-batches."
     if not len(rows['step']): return torch.zeros(0)
     return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), batches_at_once(self.policy))))
-Trainer.in_pieces = _in_pieces
 
 _EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max, ratio_noise=torch.max)
 _CLIPPED = ('clipped_high', 'clipped_low')
@@ -624,7 +625,8 @@ def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
     columns = {k: torch.stack([s[k].float() for s in stats]) for k in stats[0]}
     return {k: _EXTREMES[k](v) if k in _EXTREMES else v @ shares.to(v) for k, v in columns.items()}
 
-def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional tensors
+@patch
+def gradient(self:Trainer, rows:dict, first:Batch=None) -> dict: # of 0-dimensional tensors
     "The gradient of a minibatch into `.grad`. Of the first one of a batch, more is asked: why its ratio is not 1, and now and then how much of it is noise."
     self.optimizer.zero_grad(set_to_none=True)
     measured = first is not None and self.measures(first.epoch)
@@ -636,9 +638,9 @@ def _gradient(self, rows:dict, first:Batch=None) -> dict: # of 0-dimensional ten
     if first is None or not stats.get('ratio_error', 0) > 0: return stats
     stats |= self._anchor(first, float(stats.get('ratio_noise', 0.)))
     with self.processes.all_well(): return stats | (self._explain(first.trajectory, float(stats['ratio_error']), len(rows['step'])) if self.processes.main else {})
-Trainer.gradient = _gradient
 
-def _anchor(self, first:Batch, noise:float) -> dict: # of numbers
+@patch
+def _anchor(self:Trainer, first:Batch, noise:float) -> dict: # of numbers
     "Where log-probs depend too much on the rows beside them, those that later minibatches are compared with come from their own micro-batches; said once in a run."
     with self.processes.all_well(): mine = self.objective.anchor(self, noise, first.minibatches[1:])
     count = sum(self.processes.gathered(mine))
@@ -648,35 +650,35 @@ def _anchor(self, first:Batch, noise:float) -> dict: # of numbers
         'old log-probs come from the micro-batches of the update, with one more forward for each minibatch after the first')
     self.anchored |= noisy
     return dict(anchored_transitions=count) if noisy else {}
-Trainer._anchor = _anchor
 
-def _accumulate(self, rows:dict, trajectory:Trajectory=None) -> dict:
+@patch
+def _accumulate(self:Trainer, rows:dict, trajectory:Trajectory=None) -> dict:
     "Add the gradient of these rows, in micro-batches; of several processes, that of the rows of all. Where their trajectory has its graphs, no forward is made."
     with self._adding():
         parts, shares, end = self._kept_graphs(rows, trajectory) if 'prediction' in rows else self._losses(rows)
         stats = self._go_back(parts, end, batches_at_once(self.policy))
         found = _combined(stats, shares) if parts else {}
     return found if self.processes.count == 1 else self._overall(found, len(rows['step']))
-Trainer._accumulate = _accumulate
 
-def _adding(self):
+@patch
+def _adding(self:Trainer):
     "A context whose gradients are summed over all processes."
     return self.shards.adding() if self.shards else self.processes.adding(self.params)
-Trainer._adding = _adding
 
-def _products(self, gradients:list) -> torch.Tensor: # (R, R)
+@patch
+def products(self:Trainer, gradients:list) -> torch.Tensor: # (R, R)
     "`objectives.inner_products`, of whole gradients."
     found = objectives.inner_products(gradients)
     return self.shards.added(found) if self.shards else found
-Trainer.products = _products
 
-def _overall(self, stats:dict, count:int) -> dict: # of 0-dimensional tensors
+@patch
+def _overall(self:Trainer, stats:dict, count:int) -> dict: # of 0-dimensional tensors
     "The figures of all processes, each with so many rows."
     told = [(s, n) for s, n in self.processes.gathered(({k: v.item() for k, v in stats.items()}, count)) if n]
     return _combined([{k: torch.tensor(x) for k, x in s.items()} for s, _ in told], [n / sum(n for _, n in told) for _, n in told])
-Trainer._overall = _overall
 
-def _explain(self, trajectory:Trajectory, error:float, transitions:int) -> dict: # ratio_cause, a sentence
+@patch
+def _explain(self:Trainer, trajectory:Trajectory, error:float, transitions:int) -> dict: # ratio_cause, a sentence
     "Why the ratio is not 1 before an update; found out and printed once in a run, by as many rows of the network as the update has. A search that fails ends no run."
     if self.ratio_cause is None:
         rows = 3 * max(transitions * (2 if self.policy.guided else 1), self.policy.fewest_rows)     # forward and backward
@@ -684,20 +686,20 @@ def _explain(self, trajectory:Trajectory, error:float, transitions:int) -> dict:
         except Exception as e: self.ratio_cause = f'the ratio is off by {error:.1e} before the update; why could not be found out ({_in_short(e)})'
         tqdm.write(f'epoch {self.epoch}: {self.ratio_cause}')
     return dict(ratio_cause=self.ratio_cause)
-Trainer._explain = _explain
 
 def _in_short(error): return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
 
-def _losses(self, rows:dict) -> tuple: # parts, their shares of the rows, (part -> figures, tensor, its gradient)
+@patch
+def _losses(self:Trainer, rows:dict) -> tuple: # parts, their shares of the rows, (part -> figures, tensor, its gradient)
     "Micro-batches, and where their gradient begins: the loss."
     parts = self._pieces(rows)
     def end(part):
         loss, stats = self.objective.loss(self, part)
         return stats, self.scaler.scale(loss), None
     return parts, [len(part['step']) / len(rows['step']) for part in parts], end
-Trainer._losses = _losses
 
-def _kept_graphs(self, rows:dict, trajectory:Trajectory) -> tuple: # parts, None (all say the same of the rows), (part -> figures, tensor, its gradient)
+@patch
+def _kept_graphs(self:Trainer, rows:dict, trajectory:Trajectory) -> tuple: # parts, None (all say the same of the rows), (part -> figures, tensor, its gradient)
     "The graphs that sampling left, and where their gradient begins: the predictions. They serve once; who needs these rows again makes a forward."
     graphs, trajectory.graphs = trajectory.graphs, None
     prediction = rows.pop('prediction').requires_grad_()
@@ -705,9 +707,9 @@ def _kept_graphs(self, rows:dict, trajectory:Trajectory) -> tuple: # parts, None
     slopes = torch.zeros_like(trajectory.latents[1:], dtype=torch.float)
     slopes[rows['step'], rows['sample']], = torch.autograd.grad(self.scaler.scale(loss), prediction)
     return graphs, None, lambda graph: (stats, graph.prediction, slopes[graph.step, graph.samples])
-Trainer._kept_graphs = _kept_graphs
 
-def _go_back(self, parts:list, end:Callable, threads:int) -> list: # each part's figures
+@patch
+def _go_back(self:Trainer, parts:list, end:Callable, threads:int) -> list: # each part's figures
     "Add the gradient of each part to `.grad`. Threads must not write to one `.grad`, so each returns its own; they are added in order."
     found = []
     if threads == 1:
@@ -723,13 +725,12 @@ def _go_back(self, parts:list, end:Callable, threads:int) -> list: # each part's
         for p, g in zip(self.params, gradients):
             if g is not None: p.grad = g if p.grad is None else p.grad.add_(g)
     return found
-Trainer._go_back = _go_back
 
-def _learning_rate(self) -> float:
+@patch
+def learning_rate(self:Trainer) -> float:
     "Of this epoch: a linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the `minutes` if that comes first."
     done = min(1., max(self.epoch / max(1, self.config.epochs - 1), self.time_used()))
     return self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1)) * (1 + done * (self.config.lr_end - 1))
-Trainer.learning_rate = _learning_rate
 
 def lie_alike(
     params:list,
@@ -741,7 +742,8 @@ def lie_alike(
         for name, tensor in state.get(p, {}).items():
             if tensor.shape == p.shape and tensor.stride() != p.stride(): state[p][name] = torch.empty_like(p).copy_(tensor)
 
-def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before clipping
+@patch
+def step(self:Trainer, scale:float=1.) -> torch.Tensor: # the gradient's norm before clipping
     "One optimiser step with this epoch's learning rate, clipping, the pull to the base, and the average of the weights. Nothing changes where the gradient is no number."
     lr = scale * self.learning_rate()
     for group in self.optimizer.param_groups: group['lr'] = lr
@@ -760,7 +762,6 @@ def _step(self, scale:float=1.) -> torch.Tensor: # the gradient's norm before cl
         if self.config.base_decay: torch._foreach_lerp_(self.params, self.policy.base_weights(), min(1., lr * self.config.base_decay))
         if self.average is not None: torch._foreach_lerp_(self.average, self.params, 1 - self.config.average)
     return norm
-Trainer.step = _step
 
 # %% ../../nbs/training/02_trainer.ipynb #13eaf137
 MOST_SKIPPED = 3   # optimiser steps in a row that may be left out; one more ends the run
@@ -774,7 +775,8 @@ def check_finite(
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not finite(t.detach())]
     if bad: raise FloatingPointError(f'{what}: {bad[0]!r} holds numbers that are not finite, as {len(bad)} of {len(tensors)} tensors; the last checkpoint is good, and a lower lr is right')
 
-def _leave_out(self, parts:list): # of (rows, `Batch`), all that the step was made of
+@patch
+def leave_out(self:Trainer, parts:list): # of (rows, `Batch`), all that the step was made of
     "After a step whose gradient is no number: say who is to blame, and end the run when it was one too many."
     if self.scaler.is_enabled() and self.scaler.get_scale() >= 1: return
     self.skipped += 1
@@ -783,15 +785,15 @@ def _leave_out(self, parts:list): # of (rows, `Batch`), all that the step was ma
     words = f"epoch {self.epoch}: a gradient is not finite, the step is left out. To blame: {'; '.join(found[:3])}{f' and {len(found) - 3} more' * (len(found) > 3)}"
     if self.skipped > MOST_SKIPPED: raise FloatingPointError(f'{words}. That was the {self.skipped}th step in a row: training ends, and the weights are as they were before these steps; a lower lr, or a reward that is smooth there, is right')
     self._say(words)
-Trainer.leave_out = _leave_out
 
-def _blame(self, rows:dict, batch:Batch) -> list: # of strings
+@patch
+def _blame(self:Trainer, rows:dict, batch:Batch) -> list: # of strings
     "The same as `blamed`, or why it could not be found out: what looks for a fault ends no run."
     try: return self.blamed(rows, batch)
     except Exception as e: return [f'task {batch.task.name!r}, whose samples could not be tried one by one ({_in_short(e)})']
-Trainer._blame = _blame
 
-def _blamed(self, rows:dict, batch:Batch) -> list: # of strings
+@patch
+def blamed(self:Trainer, rows:dict, batch:Batch) -> list: # of strings
     "The samples of a minibatch whose own loss or gradient is not finite."
     found = []
     for i in rows['sample'].unique().tolist():
@@ -802,10 +804,10 @@ def _blamed(self, rows:dict, batch:Batch) -> list: # of strings
             found.append(f"task {batch.task.name!r}, {batch.trajectory.prompts[i]!r}, seed {batch.trajectory.seeds[i]} ({'gradient' if loss.isfinite() else 'loss'})")
             break
     return found
-Trainer.blamed = _blamed
 
 # %% ../../nbs/training/02_trainer.ipynb #46504763
-def _halves(self, rows:dict, odd:torch.Tensor) -> dict:
+@patch
+def _halves(self:Trainer, rows:dict, odd:torch.Tensor) -> dict:
     "The gradient of all rows as that of two halves (`odd` (N,) bool tells them apart), and what they say of each other."
     parts = [_take(rows, (~odd).nonzero().flatten()), _take(rows, odd.nonzero().flatten())]
     stats = [self._accumulate(parts[0])]
@@ -817,10 +819,10 @@ def _halves(self, rows:dict, odd:torch.Tensor) -> dict:
     a, product, b = ff / one**2, (ft - ff) / (one * two), (tt - 2 * ft + ff) / two**2             # of the halves, as if each were the whole
     found = dict(signal_to_noise=product.clamp(min=0) / ((a + b - 2 * product) / 4).clamp(min=1e-30), half_cosine=product / (a * b).sqrt().clamp(min=1e-30))
     return _combined(stats, [few / (few + more), more / (few + more)]) | found
-Trainer._halves = _halves
 
 # %% ../../nbs/training/02_trainer.ipynb #eba894b6
-def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers to record
+@patch
+def across(self:Trainer, figures:dict, batches:list) -> dict: # task's name -> numbers to record
     "Each task's share of the advantages' variance, and the cosines between their gradients where they were measured."
     if len(batches) < 2: return figures
     sizes = [self.processes.whole(b.advantage).float().var(correction=0).item() for b in batches]
@@ -832,38 +834,37 @@ def _across(self, figures:dict, batches:list) -> dict: # task's name -> numbers 
             if i != j and length: figures[a][f'cosine/{b}'] = float(products[i, j] / length)       # a gradient of zero has no direction
     self.pulls = {}
     return figures
-Trainer.across = _across
 
 # %% ../../nbs/training/02_trainer.ipynb #059d2ec7
-def _data_gradient(self, seed:int, weight:float=1.) -> float:
+@patch
+def _data_gradient(self:Trainer, seed:int, weight:float=1.) -> float:
     "Accumulate the gradient of the weighted data loss, each process that of its share of the pictures; returns the loss."
     with self._adding():
         images, captions = self.data(self.config.data_batch, seed)
         share = self.processes.share(torch.arange(len(captions)))
         loss = self._own_data_loss(share, images, captions, seed, weight) if share.size else 0.
     return sum(self.processes.gathered(loss))
-Trainer._data_gradient = _data_gradient
 
-def _own_data_loss(self, share:Share, images, captions:list, seed:int, weight:float) -> float: # this share's part of the mean
+@patch
+def _own_data_loss(self:Trainer, share:Share, images, captions:list, seed:int, weight:float) -> float: # this share's part of the mean
     "The gradient of this process's part."
     timesteps = torch.arange(round((1 - self.config.data_start) * self.policy.pipeline.scheduler.config.num_train_timesteps))
     loss = share.size / share.count * objectives.data_loss(self.policy, share.of(images), share.of(captions), torch.Generator().manual_seed(seed), timesteps, share)
     self.scaler.scale(weight * loss).backward()
     return loss.item()
-Trainer._own_data_loss = _own_data_loss
 
-def _add_data_gradient(self):
+@patch
+def _add_data_gradient(self:Trainer):
     self.draws += 1
     self._data_gradient(sample_seed(self.config.seed, self.epoch, -1 - self.draws), self.config.data_weight)
-Trainer._add_data_gradient = _add_data_gradient
 
-def _data_step(self, epoch:int) -> float: # the loss before the step
+@patch
+def data_step(self:Trainer, epoch:int) -> float: # the loss before the step
     "Stage 5: one step on real pictures. [P Algorithm 1]"
     self.optimizer.zero_grad(set_to_none=True)
     loss = self._data_gradient(sample_seed(self.config.seed, epoch, -1))
     if not self.step(self.config.data_weight).isfinite(): self.leave_out([])
     return loss
-Trainer.data_step = _data_step
 
 # %% ../../nbs/training/02_trainer.ipynb #6816a1e0
 class BaseSamples:
@@ -889,14 +890,15 @@ class BaseSamples:
         return self.latents[rows], [self.prompts[i] for i in rows]
 
 # %% ../../nbs/training/02_trainer.ipynb #ad7abe68
-def _state(self) -> dict: # JSON beside the tensors
+@patch
+def state(self:Trainer) -> dict: # JSON beside the tensors
     "What is not a tensor: epoch, draws of the data loss, history, the memory of per-prompt trackers, and where the prompt streams are."
     return dict(epoch=self.epoch, draws=self.draws, skipped=self.skipped, history=self.history, scaler=self.scaler.state_dict(), kl_weight=self.kl_weight, strategy=self.strategy.state_dict(),
                 prompts={t.name: t.prompts.state_dict() for t in self.tasks if isinstance(t.prompts, Stream)},
                 credit={n: c.state_dict() for n, c in self.credit.items() if hasattr(c, 'state_dict')})
-Trainer.state = _state
 
-def _load_state(self, state:dict):
+@patch
+def load_state(self:Trainer, state:dict):
     "Take up a saved state."
     self.epoch, self.draws, self.history, self.kl_weight = state['epoch'], state['draws'], state['history'], state['kl_weight']
     self.skipped = state.get('skipped', 0)                            # older checkpoints have none
@@ -905,10 +907,10 @@ def _load_state(self, state:dict):
     for name, memory in state['credit'].items(): self.credit[name].load_state_dict(memory)
     for task in self.tasks:
         if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])
-Trainer.load_state = _load_state
 
+@patch
 @contextmanager
-def _whole_epoch(self):
+def whole_epoch(self:Trainer):
     "An epoch that does not end (an interrupt, a reward that fails) leaves nothing behind: weights, moments, draws and memories are those of before."
     state = {k: copy.deepcopy(v) for k, v in self.state().items() if k != 'history'} | dict(history=list(self.history))
     self.kept = dict(state=state, said=(self.ratio_cause, self.anchored), tensors=None)
@@ -917,25 +919,25 @@ def _whole_epoch(self):
         self._back()
         raise
     finally: self.kept = None
-Trainer.whole_epoch = _whole_epoch
 
-def _changing(self) -> list: # of tensors
+@patch
+def _changing(self:Trainer) -> list: # of tensors
     "What an optimiser step changes, besides its moments."
     return [*self.params, *(self.average or [])]
-Trainer._changing = _changing
 
+@patch
 @torch.no_grad()
-def _keep(self):
+def _keep(self:Trainer):
     "Before the first optimiser step of an epoch: copies of weights, average and moments, which are as large as these, until it ends. Of more than `LARGE` trained weights there are none."
     if self.kept is None or self.kept['tensors'] is not None: return
     if sum(p.numel() for p in self.params) > LARGE: self.kept['tensors'] = ()
     else:
         moments = {p: {name: t.clone() for name, t in found.items()} for p, found in self.optimizer.state.items()}
         self.kept['tensors'] = [t.detach().clone() for t in self._changing()], moments
-Trainer._keep = _keep
 
+@patch
 @torch.no_grad()
-def _back(self):
+def _back(self:Trainer):
     "To where the epoch began."
     kept, tensors = self.kept, self.kept['tensors']
     self.load_state(kept['state'])
@@ -948,9 +950,9 @@ def _back(self):
         before, now = tensors[1].get(p, {}), self.optimizer.state.get(p, {})
         for name, t in before.items(): now[name].copy_(t)
         if not before: self.optimizer.state.pop(p, None)
-Trainer._back = _back
 
-def _follow_main(self):
+@patch
+def follow_main(self:Trainer):
     "Every process begins where the main one stands, who may have resumed a run: its weights, their average, the optimiser's moments, and all memories."
     if self.processes.count == 1: return
     if self.shards: return self.shards.follow_main(self)
@@ -961,7 +963,6 @@ def _follow_main(self):
         mine = [{k: torch.zeros(shape, device=p.device if shape else 'cpu') for k, shape in moments.items()} for p, moments in zip(self.params, shapes)]
         self.optimizer.state.update({p: moments for p, moments in zip(self.params, mine) if moments})
     self.processes.copy_from_main([*self.params, *(self.average or []), *(t for moments in mine for t in moments.values())])
-Trainer.follow_main = _follow_main
 
 # %% ../../nbs/training/02_trainer.ipynb #1400c79e
 def advice(

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 import fastapi, uvicorn
+from fastcore.basics import patch
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
@@ -349,13 +350,14 @@ def _look(self,
     except Exception as e: return change | self.failed(page, run, e)
 Panel.look = _look
 
-def _failed(self, page, run, error):
+@patch
+def failed(self:Panel, page, run, error):
     "A sentence in place of a page; nothing can be done on it."
     shown = {self.html[page]: note('This cannot be shown', complaint(error, run), kind='error')}
     return shown | ({self.choices: gr.Row(visible=False), self.count: '', self.pair: ''} if page == 'vote' else {})
-Panel.failed = _failed
 
-def _content(self, page, run, epoch, pick, now, seen, request):
+@patch
+def content(self:Panel, page, run, epoch, pick, now, seen, request):
     "The page itself."
     if page == 'vote': return self.ballot(run, request)
     if page == 'train': return {self.html[page]: self.training()}
@@ -369,20 +371,19 @@ def _content(self, page, run, epoch, pick, now, seen, request):
         if choices != seen.get('choices') or chosen != pick: change[self.pick[page]] = gr.Dropdown(choices, value=chosen or None)
         pick = chosen
     return change | {self.html[page]: draw(page, run, epoch, pick)}
-Panel.content = _content
 
-def _moment(self, page, name):
+@patch
+def moment(self:Panel, page, name):
     "Changes whenever the page would."
     runs, broken = self.library.scan()
     if page == 'train': return self.bench.busy, self.bench.said(), stamp(runs[name]) if name in runs else None
     return tuple(map(stamp, runs.values())) if page == 'runs' else stamp(runs[name]) if name in runs else None, tuple(broken.items()) if page == 'runs' else ()
-Panel.moment = _moment
 
-def _last(self, run):
+@patch
+def last(self:Panel, run):
     "Where the slider ends; a damaged run has no end."
     try: return last_epoch(run)
     except Exception: return 0
-Panel.last = _last
 
 def badge(run:Run) -> str:
     "Whether a run goes on."
@@ -400,59 +401,60 @@ def chosen_of(choices:list, pick:str) -> str:
     return pick if pick in values else same(lambda v: v.rpartition('/')[2] == pick) or same(lambda v: v.rpartition('/')[0] == pick.rpartition('/')[0]) or (values[0] if values else '')
 
 # %% ../../nbs/ui/05_panel.ipynb #8e744d17
-def _asked(self, query:dict) -> tuple: # page, run, epoch, what is chosen on the page
+@patch
+def asked_for(self:Panel, query:dict) -> tuple: # page, run, epoch, what is chosen on the page
     "What an address asks for."
     page = query.get('view') if query.get('view') in self.html else 'trajectories' if query.get('sample') else 'overview'
     return page, query.get('run'), epoch_of(query.get('epoch')), query.get('sample', '')
-Panel.asked_for = _asked
 
-def _open(self, request:gr.Request):
+@patch
+def open(self:Panel, request:gr.Request):
     "The first answer to a browser."
     asked = self.asked_for(request.query_params)
     return self.look(*asked, request=request) | {self.tabs: gr.Tabs(selected=asked[0])}
-Panel.open = _open
 
 def _at_end(epoch, seen):
     "A slider at its end follows the newest epoch."
     epoch = epoch_of(epoch)
     return None if epoch is None or epoch >= (seen or {}).get('last', 0) else epoch
 
-def _picked(self, page, picks): return dict(zip(self.pick, picks)).get(page)
-Panel.picked = _picked
+@patch
+def picked(self:Panel, page, picks): return dict(zip(self.pick, picks)).get(page)
 
 def _early(name, seen):
     "Whether an event was on its way before the page knew which run is asked for. A run that is gone has no name in the menu."
     return name is None and (not seen or seen['names'][0] is not None and not seen.get('gone'))
 
-def _turning(self, page):
+@patch
+def turning(self:Panel, page):
     "Another page of the same run."
     def turn(request:gr.Request, old, name, epoch, seen, *picks):
         if _early(name, seen): return gr.skip()
         return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen, request)
     return turn
-Panel.turning = _turning
 
-def _move(self, page, name, epoch, seen, *picks):
+@patch
+def move(self:Panel, page, name, epoch, seen, *picks):
     "Another epoch, or another thing on the page."
     change = self.look(page, name, epoch_of(epoch), self.picked(page, picks), seen)
     if self.epoch in change: change[self.epoch] = gr.Slider(maximum=max(1, change[self.seen]['last']))   # its value is in the viewer's hand
     return change
-Panel.move = _move
 
-def _choose(self, request:gr.Request, page, name, epoch, seen, *picks):
+@patch
+def choose(self:Panel, request:gr.Request, page, name, epoch, seen, *picks):
     "Another run, at its newest epoch."
     return self.look(page, name, None, None, None, request)
-Panel.choose = _choose
 
-def _tick(self, page, name, epoch, seen, *picks):
+@patch
+def tick(self:Panel, page, name, epoch, seen, *picks):
     "What has happened since; mostly nothing."
     runs, _ = self.library.scan()
     if _early(name, seen) or page in ('vote', 'compare') or seen and seen.get('names') == (name or seen.get('gone'), *runs) and seen.get('moment') == self.moment(page, name or seen.get('gone')): return gr.skip()
     return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
-Panel.tick = _tick
 
 # %% ../../nbs/ui/05_panel.ipynb #0dd0834c
-def _compare(self):
+@patch
+def _compare(self:Panel):
     "A prompt, a seed, a button."
     gr.HTML('<header class="lead"><h1>Type a prompt: both models draw it from the same noise</h1></header>', elem_classes='look', apply_default_css=False)
     with gr.Row():
@@ -460,22 +462,22 @@ def _compare(self):
         seed = gr.Number(0, label='Seed', precision=0, minimum=0, scale=1, min_width=90, elem_id='seed')
         button = gr.Button('Draw', variant='primary', scale=1, min_width=110, elem_id='draw')
     self.asked = prompt, seed, button
-Panel._compare = _compare
 
-def _drawn_sides(self, name, prompt, seed):
+@patch
+def sides(self:Panel, name, prompt, seed):
     "Both models' pictures, or the sentence that says why there are none."
     try: return compare(self.library.run(name), prompt, seed)
     except (ValueError, OSError) as e: return note('This could not be drawn', str(e), kind='error')
-Panel.sides = _drawn_sides
 
-def _vote(self):
+@patch
+def _vote(self:Panel):
     "Three buttons and the count."
     with gr.Row(elem_id='choices', visible=False) as self.choices:
         self.votes = {gr.Button(label, elem_id=f'vote-{choice}', min_width=90): choice for choice, label in zip(('left', 'tie', 'right'), ('← left', 'no difference ↓', 'right →'))}
     self.count = gr.HTML(elem_classes='look', apply_default_css=False)
-Panel._vote = _vote
 
-def _ballot(self, run, request):
+@patch
+def ballot(self:Panel, run, request):
     "The next pair for this viewer. How the votes stand is told when they have seen all: before that, it would tell which side is which."
     folder = pages.ballot_of(run)
     nothing = {self.count: '', self.pair: '', self.choices: gr.Row(visible=False)}
@@ -486,13 +488,13 @@ def _ballot(self, run, request):
     pair, total = ballot.draw(voter), len(ballot.pairs)
     count = pages.count_page(ballot.result(), ballot.names) if pair is None else pages.blind_page(ballot.seen(voter), total)
     return {self.html['vote']: pages.ballot_page(pair, total), self.count: count, self.pair: pair.id if pair else '', self.choices: gr.Row(visible=pair is not None)}
-Panel.ballot = _ballot
 
 def cookie_of(request:gr.Request) -> str: # '' where there is none
     "The voter's cookie of a request. What a call says of its session is the viewer's own word, so it is no name."
     return request.cookies.get('voter') or ''
 
-def _voting(self, choice):
+@patch
+def voting(self:Panel, choice):
     "Write a vote down and show the next pair."
     def vote(request:gr.Request, name, pair):
         failed = lambda e: {self.html['vote']: note('The vote could not be written', ' '.join(str(e).split()), kind='error')}
@@ -505,18 +507,18 @@ def _voting(self, choice):
         except RunError as e: return failed(str(e).replace(f'{self.library.folder}/', ''))
         except (ValueError, TypeError, OSError) as e: return failed(e)
     return vote
-Panel.voting = _voting
 
-def _new_cookie(self, sent:str) -> str: # '' where the one that was sent is good
+@patch
+def new_cookie(self:Panel, sent:str) -> str: # '' where the one that was sent is good
     "A voter's cookie; one of an earlier panel stays who they were, when they voted here."
     if self.voters.is_ours(sent): return ''
     folders = (pages.ballot_or_none(run) for run in self.library.scan()[0].values())
     known = any(self.voters.name(sent, Ballot(folder)) for folder in folders if folder) if sent else False
     return self.voters.cookie(sent.partition('.')[0] if known else '')
-Panel.new_cookie = _new_cookie
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
-def _train(self):
+@patch
+def _train(self:Panel):
     "A recipe, a number of epochs, four buttons."
     gr.HTML(f'<header class="lead"><h1>Train a model here</h1><p>One short run at a time, of at most {self.bench.epochs} epochs and {self.bench.minutes:g} minutes, on the shipped model. The other pages follow it.</p></header>', elem_classes='look', apply_default_css=False)
     with gr.Row():
@@ -525,24 +527,24 @@ def _train(self):
     with gr.Row():
         start, *controls = (gr.Button(label, elem_id=f'train-{id}', variant='primary' if id == 'start' else 'secondary', min_width=110) for id, label in (('start', 'Start'), ('pause', 'Pause'), ('run', 'Go on'), ('stop', 'Stop')))
     self.trains = start, recipe, epochs, dict(zip(('pause', 'run', 'stop'), controls))
-Panel._train = _train
 
-def _training(self):
+@patch
+def training(self:Panel):
     "How the run that was started here stands."
     bench = self.bench
     if bench.out is None: return note('Nothing is being trained here', 'Choose a recipe and press Start.')
     wants = dict(pause='It pauses after this epoch.', stop='It stops after this epoch.').get(bench.wanted if bench.busy else '', '')
     return note(f"{bench.out.name} {'is training' if bench.busy else 'has ended'}", bench.said(), wants, 'Choose it above to see it on the other pages.')
-Panel.training = _training
 
-def _on_bench(self, act, *args):
+@patch
+def on_bench(self:Panel, act, *args):
     "Do something on the bench, and say how it stands."
     try: act(*args)
     except (ValueError, OSError) as e: return {self.html['train']: note('That was not done', str(e), kind='error')}
     return {self.html['train']: self.training()}
-Panel.on_bench = _on_bench
 
-def _connect_actions(self):
+@patch
+def connect_actions(self:Panel):
     "Compare and train. Where nobody may train, there is no event for it."
     prompt, seed, button = self.asked
     gr.on([button.click, prompt.submit], self.sides, [self.run, prompt, seed], self.html['compare'], concurrency_limit=1, show_progress='minimal', api_visibility='private')
@@ -550,7 +552,6 @@ def _connect_actions(self):
     start, recipe, epochs, controls = self.trains
     start.click(partial(self.on_bench, self.bench.start), [recipe, epochs], [self.html['train']], **QUIET)
     for want, button in controls.items(): button.click(partial(self.on_bench, self.bench.tell, want), None, [self.html['train']], **QUIET)
-Panel.connect_actions = _connect_actions
 
 # %% ../../nbs/ui/05_panel.ipynb #40446c97
 OPEN = re.compile(r'/(|config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|weights|(assets|static)/[\w./+-]+|gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset))')
@@ -676,14 +677,14 @@ _FIRST = Environment(autoescape=True).from_string('''
   document.body.classList.toggle('dark', matchMedia('(prefers-color-scheme: dark)').matches); watch.observe(document.body, {childList: true, subtree: true}); })('{{ shown }}');
 </script></div>''')
 
-def _first(self, query:dict) -> str:
+@patch
+def first(self:Panel, query:dict) -> str:
     "What an address asks for, before Gradio has started; nothing for pages on which something is done."
     page, name, epoch, pick = self.asked_for(query)
     if page not in PAGES and page != 'runs': return ''
     content = self.look(page, name, epoch, pick)[self.html[page]]
     link = lambda to: '?' + urlencode({k: v for k, v in dict(run=name, view=to).items() if v})
     return _FIRST.render(style=STYLE, tabs=[(p, LABELS[p], link(p)) for p in self.tab], shown=page, content=content)
-Panel.first = _first
 
 class FirstPage:
     "Serves Gradio's page with what the address asks for already in it."

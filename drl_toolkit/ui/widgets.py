@@ -12,6 +12,7 @@ import ast, base64, html, inspect, io, math, sys, textwrap, threading, time, tra
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import ipywidgets as W
 import numpy as np, pandas as pd, torch
 from IPython import get_ipython
@@ -238,40 +239,41 @@ class Monitor(Listener, View):
         self.head.value = f'<div role="status"><b>{html.escape(self.state)}</b> · {html.escape(self.what)}</div>'
 
 # %% ../../nbs/ui/03_widgets.ipynb #2159da54
+@patch
 @contextmanager
-def _accounted(self):
+def accounted(self:Monitor):
     "The time in here is the monitor's own."
     began = time.perf_counter()
     try: yield
     finally: self.spent += time.perf_counter() - began
-Monitor.accounted = _accounted
 
-def _before_fit(self, trainer):
+@patch
+def before_fit(self:Monitor, trainer):
     "Show the controls, and the curves of a run that goes on."
     self.rows, self.state = [row for record in trainer.history for row in rows_of(record)], 'training'
     self.bar.max, self.bar.value = trainer.config.epochs, trainer.epoch
     self._enable(True); self.tell(trainer)
     if self.rows: self.redraw()
     self.handle = display(self, display_id=True)
-Monitor.before_fit = _before_fit
 
-def _after_sample(self, trainer, task, trajectory, rewards, advantage):
+@patch
+def after_sample(self:Monitor, trainer, task, trajectory, rewards, advantage):
     "Small copies of some pictures, and the rewards."
     with self.accounted():
         images = trajectory.images[:self.pictures].float()
         if max(images.shape[-2:]) > 128: images = torch.nn.functional.interpolate(images, scale_factor=128 / max(images.shape[-2:]), mode='area')
         self.sheets[task.name] = (images.cpu(), trajectory.prompts[:self.pictures], rewards[:self.pictures].tolist())
         self.now[task.name] = (rewards.cpu(), None, ())
-Monitor.after_sample = _after_sample
 
-def _after_plan(self, trainer, batch, minibatches):
+@patch
+def after_plan(self:Monitor, trainer, batch, minibatches):
     "The classes that a reward saw, if it did."
     with self.accounted():
         for seen in batch.seen.values():
             if seen.names: self.now[batch.task.name] = (batch.values[0].cpu(), seen.values.cpu(), seen.names)
-Monitor.after_plan = _after_plan
 
-def _after_epoch(self, trainer, record):
+@patch
+def after_epoch(self:Monitor, trainer, record):
     "Draw what can be afforded; then do what the buttons want."
     self.trained += record['seconds']
     with self.accounted():
@@ -283,19 +285,19 @@ def _after_epoch(self, trainer, record):
     if self.control.want == 'pause': self.redraw(); self.say('paused')
     Listener.after_epoch(self, trainer, record)
     self.say('training')
-Monitor.after_epoch = _after_epoch
 
-def _after_fit(self, trainer):
+@patch
+def after_fit(self:Monitor, trainer):
     "The last picture, and the end of the buttons."
     self.control.mail.put_back()
     self._enable(False); self.redraw()
     self.tell(trainer, over=True)
     self.say('failed' if sys.exc_info()[0] else 'done' if trainer.epoch >= trainer.config.epochs else 'stopped')
     if self.handle: self.handle.update(self)
-Monitor.after_fit = _after_fit
 
 # %% ../../nbs/ui/03_widgets.ipynb #5c95bb12
-def _tell(self, trainer, over:bool=False):
+@patch
+def tell(self:Monitor, trainer, over:bool=False):
     "How far it is, in words."
     done, left = f'epoch {trainer.epoch} of {trainer.config.epochs}', time_left(trainer)
     tasks = trainer.history[-1]['tasks'].items() if trainer.history else ()
@@ -303,38 +305,38 @@ def _tell(self, trainer, over:bool=False):
     self.what = ' · '.join([done] + [f'about {span(left)} left'] * (left > 0 and not over) + values)
     self.bar.value = trainer.epoch
     self.say()
-Monitor.tell = _tell
 
-def _draw(self):
+@patch
+def draw(self:Monitor):
     "Curves, spreads and pictures as they are now."
     began = time.perf_counter()
     if self.rows: self.curves.value = img(plots.reward_curves(self.rows), f'curves of the rewards, {self.what}')
     if self.now and self.first: self.spread.value = img(spreads(self.first, self.now), 'histograms of rewards and classes, now and in the first epoch')
     self.samples.value = ''.join(self._sheet(name) for name in self.sheets)
     self.cost = time.perf_counter() - began
-Monitor.draw = _draw
 
-def _sheet(self, name):
+@patch
+def _sheet(self:Monitor, name):
     "A task's newest pictures, as HTML."
     images, prompts, rewards = self.sheets[name]
     told = '; '.join(f'{p} ({r:.2f})' for p, r in zip(prompts, rewards))
     return f'<div><b>{html.escape(name)}</b><br>{img(sheet(images, len(images)), told)}</div>'
-Monitor._sheet = _sheet
 
-def _still(self):
+@patch
+def still(self:Monitor):
     "Curves, spreads and pictures in one picture; a blank one before there is anything."
     parts = [plots.reward_curves(self.rows)] if self.rows else [Image.new('RGB', (300, 20), 'white')]
     if self.first: parts.append(spreads(self.first, self.now))
     return stacked(parts + [sheet(images, len(images)) for images, *_ in self.sheets.values()])
-Monitor.still = _still
 
 # %% ../../nbs/ui/03_widgets.ipynb #d720f53e
-def _save(self, trainer):
+@patch
+def save(self:Monitor, trainer):
     "As `Listener` does, if there is a run."
     if self.run: Listener.save(self, trainer); self.say('saved' + ', paused' * (self.control.lasting == 'pause'))
-Monitor.save = _save
 
-def _start(self,
+@patch
+def start(self:Monitor,
     trainer,           # which has this monitor among its callbacks
     epochs:int=None,   # in all, as for `fit`
 ):
@@ -348,13 +350,12 @@ def _start(self,
         except BaseException as e: self.failure = e; self.say(f'failed: {e}')   # told here, and raised by `wait`
     self.failure, self.thread = None, threading.Thread(target=work, daemon=True)
     self.thread.start()
-Monitor.start = _start
 
-def _wait(self):
+@patch
+def wait(self:Monitor):
     "Until the run that `start` began has ended; an error in it is raised here."
     if self.thread: self.thread.join()
     if self.failure: raise self.failure
-Monitor.wait = _wait
 
 # %% ../../nbs/ui/03_widgets.ipynb #cc307e2c
 def _labelled(widget, name): widget.description = name; widget.style.description_width = '90px'; return widget
