@@ -325,7 +325,8 @@ class Panel:
         for button, choice in self.votes.items(): button.click(self.voting(choice), [self.run, self.pair], out, **QUIET)
 
 # %% ../../nbs/ui/05_panel.ipynb #7d3d4148
-def _look(self,
+@patch
+def look(self:Panel,
     page:str,
     name:str,         # of a run; None is the newest
     epoch:int=None,   # None is the newest
@@ -348,7 +349,6 @@ def _look(self,
     if last != seen.get('last') or epoch is None: change[self.epoch] = gr.Slider(0, max(1, last), last if epoch is None else min(epoch, last))
     try: return change | self.content(page, run, epoch, pick, now, seen, request)
     except Exception as e: return change | self.failed(page, run, e)
-Panel.look = _look
 
 @patch
 def failed(self:Panel, page, run, error):
