@@ -16,6 +16,6 @@ def interrupts():
 @pytest.fixture
 def few_probes(monkeypatch):
     "`drl eval` asks for sixteen pictures of each probe at most."
-    from drl_toolkit import evaluate
+    from drl_toolkit.evaluation import evaluate
     few = [evaluate.Probe(p.name, p.prompts[:16]) for p in evaluate.emoji_probes(.1)]
     monkeypatch.setattr(evaluate, 'emoji_probes', lambda size: few)

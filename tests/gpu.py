@@ -2,7 +2,7 @@
 
     python tests/gpu.py --out gpu.json [--device cpu --quick] [--matrix-seconds 150]
 
-Parts: the models of tests/test_matrix.py × precision × LoRA or all weights; two equal runs and a resumed one, to the bit; the ratio before the first update;
+Parts: the models of tests/sampling/test_matrix.py × precision × LoRA or all weights; two equal runs and a resumed one, to the bit; the ratio before the first update;
 kept graphs; estimated against measured memory; a short benchmark. The file is written anew after each part and each case. A part that fails is an entry
 that says why, and the exit status is 1."""
 # On a lent machine, which has torch 2.11, transformers and peft, and no network. Here first, in the root of the repository:
@@ -19,11 +19,11 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / 'benchmarks')]
 import test_matrix as matrix
 
-from drl_toolkit.policy import Policy, PolicyConfig, best_device, prepare_deterministic
-from drl_toolkit.prompts import Task
-from drl_toolkit.runs import Recorder, Run, resume
-from drl_toolkit.tiny import tiny_sd
-from drl_toolkit.trainer import TrainConfig, Trainer
+from drl_toolkit.sampling.policy import Policy, PolicyConfig, best_device, prepare_deterministic
+from drl_toolkit.prompts.task import Task
+from drl_toolkit.runs.run import Recorder, Run, resume
+from drl_toolkit.emoji.tiny import tiny_sd
+from drl_toolkit.training.trainer import TrainConfig, Trainer
 
 def case(build, precision, train, device):
     "One row: seconds, the ratio's error, and whether both ways of reloading give the same picture."
@@ -125,7 +125,7 @@ def memory(args, keep):
     "Estimated over measured bytes of an epoch of Stable Diffusion 1.5's shape, and its ratio before the first update."
     if args.device == 'cpu': return dict(ok=True, skipped='a CPU does not count its bytes')
     from against_trl import models
-    from drl_toolkit.memory import Load, estimate
+    from drl_toolkit.sampling.memory import Load, estimate
     config = PolicyConfig(guidance_scale=5., precision='bf16', num_steps=10)
     with models('sd15') as folder:
         guess = estimate(folder, config, Load(samples=16, micro_batch=8, train_steps=5, gpu=True))

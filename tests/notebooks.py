@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 600   # seconds for one notebook on a busy machine; the promise is 120 on a free one
 os.environ |= dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', MPLBACKEND='agg')
 FORKS = get_context('forkserver')                                              # imports what all of them import once, not sixty times
-FORKS.set_forkserver_preload(['nbdev.test', 'matplotlib.pyplot', 'drl_toolkit.recipes', 'drl_toolkit.evaluate'])
+FORKS.set_forkserver_preload(['nbdev.test', 'matplotlib.pyplot', 'drl_toolkit.recipes.recipes', 'drl_toolkit.evaluation.evaluate'])
 
 def execute(notebook, told):
     "In a process of its own: run the notebook; what it prints goes to a file."

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 import pytest, uvicorn
 from PIL import Image, ImageDraw
 
-from drl_toolkit.app import make_app
-from drl_toolkit.frames import save_frames
-from drl_toolkit.runs import Run, write_json
-from drl_toolkit.world import TONES, to_tensor
+from drl_toolkit.ui.panel import make_app
+from drl_toolkit.runs.recordings import save_frames
+from drl_toolkit.runs.run import Run, write_json
+from drl_toolkit.emoji.world import TONES
+from drl_toolkit.utils.images import to_tensor
 
 STEPS = 4
 
@@ -74,7 +75,7 @@ def add_weights(run):
 
 def add_ballot(run, pairs=3):
     "Pairs to vote on."
-    from drl_toolkit.votes import make_ballot
+    from drl_toolkit.evaluation.votes import make_ballot
     images = lambda hue: to_tensor([picture(hue + 50 * i) for i in range(pairs)])
     make_ballot(run.folder / 'eval/ballot', [f'prompt {i}' for i in range(pairs)], images(0), images(180))
 

@@ -6,7 +6,7 @@ from transformers import (BertConfig, BertModel, BertTokenizerFast, BlipConfig, 
                           LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor,
                           PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor)
 
-from drl_toolkit.pretrain.tokenizer import world_tokenizer
+from drl_toolkit.emoji.pretrain.tokenizer import world_tokenizer
 
 SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', 'a', 'an', 'cat', 'dog', 'red', 'car', 'star', 'strawberry', 'apple', 'above', 'three', 'stars', 'picture', 'of']

@@ -3,8 +3,8 @@ import copy
 
 import torch
 
-from drl_toolkit.runs import named_state, optimizer_tensors
-from drl_toolkit.trainer import Callback
+from drl_toolkit.runs.run import named_state, optimizer_tensors
+from drl_toolkit.training.trainer import Callback
 
 HOOKS = ('before_fit', 'after_sample', 'after_plan', 'after_epoch', 'after_fit')
 

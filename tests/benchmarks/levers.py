@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from against_trl import Contestant, models, place, redness, synchronise, whole
 from shapes import UNETS
 
-from drl_toolkit.branches import Branches
-from drl_toolkit.policy import Policy, best_device
-from drl_toolkit.prompts import Task, objects
-from drl_toolkit.trainer import Rollouts, TrainConfig, Trainer
+from drl_toolkit.algorithms.branching import Branches
+from drl_toolkit.sampling.policy import Policy, best_device
+from drl_toolkit.prompts.task import Task, objects
+from drl_toolkit.training.trainer import Rollouts, TrainConfig, Trainer
 
 @dataclass(frozen=True)
 class Lever:

@@ -4,8 +4,8 @@ Denoiser and codec have the published sizes; a prompt has 77 tokens of the publi
 epoch reads each prompt once."""
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
-from drl_toolkit.pretrain.tokenizer import world_tokenizer
-from drl_toolkit.tiny import ready, tiny_ddim, tiny_text_encoder
+from drl_toolkit.emoji.pretrain.tokenizer import world_tokenizer
+from drl_toolkit.emoji.tiny import ready, tiny_ddim, tiny_text_encoder
 
 UNETS = dict(                                                                # what differs from UNet2DConditionModel's defaults, as published
     sd15=dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),

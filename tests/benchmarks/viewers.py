@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx, psutil
 
-from drl_toolkit.runs import Run
+from drl_toolkit.runs.run import Run
 
 async def watch(address, number, until, waits):
     "One viewer: the page, a tick a second, now and then something else."
@@ -48,7 +48,7 @@ def main():
     home = Path(tempfile.mkdtemp()) / 'runs'
     home.mkdir()
     environ = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1')
-    start = lambda *words, **more: subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli', *words], env=environ, text=True, **more)
+    start = lambda *words, **more: subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli.main', *words], env=environ, text=True, **more)
     training = start('train', 'compressibility', '--num-steps', '4', '--train-steps', '1', '--epochs', '10000', '--out', str(home / 'run'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     panel = start('app', str(home), '--port', '0', stdout=subprocess.PIPE)
     try:
