@@ -93,7 +93,7 @@ def test_a_full_disk_where_the_output_goes_leaves_nothing_half_written(tiny, tmp
 
 def test_a_second_interrupt_ends_it_though_a_reward_is_awaited(tmp_path):
     "As in an overlapped wait for a remote reward: the thread that waits is not waited for."
-    script = ("import sys, time\\nfrom concurrent.futures import ThreadPoolExecutor\\nfrom drl_toolkit import cli\\n"
+    script = ("import sys, time\\nfrom concurrent.futures import ThreadPoolExecutor\\nfrom drl_toolkit.cli import main as cli\\n"
               "def slow(args): print('waits', flush=True); ThreadPoolExecutor(1).submit(time.sleep, 300).result()\\n"
               "cli.COMMANDS['vote'] = slow\\nsys.argv = ['drl', 'vote', 'x']\\nsys.exit(cli.main())\\n").replace('\\n', '\n')
     process = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
