@@ -12,8 +12,8 @@ ROOMS = ('utils', 'sampling', 'rewards', 'prompts', 'algorithms', 'distributed',
 EXCEPTIONS = {
     ('algorithms.branching', 'training'), ('algorithms.multi_task', 'training'), ('algorithms.objectives', 'distributed'),
     ('algorithms.reward_gradients', 'training'), ('evaluation.evaluate', 'emoji'), ('evaluation.held_out', 'recipes'),
-    ('prompts.task', 'emoji'), ('recipes.compare', 'cli'), ('rewards.composition', 'emoji'), ('rewards.fairness', 'emoji'),
-    ('rewards.lab', 'emoji'), ('rewards.zero_shot', 'emoji'), ('ui.pages', 'recipes'), ('ui.panel', 'emoji'),
+    ('recipes.compare', 'cli'), ('rewards.composition', 'emoji'), ('rewards.fairness', 'emoji'),
+    ('rewards.lab', 'emoji'), ('ui.pages', 'recipes'), ('ui.panel', 'emoji'),
     ('ui.panel', 'recipes'), ('ui.plots', 'emoji'), ('ui.widgets', 'emoji'),
 }
 
