@@ -3523,4 +3523,6 @@ d = { 'settings': { 'branch': 'main',
                                        'drl_toolkit.utils.web.host_of': ('utils/web.html#host_of', 'drl_toolkit/utils/web.py'),
                                        'drl_toolkit.utils.web.is_address': ('utils/web.html#is_address', 'drl_toolkit/utils/web.py'),
                                        'drl_toolkit.utils.web.open_server': ('utils/web.html#open_server', 'drl_toolkit/utils/web.py'),
-                                       'drl_toolkit.utils.web.printable': ('utils/web.html#printable', 'drl_toolkit/utils/web.py')}}}
+                                       'drl_toolkit.utils.web.printable': ('utils/web.html#printable', 'drl_toolkit/utils/web.py'),
+                                       'drl_toolkit.utils.web.printable_in_colour': ( 'utils/web.html#printable_in_colour',
+                                                                                      'drl_toolkit/utils/web.py')}}}
