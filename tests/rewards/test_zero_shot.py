@@ -6,7 +6,8 @@ import pytest, tiny_models, torch
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 
 from drl_toolkit.emoji import world
-from drl_toolkit.rewards.composition import Detections, Detector, composition, strict_composition
+from drl_toolkit.rewards.composition import Detections, Detector
+from drl_toolkit.emoji.rewards import composition, strict_composition
 from drl_toolkit.rewards.zero_shot import Request, ZeroShotDetector, detection_reward, read_prompt, request_score
 from drl_toolkit.utils.words import plural, singular
 from drl_toolkit.utils.images import to_pil, to_tensor
