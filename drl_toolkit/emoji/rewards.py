@@ -12,7 +12,7 @@ import torch
 from . import world
 from ..rewards.composition import Detections, Detector, near_count, shipped_detector, side_credit
 from ..rewards.fairness import fairness_reward
-from ..rewards.reward import Card, Reward, Seen
+from ..rewards.reward import Card, Reward, Observations
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11c5
 def wanted_classes(prompt:str) -> list: # of class names
@@ -49,7 +49,7 @@ def composition_reward(
     judge = strictness if strict else presence
     def score(images, prompts):
         found = (detector or shipped_detector())(images)
-        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)]), {'boxes': Seen([found.above(i, .3) for i in range(len(prompts))])}
+        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)]), {'boxes': Observations([found.above(i, .3) for i in range(len(prompts))])}
     card = Card('confidence that what the prompt names is there' + (', in the right number and place' if strict else ''), 'probability', '0 … 1',
                 'the shipped RT-DETR' if detector is None else 'a transformers detector',
                 'objects as the detector likes them best: large, plain, in the middle of their half',
