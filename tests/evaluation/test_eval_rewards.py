@@ -16,6 +16,7 @@ from drl_toolkit.rewards.reward import Reward, clip_score, reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import TrainConfig, Trainer
+from witnesses import onlooker
 
 PROBES = [E.PromptSet('portraits/train', ('a portrait of a doctor',) * 32), E.PromptSet('objects/train', ('a cat', 'a dog') * 4), E.PromptSet('pairs/unseen', ('a cat next to a dog',))]
 
@@ -113,13 +114,12 @@ def watched_trainer(patience=0, epochs=4, train='full', average=0., **watch):
     return trainer
 
 def test_looks_are_recorded_and_cost_the_training_nothing():
-    plain, trainer = watched_trainer(), watched_trainer()
-    plain.callbacks = []
-    plain.fit(); trainer.fit()
-    assert all(torch.equal(a, b) for a, b in zip(plain.params, trainer.params))                # looking changes nothing
+    trainer = watched_trainer()
+    watch = onlooker(trainer.callbacks[0], adds=('watch/', 'drift/'))
+    trainer.fit()
+    assert watch.looked == 2 + 4 * 3                                                           # looking changes nothing
     looks = W.looks_of(trainer.history)
     assert list(looks['epoch']) == [1, 2, 3, 4] and {'trained', 'watched', 'redness', 'paleness', 'drift/CLIP distance', 'drift/high frequency'} <= set(looks)
-    watch = trainer.callbacks[0]
     now = watch.look()
     by_hand = ((redness(now, watch.prompts) - redness(watch.base, watch.prompts)).mean() / redness(watch.base, watch.prompts).std()).item()
     assert looks['trained'].iloc[-1] == pytest.approx(by_hand, abs=1e-6)

@@ -3,15 +3,21 @@ import json, multiprocessing, os, random, shutil, time
 
 import pytest, torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
+<<<<<<< HEAD
 from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, resume, save_state
+=======
+from drl_toolkit.runs.run import Listener, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
+>>>>>>> main
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import StopTraining, TrainConfig, Trainer, Callback
 from tiers import some
+from witnesses import EachEpoch, copied, same
 
 PROMPTS = ['a cat', 'a dog']
 
@@ -119,6 +125,7 @@ def test_state_names_what_does_not_fit(tmp_path):
 
 # the best
 
+<<<<<<< HEAD
 @pytest.mark.parametrize('figure, least, average', some([('reward', False, 0.), ('-reward_std', True, .5)], [('-reward_std', True, .5)]))
 def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(figure, least, average, tmp_path):
     "Against every checkpoint kept: the same run with keep=99."
@@ -143,6 +150,33 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
     assert saved['epoch'] == best
     note = (tmp_path / 'every/best/README.md').read_text()
     assert f'the weights after {best} of the epochs' in note and name in note
+=======
+class Figures(Callback):
+    "Writes a number of its own in each epoch's record."
+    def __init__(self, name, values): self.name, self.values = name, values
+    def after_epoch(self, trainer, record): record['tasks']['red'][self.name] = self.values[record['epoch']]
+
+@pytest.mark.parametrize('figure, sign, average', some([('reward', 1., 0.), ('-reward_std', -1., .5)], [('-reward_std', -1., .5)]))
+def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(figure, sign, average, tmp_path):
+    "Stopped and resumed; the best is known an epoch later, changes, and is not the last."
+    epochs, (folder, name) = EachEpoch(), (tmp_path / 'r', figure.removeprefix('-'))
+    for until, best in ((3, 2), (5, 3)):
+        with Run.open(folder, write=True) if folder.exists() else Run.create(folder, dict(keep_best=figure)) as run:
+            values = [sign * v for v in (9., 1., 5., 7., 3.)]                                                  # after so many epochs; of 0 nothing is kept
+            t = trainer([Figures(name, values), Recorder(run, PROMPTS, every=1, keep=1), epochs], average=average, epochs=until, train_steps=1, lr=3e-2)
+            resume(t, run)
+            t.fit()
+        assert run.best() == (folder / f'checkpoints/epoch_{best:04d}', values[best])
+        assert [p.name for p in run.checkpoints()] == [f'epoch_{e:04d}' for e in (best, until)]
+        then = epochs.seen[best][0]
+        with t.policy.swapped([then['average/' * bool(average) + n] for n in t.policy.named_parameters()]): t.policy.save(tmp_path / f'best {best}')
+        written, expected = (load_file(at / 'pytorch_lora_weights.safetensors') for at in (folder / 'best', tmp_path / f'best {best}'))
+        assert same(written, expected)
+        note = (folder / 'best/README.md').read_text()
+        assert f'the weights after {best} of the epochs' in note and name in note
+    t = trainer([], average=average)
+    assert load_state(run.best()[0], named_state(t))['epoch'] == 3 and same(copied(named_state(t)), then)
+>>>>>>> main
 
 def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     "Deleting stops at the first file; the next checkpoint sweeps up."
@@ -255,15 +289,23 @@ def test_a_lost_record_comes_back_from_the_checkpoint(tmp_path):
         assert [*run.metrics()] == rows
 
 def test_a_state_too_large_to_wait_for_is_written_from_a_copy(tmp_path, monkeypatch):
-    "The same files, though the weights change while they are written."
+    "Each checkpoint has the weights and moments of its epoch, though they changed while it was written."
     import drl_toolkit.runs.run as runs
-    with Run.create(tmp_path / 'direct', {}) as run: trainer([Recorder(run, PROMPTS)]).fit()
     monkeypatch.setattr(runs, 'DIRECT', 0)
-    plain, slow = runs.save_file, lambda *a, **k: (time.sleep(.2), plain(*a, **k))
+    plain, changed, epochs = runs.save_file, [], EachEpoch()
+    def slow(tensors, file):
+        end, before = time.monotonic() + 30, copied(named_state(t))
+        while t.epoch < 4 and same(before, copied(named_state(t))) and time.monotonic() < end: time.sleep(.01)       # until the training has gone on
+        changed.append(not same(before, copied(named_state(t))))
+        plain(tensors, file)
     monkeypatch.setattr(runs, 'save_file', slow)
-    with Run.create(tmp_path / 'beside', {}) as run: trainer([Recorder(run, PROMPTS)]).fit()
-    files = lambda name: {p.relative_to(tmp_path / name).as_posix(): p.read_bytes() for p in (tmp_path / name / 'checkpoints').rglob('*.safetensors')}
-    assert files('direct') == files('beside') and len(files('direct')) >= 4
+    with Run.create(tmp_path / 'r', {}) as run:
+        t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, updates=2)
+        t.fit()
+    assert any(changed) and [p.name for p in run.checkpoints()] == [f'epoch_{e:04d}' for e in (1, 2, 3, 4)]
+    for checkpoint, (weights, moments) in zip(run.checkpoints(), epochs.seen.values()):
+        saved, saved_moments, _ = read_state(checkpoint)
+        assert same(saved, weights) and same(saved_moments, moments) and moments
 
 def test_an_error_beside_the_training_ends_it_in_one_line(tmp_path, monkeypatch):
     import drl_toolkit.runs.run as runs
