@@ -6,8 +6,8 @@
 __all__ = ['OBJECTS', 'OCCUPATIONS', 'TONES', 'GENDERS', 'BACKGROUNDS', 'RELATIONS', 'COUNTS', 'PERSON', 'CLASSES', 'IMAGE_SIZE',
            'TONE_TABLE', 'PAIRS', 'UNSEEN_PAIRS', 'HELD_OUT_PAIRS', 'TRAIN_PAIRS', 'HELD_OUT_OCCUPATIONS',
            'TRAIN_OCCUPATIONS', 'SPRITE_SIZE', 'KINDS', 'emoji_text', 'sprite_keys', 'make_atlas', 'sprite', 'Wanted',
-           'article', 'plural', 'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene', 'compose', 'draw', 'Faults',
-           'random_wanted', 'pretraining_scene', 'load_demo']
+           'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene', 'compose', 'draw', 'Faults', 'random_wanted',
+           'pretraining_scene', 'load_demo']
 
 # %% ../../nbs/emoji/01_world.ipynb #f4b93212
 import random
@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..utils.loading import assets_dir, no_progress_bars
+from ..utils.words import article, plural
 
 # %% ../../nbs/emoji/01_world.ipynb #a1df367a
 OBJECTS = dict(apple='🍎', avocado='🥑', banana='🍌', carrot='🥕', strawberry='🍓', grapes='🍇', lemon='🍋', pizza='🍕',
@@ -129,16 +130,6 @@ class Wanted:
     relation: str|None = None    # 'next to' or 'above', for pairs
     count: int = 1               # how many of the object, for counts
     background: str|None = None  # one of `BACKGROUNDS`, or None where any will do
-
-def article(name:str) -> str:
-    "'an apple', 'a banana'; 'grapes' and their like keep an article too, so that every object reads alike."
-    return ('an ' if name[0] in 'aeiou' else 'a ') + name
-
-def plural(name:str) -> str:
-    "The plural of an object's name."
-    irregular = dict(grapes='grapes', strawberry='strawberries', butterfly='butterflies', fish='fish', cactus='cacti',
-                     bus='buses', mushroom='mushrooms')
-    return irregular.get(name, name + 's')
 
 def prompt_of(wanted:Wanted) -> str:
     "The prompt that asks for this."

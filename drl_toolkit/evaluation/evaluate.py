@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from ..prompts import task as P
+from ..emoji import prompts as P
 
 from ..emoji import world
 from ..rewards.composition import presence, shipped_detector

@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline
 
 from ..algorithms import advantages
 
-from ..prompts import task as P
+from ..emoji import prompts as P
 
 from ..emoji import world
 from ..algorithms.reward_gradients import AlignProp, DRaFT, DRaFTLV, ReFL
