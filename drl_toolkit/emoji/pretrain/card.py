@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ...prompts import task as P
+from .. import prompts as P
 
 from .. import world
 from ...rewards.composition import shipped_detector
