@@ -405,10 +405,12 @@ def _sample_again(args):
     "One picture of an earlier call. It is drawn among the others of its prompt, since rounding may depend on the rows beside it."
     for name in ('model', 'prompts', 'seed'):
         if getattr(args, name) is not None: raise ValueError(f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out')
+    from drl_toolkit.utils.aliases import FIELDS, with_new_names
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.runs.run import SAMPLER, check_out, open_policy, atomic_write
     from drl_toolkit.utils.images import to_pil
     file, row = _line_of(args.again)
+    row = with_new_names(row, FIELDS)
     near = file.parent / row['model']
     model = str(near) if row['model'] != 'demo' and near.exists() else row['model']
     how = {name: row[name] for name in (*SAMPLER, 'latents_dtype') if name in row}
