@@ -300,7 +300,7 @@ def _equip(trainer, config, run):
     from drl_toolkit.runs.recordings import FrameRecorder
     from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
     from drl_toolkit.training.trainer import Progress, Diagnostics
-    from drl_toolkit.evaluation.held_out import watch_of
+    from drl_toolkit.recipes.custom import watch_of
     trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
     frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
@@ -363,7 +363,7 @@ def sample(args):
     for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
         if getattr(args, name) is None: raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
     from drl_toolkit.emoji.world import parse as parse_scene
-    from drl_toolkit.evaluation.evaluate import speaks_emoji
+    from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
     from drl_toolkit.runs.run import check_out, open_policy, atomic_write
@@ -457,11 +457,12 @@ def _one_reward_each(task):
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
     from dataclasses import replace
-    from drl_toolkit.evaluation.eval_rewards import EMOJI_EVAL_REWARDS, EvalReward, eval_reward_of
+    from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
+    from drl_toolkit.evaluation.eval_rewards import EvalReward, eval_reward_of
     from drl_toolkit.rewards.pixels import colourfulness, sharpness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.recipes.custom import named_rewards
-    trained = [eval_reward_of(r) for t in tasks for r in t.rewards]
+    trained = [eval_reward_of(r, EMOJI_EVAL_REWARDS) for t in tasks for r in t.rewards]
     own = trained + [EvalReward(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
     always = EMOJI_EVAL_REWARDS if emoji else [EvalReward(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
     found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_EVAL_REWARDS} if emoji else {})
@@ -480,6 +481,7 @@ def _nats(policies, prompt_sets, seed, count=64):
 def _evaluation(args):
     "Sample, read, judge."
     import torch
+    from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.evaluation.drift import drift
     from drl_toolkit.evaluation.eval_rewards import evaluate_rewards, eval_reward_of
@@ -489,18 +491,18 @@ def _evaluation(args):
     tasks = _run_tasks(run, args.rewards) if run else []
     base, options = _base_of(args.model, args.against), _options(args, run.config if run else {})
     policies = [open_policy(m, **options) for m in (base, args.model)]
-    emoji = all(map(E.speaks_emoji, policies))
+    emoji = all(map(emoji_world.speaks_emoji, policies))
     if not emoji and not tasks: raise ValueError(f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to compare by; give a run')
     judges = _judges(tasks, args.rewards, emoji)
-    world = E.emoji_prompt_sets(args.size) if emoji else []
+    world = emoji_world.emoji_prompt_sets(args.size) if emoji else []
     own = E.task_prompt_sets(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
     prompt_sets = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
     print(f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
     pictures = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
-    result = E.compare(world, *({p.name: E.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
+    result = emoji_world.compare(world, *({p.name: emoji_world.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
     if emoji and own: _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
-    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r).reward.name for t in tasks for r in t.rewards))
+    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r, judges).reward.name for t in tasks for r in t.rewards))
     moved = drift(*(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures), [q for p in prompt_sets for q in p.prompts], _nats(policies, prompt_sets, args.seed))
     return Evaluation(result, rewards, moved, prompt_sets, *pictures, (base, args.model), args.seed, run)
 
@@ -526,6 +528,7 @@ def evaluate(args):
 def tax(args):
     "`drl tax`"
     if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
+    from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.ui import plots
     from drl_toolkit.evaluation.eval_rewards import eval_reward_of
@@ -536,12 +539,12 @@ def tax(args):
     bases = {run.about['model'] or 'demo' for run in runs.values()}
     if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
     alone = {name: _run_tasks(run, '') for name, run in runs.items()}
-    judges = {tasks[0].name: eval_reward_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
+    judges = {tasks[0].name: eval_reward_of(tasks[0].reward, emoji_world.EMOJI_EVAL_REWARDS) for tasks in alone.values() if len(tasks) == 1}
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
     if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
     policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()}
-    if not all(map(E.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
-    out, prompt_sets = check_out(args.out), E.emoji_prompt_sets(args.size)
+    if not all(map(emoji_world.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
+    out, prompt_sets = check_out(args.out), emoji_world.emoji_prompt_sets(args.size)
     scores = score_table(judges, prompt_sets, {name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name) for name, policy in policies.items()})
     kept = share_kept(scores, specialists)
     write_json(out / 'tax.json', dict(scores=scores.to_dict('index'), kept=json.loads(kept.to_json(orient='index')), specialists=specialists, size=args.size, seed=args.seed))

@@ -15,7 +15,7 @@ from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import METRICS, Diagnostics
-from drl_toolkit.evaluation.held_out import watch_of
+from drl_toolkit.recipes.custom import watch_of
 
 def made(folder, rewards, epochs=None):
     "A run of the recipe clip with these mean rewards, and no weights."
