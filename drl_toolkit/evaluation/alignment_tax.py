@@ -12,20 +12,20 @@ from .eval_rewards import groups_in, judged
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #ed036c3a
 def score_table(
-    judges:dict,         # objective -> `Judge`
-    probes:list,         # of `Probe`
-    models:dict,         # name -> {probe's name -> images}
+    judges:dict,         # objective -> `EvalReward`
+    prompt_sets:list,         # of `PromptSet`
+    models:dict,         # name -> {prompt_set's name -> images}
 ) -> pd.DataFrame:       # models × objectives: means of the rewards, or of their headline figures where they have one
     "What every model reaches on every objective."
-    mean = lambda judge, images: _mean_headline(judge, probes, images) if judge.reward.headline else torch.cat([judged(judge, p, images[p.name])[0] for p in probes if judge.asked(p)]).mean().item()
+    mean = lambda judge, images: _mean_headline(judge, prompt_sets, images) if judge.reward.headline else torch.cat([judged(judge, p, images[p.name])[0] for p in prompt_sets if judge.asked(p)]).mean().item()
     return pd.DataFrame({objective: {name: mean(judge, images) for name, images in models.items()} for objective, judge in judges.items()})
 
-def _mean_headline(judge, probes, images):
+def _mean_headline(judge, prompt_sets, images):
     "Of all groups of the probes that a judge is asked about."
     total, count, name = 0., 0, judge.reward.headline.removeprefix('-')
-    for probe in filter(judge.asked, probes):
-        groups, prompts = groups_in(probe), list(probe.prompts)
-        figures = judge.reward.report(images[probe.name], prompts, groups)[1]
+    for prompt_set in filter(judge.asked, prompt_sets):
+        groups, prompts = groups_in(prompt_set), list(prompt_set.prompts)
+        figures = judge.reward.report(images[prompt_set.name], prompts, groups)[1]
         total, count = total + figures[name] * len(groups.unique()), count + len(groups.unique())
     return total / count
 

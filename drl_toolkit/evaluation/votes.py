@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.stats import beta
 
 from ..utils.files import open_plain, parse_json, read_json, read_picture, read_plain
-from ..runs.run import RunError, write_json, write_whole
+from ..runs.run import RunError, write_json, atomic_write
 from ..utils.web import Access, RequestHandler, Server, access_to, open_server
 from ..utils.images import to_pil
 
@@ -43,7 +43,7 @@ def make_ballot(
             pairs.append(dict(id=f'{i:04d}', prompt=prompt, tuned='a' if swapped[i] else 'b'))
             for side, image in zip('ba' if swapped[i] else 'ab', (first, second)): image.save(part / f'{i:04d}_{side}.png')
         write_json(part / 'pairs.json', dict(names=list(names), pairs=pairs))
-    return write_whole(folder, write)
+    return atomic_write(folder, write)
 
 # %% ../../nbs/evaluation/06_votes.ipynb #56ea8a97
 @dataclass(frozen=True)

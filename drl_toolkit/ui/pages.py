@@ -372,7 +372,7 @@ _OVERVIEW = _html.from_string('''
 <li><div class="shots"><figure class="praised"><img src="{{ x.best | image }}" alt="the most praised picture"><figcaption>{{ x.praise | signed }}</figcaption></figure><figure class="blamed"><img src="{{ x.worst | image }}" alt="the most blamed picture"><figcaption>{{ x.blame | signed }}</figcaption></figure></div>
 <h3>Compare</h3><p>Better than its neighbours is praise, worse is blame.</p></li>
 <li><div class="shots arrows"><span class="up">↑</span><span class="down">↓</span></div><h3>Nudge</h3><p>Every step that led to praise is made a little likelier, every step that led to blame a little less. Then it begins again.</p></li></ol></section>{% endif %}
-{% if advice %}<section><h2>What the trainer noticed</h2><ul class="advice">{% for r in advice %}<li><b>epoch {{ r.epoch }}, {{ r.task }}</b> {{ r.advice }}</li>{% endfor %}</ul></section>{% endif %}''')
+{% if advice %}<section><h2>What the trainer noticed</h2><ul class="advice">{% for r in advice %}<li><b>epoch {{ r.epoch }}, {{ r.task }}</b> {{ r.diagnosis }}</li>{% endfor %}</ul></section>{% endif %}''')
 
 def overview(
     run:Run,
@@ -388,7 +388,7 @@ def overview(
     found, shown = with_measured(goals(rows, run.about.get('recipe')), table), nearest(epoch, sorted(there))
     before, after = (tried(lambda: open_picture(run, 'samples', there[e].name)) if e in there else None for e in (0, shown))
     return _OVERVIEW.render(p=progress(run, rows), said=headline(found), evidence=evidence(rows, table) if found else [], goals=found, says=SAYS, epoch=shown, before=before if shown else None, after=after, broken=broken,
-                            x=tried(lambda: extremes(frames_at(run, epoch))), advice=[*{(r['task'], r['advice']): r for r in reversed(rows) if r.get('advice')}.values()][:4])
+                            x=tried(lambda: extremes(frames_at(run, epoch))), advice=[*{(r['task'], r['diagnosis']): r for r in reversed(rows) if r.get('diagnosis')}.values()][:4])
 
 # %% ../../nbs/ui/04_pages.ipynb #c1d4f94d
 def paths_of(frames) -> dict: # 'task/sample' -> `Path`

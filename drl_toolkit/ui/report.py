@@ -19,7 +19,7 @@ from PIL import Image
 from . import plots
 from ..evaluation.drift import alarms
 from ..evaluation.evaluate import Comparison, table
-from ..runs.run import Run, write_json, write_whole
+from ..runs.run import Run, write_json, atomic_write
 from ..evaluation.votes import make_ballot
 from ..evaluation.held_out import looks_of, turned
 from ..utils.images import to_pil
@@ -28,7 +28,7 @@ from ..utils.images import to_pil
 INK, GOOD, BAD = '#333333', '#0072B2', '#D55E00'     # Okabe and Ito's blue and vermilion: told apart by everybody
 
 def forest(
-    rewards:pd.DataFrame,   # of `judge_all`
+    rewards:pd.DataFrame,   # of `evaluate_rewards`
     names:tuple=('base', 'tuned'),
 ) -> Figure:
     "Effect of the change on every reward, with its interval."
@@ -72,10 +72,10 @@ def over_optimisation(
 class Evaluation:
     "Base against tuned, with everything that was found."
     comparison: Comparison
-    rewards: pd.DataFrame        # of `judge_all`
+    rewards: pd.DataFrame        # of `evaluate_rewards`
     drift: pd.DataFrame          # of `drift`
-    probes: list                 # of `Probe`
-    base: dict                   # probe's name -> images
+    prompt_sets: list                 # of `PromptSet`
+    base: dict                   # prompt_set's name -> images
     tuned: dict
     models: tuple                # what base and tuned are, as the command was told
     seed: int = 0                # of the noise
@@ -139,9 +139,9 @@ The floor is what a perfectly even model would measure with as few pictures.</p>
 <h2>Drift from the {{ names[0] }} model</h2>
 {{ drift }}
 {% for name in others %}{{ figure(name) }}{% endfor %}
-{% for probe in sheets %}<h2>Pictures: {{ probe.title }}</h2>
-<p class="small">{{ names[0] }} above, {{ names[1] }} below; the first {{ probe.pairs|length }} prompts, not chosen.</p>
-<div class="pairs">{% for p in probe.pairs %}<div class="pair"><img src="{{ p.base }}" alt="{{ names[0] }}: {{ p.prompt }}"><img src="{{ p.tuned }}" alt="{{ names[1] }}: {{ p.prompt }}"><span>{{ p.prompt }}</span></div>{% endfor %}</div>
+{% for prompt_set in sheets %}<h2>Pictures: {{ prompt_set.title }}</h2>
+<p class="small">{{ names[0] }} above, {{ names[1] }} below; the first {{ prompt_set.pairs|length }} prompts, not chosen.</p>
+<div class="pairs">{% for p in prompt_set.pairs %}<div class="pair"><img src="{{ p.base }}" alt="{{ names[0] }}: {{ p.prompt }}"><img src="{{ p.tuned }}" alt="{{ names[1] }}: {{ p.prompt }}"><span>{{ p.prompt }}</span></div>{% endfor %}</div>
 {% endfor %}
 <h2>How to make this page again</h2>
 <p><code>{{ command }}</code></p>{% if config %}<details><summary>configuration of the run</summary><table>{% for k, v in config.items() %}<tr><td>{{ k }}</td><td class="text">{{ v }}</td></tr>{% endfor %}</table></details>{% endif %}
@@ -159,17 +159,17 @@ def data_uri(
         small.thumbnail((most, most)); small.save(buffer, 'WEBP', quality=92, method=4)
     return f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
-def _first_prompts(probe, count):
+def _first_prompts(prompt_set, count):
     "Rows of the first pictures of different prompts; the second pictures where there are too few prompts."
-    at = {p: [i for i, q in enumerate(probe.prompts) if q == p] for p in dict.fromkeys(probe.prompts)}
+    at = {p: [i for i, q in enumerate(prompt_set.prompts) if q == p] for p in dict.fromkeys(prompt_set.prompts)}
     rounds = (i for k in range(max(map(len, at.values()))) for i in [rows[k] for rows in at.values() if k < len(rows)])
     return [i for i, _ in zip(rounds, range(count))]
 
 def _sheets(found, count=16):
-    for probe in found.probes:
-        rows = _first_prompts(probe, count)
-        parts = [[data_uri(image) for image in to_pil(images[probe.name][rows])] for images in (found.base, found.tuned)]
-        yield dict(title=f'{probe.kind}, {probe.split.replace("_", " ")}', pairs=[dict(prompt=probe.prompts[i], base=b, tuned=t) for i, b, t in zip(rows, *parts)])
+    for prompt_set in found.prompt_sets:
+        rows = _first_prompts(prompt_set, count)
+        parts = [[data_uri(image) for image in to_pil(images[prompt_set.name][rows])] for images in (found.base, found.tuned)]
+        yield dict(title=f'{prompt_set.kind}, {prompt_set.split.replace("_", " ")}', pairs=[dict(prompt=prompt_set.prompts[i], base=b, tuned=t) for i, b, t in zip(rows, *parts)])
 
 def _html(frame:pd.DataFrame, marked=None) -> Markup:
     "A table; numbers of three digits, marked rows with a dot."
@@ -197,7 +197,7 @@ def page(
     "The whole evaluation as one file."
     figures = found.figures()
     figure = lambda name: Markup('<figure><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(data_uri(figures[name][0]), figures[name][1], figures[name][1])
-    n = sum(len(p.prompts) for p in found.probes)
+    n = sum(len(p.prompts) for p in found.prompt_sets)
     facts = f'{n:,} pictures of each model, noise from seed {found.seed}. {found.names[0]}: {found.models[0]}. {found.names[1]}: {found.models[1]}.'
     return _PAGE.render(title=f'{Path(found.models[1]).name}: {found.names[1]} against {found.names[0]}', facts=facts, sentences=sentences(found), names=found.names, figure=figure,
                         main=_html(_main_table(found.comparison)), rewards=_html(_reward_table(found.rewards, found.names), found.rewards['trained']), drift=_html(found.drift),
@@ -211,7 +211,7 @@ def write_report(
 ) -> list: # of the files' names
     "The page, and the same for programs."
     out, n = Path(out), found.names
-    def save(name, write): write_whole(out / name, write); names.append(name)
+    def save(name, write): atomic_write(out / name, write); names.append(name)
     names, text = [], lambda content: lambda part: part.write_text(content, encoding='utf-8')
     seconds = dict(seconds=dict(train=round(sum(r['seconds'] for r in found.run.metrics() if r['task'] is None), 1))) if found.run else {}
     write_json(out / 'summary.json', found.comparison.summary | seconds); names.append('summary.json')
@@ -225,12 +225,12 @@ def write_report(
     return names
 
 def _shown(found, count=12):
-    "The first pictures of different prompts of each probe."
-    rows = {p.name: _first_prompts(p, count) for p in found.probes}
+    "The first pictures of different prompts of each prompt_set."
+    rows = {p.name: _first_prompts(p, count) for p in found.prompt_sets}
     return [torch.cat([images[name][i] for name, i in rows.items()]) for images in (found.base, found.tuned)]
 
 def _ballot(folder, found, most=64):
-    "Pairs of pictures of every probe in turn, each prompt once."
-    rows = [(p, i) for p in found.probes for i in _first_prompts(p, -(-most // len(found.probes)))][:most]
+    "Pairs of pictures of every prompt_set in turn, each prompt once."
+    rows = [(p, i) for p in found.prompt_sets for i in _first_prompts(p, -(-most // len(found.prompt_sets)))][:most]
     pick = lambda images: torch.stack([images[p.name][i] for p, i in rows])
     make_ballot(folder, [p.prompts[i] for p, i in rows], pick(found.base), pick(found.tuned), found.names)

@@ -9,7 +9,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
-from drl_toolkit.runs.run import Listener, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
+from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import StopTraining, TrainConfig, Trainer, Callback
 from tiers import some
@@ -133,7 +133,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
     for until, best in ((3, 2), (5, 3)):
         with Run.open(folder, write=True) if folder.exists() else Run.create(folder, dict(keep_best=figure)) as run:
             values = [sign * v for v in (9., 1., 5., 7., 3.)]                                                  # after so many epochs; of 0 nothing is kept
-            t = trainer([Figures(name, values), Recorder(run, PROMPTS, every=1, keep=1), epochs], average=average, epochs=until, train_steps=1, lr=3e-2)
+            t = trainer([Figures(name, values), Recorder(run, PROMPTS, every=1, keep=1), epochs], ema_decay=average, epochs=until, train_steps=1, lr=3e-2)
             resume(t, run)
             t.fit()
         assert run.best() == (folder / f'checkpoints/epoch_{best:04d}', values[best])
@@ -144,7 +144,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
         assert same(written, expected)
         note = (folder / 'best/README.md').read_text()
         assert f'the weights after {best} of the epochs' in note and name in note
-    t = trainer([], average=average)
+    t = trainer([], ema_decay=average)
     assert load_state(run.best()[0], named_state(t))['epoch'] == 3 and same(copied(named_state(t)), then)
 
 def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
@@ -269,7 +269,7 @@ def test_a_state_too_large_to_wait_for_is_written_from_a_copy(tmp_path, monkeypa
         plain(tensors, file)
     monkeypatch.setattr(runs, 'save_file', slow)
     with Run.create(tmp_path / 'r', {}) as run:
-        t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, updates=2)
+        t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, num_minibatches=2)
         t.fit()
     assert any(changed) and [p.name for p in run.checkpoints()] == [f'epoch_{e:04d}' for e in (1, 2, 3, 4)]
     for checkpoint, (weights, moments) in zip(run.checkpoints(), epochs.seen.values()):
@@ -316,7 +316,7 @@ def test_nothing_is_read_or_written_through_a_link(name, tmp_path):
     (tmp_path / 'r' / name).symlink_to(outside if folder else outside / 'file')
     try:
         with Run.open(tmp_path / 'r', write=True) as run:
-            t = trainer([FrameRecorder(run), Recorder(run, PROMPTS), Listener(run)], epochs=2)
+            t = trainer([FrameRecorder(run), Recorder(run, PROMPTS), ControlCallback(run)], epochs=2)
             resume(t, run); t.fit()
     except (RunError, OSError) as e: assert 'is a link' in str(e) and '\n' not in str(e)
     else: assert name == 'control.json' and not (tmp_path / 'r/control.json').is_symlink()                 # replaced, not followed
@@ -342,7 +342,7 @@ def test_a_figure_never_takes_the_place_of_a_metric(tmp_path):
     liar = reward(lambda images, prompts: (images.mean((1, 2, 3)), dict.fromkeys(names, 77.)), name='liar')
     with Run.create(tmp_path / 'r', {}) as run:
         torch.manual_seed(0)
-        t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('two', PROMPTS, [redness, liar], samples=8), Task('one', PROMPTS, liar, samples=8)], TrainConfig(epochs=2, train_steps=1, updates=1), callbacks=[Recorder(run, PROMPTS)])
+        t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('two', PROMPTS, [redness, liar], samples=8), Task('one', PROMPTS, liar, samples=8)], TrainConfig(epochs=2, train_steps=1, num_minibatches=1), callbacks=[Recorder(run, PROMPTS)])
         t.fit()
     rows = run.metrics()
     assert not rows.damaged and {(r['epoch'], r['task']) for r in rows} == {(e, task) for e in (0, 1) for task in ('two', 'one', None)}
@@ -351,16 +351,16 @@ def test_a_figure_never_takes_the_place_of_a_metric(tmp_path):
         assert wrong == {None: set(), 'one': {'plain', *(f'figure/{n}' for n in names[:-1])}, 'two': {'liar/plain', *(f'liar/figure/{n}' for n in names[:-1])}}[row['task']]
 
 def test_advice_is_not_given_again_after_a_resume(tmp_path):
-    from drl_toolkit.training.trainer import Teacher
+    from drl_toolkit.training.trainer import Diagnostics
     flat = reward(lambda images, prompts: torch.zeros(len(images)), name='flat')
     def fit(folder, epochs, open_):
         with open_(folder) as run:
             torch.manual_seed(0)
-            t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('t', PROMPTS, flat, group_size=2, samples=4)], TrainConfig(epochs=3, train_steps=1, updates=1), callbacks=[Teacher(), Recorder(run, PROMPTS)])
+            t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('t', PROMPTS, flat, group_size=2, samples=4)], TrainConfig(epochs=3, train_steps=1, num_minibatches=1), callbacks=[Diagnostics(), Recorder(run, PROMPTS)])
             resume(t, run); t.fit(epochs)
     new, again = lambda f: Run.create(f, {}), lambda f: Run.open(f, write=True)
     fit(tmp_path / 'whole', 3, new); fit(tmp_path / 'parts', 1, new); fit(tmp_path / 'parts', 3, again)
-    said = lambda name: [r.get('advice') for r in Run.open(tmp_path / name).metrics() if r['task']]
+    said = lambda name: [r.get('diagnosis') for r in Run.open(tmp_path / name).metrics() if r['task']]
     assert said('whole') == said('parts') and said('whole')[0] and not any(said('whole')[1:])
 
 def test_a_clock_that_is_set_back_or_forward_changes_nothing(monkeypatch):

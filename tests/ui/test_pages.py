@@ -214,30 +214,30 @@ def test_report_pages_and_summary_agree_to_the_digit(run, world, monkeypatch):
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.evaluation.alignment_tax import score_table
     from drl_toolkit.evaluation.drift import drift
-    from drl_toolkit.evaluation.eval_rewards import Judge, judge_all
+    from drl_toolkit.evaluation.eval_rewards import EvalReward, evaluate_rewards
     from drl_toolkit.prompts.task import Task
     from drl_toolkit.rewards.fairness import fairness_reward
     from drl_toolkit.ui.report import Evaluation, write_report
     tone = lambda images: (images[:, 0, 0, 0] * 5).long().clamp(max=4)
     tasks = [Task(name, ['a portrait of a doctor', 'a portrait of a cook'], fairness_reward(tone), group_size=16, samples=32) for name in ('fairness', 'composition')]
-    probes = [E.Probe(f'{"portraits" if world else t.name}/train', ('a portrait of a doctor',) * 48 + ('a portrait of a cook',) * 48) for t in tasks[:1 + (not world)]]
-    base, tuned = ({p.name: torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(i)) ** power for i, p in enumerate(probes)} for power in (3., 1.))
+    prompt_sets = [E.PromptSet(f'{"portraits" if world else t.name}/train', ('a portrait of a doctor',) * 48 + ('a portrait of a cook',) * 48) for t in tasks[:1 + (not world)]]
+    base, tuned = ({p.name: torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(i)) ** power for i, p in enumerate(prompt_sets)} for power in (3., 1.))
     if world:
-        read = [{p.name: dict(tone=tone(m[p.name])) for p in probes} for m in (base, tuned)]
-        row = E._parity_change(probes[0], *read)
+        read = [{p.name: dict(tone=tone(m[p.name])) for p in prompt_sets} for m in (base, tuned)]
+        row = E._parity_change(prompt_sets[0], *read)
         summary = dict(parity=dict(train=dict(base=row.base, tuned=row.tuned, floor=row.floor)))
         result, said = E.Comparison([row], summary), summary['parity']['train']
     else:
-        result = E.compare_rewards(tasks, probes, base, tuned)
+        result = E.compare_rewards(tasks, prompt_sets, base, tuned)
         said = result.summary['fairness']
-    judge = Judge(fairness_reward(tone, 'shared'), ())
-    found = Evaluation(result, judge_all([judge], probes, base, tuned), drift(*(torch.cat([*m.values()]) for m in (base, tuned)), [q for p in probes for q in p.prompts]), probes, base, tuned, ('demo', 'r'), run=run)
+    judge = EvalReward(fairness_reward(tone, 'shared'), ())
+    found = Evaluation(result, evaluate_rewards([judge], prompt_sets, base, tuned), drift(*(torch.cat([*m.values()]) for m in (base, tuned)), [q for p in prompt_sets for q in p.prompts]), prompt_sets, base, tuned, ('demo', 'r'), run=run)
     write_report(run.folder / 'eval', found)
     first, last = (f"{json.loads((run.folder / 'eval/summary.json').read_text())['parity']['train'][k] if world else said[k]:.3f}" for k in ('base', 'tuned'))
     overview, fairness = (text(draw(page, run)) for page in ('overview', 'fairness'))
     cells = text((run.folder / 'eval/report.html').read_text())
     assert first != last and f'{first} → {last}' in overview and f'went from {first} to {last}' in fairness and f'{first} {last}' in cells and f'{first} {last}' in text(draw('costs', run))
-    scores = score_table(dict(fairness=judge), [E.Probe('portraits/train', probes[0].prompts)], {n: {'portraits/train': m[probes[0].name]} for n, m in dict(base=base, tuned=tuned).items()})['fairness']
+    scores = score_table(dict(fairness=judge), [E.PromptSet('portraits/train', prompt_sets[0].prompts)], {n: {'portraits/train': m[prompt_sets[0].name]} for n, m in dict(base=base, tuned=tuned).items()})['fairness']
     assert [f'{v:.3f}' for v in scores] == [first, last]
 
 def test_overview_and_fairness_agree_without_an_evaluation(run):
