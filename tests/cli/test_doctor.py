@@ -77,7 +77,7 @@ def poisoned(run):
     (lambda r: (r.folder / 'checkpoints/epoch_0002/optimizer.safetensors').unlink(), 'epoch_0002: it cannot be read', 'epoch_0001'),
     (poisoned, 'is not finite', 'epoch_0001'), (lambda r: (r.folder / 'checkpoints/epoch_0002').rename(r.folder / 'checkpoints/epoch_0009'), 'of another epoch', 'epoch_0001'),
     (lambda r: first(r, 'metrics.jsonl', lambda b: b'x\n' + b), 'line 1 is damaged', 'delete it'),
-    (lambda r: first(r, 'config.json', lambda b: b.replace(b'"schema": 1', b'"schema": 9')), 'schema 9', 'later version'),
+    (lambda r: first(r, 'config.json', lambda b: b.replace(b'"schema": 2', b'"schema": 9')), 'schema 9', 'later version'),
     (lambda r: first(r, 'config.json', lambda b: b.replace(b'"torch": "', b'"torch": "0.')), 'torch 0.', 'not to the bit'), (lambda r: shutil.rmtree(r.folder), 'holds no run', 'a folder that drl train wrote')])
 def test_runs_that_ail(run, harm, words, do, capsys):
     assert cli.main(['doctor', str(run.folder)]) == 0
