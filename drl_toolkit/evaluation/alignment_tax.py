@@ -21,7 +21,7 @@ def score_table(
     return pd.DataFrame({objective: {name: mean(judge, images) for name, images in models.items()} for objective, judge in judges.items()})
 
 def _mean_headline(judge, prompt_sets, images):
-    "Of all groups of the probes that a judge is asked about."
+    "Of all groups of the prompt sets that a judge is asked about."
     total, count, name = 0., 0, judge.reward.headline.removeprefix('-')
     for prompt_set in filter(judge.asked, prompt_sets):
         groups, prompts = groups_in(prompt_set), list(prompt_set.prompts)

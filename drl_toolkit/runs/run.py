@@ -22,6 +22,7 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..utils.aliases import FIELDS, METRICS, with_new_names
 from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, write_manifest
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy, best_device
@@ -202,7 +203,7 @@ def _fill_optimizer(optimizer, moments, names):
         optimizer.state[mine[name]][moment] = value if moment == 'step' else value.to(mine[name].device)
 
 # %% ../../nbs/runs/01_run.ipynb #09105c95
-SCHEMA = 1   # of config.json; readers refuse a later one
+SCHEMA = 2   # of config.json; readers refuse a later one; 1 had other names, see `utils.aliases`
 
 class RunError(ValueError): "A run folder that cannot be used; the message says what would be right."
 
@@ -371,6 +372,7 @@ def _open(cls,
     except ValueError: raise RunError(f"run {str(folder)!r}: config.json is damaged") from None
     except OSError as e: raise RunError(f'run {str(folder)!r}: {e}') from None
     _check_about(about, folder)
+    about['config'] = with_new_names(about['config'], FIELDS)
     run = cls(folder, about, Lock(check_out(folder)) if write else None)
     if write: tidy(folder); run._drop_torn_line()
     return run
@@ -469,6 +471,7 @@ def _row(line):
     "A row of metrics, or None: an epoch, a task's name or null, and words and numbers."
     try: row = parse_json(line, 'a line')
     except ValueError: return None
+    if isinstance(row, dict): row = with_new_names(row, METRICS)
     plain = isinstance(row, dict) and all(isinstance(v, (str, float, type(None))) or isinstance(v, int) and abs(v) < 2**63 for v in row.values())
     return row if plain and type(row.get('epoch')) is int and row['epoch'] >= 0 and isinstance(row.get('task', 0), (str, type(None))) else None
 

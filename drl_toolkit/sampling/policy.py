@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from fastcore.basics import patch
 
+from ..utils.aliases import FIELDS, with_new_names
 from ..utils.files import read_json
 from .model_folders import check_pipeline_index, forget_places, is_place
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
@@ -789,7 +790,7 @@ def _note(file:Path) -> dict:
     except ValueError as e: raise ValueError(f'model {str(file.parent)!r} cannot be read ({e})') from None
     if not isinstance(saved, dict) or saved.get('train') not in ('lora', 'full') or not isinstance(saved.get('base'), str):
         raise ValueError(f"model {str(file.parent)!r} cannot be read (policy.json should say train, 'lora' or 'full', and base)")
-    return saved
+    return with_new_names(saved, FIELDS)
 
 def _from_pretrained(cls,
     model,      # folder of a pipeline, folder written by `Policy.save`, or a hub id
