@@ -7,7 +7,7 @@ __all__ = ['MODEL', 'SIZE', 'COMMANDS', 'build_parser', 'parse', 'train', 'compa
            'doctor', 'serve', 'app', 'main']
 
 # %% ../../nbs/cli/02_main.ipynb #77be5cfd
-import argparse, difflib, errno, json, os, shutil, sys
+import argparse, difflib, errno, json, os, shutil, sys, traceback
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -678,9 +678,17 @@ def _run(argv):
         _check_alone(args.command)
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        print(f"drl {argv[0]}: {printable(' '.join(str(e).split()))}", file=sys.stderr)
+    except Exception as e:
+        if not isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)) and not _whose(e): raise
+        print(f"drl {argv[0]}: {printable(' '.join(f'{_whose(e)}{e}'.split()))}", file=sys.stderr)
         return 2
+
+def _whose(error):
+    "Of an error in a reward's function: its name, and where it was raised; words before the message."
+    if not (notes := getattr(error, '__notes__', ())): return ''
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(last.filename).is_relative_to(Path(__file__).parents[1]): return f'{notes[0]}: '      # a message of ours
+    return f'{notes[0]} raised {type(error).__name__} ({Path(last.filename).name}, line {last.lineno}): '
 
 def _after(argv, status, broken):
     "The status where something could not be written: as of a program that a closed pipe ended, or 2 and a line."
