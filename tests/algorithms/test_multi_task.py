@@ -9,10 +9,12 @@ from drl_toolkit.rewards.fairness import fairness_reward, statistical_parity
 from drl_toolkit.algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together, shortest_mixture, spread, standing, without_conflicts
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import RunConfig, load_recipe, make_trainer
+from drl_toolkit.recipes.recipes import load_recipe, make_trainer
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Strategy, TrainConfig, Trainer
+from drl_toolkit.training.trainer import Strategy, Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 @reward

@@ -9,7 +9,8 @@ import pytest, torch
 from drl_toolkit.cli import main as cli, doctor as D
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.training.ratio import RatioNoise
-from drl_toolkit.recipes.recipes import RunConfig, make_policy
+from drl_toolkit.recipes.recipes import make_policy
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.runs.run import Run, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 
@@ -99,7 +100,7 @@ def test_the_device_field(monkeypatch):
 
 def test_libraries_that_do_not_fit_are_told_by_every_command(monkeypatch, capsys):
     def broken(): raise RuntimeError('operator torchvision::nms does not exist')
-    monkeypatch.setattr('drl_toolkit.recipes.recipes.RunConfig', broken)
+    monkeypatch.setattr('drl_toolkit.recipes.config.RunConfig', broken)
     monkeypatch.setattr(D, 'version', dict(torch='2.8.0', torchvision='0.24.0').get)
     monkeypatch.setattr(D, 'requires', lambda name: ['torch==2.9.0'])
     assert cli.main(['train', 'joint']) == 2

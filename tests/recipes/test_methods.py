@@ -2,7 +2,9 @@
 import pytest, torch
 
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import METHODS, RECIPES, RunConfig, combined, left_behind, load_recipe, make_trainer, method_fields
+from drl_toolkit.recipes.recipes import load_recipe, make_trainer
+from drl_toolkit.recipes.methods import METHODS, combined, left_behind, method_fields
+from drl_toolkit.recipes.config import RunConfig, recipe_names
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
 from tiers import some
@@ -71,7 +73,7 @@ def test_a_single_picture_has_no_siblings(told):
 
 UNIT = lambda c: (c.objective, c.likelihood) if c.objective == 'policy' else (c.objective,)
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', recipe_names())
 def test_no_weight_of_a_recipe_leaks_into_another_likelihood(recipe):
     "Over all methods: where the likelihood or the objective is another one, weights are the method's own or none."
     own = load_recipe(recipe)[1]

@@ -14,7 +14,9 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.training.ratio import explain_ratio
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import BaseSamples, Callback, AsyncRewardSampler, Diagnostics, TrainConfig, Trainer, diagnose, pick_steps
+from drl_toolkit.training.trainer import (BaseSamples, Callback, AsyncRewardSampler, Diagnostics, Trainer, diagnose,
+                                          pick_steps)
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 @reward
