@@ -205,7 +205,7 @@ def test_weights_of_a_run_can_be_tried(model, tmp_path, capsys):
     folder = Policy.from_pretrained(model, num_steps=2).save(tmp_path / 'weights', base=str(model))
     assert cli.main(short(folder, '--try')) in (0, 1) and 'one epoch of 8 images' in capsys.readouterr().out
 
-@pytest.mark.parametrize('change, words', [(dict(keep_best=5), 'keep_best is 5'), (dict(fields=1), "'fields' is no field"), (dict(lr='fast'), 'lr is')])
+@pytest.mark.parametrize('change, words', [(dict(keep_best=5), 'keep_best must be a word or several; got 5'), (dict(fields=1), "'fields' is no field"), (dict(lr='fast'), 'lr must be a finite number')])
 def test_a_configuration_that_a_hand_has_changed(run, change, words, capsys):
     file = run.folder / 'config.json'
     about = json.loads(file.read_text())
