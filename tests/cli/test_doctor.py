@@ -89,8 +89,8 @@ def test_runs_that_ail(run, harm, words, do, capsys):
     assert words in told and do in told and '1 thing to mend' in told and told.count('MEND') == 1
 
 def test_the_device_field(monkeypatch):
-    for bad, words in (('gpu', "device is 'gpu'"), ('cuda:99', 'sees'), (3, 'device is 3')):
-        with pytest.raises(ValueError, match=words): RunConfig(device=bad)
+    for bad, words in (('gpu', "device is 'gpu'"), ('cuda:99', 'sees'), (3, 'device must be a word')):
+        with pytest.raises(ValueError, match=words): make_policy(RunConfig(device=bad), tiny_sd())
     asked = []
     with monkeypatch.context() as gpus:
         gpus.setattr(torch.cuda, 'is_available', lambda: True); gpus.setattr(torch.cuda, 'device_count', lambda: 2)
