@@ -7,7 +7,7 @@ __all__ = ['MODEL', 'SIZE', 'COMMANDS', 'build_parser', 'parse', 'train', 'compa
            'doctor', 'serve', 'app', 'main']
 
 # %% ../../nbs/cli/02_main.ipynb #77be5cfd
-import argparse, difflib, errno, json, os, shutil, sys
+import argparse, difflib, errno, json, os, shutil, sys, traceback
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -76,6 +76,7 @@ def _eval_options(evaluate):
 def _tax_options(tax):
     tax.add_argument('runs', nargs='+', metavar='RUN', help='runs of one base; those of one task are the specialists')
     tax.add_argument('--size', type=float, default=1., help=SIZE)
+    tax.add_argument('--rewards', default='', metavar='A,B,…', help='the rewards of your own that the runs were trained on, such as my_file.py:my_reward: what a run names is not run')
     _add_sampling(tax, 9)
 
 def _vote_options(vote):
@@ -319,7 +320,7 @@ def _equip(trainer, config, run):
     from drl_toolkit.runs.recordings import FrameRecorder
     from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
     from drl_toolkit.training.trainer import Progress, Diagnostics
-    from drl_toolkit.evaluation.held_out import watch_of
+    from drl_toolkit.recipes.custom import watch_of
     trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
     frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
@@ -382,7 +383,7 @@ def sample(args):
     for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
         if getattr(args, name) is None: raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
     from drl_toolkit.emoji.world import parse as parse_scene
-    from drl_toolkit.evaluation.evaluate import speaks_emoji
+    from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
     from drl_toolkit.runs.run import check_out, open_policy, atomic_write
@@ -477,11 +478,12 @@ def _one_reward_each(task):
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
     from dataclasses import replace
-    from drl_toolkit.evaluation.eval_rewards import EMOJI_EVAL_REWARDS, EvalReward, eval_reward_of
+    from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
+    from drl_toolkit.evaluation.eval_rewards import EvalReward, eval_reward_of
     from drl_toolkit.rewards.pixels import colourfulness, sharpness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.recipes.custom import named_rewards
-    trained = [eval_reward_of(r) for t in tasks for r in t.rewards]
+    trained = [eval_reward_of(r, EMOJI_EVAL_REWARDS) for t in tasks for r in t.rewards]
     own = trained + [EvalReward(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
     always = EMOJI_EVAL_REWARDS if emoji else [EvalReward(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
     found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_EVAL_REWARDS} if emoji else {})
@@ -500,6 +502,7 @@ def _nats(policies, prompt_sets, seed, count=64):
 def _evaluation(args):
     "Sample, read, judge."
     import torch
+    from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.evaluation.drift import drift
     from drl_toolkit.evaluation.eval_rewards import evaluate_rewards, eval_reward_of
@@ -509,18 +512,18 @@ def _evaluation(args):
     tasks = _run_tasks(run, args.rewards) if run else []
     base, options = _base_of(args.model, args.against), _options(args, run.config if run else {})
     policies = [open_policy(m, **options) for m in (base, args.model)]
-    emoji = all(map(E.speaks_emoji, policies))
+    emoji = all(map(emoji_world.speaks_emoji, policies))
     if not emoji and not tasks: raise ValueError(f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to compare by; give a run')
     judges = _judges(tasks, args.rewards, emoji)
-    world = E.emoji_prompt_sets(args.size) if emoji else []
+    world = emoji_world.emoji_prompt_sets(args.size) if emoji else []
     own = E.task_prompt_sets(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
     prompt_sets = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
     print(f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
     pictures = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
-    result = E.compare(world, *({p.name: E.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
+    result = emoji_world.compare(world, *({p.name: emoji_world.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
     if emoji and own: _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
-    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r).reward.name for t in tasks for r in t.rewards))
+    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r, judges).reward.name for t in tasks for r in t.rewards))
     moved = drift(*(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures), [q for p in prompt_sets for q in p.prompts], _nats(policies, prompt_sets, args.seed))
     return Evaluation(result, rewards, moved, prompt_sets, *pictures, (base, args.model), args.seed, run)
 
@@ -546,6 +549,7 @@ def evaluate(args):
 def tax(args):
     "`drl tax`"
     if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
+    from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.ui import plots
     from drl_toolkit.evaluation.eval_rewards import eval_reward_of
@@ -555,18 +559,19 @@ def tax(args):
     if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
     bases = {run.about['model'] or 'demo' for run in runs.values()}
     if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
-    alone = {name: _run_tasks(run, '') for name, run in runs.items()}
-    judges = {tasks[0].name: eval_reward_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
+    alone = {name: _run_tasks(run, args.rewards) for name, run in runs.items()}
+    judges = {tasks[0].name: eval_reward_of(tasks[0].reward, emoji_world.EMOJI_EVAL_REWARDS) for tasks in alone.values() if len(tasks) == 1}
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
     if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
     policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()}
-    if not all(map(E.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
-    out, prompt_sets = check_out(args.out), E.emoji_prompt_sets(args.size)
+    if not all(map(emoji_world.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
+    out, prompt_sets = check_out(args.out), emoji_world.emoji_prompt_sets(args.size)
     scores = score_table(judges, prompt_sets, {name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name) for name, policy in policies.items()})
-    kept = share_kept(scores, specialists)
+    kept = share_kept(scores, specialists, lower=tuple(o for o, j in judges.items() if j.reward.headline.startswith('-')))
+    scores = scores.rename(columns={o: E.objective_name(o, j.reward.headline.removeprefix('-') or 'reward') for o, j in judges.items()})
     write_json(out / 'tax.json', dict(scores=scores.to_dict('index'), kept=json.loads(kept.to_json(orient='index')), specialists=specialists, size=args.size, seed=args.seed))
     atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
-    print(f'\nscores, more is better:\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
+    print(f'\nscores, training and held-out prompts together (of a distance, less is better):\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
     for line in tax_sentences(kept, specialists): print(line)
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
 
@@ -693,9 +698,17 @@ def _run(argv):
         _check_alone(args.command)
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        print(f"drl {argv[0]}: {printable(' '.join(str(e).split()))}", file=sys.stderr)
+    except Exception as e:
+        if not isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)) and not _whose(e): raise
+        print(f"drl {argv[0]}: {printable(' '.join(f'{_whose(e)}{e}'.split()))}", file=sys.stderr)
         return 2
+
+def _whose(error):
+    "Of an error in a reward's function: its name, and where it was raised; words before the message."
+    if not (notes := getattr(error, '__notes__', ())): return ''
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(last.filename).is_relative_to(Path(__file__).parents[1]): return f'{notes[0]}: '      # a message of ours
+    return f'{notes[0]} raised {type(error).__name__} ({Path(last.filename).name}, line {last.lineno}): '
 
 def _after(argv, status, broken):
     "The status where something could not be written: as of a program that a closed pipe ended, or 2 and a line."

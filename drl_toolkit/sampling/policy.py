@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from fastcore.basics import patch
 
 from ..utils.aliases import FIELDS, with_new_names
-from ..utils.files import read_json
+from ..utils.files import read_json, same_modes
 from .model_folders import check_pipeline_index, forget_places, is_place
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
                               lora_disabled, merge_adapters, pad_to_rank, stacked_factors, tuner_layers)
@@ -552,6 +552,7 @@ def save(self:Policy,
         with no_progress_bars(), nullcontext() if self.shards is None else self.shards.plain(): self.pipeline.save_pretrained(folder)
     else: rank = _save_lora(self, folder)
     forget_places(folder)
+    same_modes(folder, '*.safetensors')
     about = dict(base=base, pipeline=type(self.pipeline).__name__, **asdict(self.config))
     if self.train == 'lora' and self._given: about |= dict(lora_rank=rank, lora_alpha=0.)     # of both LoRAs together
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))

@@ -113,7 +113,7 @@ def compare(
     count:int=4,     # pictures of each model
 ) -> str:            # HTML
     "One prompt at the same seeds, drawn by the base and by the tuned model."
-    from drl_toolkit.evaluation.evaluate import speaks_emoji
+    from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     prompt = ' '.join(str(prompt or '').split())[:200]
     if not prompt: raise ValueError('the prompt is empty; a sentence such as “a portrait of a doctor” is right')
