@@ -41,8 +41,8 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     return parser
 
 def _train_options(train, config):
-    known = 'one of several' if config is None else ', '.join(import_module('drl_toolkit.recipes.recipes').recipe_names())
-    train.add_argument('recipe', metavar='RECIPE', nargs='?', help=f'{known}; none where --reward and --prompts are given')
+    known = import_module('drl_toolkit.recipes.config').recipe_names() if config else ['one of several']
+    train.add_argument('recipe', metavar='RECIPE', nargs='?', help=f"{', '.join(known)}; none where --reward and --prompts are given")
     train.add_argument('--reward', dest='own_rewards', action='append', metavar='NAME[=WEIGHT]', help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several times, their advantages are added')
     train.add_argument('--model', help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the resumed run')
     train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names')
@@ -115,17 +115,28 @@ def _add_sampling(command, seed):
                              ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
         command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
 
+def _help_of(declared, config) -> str:
+    "A field's help and its default."
+    default = getattr(config, declared.name)
+    if default is True or default is False: default = 'yes' if default else 'no'
+    shown = f' (default: {default})' if default != '' else ''
+    return (declared.metadata['help'] + shown).replace('%', '%%')
+
 def _add_fields(group, config):
-    "An option for each field, with dashes or underscores; its comment is the help."
-    import inspect, re
+    "An option for each field of the configuration, with dashes or underscores."
     from dataclasses import fields
-    source = ''.join(inspect.getsource(c) for c in reversed(type(config).__mro__[:-1]))
-    comments = dict(re.findall(r'^ +(\w+): *\w+ = [^#\n]*# *(.*)$', source, re.M))
-    for f in fields(config):
-        if f.name == 'reward': continue                                          # an option of its own, which may be given several times
-        names = dict.fromkeys((f"--{f.name.replace('_', '-')}", f'--{f.name}'))
-        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type, metavar=f.type.__name__.upper())
-        group.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=comments.get(f.name, '').replace('%', '%%'), **kind)
+    for declared in fields(config):
+        if declared.name == 'reward': continue                                   # an option of its own, which may be given several times
+        names = dict.fromkeys((f"--{declared.name.replace('_', '-')}", f'--{declared.name}'))
+        kind = dict(type=declared.type, metavar=declared.type.__name__.upper())
+        if declared.type is bool: kind = dict(action=argparse.BooleanOptionalAction)
+        group.add_argument(*names, dest=declared.name, default=argparse.SUPPRESS, help=_help_of(declared, config), **kind)
+
+def _new_name(option:str) -> str: # empty where there is none
+    "What an option of before is called now."
+    from drl_toolkit.utils.aliases import FIELDS
+    name = FIELDS.get(option.partition('=')[0].lstrip('-').replace('-', '_'))
+    return f"--{name.replace('_', '-')}" if name else ''
 
 def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
@@ -136,13 +147,17 @@ def _libraries(use):
 
 def parse(argv:list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
-    config = _libraries(lambda: import_module('drl_toolkit.recipes.recipes').RunConfig()) if argv[:1] in (['train'], ['doctor']) else None
+    config = import_module('drl_toolkit.recipes.config').RunConfig() if argv[:1] in (['train'], ['doctor']) else None
     cut = argv.index('--') if argv[:1] == ['compare'] and '--' in argv else len(argv)
     parser = build_parser(config)
     args, rest = parser.parse_known_args(argv[:cut])
     args.argv, args.options = argv, argv[cut + 1:]
-    if not rest: return args
+    if not rest:
+        if args.command in ('train', 'doctor'): _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))   # help did not wait for them
+        return args
     known = {s for a in parser._subparsers._group_actions[0].choices[args.command]._actions for s in a.option_strings}
+    renamed = _new_name(rest[0])
+    if renamed in known: parser.error(f'{args.command}: {rest[0]!r} is called {renamed} now')
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
@@ -151,13 +166,16 @@ def _given(args) -> dict: # field -> value
     "The fields of the configuration that the command line says."
     from dataclasses import fields
     from drl_toolkit.recipes.custom import join_names
-    from drl_toolkit.recipes.recipes import RunConfig, method_fields
+    from drl_toolkit.recipes.methods import method_fields
+    from drl_toolkit.recipes.config import RunConfig
     own = dict(reward=join_names(args.own_rewards)) if args.own_rewards else {}
     return (method_fields(args.method) if args.method else {}) | own | {f.name: getattr(args, f.name) for f in fields(RunConfig) if f.name != 'reward' and hasattr(args, f.name)}
 
 def _train_config(args, run):
     "(configuration, recipe's name, model): the recipe's or the resumed run's, with the options given."
-    from drl_toolkit.recipes.recipes import RunConfig, combined, left_behind, load_recipe
+    from drl_toolkit.recipes.recipes import load_recipe
+    from drl_toolkit.recipes.methods import combined, left_behind
+    from drl_toolkit.recipes.config import RunConfig
     from drl_toolkit.runs.run import resolved_model
     given = _given(args)
     if run: return _resumed_config(args, run, given)
@@ -169,7 +187,7 @@ def _train_config(args, run):
 def _resumed_config(args, run, given):
     "The run's own, and what may be another now; nothing that it names is imported unless the command line says it."
     from drl_toolkit.recipes.custom import check_said, split_names
-    from drl_toolkit.recipes.recipes import FREE_ON_RESUME, read_config
+    from drl_toolkit.recipes.config import FREE_ON_RESUME, read_config
     from drl_toolkit.runs.run import resolved_model
     then = read_config(run.config)
     asked = dict(recipe=(args.recipe, run.about['recipe']), model=(resolved_model(args.model), resolved_model(run.about['model'])))
@@ -222,7 +240,8 @@ def train(args):
     from dataclasses import asdict
     from drl_toolkit.recipes.custom import make_tasks
     from drl_toolkit.distributed.processes import Processes
-    from drl_toolkit.recipes.recipes import RunConfig, make_trainer
+    from drl_toolkit.recipes.recipes import make_trainer
+    from drl_toolkit.recipes.config import RunConfig
     from drl_toolkit.runs.run import Run
     processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
     if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
@@ -441,7 +460,8 @@ def _run_tasks(run, said):
     "A run's tasks, each of one reward, on prompts that were never trained where there are many."
     from dataclasses import replace
     from drl_toolkit.recipes.custom import make_tasks
-    from drl_toolkit.recipes.recipes import read_config, split_stream
+    from drl_toolkit.recipes.recipes import split_stream
+    from drl_toolkit.recipes.config import read_config
     config = read_config(run.config)
     if not run.about['recipe'] and not config.reward: return []
     config = _own_files(run, config, said, '--rewards')
@@ -572,7 +592,7 @@ def vote(args):
 def _run_config(args):
     "The configuration of a run with the options given."
     from dataclasses import fields
-    from drl_toolkit.recipes.recipes import RunConfig
+    from drl_toolkit.recipes.config import RunConfig
     return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
 
 def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
@@ -580,7 +600,7 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
     import torch
     from dataclasses import fields
     from drl_toolkit.sampling.memory import Load
-    from drl_toolkit.sampling.policy import PolicyConfig
+    from drl_toolkit.sampling.config import PolicyConfig
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
     return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.ema_decay > 0, config.measure_every > 0,
                 threads=1 if torch.cuda.is_available() else torch.get_num_threads(), reuse_graphs=config.reuse_graphs, gpu=torch.cuda.is_available())

@@ -19,7 +19,8 @@ from ..evaluation.held_out import Watch
 from ..rewards.lab import crispness
 from ..rewards.preference import pick_score
 from ..prompts.task import Task
-from .recipes import RunConfig, load_recipe
+from .recipes import load_recipe
+from .config import RunConfig
 from ..rewards.remote import load_reward
 from ..rewards.reward_models import aesthetic_reward, hps_reward, image_reward
 from ..rewards.reward import Reward, jpeg_incompressibility

@@ -24,7 +24,7 @@ from jinja2 import Environment
 from . import pages
 from ..runs.recordings import recorded_epochs
 from .pages import complaint, note
-from ..recipes.recipes import recipe_names
+from ..recipes.config import recipe_names
 from ..utils.files import open_plain
 from ..runs.run import Run, RunError, ask, check_out, find_runs, open_policy, sampler_of
 from ..evaluation.votes import CHOICES, Ballot, Voters

@@ -10,7 +10,9 @@ from drl_toolkit.ui import plots
 from drl_toolkit.cli.main import main, parse
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import METHODS, RunConfig, fairness_task, load_recipe, make_trainer
+from drl_toolkit.recipes.recipes import fairness_task, load_recipe, make_trainer
+from drl_toolkit.recipes.methods import METHODS
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd

@@ -110,7 +110,7 @@ def test_the_tax_of_runs_with_own_rewards(run, world, tmp_path, few_prompt_sets,
 def test_patience_is_not_turned_on_in_a_run_without_the_best_weights():
     "It may be another number, but a checkpoint holds the best weights or it does not."
     from drl_toolkit.cli import main as cli
-    from drl_toolkit.recipes.recipes import RunConfig
+    from drl_toolkit.recipes.config import RunConfig
     class run: folder, about, config = 'runs/x', dict(recipe='clip', model=None), vars(RunConfig(watch='preference')).copy()
     resumed = lambda *more: cli._resumed_config(args := cli.parse(['train', 'clip', '--resume', *more]), run, cli._given(args))
     assert resumed('--watch', 'preference')[0].patience == 0
