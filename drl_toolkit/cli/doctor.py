@@ -271,7 +271,8 @@ def _on_gpu(config):
     return (config.device or best_device()).startswith('cuda')
 
 def _task_to_try(samples):
-    from drl_toolkit.prompts.task import Task, objects
+    from drl_toolkit.prompts.task import Task
+    from drl_toolkit.emoji.prompts import objects
     from drl_toolkit.rewards.reward import jpeg_compressibility
     return Task('compressibility', objects(), jpeg_compressibility, group_size=4, samples=samples)
 

@@ -362,6 +362,7 @@ def sample(args):
     if args.n < 1: raise ValueError(f'n is {args.n}; it should be 1 or more')
     for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
         if getattr(args, name) is None: raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
+    from drl_toolkit.emoji.world import parse as parse_scene
     from drl_toolkit.evaluation.evaluate import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
@@ -369,7 +370,7 @@ def sample(args):
     from drl_toolkit.utils.images import to_pil
     load_prompts(args.prompts, column=args.prompt_column)                      # a missing file is told before a model is loaded
     policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
-    prompts, out, lines = load_prompts(args.prompts, vocabulary=speaks_emoji(policy), column=args.prompt_column), check_out(args.out), []
+    prompts, out, lines = load_prompts(args.prompts, check=parse_scene if speaks_emoji(policy) else None, column=args.prompt_column), check_out(args.out), []
     record = _record(policy, args.model, out)
     for i, prompt in enumerate(prompts):
         traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)

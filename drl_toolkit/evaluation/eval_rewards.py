@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pandas as pd, torch
 
-from ..rewards.composition import composition, strict_composition
+from ..emoji.rewards import composition, strict_composition
 from ..rewards.diversity import diversity_reward, vendi_score
 from .evaluate import GROUP, SPLITS, PromptSet, bootstrap, win_rate
-from ..rewards.fairness import shared_fairness
+from ..emoji.rewards import shared_fairness
 from ..rewards.pixels import colourfulness, sharpness
 from ..rewards.preference import preference
 from ..rewards.reward import Reward, clip_score, groups_of, jpeg_compressibility, keep_nonfinite

@@ -16,10 +16,11 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from ..prompts import task as P
+from ..emoji import prompts as P
 
 from ..emoji import world
-from ..rewards.composition import presence, shipped_detector
+from ..rewards.composition import shipped_detector
+from ..emoji.rewards import presence
 from ..rewards.fairness import parity_floor, shipped_reader, statistical_parity, tone_shares
 from ..sampling.rollout import rollout
 from ..rewards.preference import preference

@@ -12,7 +12,7 @@ import shlex, shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ..rewards.fairness import fairness, rare_fairness
+from ..emoji.rewards import fairness, rare_fairness
 from ..utils.files import path_inside
 from ..evaluation.eval_rewards import EMOJI_EVAL_REWARDS
 from ..rewards.lab import crispness

@@ -21,13 +21,13 @@ from diffusers import DiffusionPipeline
 
 from ..algorithms import advantages
 
-from ..prompts import task as P
+from ..emoji import prompts as P
 
 from ..emoji import world
 from ..algorithms.reward_gradients import AlignProp, DRaFT, DRaFTLV, ReFL
 from ..algorithms.branching import BranchSampler, TreeSampler
-from ..rewards.composition import composition, strict_composition
-from ..rewards.fairness import fairness, rare_fairness, shared_fairness
+from ..emoji.rewards import composition, strict_composition
+from ..emoji.rewards import fairness, rare_fairness, shared_fairness
 from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together
 from ..rewards.lab import crispness
 from ..sampling.policy import Policy, PolicyConfig, best_device, check_device, check_words, prepare_deterministic

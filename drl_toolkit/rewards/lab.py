@@ -16,8 +16,8 @@ import torch, torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from .composition import composition, strict_composition
-from .fairness import fairness
+from ..emoji.rewards import composition, strict_composition
+from ..emoji.rewards import fairness
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy
 from .preference import preference

@@ -185,7 +185,7 @@ def read_state(
 def _check_epochs(epoch, notes):
     for name, note in notes.items():
         there = note.get('epoch') if isinstance(note, dict) else None
-        if type(there) is not int or there != epoch: raise ValueError(f'its {name} is of epoch {str(there)[:20]}')
+        if type(there) is not int or there != epoch: raise ValueError(f'its {name} is of epoch {there!r:.20}')
 
 def _tensors(file):
     "The tensors of a plain file."

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from ..rewards.attributes import distance, measure_floor, shares_of, target_shares
-from ..emoji.world import TONES
+from ..rewards.fairness import TONES
 from ..utils.images import sheet
 
 # %% ../../nbs/ui/01_plots.ipynb #6a1be410

@@ -24,7 +24,6 @@ from . import plots
 
 from ..rewards import reward as rewards
 
-from ..emoji import world
 from ..algorithms.branching import branch_rollout
 from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.lab import base_samples, check_reward
@@ -33,6 +32,7 @@ from ..sampling.policy import Policy
 from ..rewards.reward import Reward
 from ..runs.run import RUN_COMMANDS, ControlCallback, Run, RunError, rows_of
 from ..utils.images import sheet, to_pil
+from ..rewards.fairness import TONES
 
 # %% ../../nbs/ui/03_widgets.ipynb #d7c830ff
 def png_of(
@@ -168,7 +168,7 @@ def time_left(trainer) -> float: # seconds
 def _class_bars(ax, first, now, names):
     "Shares of each class, now and in the first epoch."
     share = lambda values: (torch.bincount(values[values >= 0], minlength=len(names))[:len(names)] / max(1, len(values))).tolist()
-    colours = plots.SKIN_COLOURS if tuple(names) == tuple(world.TONES) else plots.COLOURS[0]
+    colours = plots.SKIN_COLOURS if tuple(names) == tuple(TONES) else plots.COLOURS[0]
     ax.bar(range(len(names)), share(now), color=colours, edgecolor='k', lw=.8)
     ax.bar(range(len(names)), share(first), .9, color='none', edgecolor=plots.QUIET, lw=1.5, ls=(0, (2, 1)))
     ax.axhline(1 / len(names), color='k', lw=.6)

@@ -131,7 +131,7 @@ def check_manifest(
     except FileNotFoundError: return None
     except (OSError, ValueError) as e: raise Damaged(str(e)) from None
     files = stated.get('files') if isinstance(stated, dict) else None
-    if files is not None and stated.get('schema') != 1: raise Damaged(f'{str(file)!r} has schema {str(stated.get("schema"))[:20]}; this version reads 1')
+    if files is not None and stated.get('schema') != 1: raise Damaged(f'{str(file)!r} has schema {stated.get("schema")!r:.20}; this version reads 1')
     if not isinstance(files, dict) or not all(isinstance(v, dict) for v in files.values()): raise Damaged(f'{str(file)!r} lists no files')
     for name, was in files.items(): _check_file(Path(folder), name, was)
     return stated

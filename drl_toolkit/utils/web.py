@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'host_of', 'is_address', 'Access', 'access_to', 'exposure', 'check_port', 'TimedReader', 'RequestHandler',
-           'Server', 'open_server', 'printable']
+           'Server', 'open_server', 'printable', 'printable_in_colour']
 
 # %% ../../nbs/utils/04_web.ipynb #b5ed169f
-import hmac, http.cookies, io, ipaddress, math, secrets, socket, sys, threading, time, unicodedata
+import hmac, http.cookies, io, ipaddress, math, re, secrets, socket, sys, threading, time, unicodedata
 from dataclasses import dataclass
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -203,3 +203,11 @@ def printable(
     "Text whose control characters can be seen and do nothing. Lines and tabs stay."
     shown = lambda c: c in '\n\t' or c not in _TURNS and unicodedata.category(c) not in ('Cc', 'Cs', 'Zl', 'Zp')
     return ''.join(c if shown(c) else c.encode('unicode_escape').decode() for c in str(text))
+
+_COLOUR = re.compile(r'(\x1b\[[\d;]*m)')      # as trackers print them
+
+def printable_in_colour(
+    text:str,
+) -> str:
+    "The same, but colours stay."
+    return ''.join(part if i % 2 else printable(part) for i, part in enumerate(_COLOUR.split(text)))

@@ -15,7 +15,7 @@ from drl_toolkit.algorithms import advantages
 from drl_toolkit.cli import main as cli
 from drl_toolkit.algorithms.reward_gradients import DRaFTLV
 from drl_toolkit.algorithms.branching import BranchSampler
-from drl_toolkit.rewards.fairness import fairness
+from drl_toolkit.emoji.rewards import fairness
 from drl_toolkit.algorithms.multi_task import PCGrad
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.distributed.processes import Processes, ProcessError, rank_slice

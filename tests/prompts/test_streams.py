@@ -12,7 +12,8 @@ from drl_toolkit.prompts import streams
 from drl_toolkit.emoji import world
 from drl_toolkit.sampling.embeddings import EmbeddingCache, text_identity
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.prompts.task import Compositions, Task, portraits
+from drl_toolkit.prompts.task import Compositions, Task
+from drl_toolkit.emoji.prompts import portraits
 from drl_toolkit.rewards.reward import jpeg_compressibility, reward
 from drl_toolkit.runs.run import Recorder, Run, resume, training_notes
 from drl_toolkit.prompts.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, Rows, is_held_out, normalised, prompt_files

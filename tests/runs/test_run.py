@@ -9,11 +9,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
-<<<<<<< HEAD
-from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, resume, save_state
-=======
-from drl_toolkit.runs.run import Listener, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
->>>>>>> main
+from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import StopTraining, TrainConfig, Trainer, Callback
 from tiers import some
@@ -125,32 +121,6 @@ def test_state_names_what_does_not_fit(tmp_path):
 
 # the best
 
-<<<<<<< HEAD
-@pytest.mark.parametrize('figure, least, average', some([('reward', False, 0.), ('-reward_std', True, .5)], [('-reward_std', True, .5)]))
-def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(figure, least, average, tmp_path):
-    "Against every checkpoint kept: the same run with keep=99."
-    def fit(name, epochs, keep):
-        with (Run.open(tmp_path / name, write=True) if (tmp_path / name).exists() else Run.create(tmp_path / name, dict(keep_best=figure))) as run:
-            t = trainer([Recorder(run, PROMPTS, every=1, keep=keep)], ema_decay=average, epochs=epochs, train_steps=1, lr=3e-2)
-            resume(t, run)
-            t.fit()
-            return run
-    every = fit('every', 5, 99)
-    fit('few', 3, 1)
-    few = fit('few', 5, 1)
-    name = figure.removeprefix('-')
-    seen = {r['epoch']: r[name] for r in every.metrics() if r['task'] and r['epoch']}                       # of what was there after so many epochs; nothing is kept of 0
-    best = (min if least else max)(seen, key=lambda e: (seen[e], -e if least else e))
-    assert every.best() == (every.folder / f'checkpoints/epoch_{best:04d}', seen[best])
-    kept = {int(p.name[-4:]) for p in few.checkpoints()}
-    assert kept == {5, best} and few.best()[1] == seen[best]
-    assert (tmp_path / 'few/best/pytorch_lora_weights.safetensors').read_bytes() == (tmp_path / 'every/best/pytorch_lora_weights.safetensors').read_bytes()
-    t = trainer([], ema_decay=average)
-    saved = load_state(every.best()[0], named_state(t))
-    assert saved['epoch'] == best
-    note = (tmp_path / 'every/best/README.md').read_text()
-    assert f'the weights after {best} of the epochs' in note and name in note
-=======
 class Figures(Callback):
     "Writes a number of its own in each epoch's record."
     def __init__(self, name, values): self.name, self.values = name, values
@@ -163,7 +133,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
     for until, best in ((3, 2), (5, 3)):
         with Run.open(folder, write=True) if folder.exists() else Run.create(folder, dict(keep_best=figure)) as run:
             values = [sign * v for v in (9., 1., 5., 7., 3.)]                                                  # after so many epochs; of 0 nothing is kept
-            t = trainer([Figures(name, values), Recorder(run, PROMPTS, every=1, keep=1), epochs], average=average, epochs=until, train_steps=1, lr=3e-2)
+            t = trainer([Figures(name, values), Recorder(run, PROMPTS, every=1, keep=1), epochs], ema_decay=average, epochs=until, train_steps=1, lr=3e-2)
             resume(t, run)
             t.fit()
         assert run.best() == (folder / f'checkpoints/epoch_{best:04d}', values[best])
@@ -174,9 +144,8 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
         assert same(written, expected)
         note = (folder / 'best/README.md').read_text()
         assert f'the weights after {best} of the epochs' in note and name in note
-    t = trainer([], average=average)
+    t = trainer([], ema_decay=average)
     assert load_state(run.best()[0], named_state(t))['epoch'] == 3 and same(copied(named_state(t)), then)
->>>>>>> main
 
 def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     "Deleting stops at the first file; the next checkpoint sweeps up."
@@ -300,7 +269,7 @@ def test_a_state_too_large_to_wait_for_is_written_from_a_copy(tmp_path, monkeypa
         plain(tensors, file)
     monkeypatch.setattr(runs, 'save_file', slow)
     with Run.create(tmp_path / 'r', {}) as run:
-        t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, updates=2)
+        t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, num_minibatches=2)
         t.fit()
     assert any(changed) and [p.name for p in run.checkpoints()] == [f'epoch_{e:04d}' for e in (1, 2, 3, 4)]
     for checkpoint, (weights, moments) in zip(run.checkpoints(), epochs.seen.values()):

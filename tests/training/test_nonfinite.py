@@ -205,7 +205,7 @@ def test_a_watched_reward_never_ends_a_run(how, tmp_path, capsys):
     assert ("'bad' failed" if how == 'raise' else "1 of 4 images") in capsys.readouterr().out
 
 def test_progress_shows_the_headline_figure():
-    from drl_toolkit.rewards.fairness import fairness
+    from drl_toolkit.emoji.rewards import fairness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.training.trainer import shown
     assert shown(fairness, dict(reward=.003, parity=.41), 'fairness') == ('fairness parity', '0.410')

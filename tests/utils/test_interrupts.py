@@ -109,6 +109,14 @@ def test_what_the_terminal_cannot_write_is_escaped(monkeypatch):
     with steady_output() as (out, _): print('half ± of it')
     assert raw.getvalue() == b'half \\xb1 of it\n' and out.broken is None and sys.stdout.errors == 'strict'
 
+def test_what_a_run_names_does_nothing_to_the_terminal(monkeypatch, capsys):
+    "Of every command's stdout: a note, a model, a task's name. Colours stay, and the progress bars of stderr."
+    def command(args): print('model \x1b]0;title\x07 \x1b[2J \r\u202e', '\x1b[1mbold\x1b[0m'); print('\r 50 %\x1b[A', file=sys.stderr)
+    monkeypatch.setitem(cli.COMMANDS, 'vote', command)
+    assert cli.main(['vote', 'x']) == 0
+    out, err = capsys.readouterr()
+    assert out == 'model \\x1b]0;title\\x07 \\x1b[2J \\r\\u202e \x1b[1mbold\x1b[0m\n' and err == '\r 50 %\x1b[A\n'
+
 @pytest.mark.parametrize('fails', ['write', 'flush'])
 @pytest.mark.parametrize('error, status', [(BrokenPipeError(32, 'Broken pipe'), 141), (OSError(28, 'No space left on device'), 2)])
 def test_the_exit_status_says_that_output_was_lost(fails, error, status, monkeypatch, capsys):
