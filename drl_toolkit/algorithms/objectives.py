@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 
 from ..sampling.rollout import fold_steps
-from ..sampling.policy import wide
+from ..utils.devices import wide
 from ..distributed.processes import RankSlice
 from ..sampling.transitions import training_tables
 

@@ -30,7 +30,10 @@ from ..emoji.rewards import composition, strict_composition
 from ..emoji.rewards import fairness, rare_fairness, shared_fairness
 from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together
 from ..rewards.lab import crispness
-from ..sampling.policy import Policy, PolicyConfig, best_device, check_device, check_words, prepare_deterministic
+from ..sampling.policy import Policy
+from ..sampling.config import PolicyConfig
+from ..utils.validation import check_choices
+from ..utils.devices import best_device, check_device, prepare_deterministic
 from ..rewards.preference import preference
 from ..distributed.processes import Processes
 from ..prompts.task import Task
@@ -79,7 +82,7 @@ class RunConfig(TrainConfig, PolicyConfig):
         self._check_sampler()
         if self.back_steps < 1: raise ValueError(f'back_steps is {self.back_steps!r}; it should be 1 or more')
         if not 0 <= self.frames < math.inf: raise ValueError(f'frames is {self.frames!r}; a share of the training time is right, such as .03, or 0')
-        check_words(self, data=(*DATA, 'base'), objective=OBJECTIVES, strategy=STRATEGIES)
+        check_choices(self, data=(*DATA, 'base'), objective=OBJECTIVES, strategy=STRATEGIES)
 
     def _check_sampler(self):
         "Ways of sampling that go together."

@@ -20,7 +20,9 @@ from tqdm.auto import tqdm
 
 from ..algorithms import advantages, objectives
 from ..sampling.rollout import Trajectory, batch_size_for, batches_at_once, in_parallel, rollout, sample_seed
-from ..sampling.policy import LARGE, Policy, check_types, check_words, deterministic_algorithms, prepare_deterministic
+from ..sampling.policy import LARGE, Policy
+from ..utils.validation import check_types, check_choices
+from ..utils.devices import deterministic_algorithms, prepare_deterministic
 from ..distributed.processes import Processes, RankSlice
 from ..prompts.task import Stream, Task
 from .ratio import TOLERATED, explain_ratio, off_one
@@ -79,7 +81,7 @@ class TrainConfig:
         if not 0 < self.lr_end <= 1: raise ValueError(f'lr_end is {self.lr_end!r}; it should lie in (0, 1]')
         for name in ('beta2', 'ema_decay', 'data_start'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should lie in [0, 1)')
-        check_words(self, likelihood=objectives.LIKELIHOODS, surrogate=objectives.SURROGATES, advantage=('', *advantages.ADVANTAGES), data_mode=('step', 'joined'), on_nonfinite=('stop', 'skip'))
+        check_choices(self, likelihood=objectives.LIKELIHOODS, surrogate=objectives.SURROGATES, advantage=('', *advantages.ADVANTAGES), data_mode=('step', 'joined'), on_nonfinite=('stop', 'skip'))
         self._check_together()
 
     def _check_together(self):

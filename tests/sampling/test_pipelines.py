@@ -4,10 +4,10 @@ import json
 import diffusers, pytest, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, PNDMScheduler
 
-from drl_toolkit.sampling import policy as policy_module
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.algorithms.objectives import data_loss
-from drl_toolkit.sampling.policy import Policy, PolicyConfig
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.sampling.config import PolicyConfig
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.training.trainer import TrainConfig, Trainer
@@ -57,7 +57,7 @@ PUBLISHED += [('DPMSolverMultistep', 'sd', 'DPMSolverMultistepScheduler', 'of or
 @pytest.mark.parametrize('published, name, chosen, words', PUBLISHED)
 def test_every_published_scheduler_is_sampled_by_a_stochastic_one_of_its_process(published, name, chosen, words, capsys, monkeypatch):
     "Said in one line, once; named in the configuration; noise of the same betas or the same path; the same picture as diffusers' with that scheduler."
-    monkeypatch.setattr(policy_module, '_SAID', set())
+    monkeypatch.setattr('drl_toolkit.utils.messages._SAID', set())
     own = getattr(diffusers, f'{published}Scheduler')(**BETAS if name == 'sd' else dict(shift=3.))
     made = lambda: Policy(BUILDERS[name](scheduler=own), num_steps=4)
     policy, _ = made(), made()
@@ -76,7 +76,7 @@ def test_a_solver_on_flow_sigmas_is_sampled_as_the_flow():
     (tiny_sd3, 'DDIMScheduler', "scheduler is 'DDIMScheduler', which is of discrete betas; .* FlowMatchEulerDiscreteScheduler is of flow matching, so FlowMatchEulerDiscreteScheduler is right"),
     (tiny_flux, 'DPMSolverMultistepScheduler', "'DPMSolverMultistepScheduler', which is of discrete betas; .* of flow matching"),
     (tiny_sd, 'FlowMatchEulerDiscreteScheduler', "'FlowMatchEulerDiscreteScheduler', which is of flow matching; the pipeline's own DDIMScheduler is of discrete betas, so DDIMScheduler is right"),
-    (tiny_sd, 'EDMEulerScheduler', 'scheduler is EDMEulerScheduler; one of these is right: DDIMScheduler'), (tiny_sd3, 'PNDMScheduler', 'scheduler is PNDMScheduler; one of these is right'),
+    (tiny_sd, 'EDMEulerScheduler', 'scheduler must be one of DDIMScheduler.*; got EDMEulerScheduler'), (tiny_sd3, 'PNDMScheduler', 'scheduler must be one of .*; got PNDMScheduler'),
     (lambda: tiny_sd(scheduler=diffusers.EDMEulerScheduler()), 'DDIMScheduler', "own EDMEulerScheduler is of EDM's preconditioned σ, so such a pipeline cannot be sampled here"),
     (lambda: tiny_sd(scheduler=diffusers.EDMDPMSolverMultistepScheduler()), '', "scheduler is EDMDPMSolverMultistepScheduler, of EDM's preconditioned σ; a pipeline with a scheduler of discrete betas or flow"),
     (lambda: tiny_sd3(scheduler=DDIMScheduler()), '', 'scheduler is DDIMScheduler, but StableDiffusion3Pipeline is a flow-matching model; FlowMatchEulerDiscreteScheduler is right'),
@@ -129,7 +129,7 @@ def moved_task(): return Task('bright', PROMPTS, lambda images, prompts: images.
 @pytest.mark.parametrize('name, train', some([(n, t) for n in BUILDERS for t in ('lora', 'full')], [('sd', 'lora'), ('sdxl', 'full'), ('sd3', 'lora'), ('flux', 'full'), ('pixart', 'lora'), ('pixart', 'full')]))
 def test_one_step_of_training_moves_what_it_should_and_comes_back(name, train, tmp_path):
     if (name, train) == ('pixart', 'lora'):
-        with pytest.raises(ValueError, match="train is 'lora', but diffusers cannot load one into PixArtSigmaPipeline; it should be 'full'"): policy_of(name, train='lora')
+        with pytest.raises(ValueError, match="train must be 'full': diffusers cannot load a LoRA into PixArtSigmaPipeline; got 'lora'"): policy_of(name, train='lora')
         return
     BUILDERS[name]().save_pretrained(tmp_path / 'base')
     policy = Policy.from_pretrained(tmp_path / 'base', num_steps=3, train=train)
@@ -205,11 +205,11 @@ def test_checkpointing_is_the_same_gradient():
     assert torch.allclose(*grads, rtol=1e-4, atol=1e-7)
 
 @pytest.mark.parametrize('options, words', [
-    (dict(sde='x'), "sde is 'x'; it should be one of ''"), (dict(precision='fp8'), "precision is 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype is 'int8'"),
-    (dict(guidance_rescale=2.), r'guidance_rescale is 2.0; it should lie in \[0, 1\]'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
-    (dict(sde_start=3, sde_steps=4), 'stochastic_steps holds 4; indices from 0 to 3'), (dict(scheduler='Adam'), "scheduler is 'Adam'; the name of a scheduler"),
-    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank is 0; it should be a whole number of 1 or more'),
-    (dict(guidance_scale='3'), "guidance_scale is '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler is PNDMScheduler; one of these is right')])
+    (dict(sde='x'), "sde must be one of '', 'flow', 'dance', 'cps'; got 'x'"), (dict(precision='fp8'), "precision must be one of .*; got 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype must be .*; got 'int8'"),
+    (dict(guidance_rescale=2.), r'guidance_rescale must be in \[0, 1\]; got 2.0'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
+    (dict(sde_start=3, sde_steps=4), 'stochastic_steps must hold indices from 0 to 3; got 4'), (dict(scheduler='Adam'), "scheduler must be the name of a scheduler .*; got 'Adam'"),
+    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank must be an integer of at least 1; got 0'),
+    (dict(guidance_scale='3'), "guidance_scale must be a number of at least 0; got '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler must be one of .*; got PNDMScheduler')])
 def test_bad_options_are_named(options, words):
     with pytest.raises((TypeError, ValueError), match=words): policy_of('sd', **options)
 

@@ -5,9 +5,10 @@ import pytest, torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from drl_toolkit.sampling.lora import in_one_product
+from drl_toolkit.sampling.lora_layer import in_one_product
 from drl_toolkit.sampling.rollout import rollout, sample_seed
-from drl_toolkit.sampling.policy import Policy, keep_freed_memory
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import keep_freed_memory
 from drl_toolkit.emoji.tiny import tiny_sd
 
 PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
@@ -84,7 +85,7 @@ def test_bad_models_are_one_line(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match='cannot be read') as caught: Policy.from_pretrained(tmp_path / 'cut')
     assert '\n' not in str(caught.value)
-    with pytest.raises(ValueError, match="train is 'half'"): Policy(tiny_sd(), train='half')
+    with pytest.raises(ValueError, match="train must be one of 'lora', 'full'; got 'half'"): Policy(tiny_sd(), train='half')
     with pytest.raises(ValueError, match='num_steps is 0'): Policy(tiny_sd(), num_steps=0)
 
 def test_freed_memory_is_used_again():
