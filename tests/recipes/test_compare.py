@@ -88,7 +88,7 @@ def test_every_method_has_a_recorded_run_that_raised_its_reward():
     found = {row['method']: row['reward'] for record in records for row in record['verdicts']}
     assert set(METHODS) <= set(found) and all(found[m] > found['base'] for m in METHODS)
 
-def chapter(): return ''.join(''.join(c['source']) + '\n' for c in json.loads((ROOT / 'nbs/17a_compare.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
+def chapter(): return ''.join(''.join(c['source']) + '\n' for c in json.loads((ROOT / 'nbs/recipes/03_compare.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
 
 def test_every_method_has_its_line_in_the_chapter():
     assert re.findall(r'^\| `(\w+)` \|', chapter().split('## Method by method')[1].split('What is not a method')[0], re.M) == list(METHODS)
