@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..utils.devices import aligned_copy, keep_freed_memory
+from ..utils.files import same_modes
 from ..utils.loading import no_progress_bars
 from ..utils.messages import say, say_once
 from .config import PolicyConfig
@@ -486,6 +487,7 @@ def save(self:Policy,
     if self.train == 'full': self._save_pipeline(folder)
     else: about |= self._save_lora(folder)
     forget_places(folder)
+    same_modes(folder, '*.safetensors')
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))
     (folder / 'README.md').write_text(model_card(self, about, notes), encoding='utf-8')
     return folder
