@@ -45,8 +45,8 @@ class Policy:
         self.config = PolicyConfig(num_steps=num_steps, **options)
         vars(self).update(vars(self.config))                       # policy.eta is policy.config.eta
         self.pipeline = pipeline.to(device) if device else pipeline
-        self.device = pipeline.device
         self.adapter = adapt(pipeline, self.image_size or None)
+        self.device = pipeline.device
         self.network, self.vae = self.adapter.network, pipeline.vae
         self.latent_shape = self.adapter.latent_shape
         self.large = sum(p.numel() for p in self.network.parameters()) >= LARGE

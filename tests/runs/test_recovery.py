@@ -190,7 +190,7 @@ def test_a_folder_that_may_only_be_read(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match='cannot be written'): Run.create(tmp_path / 'new', {})
     assert Run.open(run).metrics() and sorted((p, p.stat().st_size) for p in run.rglob('*')) == before
 
-@pytest.mark.parametrize('field, value, words', [('lr', 'fast', 'lr is'), ('lr', -1, 'lr is -1'), ('watch', 7, 'watch is 7'), ('branching', 'yes', "branching must be true or false; got 'yes'"), ('num_steps', None, 'num_steps'), ('speed', 3, 'speed')])
+@pytest.mark.parametrize('field, value, words', [('lr', 'fast', 'lr is'), ('lr', -1, 'lr is -1'), ('watch', 7, 'watch must be text; got 7'), ('branching', 'yes', "branching must be true or false; got 'yes'"), ('num_steps', None, 'num_steps'), ('speed', 3, 'speed')])
 def test_a_field_edited_by_hand(field, value, words, tmp_path, capsys):
     Run.create(tmp_path / 'r', recipes.RunConfig(), 'compressibility').close()
     about = json.loads((tmp_path / 'r/config.json').read_text())
