@@ -23,7 +23,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.utils.devices import best_device
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.prompts import objects
-from drl_toolkit.training.trainer import RolloutSampler, TrainConfig, Trainer
+from drl_toolkit.training.trainer import RolloutSampler, Trainer
+from drl_toolkit.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Lever:

@@ -10,12 +10,14 @@ from drl_toolkit.ui import plots
 from drl_toolkit.cli.main import main, parse
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import METHODS, RunConfig, fairness_task, load_recipe, make_trainer
+from drl_toolkit.recipes.recipes import fairness_task, load_recipe, make_trainer
+from drl_toolkit.recipes.methods import METHODS
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import METRICS, Diagnostics
-from drl_toolkit.evaluation.held_out import watch_of
+from drl_toolkit.recipes.custom import watch_of
 
 def made(folder, rewards, epochs=None):
     "A run of the recipe clip with these mean rewards, and no weights."

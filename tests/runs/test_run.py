@@ -11,7 +11,8 @@ from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
 from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import StopTraining, TrainConfig, Trainer, Callback
+from drl_toolkit.training.trainer import StopTraining, Trainer, Callback
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 from witnesses import EachEpoch, copied, same
 

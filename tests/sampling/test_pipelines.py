@@ -10,7 +10,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.config import PolicyConfig
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 BUILDERS = dict(sd=tiny_sd, sdxl=tiny_sdxl, sd3=tiny_sd3, flux=tiny_flux, pixart=tiny_pixart)
@@ -205,11 +206,11 @@ def test_checkpointing_is_the_same_gradient():
     assert torch.allclose(*grads, rtol=1e-4, atol=1e-7)
 
 @pytest.mark.parametrize('options, words', [
-    (dict(sde='x'), "sde must be one of '', 'flow', 'dance', 'cps'; got 'x'"), (dict(precision='fp8'), "precision must be one of .*; got 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype must be .*; got 'int8'"),
+    (dict(sde='x'), "sde must be one of '', .*got 'x'"), (dict(precision='fp8'), "precision must be one of .*got 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype must be one of .*got 'int8'"),
     (dict(guidance_rescale=2.), r'guidance_rescale must be in \[0, 1\]; got 2.0'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
     (dict(sde_start=3, sde_steps=4), 'stochastic_steps must hold indices from 0 to 3; got 4'), (dict(scheduler='Adam'), "scheduler must be the name of a scheduler .*; got 'Adam'"),
-    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank must be an integer of at least 1; got 0'),
-    (dict(guidance_scale='3'), "guidance_scale must be a number of at least 0; got '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler must be one of .*; got PNDMScheduler')])
+    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank must be 1 or more; got 0'),
+    (dict(guidance_scale='3'), "guidance_scale must be a finite number; got '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler must be one of .*; got PNDMScheduler')])
 def test_bad_options_are_named(options, words):
     with pytest.raises((TypeError, ValueError), match=words): policy_of('sd', **options)
 

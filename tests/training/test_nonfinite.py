@@ -10,7 +10,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, TrainConfig, Trainer
+from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 @reward
