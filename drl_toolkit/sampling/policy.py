@@ -192,7 +192,7 @@ def _join_lora(self:Policy, module, targets):
     from drl_toolkit.sampling.lora_layer import in_one_product
     if not tuner_layers(module):
         config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets)
-        add_lora(module, config, self.seed)
+        add_lora(module, config, max(0, self.lora_seed))
         module.lora_options = lora_options(self)
     in_one_product(module)
     for name, p in module.named_parameters(): p.requires_grad_('lora_' in name)

@@ -31,7 +31,8 @@ def lora_options(
     config:PolicyConfig,   # or what has its fields
 ) -> LoraOptions:
     "The options of the LoRA that a configuration asks for."
-    return LoraOptions(config.lora_rank, config.lora_alpha or config.lora_rank, tuple(config.lora_targets.split()), config.seed)
+    targets = tuple(config.lora_targets.split())
+    return LoraOptions(config.lora_rank, config.lora_alpha or config.lora_rank, targets, max(0, config.lora_seed))
 
 LOADED = 'loaded'   # mark of an adapter that a saved policy has beside the trained ones
 
