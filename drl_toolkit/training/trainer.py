@@ -918,7 +918,7 @@ def diagnose(
     say('flat', get('frac_zero_std') > .5, f"{get('frac_zero_std'):.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, or the reward is too coarse")
     say('noise', get('signal_to_noise') < .05, f"the gradient is mostly noise (signal to noise {get('signal_to_noise'):.2g}): draw more samples" + path * ", train more steps of each, or try likelihood='matching'")
     for side, what in (('high', 'praised and became likely enough'), ('low', 'blamed and became unlikely enough')):
-        say(side, get(f'clipped_{side}') > .3, f"{get(f'clipped_{side}'):.0%} of the transitions have no gradient, since they were {what}: the learning rate is too high, the clip range too narrow, or there are too many updates")
+        say(side, get(f'clip_fraction_{side}') > .3, f"{get(f'clip_fraction_{side}'):.0%} of the transitions have no gradient, since they were {what}: the learning rate is too high, the clip range too narrow, or there are too many updates")
     say('owner', get('advantage_share') > .8, f"{get('advantage_share'):.0%} of all advantages' variance is this task's: the others hardly count; lower its weight")
     for name, value in row.items():
         if name.startswith('cosine/'): say(name, value < -.3, f"its gradient contradicts {name.removeprefix('cosine/')}'s (cosine {value:.2f}): try strategy 'pcgrad', or fewer objectives")
