@@ -76,6 +76,7 @@ def _eval_options(evaluate):
 def _tax_options(tax):
     tax.add_argument('runs', nargs='+', metavar='RUN', help='runs of one base; those of one task are the specialists')
     tax.add_argument('--size', type=float, default=1., help=SIZE)
+    tax.add_argument('--rewards', default='', metavar='A,B,…', help='the rewards of your own that the runs were trained on, such as my_file.py:my_reward: what a run names is not run')
     _add_sampling(tax, 9)
 
 def _vote_options(vote):
@@ -535,7 +536,7 @@ def tax(args):
     if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
     bases = {run.about['model'] or 'demo' for run in runs.values()}
     if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
-    alone = {name: _run_tasks(run, '') for name, run in runs.items()}
+    alone = {name: _run_tasks(run, args.rewards) for name, run in runs.items()}
     judges = {tasks[0].name: eval_reward_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
     if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
@@ -543,10 +544,11 @@ def tax(args):
     if not all(map(E.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
     out, prompt_sets = check_out(args.out), E.emoji_prompt_sets(args.size)
     scores = score_table(judges, prompt_sets, {name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name) for name, policy in policies.items()})
-    kept = share_kept(scores, specialists)
+    kept = share_kept(scores, specialists, lower=tuple(o for o, j in judges.items() if j.reward.headline.startswith('-')))
+    scores = scores.rename(columns={o: E.objective_name(o, j.reward.headline.removeprefix('-') or 'reward') for o, j in judges.items()})
     write_json(out / 'tax.json', dict(scores=scores.to_dict('index'), kept=json.loads(kept.to_json(orient='index')), specialists=specialists, size=args.size, seed=args.seed))
     atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
-    print(f'\nscores, more is better:\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
+    print(f'\nscores, training and held-out prompts together (of a distance, less is better):\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
     for line in tax_sentences(kept, specialists): print(line)
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
 

@@ -141,6 +141,6 @@ def fairness_reward(
         return value.to(images.device), metrics
     made = Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')[credit],
                   'the shipped tone reader' if reader is None else 'a tone reader', 'colour casts and painted faces: watch the readable share and the faces',
-                  'Apache-2.0' if reader is None else "the reader's"), headline='parity')
+                  'Apache-2.0' if reader is None else "the reader's"), headline='-parity')
     if credit != 'shared': made.measured_by = fairness_reward(reader, 'shared', classes, f'shared_{name}')   # its values' mean says nothing of parity
     return made

@@ -25,7 +25,7 @@ from ..distributed.processes import Processes, RankSlice
 from ..prompts.task import Stream, Task
 from .ratio import TOLERATED, explain_ratio, off_one
 from ..rewards.remote import Pending, part_size, rollout_in_parts
-from ..rewards.reward import NotFinite, Reward, keep_nonfinite
+from ..rewards.reward import NotFinite, Reward, headline_of, keep_nonfinite
 from ..distributed.shards import Shards, check_shard
 
 # %% ../../nbs/training/02_trainer.ipynb #ecac4fce
@@ -114,8 +114,8 @@ def shown(
     name:str='',   # of the task
 ) -> tuple:        # label, number: strings
     "What a person understands of a task: the reward's headline figure where it has one, else its mean, with its unit."
-    figure = reward.headline
-    if figure in row: return f'{name} {figure}'.strip() if figure not in name else name, f'{row[figure]:.3f}'
+    figure, _ = headline_of(row | dict(headline=reward.headline or 'reward'))
+    if figure != 'reward': return f'{name} {figure}'.strip() if figure not in name else name, f'{row[figure]:.3f}'
     unit = reward.card.unit
     return name, f"{row['reward']:.3f}" + f' {unit}' * bool(unit)
 
@@ -374,7 +374,7 @@ def checked(self:Trainer, trajectory:Trajectory) -> Trajectory:
 
 # %% ../../nbs/training/02_trainer.ipynb #89a22380
 METRICS = frozenset((
-    'epoch task tasks seconds cpu_seconds nfe data_loss skipped_steps skipped_samples ratio_cause ratio_noise anchored_transitions diagnosis '
+    'epoch task tasks headline seconds cpu_seconds nfe data_loss skipped_steps skipped_samples ratio_cause ratio_noise anchored_transitions diagnosis '
     'reward reward_std reward_min reward_max frac_zero_std effective_samples effective_group no_credit largest_advantage advantage_share '
     'approx_kl kl kl_weight clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight signal_to_noise half_cosine '
     'figure watch drift share cosine').split())   # what the trainer and its callbacks write; the last five are namespaces
@@ -395,6 +395,7 @@ def score(self:Trainer, task:Task, reports:list) -> tuple: # (numbers to record,
         finite = v[v.isfinite()] if v.isfinite().any() else v
         means = {metric_name(k): sum(len(part) / len(v) * metrics[k] for part, metrics in parts) for k in parts[0][1]}       # groups are of one size
         row = dict(reward=finite.mean().item(), reward_std=finite.std(correction=0).item(), reward_min=finite.min().item(), reward_max=finite.max().item()) | means
+        if reward.headline and not i: found['headline'] = reward.headline
         found |= {f'{metric_name(reward.name)}/{k}' if i else k: x for k, x in row.items()}
         values.append(v)
     return found, values

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'SAYS', 'SKIN', 'HUES', 'FIGURES', 'image_uri', 'figure_uri', 'open_picture',
-           'thinned', 'spark', 'trend', 'boundary', 'has_changed', 'is_early', 'verdict', 'Goal', 'cards_of', 'goals',
-           'is_number', 'measured', 'with_measured', 'Progress', 'progress', 'duration', 'note', 'complaint', 'typed',
-           'nearest', 'frames_at', 'sheets', 'metrics', 'curve', 'no_frames', 'headline', 'evidence', 'extremes',
-           'overview', 'paths_of', 'frames_with_paths', 'path_choices', 'trajectories', 'groups_of', 'group_choices',
-           'branches', 'shares', 'mixes', 'fairness', 'found_in', 'composition', 'read_table', 'as_table',
-           'weight_files', 'resume_command', 'runs_page', 'side_by_side', 'blind_page', 'ballot_page', 'count_page',
-           'results_of', 'ballot_of', 'ballot_or_none', 'taxes', 'markdown_table', 'costs']
+           'thinned', 'spark', 'trend', 'boundary', 'has_changed', 'is_early', 'verdict', 'Goal', 'short_number',
+           'cards_of', 'goals', 'is_number', 'measured', 'with_measured', 'Progress', 'progress', 'duration', 'note',
+           'complaint', 'typed', 'nearest', 'frames_at', 'sheets', 'metrics', 'curve', 'no_frames', 'headline',
+           'evidence', 'extremes', 'overview', 'paths_of', 'frames_with_paths', 'path_choices', 'trajectories',
+           'groups_of', 'group_choices', 'branches', 'shares', 'mixes', 'fairness', 'found_in', 'composition',
+           'read_table', 'as_table', 'weight_files', 'resume_command', 'runs_page', 'side_by_side', 'blind_page',
+           'ballot_page', 'count_page', 'results_of', 'ballot_of', 'ballot_or_none', 'taxes', 'markdown_table', 'costs']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
 import base64, csv, io, json, math, re, shlex, statistics
@@ -26,6 +26,7 @@ from PIL import Image
 from . import plots
 from ..utils.files import read_json, read_picture, read_plain
 from ..runs.recordings import read_frames, recorded_epochs
+from ..rewards.reward import headline_of
 from ..recipes.recipes import load_recipe
 from ..runs.run import Run, RunError
 from ..evaluation.votes import Ballot
@@ -134,6 +135,14 @@ class Goal:
     kl: float = None      # nats a step from the base, in the last epoch
     measured: tuple = ()  # interval of the change, where `drl eval` measured it
 
+    def said(self, value:float) -> str:
+        "A figure of it as text: where `drl eval` measured it, with the digits of its table."
+        return f'{value:.3f}' if self.measured else short_number(value)
+
+def short_number(v) -> str:
+    "Two digits, or whole thousands."
+    return '–' if v is None or not math.isfinite(v) else f'{v:,.0f}' if abs(v) >= 1000 else f'{v:.2g}' if abs(v) < .1 else f'{v:.2f}'
+
 @lru_cache(maxsize=64)
 def cards_of(recipe:str) -> dict: # task's name -> card of its first reward
     "The cards of a recipe's rewards; none where the recipe is not one of ours."
@@ -149,14 +158,14 @@ def goals(
     names = list(dict.fromkeys(r['task'] for r in rows if r['task'] is not None))
     for name in names:
         mine = [r for r in rows if r['task'] == name]
-        key = 'parity' if any(is_number(r.get('parity')) for r in mine) else 'reward'
+        key, better = headline_of({k: v for r in mine for k, v in r.items() if k == 'headline' or is_number(v)})
         values = tuple(r[key] for r in mine if is_number(r.get(key)))
         if not values: continue
-        better, card, kl = 'lower' if key == 'parity' else 'higher', cards.get(name), mine[-1].get('kl')
+        card, kl = cards.get(name), mine[-1].get('kl')
         said, first, last = verdict(values, better, len(names))
-        label = PARITY if key == 'parity' else f"mean reward{f' ({card.unit})' if card and card.unit else ''}"
+        label = f"mean reward{f' ({card.unit})' if card and card.unit else ''}" if key == 'reward' else PARITY if key == 'parity' else key
         found.append(Goal(name, card.what if card else 'a reward of its author', card.hacks if card else '', label, better, values, first, last, said,
-                          mine[-1].get('parity_floor') if key == 'parity' else None, kl if is_number(kl) else None))
+                          mine[-1].get(f'{key}_floor'), kl if is_number(kl) else None))
     return found
 
 PARITY = 'distance of a group from an even mix (0 is even)'
@@ -189,7 +198,7 @@ def with_measured(
 ) -> list:        # of `Goal`
     "Goals with `drl eval`'s figures in place of the training's, where it measured them."
     def one(goal):
-        row = table.get('parity (distance)' if goal.label == PARITY else goal.name) or table.get(OBJECTIVES.get(goal.name))
+        row = table.get('parity (distance)' if goal.label == PARITY else goal.name) or table.get(OBJECTIVES.get(goal.name)) or table.get(f'{goal.name}: parity (distance)')
         if not row or row['low'] is None or row['high'] is None: return goal
         won = 'unclear' if row['low'] <= 0 <= row['high'] else 'better' if (row['low'] > 0) == (goal.better == 'higher') else 'worse'
         label = goal.label if goal.label == PARITY else row['objective']
@@ -226,7 +235,7 @@ def duration(seconds:float) -> str:
 # %% ../../nbs/ui/04_pages.ipynb #c71c62cb
 _html = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _html.filters |= dict(image=image_uri, figure=figure_uri, duration=duration, spark=spark,
-                      number=lambda v: '–' if v is None or not math.isfinite(v) else f'{v:,.0f}' if abs(v) >= 1000 else f'{v:.2g}' if abs(v) < .1 else f'{v:.2f}',
+                      number=short_number,
                       nats=lambda v: f'{v:.2g} nats' if math.isfinite(v) else 'not measured', side=lambda v: 'up' if v > .005 else 'down' if v < -.005 else '', signed=lambda v: f'{v:+.2f}'.replace('-', '−') if math.isfinite(v) else '–', percent=lambda v: f'{100 * v:.0f} %')
 
 _JUDGED = _html.from_string('''<b class="{{ v | side }}">{{ 'praised' if v | side == 'up' else 'blamed' if v | side == 'down' else 'neither praised nor blamed' }} ({{ v | signed }})</b>''')
@@ -346,10 +355,10 @@ _OVERVIEW = _html.from_string('''
 <div class="cards">
 {% for g in goals %}{% set s = g.values | spark(g.floor) %}
 <article class="card goal {{ g.verdict }}"><h2>{{ g.name }}</h2><p class="what">{{ g.what[:1] | upper }}{{ g.what[1:] }}.</p>
-<p class="figure"><span class="from">{{ g.first | number }}</span> → <b>{{ g.last | number }}</b> <span class="chip {{ g.verdict }}">{{ says[g.verdict] }}</span></p>
-<svg viewBox="-1 0 103 40" preserveAspectRatio="none" role="img" aria-label="{{ g.label }}, from {{ g.first | number }} to {{ g.last | number }} over {{ g.values | length }} epochs">
+<p class="figure"><span class="from">{{ g.said(g.first) }}</span> → <b>{{ g.said(g.last) }}</b> <span class="chip {{ g.verdict }}">{{ says[g.verdict] }}</span></p>
+<svg viewBox="-1 0 103 40" preserveAspectRatio="none" role="img" aria-label="{{ g.label }}, from {{ g.said(g.first) }} to {{ g.said(g.last) }} over {{ g.values | length }} epochs">
 {% if s.floor is not none %}<line class="floor" x1="0" x2="100" y1="{{ s.floor }}" y2="{{ s.floor }}"/>{% endif %}<polyline points="{{ s.line }}"/></svg>
-<p class="small">{{ g.label }}{% if g.better == 'lower' %}; lower is better{% endif %}{% if g.measured %}; base → tuned by drl eval, 95 % interval of the change {{ '%+.2f' % g.measured[0] }} to {{ '%+.2f' % g.measured[1] }}; the curve is the training's{% else %}; epoch 0 → mean of the last epochs{% endif %}{% if g.floor %}; a perfectly even model measures {{ g.floor | number }} (dashed){% endif %}{% if g.kl is not none %} · by now {{ g.kl | number }} nats a step away from the base{% endif %}</p>
+<p class="small">{{ g.label }}{% if g.better == 'lower' %}; lower is better{% endif %}{% if g.measured %}; base → tuned by drl eval, 95 % interval of the change {{ '%+.3f' % g.measured[0] }} to {{ '%+.3f' % g.measured[1] }}; the curve is the training's{% else %}; epoch 0 → mean of the last epochs{% endif %}{% if g.floor %}; a perfectly even model measures {{ g.said(g.floor) }} (dashed){% endif %}{% if g.kl is not none %} · by now {{ g.kl | number }} nats a step away from the base{% endif %}</p>
 {% if g.hacks %}<details><summary>How this reward can be cheated</summary><p>{{ g.hacks[:1] | upper }}{{ g.hacks[1:] }}.</p></details>{% endif %}</article>
 {% endfor %}</div>
 {% for line in broken %}<div class="note error"><h2>A part of this run cannot be shown</h2><p>{{ line }}</p></div>{% endfor %}
@@ -513,7 +522,7 @@ _MIX = _html.from_string('''
 <i class="even" style="bottom:{{ (100 * m.even / m.top) | round(1) }}%"></i></div>{% endmacro %}
 {% for m in mixes %}<header class="lead"><p class="eyebrow">{{ m.task }} · {{ m.category }} · epoch {{ epoch }}</p>
 <h1>{{ m.names[m.most] | capitalize }}: {{ m.all.base[m.most] | percent }} at the start, {{ m.all.now[m.most] | percent }} now</h1>
-<p>Prompts that say nothing of {{ m.category }} should not always draw the same. An even mix would be {{ m.even | percent }} of each.{% if m.goal %} The {{ m.goal.label }} went from {{ m.goal.first | number }} to <b>{{ m.goal.last | number }}</b>{% if m.goal.floor %}; a perfectly even model measures {{ m.goal.floor | number }} with groups as small{% endif %} ({{ 'base and tuned model, by drl eval' if m.goal.measured else 'epoch 0, and the mean of the last epochs' }}; the same figures as on the overview).{% endif %}
+<p>Prompts that say nothing of {{ m.category }} should not always draw the same. An even mix would be {{ m.even | percent }} of each.{% if m.goal %} The {{ m.goal.label }} went from {{ m.goal.said(m.goal.first) }} to <b>{{ m.goal.said(m.goal.last) }}</b>{% if m.goal.floor %}; a perfectly even model measures {{ m.goal.said(m.goal.floor) }} with groups as small{% endif %} ({{ 'base and tuned model, by drl eval' if m.goal.measured else 'epoch 0, and the mean of the last epochs' }}; the same figures as on the overview).{% endif %}
 
 {% if m.unread > 0.005 %}{{ m.unread | percent }} of the pictures could not be read and are left out.{% endif %}</p></header>
 <div class="overall">{{ histogram(m.all, m, true) }}<p class="key small"><i class="was"></i> at the start <i class="even"></i> an even mix</p></div>
@@ -568,8 +577,10 @@ def read_table(run:Run, *names:str) -> tuple: # header, rows; empty where the fi
 
 def _cell(text):
     "A cell: numbers get three digits."
-    try: return _html.filters['number'](float(text)) if text.strip() else ''
+    try: value = float(text) if text.strip() else None
     except ValueError: return text
+    if value is None: return ''
+    return f'{value:.3f}' if '.' in text and .0005 <= abs(value) < 1000 else short_number(value)
 
 _TABLE = _html.from_string('''<div class="scroll"><table><thead><tr>{% for h in head %}<th>{{ h.replace('_', ' ') }}</th>{% endfor %}</tr></thead><tbody>{% for row in rows %}<tr>{% for c in row %}<td>{{ c }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>''')
 
@@ -577,7 +588,7 @@ def as_table(head:list, rows:list) -> str:
     "A table that scrolls on a narrow screen."
     return _TABLE.render(head=head, rows=[[_cell(c) for c in row] for row in rows])
 
-assert '<td>0.33</td>' in as_table(['a'], [['.3333']]) and '&lt;b&gt;' in as_table(['a'], [['<b>']])
+assert '<td>0.333</td>' in as_table(['a'], [['.3333']]) and '&lt;b&gt;' in as_table(['a'], [['<b>']])
 
 # %% ../../nbs/ui/04_pages.ipynb #7b0c6d29
 def weight_files(run:Run) -> dict: # name below weights/ -> bytes

@@ -20,6 +20,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from ..rewards.reward import headline_of
 from ..rewards.attributes import distance, measure_floor, shares_of, target_shares
 from ..rewards.fairness import TONES
 from ..utils.images import sheet
@@ -124,13 +125,13 @@ def reward_curves(
 ) -> Figure:
     "How each task's reward moved, and the data loss where there is one."
     panels = [(t, [r for r in rows if r['task'] == t]) for t in _tasks(rows)]
-    panels = [(t, mine, 'parity' if 'parity' in mine[0] else 'reward') for t, mine in panels]
+    panels = [(t, mine, headline_of(mine[0])[0]) for t, mine in panels]
     losses = [r for r in rows if r['task'] is None and r.get('data_loss') is not None]
     if losses: panels.append(('data loss', losses, 'data_loss'))
     if not panels: return nothing('no epoch is recorded yet')
     fig, axes = _panels(len(panels), 'What the training is paid for, epoch by epoch')
     for ax, (task, mine, key) in zip(axes, panels):
-        _curve(ax, mine, key, mine[0].get('parity_floor'))
+        _curve(ax, mine, key, mine[0].get(f'{key}_floor'))
         ax.set_title(task)
     labels = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(labels.values(), labels.keys(), loc='outside lower center', ncols=4 if len(panels) > 2 else 2)

@@ -29,7 +29,7 @@ from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.lab import base_samples, check_reward
 from ..sampling.rollout import Trajectory
 from ..sampling.policy import Policy
-from ..rewards.reward import Reward
+from ..rewards.reward import Reward, headline_of
 from ..runs.run import RUN_COMMANDS, ControlCallback, Run, RunError, rows_of
 from ..utils.images import sheet, to_pil
 from ..rewards.fairness import TONES
@@ -301,7 +301,7 @@ def tell(self:Monitor, trainer, over:bool=False):
     "How far it is, in words."
     done, left = f'epoch {trainer.epoch} of {trainer.config.epochs}', time_left(trainer)
     tasks = trainer.history[-1]['tasks'].items() if trainer.history else ()
-    values = [f"{name}: {'parity' if 'parity' in row else 'reward'} {row.get('parity', row['reward']):.3f}" for name, row in tasks]
+    values = [f"{name}: {(figure := headline_of(row)[0])} {row[figure]:.3f}" for name, row in tasks]
     self.what = ' · '.join([done] + [f'about {span(left)} left'] * (left > 0 and not over) + values)
     self.bar.value = trainer.epoch
     self.say()
@@ -646,13 +646,13 @@ def spent_so_far(
     runs:dict,   # name -> `Run`
     task:str,
 ) -> pd.DataFrame: # as `plots.method_curves` takes it
-    "A task's reward (or parity) in each epoch of each run, with the seconds and network calls up to its end."
+    "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
     rows = []
     for name, run in runs.items():
         metrics = run.metrics()
         whole = {r['epoch']: r for r in metrics if r['task'] is None}
         spent = pd.DataFrame([dict(epoch=e, seconds=r['seconds'], nfe=r['nfe']) for e, r in sorted(whole.items())]).set_index('epoch').cumsum()
-        rows += [dict(method=name, seed=0, epoch=r['epoch'], reward=r.get('parity', r['reward'])) | spent.loc[r['epoch']].to_dict() for r in metrics if r['task'] == task and r['epoch'] in spent.index]
+        rows += [dict(method=name, seed=0, epoch=r['epoch'], reward=r[headline_of(r)[0]]) | spent.loc[r['epoch']].to_dict() for r in metrics if r['task'] == task and r['epoch'] in spent.index]
     return pd.DataFrame(rows)
 
 class RunComparison(View):
@@ -676,8 +676,8 @@ class RunComparison(View):
 
     def curves(self) -> Figure:
         "Of the chosen task."
-        parity = any('parity' in r for run in self.runs.values() for r in run.metrics() if r['task'] == self.task.value)
-        return plots.method_curves(spent_so_far(self.runs, self.task.value), over=('seconds', 'nfe'), ylabel='parity (0 is even)' if parity else 'mean reward')
+        named = next((headline_of(r)[0] for run in self.runs.values() for r in run.metrics() if r['task'] == self.task.value), 'reward')
+        return plots.method_curves(spent_so_far(self.runs, self.task.value), over=('seconds', 'nfe'), ylabel=plots.LABELS.get(named, named))
 
     def draw(self):
         "Sheets side by side above the curves."

@@ -99,6 +99,8 @@ def test_share_kept_by_hand():
     kept = T.share_kept(scores, dict(a='A', b='B'))
     assert kept.loc['both'].tolist() == [.5, .75] and kept.loc['B', 'a'] == -.5 and kept.loc['A'].tolist() == [1, 0]
     assert T.tax_sentences(kept, dict(a='A', b='B')) == ['B pays with a (-50%) of what a specialist gains there', 'both keeps 50% of a, 75% of b']
+    less = T.share_kept(-scores, dict(a='A', b='B'), lower=('a', 'b'))                         # of distances
+    assert less.equals(kept) and T.share_kept(-scores, dict(a='A', b='B'), lower=('a',))['b'].isna().all()
     assert T.share_kept(scores, dict(a='B', b='B'))['a'].isna().all()                         # a specialist that gained nothing has nothing to share
     with pytest.raises(ValueError, match="'C' is no row"): T.share_kept(scores, dict(a='C'))
 

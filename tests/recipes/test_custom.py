@@ -89,6 +89,16 @@ def test_eval_by_the_runs_rewards_on_its_prompts(emoji, run, world, tmp_path, fe
     assert {'red', 'sharpness'} <= (summary['rewards'] if emoji else summary).keys() and ('parity' in summary) == emoji
     assert 'red,True' in table and 'sharpness,True' in table and 'colourfulness,False' in table
 
+def test_the_tax_of_runs_with_own_rewards(run, world, tmp_path, few_prompt_sets, capsys):
+    "Several rewards are no specialist; of one, the command line says the file once more."
+    about = json.loads((run / 'config.json').read_text())
+    about['config']['reward'] = f'{world}/mine.py:red'
+    (run / 'config.json').write_text(json.dumps(about))
+    assert 'by --rewards' in error_of(['tax', str(run), '--out', 't'], capsys) and not (world / 'imported').exists() and not Path('t').exists()
+    assert main(['tax', str(run), '--out', str(tmp_path / 't'), '--size', '.1', '--rewards', f'{world}/mine.py:red']) == 0
+    told = json.loads((tmp_path / 't/tax.json').read_text())
+    assert (world / 'imported').exists() and [*told['scores']['base']] == [*told['specialists']] and told['specialists'] == {[*told['specialists']][0]: run.name}
+
 def test_patience_is_not_turned_on_in_a_run_without_the_best_weights():
     "It may be another number, but a checkpoint holds the best weights or it does not."
     from drl_toolkit.cli import main as cli

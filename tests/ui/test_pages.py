@@ -1,7 +1,7 @@
 "The pages, without a server or a browser."
 import json, math, os, re
 
-import pytest
+import pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -202,11 +202,43 @@ def test_all_pages_say_one_number(run):
     (folder / 'summary.json').write_text('{}'); (folder / 'table.md').write_text(TABLE)
     overview, fairness, costs = (text(draw(page, run)) for page in ('overview', 'fairness', 'costs'))
     assert 'Of 2 rewards it is paid for, 1 is clearly better than the base, 1 shows no clear change, by drl eval' in overview
-    assert '0.43 → 0.32' in overview and '-0.15 to -0.08' in overview and 'measures 0.21' in overview and '97% of the base' in overview and 'not judged' not in overview
-    assert 'went from 0.43 to 0.32' in fairness and 'measures 0.21' in fairness and '0.43 0.32' in costs
+    assert '0.431 → 0.317' in overview and '-0.150 to -0.080' in overview and 'measures 0.211' in overview and '97% of the base' in overview and 'not judged' not in overview
+    assert 'went from 0.431 to 0.317' in fairness and 'measures 0.211' in fairness and '0.431 0.317' in costs
     later = os.stat(folder / 'table.md').st_mtime + 600
     os.utime(run.folder / 'metrics.jsonl', (later, later))                                      # the run has gone on since
     assert '0.45 → 0.35' in text(draw('overview', run)) and 'by drl eval' not in text(draw('overview', run))
+
+@pytest.mark.parametrize('world', [True, False])
+def test_report_pages_and_summary_agree_to_the_digit(run, world, monkeypatch):
+    "Of the emoji world's own table, and of a run's own rewards; and the tax of the same pictures, too."
+    from drl_toolkit.evaluation import evaluate as E
+    from drl_toolkit.evaluation.alignment_tax import score_table
+    from drl_toolkit.evaluation.drift import drift
+    from drl_toolkit.evaluation.eval_rewards import EvalReward, evaluate_rewards
+    from drl_toolkit.prompts.task import Task
+    from drl_toolkit.rewards.fairness import fairness_reward
+    from drl_toolkit.ui.report import Evaluation, write_report
+    tone = lambda images: (images[:, 0, 0, 0] * 5).long().clamp(max=4)
+    tasks = [Task(name, ['a portrait of a doctor', 'a portrait of a cook'], fairness_reward(tone), group_size=16, samples=32) for name in ('fairness', 'composition')]
+    prompt_sets = [E.PromptSet(f'{"portraits" if world else t.name}/train', ('a portrait of a doctor',) * 48 + ('a portrait of a cook',) * 48) for t in tasks[:1 + (not world)]]
+    base, tuned = ({p.name: torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(i)) ** power for i, p in enumerate(prompt_sets)} for power in (3., 1.))
+    if world:
+        read = [{p.name: dict(tone=tone(m[p.name])) for p in prompt_sets} for m in (base, tuned)]
+        row = E._parity_change(prompt_sets[0], *read)
+        summary = dict(parity=dict(train=dict(base=row.base, tuned=row.tuned, floor=row.floor)))
+        result, said = E.Comparison([row], summary), summary['parity']['train']
+    else:
+        result = E.compare_rewards(tasks, prompt_sets, base, tuned)
+        said = result.summary['fairness']
+    judge = EvalReward(fairness_reward(tone, 'shared'), ())
+    found = Evaluation(result, evaluate_rewards([judge], prompt_sets, base, tuned), drift(*(torch.cat([*m.values()]) for m in (base, tuned)), [q for p in prompt_sets for q in p.prompts]), prompt_sets, base, tuned, ('demo', 'r'), run=run)
+    write_report(run.folder / 'eval', found)
+    first, last = (f"{json.loads((run.folder / 'eval/summary.json').read_text())['parity']['train'][k] if world else said[k]:.3f}" for k in ('base', 'tuned'))
+    overview, fairness = (text(draw(page, run)) for page in ('overview', 'fairness'))
+    cells = text((run.folder / 'eval/report.html').read_text())
+    assert first != last and f'{first} → {last}' in overview and f'went from {first} to {last}' in fairness and f'{first} {last}' in cells and f'{first} {last}' in text(draw('costs', run))
+    scores = score_table(dict(fairness=judge), [E.PromptSet('portraits/train', prompt_sets[0].prompts)], {n: {'portraits/train': m[prompt_sets[0].name]} for n, m in dict(base=base, tuned=tuned).items()})['fairness']
+    assert [f'{v:.3f}' for v in scores] == [first, last]
 
 def test_overview_and_fairness_agree_without_an_evaluation(run):
     assert '0.45 → 0.35' in text(draw('overview', run)) and 'went from 0.45 to 0.35' in text(draw('fairness', run)) and 'measures 0.21' in text(draw('fairness', run))
@@ -237,7 +269,7 @@ def test_results_and_tax_are_shown(run):
     Image.new('RGB', (8, 8)).save(folder / 'samples.png')
     (run.folder.parent / 'tax').mkdir(); (run.folder.parent / 'tax/tax.json').write_text(json.dumps(dict(kept=dict(base=dict(fair=0.), joint=dict(fair=.81, small=None), small=dict(fair=-.2)))))
     told = text(draw('costs', run))
-    assert '0.43' in told and 'SSIM 0.91' in told and 'joint 81 % –' in told and '-20 %' in told and 'base' not in told.split('The alignment tax')[1].split('Base against')[0].split('joint')[1]
+    assert '0.431' in told and 'SSIM 0.912' in told and 'joint 81 % –' in told and '-20 %' in told and 'base' not in told.split('The alignment tax')[1].split('Base against')[0].split('joint')[1]
 
 @pytest.mark.parametrize('recipe, epochs, words', [('joint; ls', 3, "recipe is 'joint; ls'"), (None, 3, 'recipe is'), ('joint', 0, 'epochs is 0'), ('joint', 999, 'epochs is 999'), ('joint', '3', "epochs is '3'"), ('joint', True, 'epochs is True'), ('joint', math.nan, 'epochs is nan')])
 def test_the_bench_takes_recipes_and_small_numbers_only(tmp_path, recipe, epochs, words):
