@@ -94,8 +94,8 @@ def first_ratio(args, keep):
     for precision in ('fp32', 'bf16') if args.quick else ('fp32', 'bf16', 'fp16'):
         for name, noise in dict(own=0, moved=1e-2).items():
             policy = tiny(args, precision=precision)
-            exact = policy.call
-            policy.call = lambda x, *rest, exact=exact, noise=noise: exact(x, *rest) + noise * x.mean(0) if noise else exact(x, *rest)
+            exact = policy.adapter.forward
+            policy.adapter.forward = lambda x, *rest, exact=exact, noise=noise: exact(x, *rest) + noise * x.mean(0) if noise else exact(x, *rest)
             trainer = trainer_of(policy, 16, num_minibatches=2, micro_batch=16, train_steps=0)
             batch = trainer.collect(trainer.tasks[0], 0)
             stats = trainer.gradient(trainer.plan(batch)[0], batch)

@@ -42,13 +42,14 @@ class Shards:
         self.example = self.pending = None                            # what the network was told first; an answer whose gradient is still to come
         self.exchanged = []                                           # weights that others stand in for
         processes.copy_from_main(policy.parameters())
-        names, base = list(policy.named_parameters()), policy._base
+        names, base = list(policy.named_parameters()), policy.base_weights() if policy.knows_base else None
         _shard(self.network, processes)
         self.whole = list(self.network.parameters())                  # as `fully_shard` sees them
         self.params = [torch.nn.Parameter(p.detach().to_local()) for p in self.whole]
         self.named, self.held = dict(zip(names, self.params)), dict(weights=self.params)
-        if base is not None: self.held['base'] = policy._base = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
-        policy.shards, processes.collectives, self._call, policy.call = self, self.need, policy.call, self.call
+        if base is not None: self.held['base'] = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
+        policy.use_shards(self)
+        processes.collectives = self.need
         with torch.no_grad(), policy.uncounted(): policy.forward(torch.zeros(1, *policy.latent_shape, device=policy.device), policy.timesteps[:1], policy.embed(policy.encode([''])))
 
     def part_of(self, whole:torch.Tensor, like, mine:torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ def join_collective(self:Shards, need:str):
     "One's own part of what another process needs."
     verb, _, name = need.partition(' ')
     if verb in ('forward', 'gradient'):
-        with torch.set_grad_enabled(verb == 'gradient'), self.policy.autocast(): answer = self._call(*self.example)
+        with torch.set_grad_enabled(verb == 'gradient'), self.policy.autocast(): answer = self.policy.adapter.forward(*self.example)
         if verb == 'gradient': self.pending = answer
     elif verb == 'backward': self._finish()
     else: getattr(self, f'_{verb}')(*([name] if name else []))
@@ -115,7 +116,7 @@ def call(self:Shards, *told) -> torch.Tensor:
     "The network's answer, by all processes together."
     self.need('gradient' if torch.is_grad_enabled() else 'forward')
     if self.example is None: self.example = told
-    answer = self._call(*told)
+    answer = self.policy.adapter.forward(*told)
     if not answer.requires_grad: return answer
     self.pending, seen = answer, answer.view_as(answer)
     seen.register_hook(self._before_backward)
@@ -160,6 +161,16 @@ def _exchange(self:Shards, name):
 def _back(self:Shards):
     for p, mine in zip(self.params, self.exchanged.pop()): p.copy_(mine)
 
+@patch(as_prop=True)
+def knows_base(self:Shards) -> bool:
+    "Whether the base's weights are held."
+    return 'base' in self.held
+
+@patch
+def base_weights(self:Shards) -> list: # of tensors
+    "The base's weights: those of now at the first call."
+    return self.held['base'] if self.knows_base else self.keep_base()
+
 @patch
 def keep_base(self:Shards) -> list: # of tensors
     "Remember the weights of now as the base's, in all processes."
@@ -169,7 +180,6 @@ def keep_base(self:Shards) -> list: # of tensors
 @patch
 def _keep(self:Shards, name):
     self.held[name] = [p.detach().clone() for p in self.params]
-    self.policy._base = self.held['base']
     return self.held[name]
 
 # %% ../../nbs/distributed/02_shards.ipynb #61b922bd

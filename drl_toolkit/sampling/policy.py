@@ -241,11 +241,11 @@ class Policy:
         self.network, self.vae, self.latent_shape = self.adapter.network, pipeline.vae, self.adapter.latent_shape
         self.large = sum(p.numel() for p in self.network.parameters()) >= LARGE
         self.min_call_batch = self.min_batch_size or (1 if self.large else 16)
-        self._embeddings, self._negative, self._base = {}, None, None
+        self._embeddings, self._negative, self._reference = {}, None, None
         self._given, self._continued = {}, False                   # LoRAs that the pipeline came with: added to its weights, or trained on
         self._count, self._counting = 0, Lock()
         self.cache = None                                          # of embeddings on disk; notebook `sampling/06_embeddings`
-        self.call, self.shards = self.adapter.forward, None        # where the network lies in parts on several processes, notebook `distributed/02_shards` has both
+        self.shards = None                                         # `Shards` where the network lies in parts on several processes; see `use_shards`
         self.schedule()
         self._prepare()
         if self.device.type == 'cpu': keep_freed_memory()
@@ -374,7 +374,8 @@ class Policy:
     @property
     def knows_base(self) -> bool:
         "Whether the base is at hand without a further copy of the weights."
-        return self.train == 'lora' or self._base is not None
+        if self.train == 'lora': return True
+        return self._reference is not None if self.shards is None else self.shards.knows_base
 
     @property
     def guided(self) -> bool:
@@ -525,7 +526,8 @@ def forward(self:Policy,
     if count < self.min_call_batch:
         rows = torch.arange(self.min_call_batch, device=x.device) % count
         x, t, told = x[rows], t[rows], {name: v[rows] for name, v in told.items()}
-    with self.autocast(): out = self.call(x.to(kind), t, told, self.guidance_scale)
+    call = self.adapter.forward if self.shards is None else self.shards.call
+    with self.autocast(): out = call(x.to(kind), t, told, self.guidance_scale)
     return out[:count].float()
 
 @patch
@@ -565,8 +567,16 @@ def uncounted(self:Policy):
 @patch
 def base_weights(self:Policy) -> list: # of tensors
     "A copy of the weights as they were at the first call."
-    if self._base is None: self._base = [p.detach().clone() for p in self.parameters()] if self.shards is None else self.shards.keep_base()
-    return self._base
+    if self.shards is not None: return self.shards.base_weights()
+    if self._reference is None: self._reference = [p.detach().clone() for p in self.parameters()]
+    return self._reference
+
+@patch
+def use_shards(self:Policy,
+    shards,     # `Shards` of this policy; it holds the base's weights where the policy knew them
+):
+    "From now on the network is called, and its weights are held, by all processes together."
+    self.shards, self._reference = shards, None
 
 @patch
 @contextmanager

@@ -44,7 +44,7 @@ def test_small_batches_are_filled_up_where_it_is_cheap(options, large, rows, mon
     "And the caller gets as many predictions as it asked for."
     monkeypatch.setattr('drl_toolkit.sampling.policy.LARGE', large)
     policy, seen = Policy(tiny_sd(), num_steps=2, **options), []
-    monkeypatch.setattr(policy, 'call', lambda x, *rest: seen.append(len(x)) or torch.zeros_like(x))
+    monkeypatch.setattr(policy.adapter, 'forward', lambda x, *rest: seen.append(len(x)) or torch.zeros_like(x))
     assert policy.predict(torch.zeros(3, *policy.latent_shape), torch.tensor(0), policy.encode(PROMPTS)).shape[0] == 3 and seen == [rows]
 
 def test_seeds_belong_to_samples():

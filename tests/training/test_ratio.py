@@ -17,11 +17,11 @@ def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].m
 def noisy_trainer(precision='fp32', noise=1e-2, **more):
     "A policy whose predictions move with the mean of the rows beside them."
     policy = Policy(tiny_sd(), num_steps=3, precision=precision)
-    exact, rows = policy.call, []
+    exact, rows = policy.adapter.forward, []
     def call(x, *args):
         rows.append((len(x), torch.is_grad_enabled()))
         return exact(x, *args) + noise * x.mean(0)
-    policy.call = call
+    policy.adapter.forward = call
     config = TrainConfig(**dict(train_steps=0, num_minibatches=2, micro_batch=16, measure_every=0, epochs=1, warmup=0) | more)
     t = Trainer(policy, [Task('red', ['a cat', 'a dog'], redness, samples=16)], config, callbacks=[])
     return t, rows
@@ -61,8 +61,8 @@ def test_every_precision_is_explained(precision, train):
     traj.log_probs = traj.log_probs + .1
     sentence, left = explain_ratio(policy, traj)
     assert 'were the weights changed' in sentence and 'dtype' not in left
-    rows, exact = [], policy.call
-    policy.call = lambda x, *args: (rows.append(len(x)), exact(x, *args))[1]
+    rows, exact = [], policy.adapter.forward
+    policy.adapter.forward = lambda x, *args: (rows.append(len(x)), exact(x, *args))[1]
     explain_ratio(policy, traj, .1, rows=100)
     assert 0 < sum(rows) <= 100
 

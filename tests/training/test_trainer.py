@@ -199,8 +199,8 @@ def test_batches_are_replayed_as_they_were_cut(samples, large, monkeypatch):
     torch.set_num_threads(2)
     try:
         policy = Policy(tiny_sd(), num_steps=3)
-        exact = policy.call
-        policy.call = lambda x, *args: exact(x, *args) * (1 + 1e-3 * len(x) + .1 * torch.get_num_threads())
+        exact = policy.adapter.forward
+        policy.adapter.forward = lambda x, *args: exact(x, *args) * (1 + 1e-3 * len(x) + .1 * torch.get_num_threads())
         trajectory = rollout(policy, ['a cat'] * samples)
         assert 'because of batch shape: without it the error is 0.0' in explain_ratio(policy, trajectory)[0]
         with torch.no_grad(): policy.parameters()[1].add_(1.)
@@ -232,8 +232,8 @@ def test_batches_are_even_and_none_is_filled_up(count, most, threads, fewest):
 def test_few_samples_are_one_batch_for_all_threads(guidance, count):
     "Two batches would be filled up, and compute twice as much."
     policy, calls = Policy(tiny_sd(), num_steps=3, guidance_scale=guidance), []
-    exact, alone = policy.call, rollout(policy, ['a cat'] * count)
-    policy.call = lambda x, *args: calls.append((len(x), torch.get_num_threads())) or exact(x, *args)
+    exact, alone = policy.adapter.forward, rollout(policy, ['a cat'] * count)
+    policy.adapter.forward = lambda x, *args: calls.append((len(x), torch.get_num_threads())) or exact(x, *args)
     torch.set_num_threads(2)
     try: together = rollout(policy, ['a cat'] * count)
     finally: torch.set_num_threads(1)
