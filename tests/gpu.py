@@ -23,7 +23,8 @@ from drl_toolkit.sampling.policy import Policy, PolicyConfig, best_device, prepa
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 
 def case(build, precision, train, device):
     "One row: seconds, the ratio's error, and whether both ways of reloading give the same picture."

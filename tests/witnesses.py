@@ -4,7 +4,7 @@ import copy
 import torch
 
 from drl_toolkit.runs.run import named_state, optimizer_tensors
-from drl_toolkit.training.trainer import Callback
+from drl_toolkit.training.callbacks import Callback
 
 HOOKS = ('before_fit', 'after_sample', 'after_plan', 'after_epoch', 'after_fit')
 

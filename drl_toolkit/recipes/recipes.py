@@ -36,7 +36,11 @@ from ..distributed.processes import Processes
 from ..prompts.task import Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
-from ..training.trainer import BaseSamples, AsyncRewardSampler, RolloutSampler, Strategy, TrainConfig, Trainer
+from ..training.trainer import Trainer
+from ..algorithms.async_rewards import AsyncRewardSampler
+from ..algorithms.interfaces import RolloutSampler, Strategy
+from ..training.data_loss import BaseSamples
+from ..training.config import TrainConfig
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #2b13d1e0

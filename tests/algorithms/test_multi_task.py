@@ -12,7 +12,9 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.recipes.recipes import RunConfig, load_recipe, make_trainer
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Strategy, TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.algorithms.interfaces import Strategy
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 @reward

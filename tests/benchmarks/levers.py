@@ -22,7 +22,9 @@ from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.sampling.policy import Policy, best_device
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.prompts import objects
-from drl_toolkit.training.trainer import RolloutSampler, TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.algorithms.interfaces import RolloutSampler
+from drl_toolkit.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Lever:

@@ -19,7 +19,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.recipes.recipes import RunConfig
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import LONG, long, some
 from test_processes import PROMPTS, TOLERANCE, all_crews, apart, crew, moved, only, pictures, read, red, redness, told, warmth
 

@@ -16,7 +16,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, clip_score, reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from witnesses import onlooker
 
 PROBES = [E.PromptSet('portraits/train', ('a portrait of a doctor',) * 32), E.PromptSet('objects/train', ('a cat', 'a dog') * 4), E.PromptSet('pairs/unseen', ('a cat next to a dog',))]

@@ -14,7 +14,8 @@ from drl_toolkit.recipes.recipes import METHODS, RunConfig, fairness_task, load_
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import METRICS, Diagnostics
+from drl_toolkit.training.scoring import METRICS
+from drl_toolkit.training.diagnostics import Diagnostics
 from drl_toolkit.evaluation.held_out import watch_of
 
 def made(folder, rewards, epochs=None):

@@ -15,7 +15,7 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, RunError, load_state, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback
+from drl_toolkit.training.callbacks import Callback
 from tiers import LONG, some
 
 @reward

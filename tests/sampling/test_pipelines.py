@@ -10,7 +10,8 @@ from drl_toolkit.algorithms.objectives import data_loss
 from drl_toolkit.sampling.policy import Policy, PolicyConfig
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 BUILDERS = dict(sd=tiny_sd, sdxl=tiny_sdxl, sd3=tiny_sd3, flux=tiny_flux, pixart=tiny_pixart)

@@ -10,7 +10,10 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.nonfinite import MOST_SKIPPED
+from drl_toolkit.algorithms.async_rewards import AsyncRewardSampler
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 @reward
@@ -207,9 +210,9 @@ def test_a_watched_reward_never_ends_a_run(how, tmp_path, capsys):
 def test_progress_shows_the_headline_figure():
     from drl_toolkit.emoji.rewards import fairness
     from drl_toolkit.rewards.reward import jpeg_compressibility
-    from drl_toolkit.training.trainer import shown
-    assert shown(fairness, dict(reward=.003, parity=.41), 'fairness') == ('fairness parity', '0.410')
-    assert shown(jpeg_compressibility, dict(reward=-2.), 'small') == ('small', '-2.000 kB, negative')
+    from drl_toolkit.training.callbacks import headline
+    assert headline(fairness, dict(reward=.003, parity=.41), 'fairness') == ('fairness parity', '0.410')
+    assert headline(jpeg_compressibility, dict(reward=-2.), 'small') == ('small', '-2.000 kB, negative')
 
 def test_values_that_float32_does_not_hold_are_named():
     from drl_toolkit.rewards.reward import reward

@@ -14,7 +14,13 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.training.ratio import explain_ratio
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import BaseSamples, Callback, AsyncRewardSampler, Diagnostics, TrainConfig, Trainer, diagnose, pick_steps
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.policy_gradient import pick_steps
+from drl_toolkit.algorithms.async_rewards import AsyncRewardSampler
+from drl_toolkit.training.data_loss import BaseSamples
+from drl_toolkit.training.diagnostics import Diagnostics, diagnose
+from drl_toolkit.training.config import TrainConfig
+from drl_toolkit.training.callbacks import Callback
 from tiers import some
 
 @reward
@@ -183,7 +189,7 @@ def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
 def test_a_ratio_that_is_not_one_is_explained(capsys):
     "A callback leaves dropout on: the run trains on, and says why its ratios are off."
     from torch import nn
-    from drl_toolkit.training.trainer import Callback
+    from drl_toolkit.training.callbacks import Callback
     class Careless(Callback):
         def after_sample(self, trainer, *_):
             trainer.policy.network.conv_norm_out = nn.Sequential(trainer.policy.network.conv_norm_out, nn.Dropout(.2)).train()
