@@ -41,7 +41,7 @@ class Lever:
 @contextmanager
 def without_skipping(trainer):
     "Rows whose advantage is zero are computed too."
-    with mock.patch.object(type(trainer.objective), 'useful', lambda self, rows: torch.ones(len(rows['step']), dtype=torch.bool)): yield
+    with mock.patch.object(type(trainer.objective), 'has_gradient', lambda self, rows: torch.ones(len(rows['step']), dtype=torch.bool)): yield
 
 @contextmanager
 def prompts_read_every_time(trainer):
@@ -108,10 +108,11 @@ def make(name, folder, args, device):
     def run():
         with lever.during(trainer):
             began = time.perf_counter()
-            batch = trainer.collect(trainer.tasks[0], next(epoch)); synchronise(device)
+            trainer.epoch = next(epoch)
+            batch = trainer.collect(trainer.tasks[0]); synchronise(device)
             sampled = time.perf_counter()
             if lever.half: batch.advantage[::2] = 0
-            trainer.learn(batch); synchronise(device)
+            trainer.updates.learn(batch); synchronise(device)
             return sampled - began, time.perf_counter() - sampled
     return run
 
