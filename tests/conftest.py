@@ -16,6 +16,7 @@ def interrupts():
 @pytest.fixture
 def few_prompt_sets(monkeypatch):
     "`drl eval` asks for sixteen pictures of each prompt_set at most."
-    from drl_toolkit.evaluation import evaluate
-    few = [evaluate.PromptSet(p.name, p.prompts[:16]) for p in evaluate.emoji_prompt_sets(.1)]
-    monkeypatch.setattr(evaluate, 'emoji_prompt_sets', lambda size: few)
+    from drl_toolkit.emoji import evaluation
+    from drl_toolkit.evaluation.evaluate import PromptSet
+    few = [PromptSet(p.name, p.prompts[:16]) for p in evaluation.emoji_prompt_sets(.1)]
+    monkeypatch.setattr(evaluation, 'emoji_prompt_sets', lambda size: few)

@@ -159,7 +159,7 @@ def _written_by(run):
 
 def _config_of(run):
     "A field that a hand has changed, or another version wrote."
-    from drl_toolkit.recipes.recipes import read_config
+    from drl_toolkit.recipes.config import read_config
     try: read_config(run.config)
     except (ValueError, TypeError) as e: return [Finding(f'config.json: {e}', 'put the field right in config.json; a resume refuses it')]
     return []

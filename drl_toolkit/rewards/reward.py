@@ -168,8 +168,10 @@ class Reward:
     def _part(self, images, prompts):
         "One call of the function, checked."
         try: values, metrics = _split(self.score(images, prompts))
-        except Exception:
-            if not _KEEPING or self.level == 'group' or len(images) < 2: raise
+        except Exception as e:
+            if not _KEEPING or self.level == 'group' or len(images) < 2:
+                e.add_note(f'reward {self.name!r}')                                   # whose error it is: one of several may have raised it
+                raise
             values, metrics = self._one_by_one(images, prompts), {}
         shapes = [(len(images),)] + [()] * (self.level == 'group')
         return _check_values(self.name, values, images, prompts, shapes), metrics

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..utils.aliases import FIELDS, METRICS, with_new_names
-from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, write_manifest
+from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, same_modes, write_manifest
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy, best_device
 from ..training.callbacks import Callback, StopTraining
@@ -47,7 +47,7 @@ def atomic_write(
             _remove(part)                                                       # a full disk is not left fuller
             if isinstance(e, SafetensorError): raise OSError(f'{str(path)!r} cannot be written ({e})') from None
             raise
-        if part.is_dir(): _same_modes(part)
+        if part.is_dir(): same_modes(part)
         if sync: _sync_all(part)
         if path.is_dir() and not path.is_symlink(): path.rename(old)            # a folder cannot be renamed onto a full one
         os.replace(part, path)
@@ -63,12 +63,6 @@ def sync_whole(path:Path):
 def _remove(path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
-
-def _same_modes(folder):
-    "Every file may be read by whom the folder's own mode says (safetensors makes private ones)."
-    mode = folder.stat().st_mode & 0o666
-    for file in folder.rglob('*'):
-        if file.is_file(): file.chmod(mode)
 
 def _sync_all(path):
     for file in (path, *(path.rglob('*') if path.is_dir() else ())): _sync(file)

@@ -24,7 +24,7 @@ from jinja2 import Environment
 from . import pages
 from ..runs.recordings import recorded_epochs
 from .pages import complaint, note
-from ..recipes.recipes import recipe_names
+from ..recipes.config import recipe_names
 from ..utils.files import open_plain
 from ..runs.run import Run, RunError, ask, check_out, find_runs, open_policy, sampler_of
 from ..evaluation.votes import CHOICES, Ballot, Voters
@@ -113,7 +113,7 @@ def compare(
     count:int=4,     # pictures of each model
 ) -> str:            # HTML
     "One prompt at the same seeds, drawn by the base and by the tuned model."
-    from drl_toolkit.evaluation.evaluate import speaks_emoji
+    from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     prompt = ' '.join(str(prompt or '').split())[:200]
     if not prompt: raise ValueError('the prompt is empty; a sentence such as “a portrait of a doctor” is right')

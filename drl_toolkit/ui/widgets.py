@@ -611,9 +611,11 @@ class RewardLab(View):
         text:str=EXAMPLE,           # or a function, whose source is taken
         images:torch.Tensor=None,   # (B, 3, H, W); the shipped model's `base_samples` by default
         prompts:list=None,          # of B strings, with the images
+        others:list=None,           # rewards that an examination compares it with, as `check_reward` takes them
     ):
         if (images is None) != (prompts is None): raise ValueError(f"RewardLab: {'images' if images is None else 'prompts'} is None; give both images and prompts, or neither")
         self.images, self.prompts = base_samples() if images is None else (images, list(prompts))
+        self.others = others
         function = getattr(text, 'score', text)
         self.names = getattr(function, '__globals__', {})
         self.text, self.page = W.Textarea(text if isinstance(text, str) else textwrap.dedent(inspect.getsource(function)), layout=W.Layout(width='100%', height='110px'), continuous_update=False), W.HTML()
@@ -633,7 +635,7 @@ class RewardLab(View):
         except (Exception, SystemExit) as e: self.page.value = f'<pre role="alert" style="color:var(--jp-error-color1,#c62828)">{html.escape(mistake(e))}</pre>'
 
     def draw(self): self.attempt(self.scored)
-    def examined(self) -> str: return check_reward(self.reward, self.images, self.prompts)._repr_html_()
+    def examined(self) -> str: return check_reward(self.reward, self.images, self.prompts, others=self.others)._repr_html_()
     def still(self): return worst_and_best(self.images, self.values)
 
     def scored(self) -> str: # HTML

@@ -98,7 +98,7 @@ def test_a_run_trains_backwards(sampler):
     "The trained part grows, the ratio is 1 at every start, and only kept samples are trained."
     t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0, num_minibatches=1, warmup=0, lr=1e-3), callbacks=[], sampler=sampler)
     able = []
-    for n in range(1, 5): able.append(t.objective.able(t, t.tasks[0]).nonzero().flatten().tolist()); t.fit(n); t.config.epochs = 4
+    for n in range(1, 5): able.append(t.objective.able(t.context, t.tasks[0]).nonzero().flatten().tolist()); t.fit(n); t.config.epochs = 4
     assert able[-1] == [0, 1, 2, 3] and all(set(a) <= set(b) for a, b in zip(able, able[1:])) and all(3 in a for a in able)
     assert all(h['tasks']['bright']['ratio_error'] == 0 for h in t.history)
 

@@ -12,8 +12,8 @@ from drl_toolkit.runs.recordings import FrameRecorder
 from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
-from drl_toolkit.training.config import TrainConfig
 from drl_toolkit.training.callbacks import StopTraining, Callback
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 from witnesses import EachEpoch, copied, same
 
@@ -247,8 +247,9 @@ def test_files_have_the_mode_that_a_new_file_has(tmp_path):
     before = os.umask(0o027)
     try:
         with Run.create(tmp_path / 'r', {}) as run: trainer([Recorder(run, PROMPTS)], epochs=1).fit()
+        for train in ('lora', 'full'): Policy(tiny_sd(), num_steps=3, train=train).save(tmp_path / 'alone' / train)
     finally: os.umask(before)
-    assert {p.stat().st_mode & 0o777 for p in run.folder.rglob('*') if p.is_file()} == {0o640}
+    for folder in (run.folder, tmp_path / 'alone'): assert {p.stat().st_mode & 0o777 for p in folder.rglob('*') if p.is_file()} == {0o640}
 
 def test_a_lost_record_comes_back_from_the_checkpoint(tmp_path):
     "A kill between the checkpoint and the line, or a damaged line."

@@ -17,7 +17,8 @@ from .. import prompts as P
 
 from .. import world
 from ...rewards.composition import shipped_detector
-from ...evaluation.evaluate import OBJECT_PROMPTS, OCCUPATION_PROMPTS, PromptSet, named_by_clip, read_pictures, sample_prompt_sets
+from ...evaluation.evaluate import PromptSet, sample_prompt_sets
+from ..evaluation import OBJECT_PROMPTS, OCCUPATION_PROMPTS, named_by_clip, read_pictures
 from ...rewards.fairness import TONES, ToneReader, tone_shares
 from ...sampling.rollout import rollout
 from ...sampling.policy import Policy
