@@ -105,7 +105,7 @@ def test_a_run_trains_backwards(sampler):
 def test_the_schedule_may_be_any_function():
     t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0), callbacks=[], sampler=BranchSampler(schedule=lambda epoch, epochs, num_steps: 2 + epoch))
     assert [t.sampler.steps(t.context) for t.epoch in range(4)] == [2, 3, 4, 5]
-    with pytest.raises(ValueError, match='schedule says 0 in epoch 0'): Trainer(policy(), [bright()], callbacks=[], sampler=BranchSampler(schedule=lambda *_: 0))
+    with pytest.raises(ValueError, match=r'schedule must be in 1 … 5 .*got 0 in epoch 0'): Trainer(policy(), [bright()], callbacks=[], sampler=BranchSampler(schedule=lambda *_: 0))
     with pytest.raises(ValueError, match='none of the 5 steps can be trained'): Trainer(policy(), [bright()], TrainConfig(train_steps=0), callbacks=[], sampler=BranchSampler(schedule=lambda *_: 1))
 
 def test_nodes_of_trees_by_hand():
