@@ -19,8 +19,9 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / 'benchmarks')]
 import test_matrix as matrix
 
-from drl_toolkit.sampling.policy import Policy, best_device, prepare_deterministic
+from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.config import PolicyConfig
+from drl_toolkit.utils.devices import best_device, prepare_deterministic
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd

@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 
 from .minibatches import LossOutput, Transitions
 from ..sampling.rollout import fold_steps
-from ..sampling.policy import wide
+from ..utils.devices import wide
 from ..distributed.processes import RankSlice
 from ..sampling.transitions import training_tables
 

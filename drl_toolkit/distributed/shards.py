@@ -14,7 +14,8 @@ from fastcore.basics import patch
 import torch
 import torch.distributed as dist
 
-from ..sampling.policy import Policy, wide
+from ..sampling.policy import Policy
+from ..utils.devices import wide
 from .processes import Processes
 
 # %% ../../nbs/distributed/02_shards.ipynb #665aa693

@@ -30,7 +30,8 @@ from ..emoji.rewards import composition, strict_composition
 from ..emoji.rewards import fairness, rare_fairness, shared_fairness
 from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together
 from ..rewards.lab import crispness
-from ..sampling.policy import Policy, best_device, check_device, prepare_deterministic
+from ..sampling.policy import Policy
+from ..utils.devices import best_device, check_device, prepare_deterministic
 from ..sampling.config import PolicyConfig
 from ..rewards.preference import preference
 from ..distributed.processes import Processes

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from ..utils.aliases import FIELDS, METRICS, with_new_names
 from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, same_modes, write_manifest
 from ..sampling.rollout import rollout
-from ..sampling.policy import Policy, best_device
+from ..sampling.policy import Policy
+from ..utils.devices import best_device
 from ..training.callbacks import Callback, StopTraining
 from ..training.nonfinite import check_finite
 from ..utils.images import sheet

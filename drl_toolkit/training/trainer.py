@@ -23,8 +23,9 @@ from ..distributed.processes import Processes, RankSlice
 from ..distributed.shards import Shards, check_shard
 from ..prompts.task import Stream, Task
 from ..rewards.reward import NotFinite, keep_nonfinite
-from ..sampling.policy import Policy, deterministic_algorithms, prepare_deterministic
+from ..sampling.policy import Policy
 from ..sampling.rollout import Trajectory, sample_seed
+from ..utils.devices import deterministic_algorithms, prepare_deterministic
 from .callbacks import Callback, Progress, StopTraining
 from .config import TrainConfig
 from .nonfinite import check_finite, check_trajectory, finite_samples

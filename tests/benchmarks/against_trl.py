@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))                                # for the processes of the contestants
 
-from drl_toolkit.sampling.policy import Policy, best_device
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import best_device
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.prompts import objects
 from drl_toolkit.rewards.reward import reward

@@ -19,7 +19,8 @@ from against_trl import Contestant, models, place, redness, synchronise, whole
 from shapes import UNETS
 
 from drl_toolkit.algorithms.branching import BranchSampler
-from drl_toolkit.sampling.policy import Policy, best_device
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import best_device
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.prompts import objects
 from drl_toolkit.training.trainer import Trainer

@@ -5,9 +5,10 @@ import pytest, torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from drl_toolkit.sampling.lora import in_one_product
+from drl_toolkit.sampling.lora_layer import in_one_product
 from drl_toolkit.sampling.rollout import rollout, sample_seed
-from drl_toolkit.sampling.policy import Policy, keep_freed_memory
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import keep_freed_memory
 from drl_toolkit.emoji.tiny import tiny_sd
 
 PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
