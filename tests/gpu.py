@@ -100,8 +100,8 @@ def first_ratio(args, keep):
             exact = policy.adapter.forward
             policy.adapter.forward = lambda x, *rest, exact=exact, noise=noise: exact(x, *rest) + noise * x.mean(0) if noise else exact(x, *rest)
             trainer = trainer_of(policy, 16, num_minibatches=2, micro_batch=16, train_steps=0)
-            batch = trainer.collect(trainer.tasks[0], 0)
-            stats = trainer.gradient(trainer.plan(batch)[0], batch)
+            batch = trainer.collect(trainer.tasks[0])
+            stats = trainer.updates.gradient(trainer.updates.plan(batch)[0], batch)
             row = {key: float(stats.get(key, 0)) for key in ('ratio_min', 'ratio_max', 'ratio_noise', 'anchored_transitions')}
             row['ok'] = row['ratio_min'] == row['ratio_max'] == 1 and (not noise or row['anchored_transitions'] > 0)
             found[f'{precision} {name}'] = row

@@ -319,7 +319,8 @@ def _equip(trainer, config, run):
     "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
     from drl_toolkit.runs.recordings import FrameRecorder
     from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
-    from drl_toolkit.training.trainer import Progress, Diagnostics
+    from drl_toolkit.training.diagnostics import Diagnostics
+    from drl_toolkit.training.callbacks import Progress
     from drl_toolkit.recipes.custom import watch_of
     trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more

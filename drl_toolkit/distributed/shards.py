@@ -20,16 +20,26 @@ from .processes import Processes
 
 # %% ../../nbs/distributed/02_shards.ipynb #665aa693
 HELD = ('weights', 'base', 'average', 'exp_avg', 'exp_avg_sq', 'other')   # lists of tensors that lie in parts
-NEEDS = ('nothing', 'back', *(f'{verb} {name}' for verb in ('keep', 'exchange', 'gather', 'spread') for name in HELD), 'backward', 'forward', 'gradient')
+NEEDS = ('nothing', 'back', *(f'{verb} {name}' for verb in ('keep', 'exchange', 'gather', 'spread') for name in HELD),
+         'backward', 'forward', 'gradient')   # from the least urgent to the most
 
-def check_shard(trainer):
-    "Refuse what sharded weights cannot do."
-    policy, wrong = trainer.policy, lambda why: ValueError(f'shard is True, but {why}')
-    if trainer.processes.count == 1: raise wrong('there is one process, which has to hold everything; start several by torchrun or accelerate launch, or leave it out')
-    if policy.train != 'full': raise wrong(f"train is {policy.train!r}, whose gradient and moments are small in any case; it should be 'full'")
-    if policy.train_text_encoder: raise wrong('train_text_encoder is True, and only the denoising network is sharded; one of them should be False')
-    if policy.precision == 'fp16': raise wrong("precision is 'fp16', whose scale each process would choose by its own part of the gradient; 'bf16' or 'fp32' is right")
-    if not trainer.objective.one_call: raise wrong(f'{type(trainer.objective).__name__} goes back through several calls of the network at once; the policy gradient does not')
+def check_shard(
+    policy:Policy,
+    objective,            # an `Objective`
+    processes:Processes,
+):
+    "Raise `ValueError` for what sharded weights cannot do."
+    wrong = lambda why: ValueError(f'shard is True, but {why}')
+    if processes.count == 1:
+        raise wrong('there is one process, which has to hold everything; start several by torchrun or accelerate launch, or leave it out')
+    if policy.train != 'full':
+        raise wrong(f"train must be 'full', since the gradient and moments of a LoRA are small in any case; got {policy.train!r}")
+    if policy.train_text_encoder:
+        raise wrong('train_text_encoder is True, and only the denoising network is sharded; one of them should be False')
+    if policy.precision == 'fp16':
+        raise wrong("precision must be 'bf16' or 'fp32', since each process would choose fp16's scale by its own part of the gradient; got 'fp16'")
+    if not objective.single_call:
+        raise wrong(f'{type(objective).__name__} goes back through several calls of the network at once; the policy gradient does not')
     if policy.shards is not None: raise wrong('the policy has been sharded by another trainer; make a new one')
 
 # %% ../../nbs/distributed/02_shards.ipynb #423e70ef
@@ -50,7 +60,7 @@ class Shards:
         self.named, self.held = dict(zip(names, self.params)), dict(weights=self.params)
         if base is not None: self.held['base'] = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
         policy.use_shards(self)
-        processes.collectives = self.need
+        processes.while_idle(lambda: self.need('nothing'))
         with torch.no_grad(), policy.uncounted(): policy.forward(torch.zeros(1, *policy.latent_shape, device=policy.device), policy.timesteps[:1], policy.embed(policy.encode([''])))
 
     def part_of(self, whole:torch.Tensor, like, mine:torch.Tensor) -> torch.Tensor:
@@ -230,21 +240,28 @@ def gather_optimizer(self:Shards, named:dict, optimizer): # has a `state`, as op
     return SimpleNamespace(state=defaultdict(dict, {whole: dict(step=optimizer.state[p]['step'].clone(), **dict(zip(MOMENTS, moments))) for whole, p, *moments in found}))
 
 @patch
-def take_state(self:Shards, named:dict, optimizer, trainer):
+def take_state(self:Shards,
+    named:dict[str, torch.Tensor], # whole tensors that were read
+    read,                          # has a `state` of them, as optimisers do
+    optimizer:torch.optim.Optimizer, # of the parts
+):
     "The main process takes up whole tensors that were read; all get their parts."
-    whole, known = [named[n] for n in self.named], optimizer.state
+    whole, known = [named[name] for name in self.named], read.state
     self.spread('weights', whole)
-    if trainer.ema is not None: self.spread('average', [named[f'average/{n}'] for n in self.named])
+    if 'average' in self.held: self.spread('average', [named[f'average/{name}'] for name in self.named])
     for key in MOMENTS: self.spread(key, [known[w][key] if w in known else torch.zeros_like(w) for w in whole])
-    for w, p in zip(whole, self.params): trainer.optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
+    for w, p in zip(whole, self.params): optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
 
 @patch
-def follow_main(self:Shards, trainer):
+def follow_main(self:Shards,
+    optimizer:torch.optim.Optimizer, # of the parts
+    owner,                           # has `state_dict` and `load_state_dict`, for JSON
+):
     "What the main process has read is in all parts already; what is no tensor follows."
-    with self.processes.raise_together(): steps = [trainer.optimizer.state[p]['step'].item() for p in self.params]
-    state, steps = self.processes.broadcast_object((trainer.state(), steps))
-    if not self.processes.main: trainer.load_state(state)
-    for p, step in zip(self.params, steps): trainer.optimizer.state[p]['step'].fill_(step)
+    with self.processes.raise_together(): steps = [optimizer.state[p]['step'].item() for p in self.params]
+    state, steps = self.processes.broadcast_object((owner.state_dict(), steps))
+    if not self.processes.main: owner.load_state_dict(state)
+    for p, step in zip(self.params, steps): optimizer.state[p]['step'].fill_(step)
 
 @patch
 @contextmanager

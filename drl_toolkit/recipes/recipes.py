@@ -38,7 +38,10 @@ from ..distributed.processes import Processes
 from ..prompts.task import Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
-from ..training.trainer import BaseSamples, AsyncRewardSampler, RolloutSampler, Strategy, Trainer
+from ..training.trainer import Trainer
+from ..algorithms.interfaces import RolloutSampler, Strategy
+from ..algorithms.async_rewards import AsyncRewardSampler
+from ..training.data_loss import BaseSamples
 from .config import RunConfig, parse_splits, recipe_config, recipe_names
 from ..utils.images import to_tensor
 
