@@ -319,7 +319,8 @@ def _equip(trainer, config, run):
     "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
     from drl_toolkit.runs.recordings import FrameRecorder
     from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
-    from drl_toolkit.training.trainer import Progress, Diagnostics
+    from drl_toolkit.training.diagnostics import Diagnostics
+    from drl_toolkit.training.callbacks import Progress
     from drl_toolkit.recipes.custom import watch_of
     trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
@@ -359,9 +360,9 @@ def _named_from(model, folder) -> str:
 
 def _record(policy, model, out) -> dict: # what all pictures of a call share
     "What remakes a picture, beside its prompt and its noise."
-    from drl_toolkit.sampling.policy import base_of
+    from drl_toolkit.sampling.loading import base_of
     from drl_toolkit.runs.run import SAMPLER, Run, is_run
-    from drl_toolkit.sampling.transitions import SDES
+    from drl_toolkit.sampling.config import SDES
     base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
     how = {name: getattr(policy, name) for name in (*SAMPLER, 'latents_dtype')}
     how |= dict(scheduler=type(policy.pipeline.scheduler).__name__, image_size=policy.adapter.image_size)
@@ -448,7 +449,7 @@ def _base_of(model, against):
     if against: return against
     if is_run(model): return Run.open(model).about['model'] or 'demo'
     from drl_toolkit.utils.files import read_json
-    from drl_toolkit.sampling.policy import noted_base
+    from drl_toolkit.sampling.loading import noted_base
     about = Path(model) / 'policy.json'
     note = read_json(about, 2**20) if about.is_file() else {}
     base = note.get('base') if isinstance(note, dict) else None
@@ -608,7 +609,7 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
 def _memory(args):
     "What a run would take, and what would make it smaller."
     from drl_toolkit.sampling.memory import advise
-    from drl_toolkit.sampling.policy import base_of
+    from drl_toolkit.sampling.loading import base_of
     policy, load = _load_of(_run_config(args), args.batch)
     return load, advise(base_of(args.model), policy, load)
 
@@ -616,7 +617,7 @@ def _attempt(args) -> list: # of `Finding`
     "One small epoch with the model and the options."
     from drl_toolkit.cli.doctor import samples_to_try, trial_findings, try_epoch
     from drl_toolkit.sampling.memory import estimate
-    from drl_toolkit.sampling.policy import base_of
+    from drl_toolkit.sampling.loading import base_of
     config = _run_config(args)
     samples = samples_to_try(config, args.batch)
     estimated = estimate(base_of(args.model), *_load_of(config, samples))['peak']

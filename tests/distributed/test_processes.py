@@ -23,7 +23,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback, StopTraining, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.callbacks import Callback, StopTraining
 from drl_toolkit.training.config import TrainConfig
 from drl_toolkit.emoji.world import load_demo
 from tiers import some

@@ -15,7 +15,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, Observations
 from drl_toolkit.runs.run import Control, ControlCallback, Recorder, Run, RunError, Trackers, ask, check_trackers, find_runs, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.callbacks import Callback
 from drl_toolkit.training.config import TrainConfig
 from tiers import some
 from witnesses import onlooker
