@@ -12,8 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np, torch
 from PIL import Image
@@ -22,7 +21,7 @@ from ..sampling.rollout import Trajectory, rollout
 from ..sampling.policy import Policy
 from .reward import Card, Reward, groups_of, seen_in_place, told_of
 from ..utils.web import TimedReader, printable
-from ..utils.images import to_pil, to_tensor
+from ..utils.images import to_pil
 
 # %% ../../nbs/rewards/03_remote.ipynb #98ff8308
 PROTOCOL = 1

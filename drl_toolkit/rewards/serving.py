@@ -6,7 +6,7 @@
 __all__ = ['Answer', 'Judge', 'Room', 'refuse', 'reward_app', 'make_server', 'serve']
 
 # %% ../../nbs/rewards/13_serving.ipynb #54d8f58d
-import asyncio, json
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -89,7 +89,8 @@ async def refuse(
     request:Request
 ) -> JSONResponse:
     "Say why not, when the client has sent what it wanted to send, or some seconds have passed."
-    if request.method == 'POST': await drop_body(request.receive)
+    too_slow = refusal.status == 408
+    if request.method == 'POST' and not too_slow: await drop_body(request.receive)
     return _told(Answer(refusal.status, dict(error=refusal.why)), connection='close')
 
 def _refusal(request, limit):

@@ -154,7 +154,7 @@ def test_drawing_keeps_to_its_share_of_the_time():
 
 def test_time_left_obeys_the_limit_in_minutes():
     trainer = SimpleNamespace(epoch=10, config=TrainConfig(epochs=20, minutes=2.), history=[dict(seconds=6.)] * 10)
-    assert widgets.time_left(trainer) == 60 and widgets.span(59.6) == '1 min 0 s'
+    assert widgets.time_left(trainer) == 60
     trainer.config.minutes = 0.
     assert widgets.time_left(trainer) == 60
     trainer.config.minutes = 1.5
