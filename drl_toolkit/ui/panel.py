@@ -25,6 +25,7 @@ from fastcore.basics import patch
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from markupsafe import Markup
 from PIL import Image
 
 from . import pages
@@ -177,7 +178,7 @@ _drawing = threading.Lock()
 
 class DrawnPage(NamedTuple):
     "A page, and the images that it names."
-    html: str
+    html: Markup
     images: list   # of `EncodedImage`
 
 @lru_cache(maxsize=128)
@@ -187,7 +188,7 @@ def _drawn(page, folder, epoch, pick, stamp, world):
         images.append(IMAGES.add(picture))
         return IMAGES.address(picture)
     html = PAGES[page](Run.open(folder), epoch, pick, PageContext(address, world.cards))
-    return DrawnPage(str(html), images)
+    return DrawnPage(html, images)
 
 def draw(
     page:str,

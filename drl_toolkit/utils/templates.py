@@ -96,7 +96,7 @@ def render(
     **context,      # what the template names
 ) -> Markup:
     "A piece of HTML."
-    return environment.get_template(template).render(**context)
+    return Markup(environment.get_template(template).render(**context))
 
 # %% ../../nbs/utils/07_templates.ipynb #d81facca
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,20 @@ def python(site, code, cwd):
     return done.stdout.strip()
 
 def test_every_module_is_there(site):
-    inside = lambda root: {str(p.relative_to(root)) for p in (root / 'drl_toolkit').rglob('*.py')}
-    assert inside(ROOT) <= inside(site)
+    inside = lambda root, pattern: {str(p.relative_to(root)) for p in (root / 'drl_toolkit').rglob(pattern)}
+    for pattern in ('*.py', '*.html', '*.css', '*.js'): assert inside(ROOT, pattern) and inside(ROOT, pattern) <= inside(site, pattern)
     assets = {str(p.relative_to(ROOT / 'assets')) for p in (ROOT / 'assets').rglob('*') if p.is_file()}
     assert assets <= {str(p.relative_to(site / 'drl_toolkit/assets')) for p in (site / 'drl_toolkit/assets').rglob('*') if p.is_file()}
+
+def test_pages_are_made_from_the_installed_package(site, tmp_path):
+    "Templates, style sheets and scripts are files beside the modules."
+    code = """
+from drl_toolkit.utils.templates import PACKAGE, environment, render
+print(PACKAGE)
+assert '.note' in render('ui/templates/head.html') and '<h2>here</h2>' in render('ui/templates/note.html', title='here', lines=[], command='', kind='')
+for name in environment.list_templates(['html']): environment.get_template(name)
+"""
+    assert Path(python(site, code, tmp_path)).is_relative_to(site)
 
 def test_the_models_load_from_the_installed_package(site, tmp_path):
     code = """
