@@ -9,8 +9,8 @@ import pytest, torch
 def one_thread(): torch.set_num_threads(1)
 
 @pytest.fixture
-def few_probes(monkeypatch):
-    "`drl eval` asks for sixteen pictures of each probe at most."
+def few_prompt_sets(monkeypatch):
+    "`drl eval` asks for sixteen pictures of each prompt_set at most."
     from drl_toolkit.evaluation import evaluate
-    few = [evaluate.Probe(p.name, p.prompts[:16]) for p in evaluate.emoji_probes(.1)]
-    monkeypatch.setattr(evaluate, 'emoji_probes', lambda size: few)
+    few = [evaluate.PromptSet(p.name, p.prompts[:16]) for p in evaluate.emoji_prompt_sets(.1)]
+    monkeypatch.setattr(evaluate, 'emoji_prompt_sets', lambda size: few)

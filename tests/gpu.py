@@ -96,7 +96,7 @@ def first_ratio(args, keep):
             policy = tiny(args, precision=precision)
             exact = policy.call
             policy.call = lambda x, *rest, exact=exact, noise=noise: exact(x, *rest) + noise * x.mean(0) if noise else exact(x, *rest)
-            trainer = trainer_of(policy, 16, updates=2, micro_batch=16, train_steps=0)
+            trainer = trainer_of(policy, 16, num_minibatches=2, micro_batch=16, train_steps=0)
             batch = trainer.collect(trainer.tasks[0], 0)
             stats = trainer.gradient(trainer.plan(batch)[0], batch)
             row = {key: float(stats.get(key, 0)) for key in ('ratio_min', 'ratio_max', 'ratio_noise', 'anchored_transitions')}
@@ -104,11 +104,11 @@ def first_ratio(args, keep):
             found[f'{precision} {name}'] = row
     return dict(ok=all(row['ok'] for row in found.values()), **found)
 
-def kept_graphs(args, keep):
+def recorded_graphs(args, keep):
     "Seconds an epoch, in turns, with steps shared by the batch: without and with kept graphs; and these with steps of each sample's own."
     from against_trl import synchronise
-    options = dict(updates=1, epochs=10**4)
-    ways = dict(shared=dict(shared_timesteps=True), kept_shared=dict(shared_timesteps=True, keep_graphs=True), kept_own=dict(keep_graphs=True))
+    options = dict(num_minibatches=1, epochs=10**4)
+    ways = dict(shared=dict(shared_timesteps=True), kept_shared=dict(shared_timesteps=True, reuse_graphs=True), kept_own=dict(reuse_graphs=True))
     samples, turns = (8, 2) if args.quick else (64, 6)
     runs = {name: trainer_of(tiny(args), samples, **options | way) for name, way in ways.items()}
     seen = {name: [] for name in runs}
@@ -151,7 +151,7 @@ def benchmark(args, keep):
         if args.quick: return found
         return found | dict(share_of_peak=round(operations(folder, about) / (sampling + training) / peak_rate(args.device), 4))
 
-PARTS = dict(matrix=cases, deterministic=deterministic, first_ratio=first_ratio, kept_graphs=kept_graphs, memory=memory, benchmark=benchmark)
+PARTS = dict(matrix=cases, deterministic=deterministic, first_ratio=first_ratio, recorded_graphs=recorded_graphs, memory=memory, benchmark=benchmark)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

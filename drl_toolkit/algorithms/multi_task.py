@@ -75,10 +75,10 @@ class Together(Strategy):
                 for seen, *_ in here: seen[-1]['grad_norm'] = norm
             else:
                 for seen, *_ in here: seen.pop()
-                trainer.leave_out([(rows, batch) for _, rows, batch in here])
+                trainer.skip_step([(rows, batch) for _, rows, batch in here])
         mean = torch.stack(weights).mean(0).tolist() if weights else [0.] * len(batches)
         skipped = [len(plan) - len(seen) for plan, seen in zip(plans, stats)]
-        return trainer.across({b.task.name: b.figures | trainer.summary(s) | dict(gradient_weight=w, skipped_steps=n) for b, s, w, n in zip(batches, stats, mean, skipped)}, batches)
+        return trainer.across({b.task.name: b.metrics | trainer.summary(s) | dict(gradient_weight=w, skipped_steps=n) for b, s, w, n in zip(batches, stats, mean, skipped)}, batches)
 
     def gradient(self, trainer, rows, batch, seen:list) -> list: # of tensors, or of None
         "One task's part of a step."
@@ -114,17 +114,17 @@ class MGDA(Together):
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #c16ca1e8
 def standing(
-    figures:dict # of a task's batch
+    metrics:dict # of a task's batch
 ) -> float:      # higher is better
     "The figure by which people judge a task: its mean reward, or minus the parity."
-    return -figures['parity'] if 'parity' in figures else figures['reward']
+    return -metrics['parity'] if 'parity' in metrics else metrics['reward']
 
 def spread(
-    figures:dict # of a task's batch
+    metrics:dict # of a task's batch
 ) -> float:      # above 0, in the unit of `standing`
     "Deviation of the same figure: of the rewards over samples, or of the parity over groups. One group, or equal ones, have none: then 1."
-    parity, square = figures.get('parity'), figures.get('parity_square', 0.)
-    deviation = figures['reward_std'] if parity is None else max(0., square - parity**2) ** .5
+    parity, square = metrics.get('parity'), metrics.get('parity_square', 0.)
+    deviation = metrics['reward_std'] if parity is None else max(0., square - parity**2) ** .5
     return deviation if deviation > 1e-8 else 1.
 
 @dataclass
@@ -136,8 +136,8 @@ class Following(Together):
     def see(self, trainer, batches):
         "Progress in units of the first epoch's spread."
         for b in batches:
-            first, unit = self.start.setdefault(b.task.name, (standing(b.figures), spread(b.figures)))
-            self.now[b.task.name] = (standing(b.figures) - first) / unit
+            first, unit = self.start.setdefault(b.task.name, (standing(b.metrics), spread(b.metrics)))
+            self.now[b.task.name] = (standing(b.metrics) - first) / unit
 
     def state_dict(self): return dict(start=self.start, now=self.now)
     def load_state_dict(self, state): self.start, self.now = {k: tuple(v) for k, v in state['start'].items()}, dict(state['now'])

@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 
 from ..sampling.rollout import fold_steps
 from ..sampling.policy import wide
-from ..distributed.processes import Share
+from ..distributed.processes import RankSlice
 from ..sampling.transitions import training_tables
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #6cf5f6af
@@ -58,8 +58,8 @@ def ppo_clip(
 
 def _clip_stats(change, ratio, advantage, low, high, dims):
     "What became of the ratios."
-    return dict(clipped_high=((ratio > 1 + high) & (advantage > 0)).float().mean(),   # no more gradient: rose enough
-                clipped_low=((ratio < 1 - low) & (advantage < 0)).float().mean(),     # no more gradient: fell enough
+    return dict(clip_fraction_high=((ratio > 1 + high) & (advantage > 0)).float().mean(),   # no more gradient: rose enough
+                clip_fraction_low=((ratio < 1 - low) & (advantage < 0)).float().mean(),     # no more gradient: fell enough
                 ratio_max=ratio.max(), ratio_min=ratio.min(),
                 **(dict(approx_kl=.5 * (dims * wide(change)).square().mean().float()) if dims else {}))   # nats per step
 
@@ -104,7 +104,7 @@ def encode_images(
     return policy.adapter.to_latents(images, generator)
 
 def noised(
-    table,                     # `Tables`
+    table,                     # `SamplerCoefficients`
     clean:torch.Tensor,        # (B, C, H, W) latents
     step:torch.Tensor,         # (B,) long: index into the table
     noise:torch.Tensor,        # (B, C, H, W) standard normal
@@ -119,16 +119,16 @@ def data_loss(
     prompts:list,                   # of B captions
     generator:torch.Generator,      # on the CPU: timesteps and noise are the same on every device
     timesteps:torch.Tensor=None,    # (K,) long: which timesteps to draw from; all of training by default
-    share:Share=None,               # which of a larger batch these are, whose others another process has; all of it by default
+    share:RankSlice=None,               # which of a larger batch these are, whose others another process has; all of it by default
 ) -> torch.Tensor:                  # scalar, a mean over these
     "Plain denoising MSE, the loss of pretraining, without guidance. [P Eq 8]"
     table = training_tables(policy.pipeline.scheduler, policy.device)
     clean = images.to(policy.device) if tuple(images.shape[1:]) == tuple(policy.latent_shape) else encode_images(policy, images)
     choice = torch.arange(len(table.timesteps)) if timesteps is None else timesteps.cpu()
-    share = share or Share(0, len(clean), len(clean))
+    share = share or RankSlice(0, len(clean), len(clean))
     step = choice[share.of(torch.randint(len(choice), (share.count,), generator=generator))].to(policy.device)
     noisy, target = noised(table, clean, step, share.randn(clean.shape[1:], generator))
-    return F.mse_loss(policy.denoise(noisy, table.timesteps[step], policy.embed(policy.encode(prompts))), target)
+    return F.mse_loss(policy.forward(noisy, table.timesteps[step], policy.embed(policy.encode(prompts))), target)
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #688496bc
 class PathLikelihood:
@@ -146,7 +146,7 @@ class PathLikelihood:
     def rows(self, policy, trajectory, steps, generator, share=None) -> dict:
         "Transitions as they were sampled, with their log-probs of then."
         rows = trajectory.transitions(steps)
-        return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']], evenness=policy.tables.evenness[rows['step']])
+        return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']], timestep_weights=policy.coefficients.timestep_weights[rows['step']])
 
     def log_prob(self, policy, rows:dict) -> tuple: # (N,), the Gaussian of the step
         "Of the stored transitions under the policy as it is."
@@ -155,7 +155,7 @@ class PathLikelihood:
 
     def divergence(self, policy, rows:dict, now, weights) -> torch.Tensor: # scalar
         "KL to the base in nats per step."
-        return kl_penalty(now, policy.tables.transition(rows['base'], rows['step'], rows['latents'].float()), weights)
+        return kl_penalty(now, policy.coefficients.transition(rows['base'], rows['step'], rows['latents'].float()), weights)
 
 class MatchingLikelihood:
     "Minus the squared error with which the policy denoises its own pictures, mean over dimensions. [AWM Eq 9]"
@@ -172,9 +172,9 @@ class MatchingLikelihood:
     def rows(self, policy, trajectory, steps, generator, share=None) -> dict: # `share`: which of all processes' samples these are
         "The finished latents, noised afresh to the timesteps of these steps, with what the policy should answer."
         sample, step = fold_steps(steps)
-        share = share or Share(0, len(steps), len(steps))
+        share = share or RankSlice(0, len(steps), len(steps))
         noise = share.times(steps.shape[1]).randn(policy.latent_shape, generator)
-        noisy, target = noised(policy.tables, trajectory.latents[-1][sample].float(), step, noise)
+        noisy, target = noised(policy.coefficients, trajectory.latents[-1][sample].float(), step, noise)
         return dict(latents=noisy, target=target, step=step, sample=sample, cond=policy.encode(trajectory.prompts)[sample])
 
     def log_prob(self, policy, rows:dict) -> tuple: # (N,), the prediction
@@ -193,7 +193,7 @@ class Reinforce:
     "Advantage times log-prob. [P Eq 6; D §4.2]"
     likelihoods = ('path', 'matching')
     memory = ()
-    idle_at_zero = True     # a row without advantage has no gradient
+    skip_zero_advantage = True     # a row without advantage has no gradient
 
     def clip_range(self, likelihood, policy) -> float: # no clip
         "Nothing is clipped."
@@ -211,7 +211,7 @@ class Clipped:
     "PPO's clipped ratio. [P Eq 7]"
     likelihoods = ('path', 'matching')
     memory = ('old_log_prob',)
-    idle_at_zero = True     # a row without advantage has no gradient
+    skip_zero_advantage = True     # a row without advantage has no gradient
 
     def clip_range(self, likelihood, policy) -> float:
         "The likelihood's own."
@@ -230,11 +230,11 @@ class Guarded:
     "The clip on a ratio without its bias and its scale. [GRPO-Guard]"
     likelihoods = ('path',)
     memory = ('old_mean',)
-    idle_at_zero = True     # a row without advantage has no gradient
+    skip_zero_advantage = True     # a row without advantage has no gradient
 
     def clip_range(self, likelihood, policy) -> float:
         "The likelihood's, times the mean σ: that is what the log-ratio is multiplied with."
-        return likelihood.clip_range(policy) * policy.tables.std[policy.stochastic].mean().item()
+        return likelihood.clip_range(policy) * policy.coefficients.std[policy.stochastic].mean().item()
 
     def remembers(self, log_prob, now) -> dict:
         "The means of the policy that sampled."
@@ -243,7 +243,7 @@ class Guarded:
     def loss(self, rows, log_prob, now, old, clip_range, dims):
         "PPO on ε·Δ, every step with the same say."
         change = ((rows['next_latents'].float() - old['old_mean']) / now.std * (now.mean - old['old_mean'])).mean((1, 2, 3))
-        return ppo_clip(change, torch.zeros_like(change), rows['advantage'], clip_range, rows['weight'] * rows['evenness'], 0)
+        return ppo_clip(change, torch.zeros_like(change), rows['advantage'], clip_range, rows['weight'] * rows['timestep_weights'], 0)
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #ec7458b9
 @dataclass
@@ -253,7 +253,7 @@ class NegativeAware:
     advantage_clip: float = 1.  # advantage that is wholly good; the release takes 5, so that most of its pictures are of both branches
     likelihoods = ('matching',)
     memory = ('old_output',)
-    idle_at_zero = False    # without advantage a row still holds the policy to its picture
+    skip_zero_advantage = False    # without advantage a row still holds the policy to its picture
 
     def clip_range(self, likelihood, policy) -> float: # no clip
         "Nothing is clipped."

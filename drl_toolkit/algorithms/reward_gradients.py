@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..sampling.rollout import generators_of, noise_of
+from ..sampling.rollout import generators_of, randn_per_sample
 from .objectives import noised
 from ..training.trainer import Batch, Objective
 
@@ -22,7 +22,7 @@ def rewards_of(
     prompts:list,          # of B strings
 ) -> torch.Tensor:         # (B,), with a graph to the latents
     "Rewards of latents: decoded, not clamped, scored."
-    return reward.bare(policy.adapter.decode(latents) / 2 + .5, prompts)
+    return reward.raw(policy.adapter.decode(latents) / 2 + .5, prompts)
 
 def check_gradient(policy, reward, prompt:str):
     "Refuse a reward that has no gradient, or that judges groups."
@@ -39,7 +39,7 @@ def noise_of_steps(
 ) -> torch.Tensor:  # (B, K, C, H, W)
     "The noise that a rollout drew at some steps."
     generators = generators_of(seeds)
-    drawn = [noise_of(generators, policy.latent_shape) for _ in range(policy.num_steps + 1)]       # the first is x_T
+    drawn = [randn_per_sample(generators, policy.latent_shape) for _ in range(policy.num_steps + 1)]       # the first is x_T
     return torch.stack([drawn[step + 1] for step in steps], 1).to(policy.device)
 
 def walk_with_graph(
@@ -53,7 +53,7 @@ def walk_with_graph(
     told = []
     for i, step in enumerate(steps):
         told.append(policy.predict(latents, step, cond))
-        latents = policy.tables.transition(told[-1], step, latents.float()).sample(noise[:, i])
+        latents = policy.coefficients.transition(told[-1], step, latents.float()).sample(noise[:, i])
     return latents, torch.stack(told, 1)
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #2582a7ff
@@ -99,7 +99,7 @@ class DRaFT(Objective):
         loss = -(rows['weight'] * reward).sum()
         if not trainer.config.kl_weight: return loss, {}
         gap = (told - rows['base']).square().flatten(1).mean(1)
-        return trainer.leashed(loss, {}, (rows['weight'] * gap).sum(), rows)
+        return trainer.add_kl_penalty(loss, {}, (rows['weight'] * gap).sum(), rows)
 
     def describe(self, trainer):
         return f'goes back from the reward through the last {self.steps} step{"s" * (self.steps > 1)}'
@@ -128,7 +128,7 @@ class DRaFTLV(DRaFT):
         step, rows = torch.full((len(again),), last), self.samples(trainer, batch)
         own = lambda whole: batch.share.of(whole, 1).flatten(0, 1)                # of a table: a line for each noising, a column for each sample of all processes
         noise = own(torch.randn(self.repeats, batch.share.count, *policy.latent_shape, generator=generator))
-        latents, _ = noised(policy.tables, batch.trajectory.latents[-1][again].float(), step, noise)
+        latents, _ = noised(policy.coefficients, batch.trajectory.latents[-1][again].float(), step, noise)
         row = own(torch.arange(self.repeats * batch.share.count).view(self.repeats, -1))
         return {k: v[again] for k, v in rows.items()} | dict(row=row, latents=latents, step=step, noise=torch.zeros(len(again), 1, *policy.latent_shape, device=policy.device))
 
@@ -155,6 +155,6 @@ class ReFL(DRaFT):
     def pictures(self, policy, rows):
         "The clean latents that are predicted."
         told = policy.predict(rows['latents'], rows['step'], rows['cond'])
-        return policy.tables.clean_and_noise(told, rows['step'], rows['latents'].float())[0], told
+        return policy.coefficients.clean_and_noise(told, rows['step'], rows['latents'].float())[0], told
 
     def describe(self, trainer): return 'goes back from the reward through one late step'

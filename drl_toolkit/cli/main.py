@@ -227,12 +227,12 @@ def train(args):
     if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
     with ExitStack() as stack:
         out = stack.enter_context(_no_empty_folders(Path(out)))
-        with processes.all_well():                                             # only the main process touches the run's folder
+        with processes.raise_together():                                             # only the main process touches the run's folder
             if processes.main and args.resume and (run := _open_run(out)): stack.enter_context(run)
             config, recipe, model = _train_config(args, run) if processes.main else (None, None, None)
-        told, new = processes.from_main((config and asdict(config), recipe, model)), run is None
+        told, new = processes.broadcast_object((config and asdict(config), recipe, model)), run is None
         config, recipe, model = RunConfig(**told[0]), *told[1:]
-        with processes.all_well():
+        with processes.raise_together():
             trainer = make_trainer(config, make_tasks(recipe, config), model, [], processes)
             if processes.main: run = _equip(trainer, config, run or (lambda: stack.enter_context(_new_run(out, config, recipe, model))))
         try:
@@ -298,13 +298,13 @@ def _interruptible(processes):
 def _equip(trainer, config, run):
     "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
     from drl_toolkit.runs.recordings import FrameRecorder
-    from drl_toolkit.runs.run import Listener, Recorder, Trackers, check_trackers, resume
-    from drl_toolkit.training.trainer import Progress, Teacher
+    from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
+    from drl_toolkit.training.trainer import Progress, Diagnostics
     from drl_toolkit.evaluation.held_out import watch_of
     trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
     frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
-    trainer.callbacks += [Progress(), Teacher(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), Listener(run)]
+    trainer.callbacks += [Progress(), Diagnostics(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), ControlCallback(run)]
     if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
     return run
 
@@ -315,14 +315,14 @@ def compare(args):
         if getattr(args, name) < 1: raise ValueError(f'{name} is {getattr(args, name)}; it should be 1 or more')
     from drl_toolkit.ui import plots
     from drl_toolkit.recipes.compare import compare_methods, read_comparison
-    from drl_toolkit.runs.run import check_out, write_whole
+    from drl_toolkit.runs.run import check_out, atomic_write
     methods = list(dict.fromkeys(m.strip() for m in args.methods.split(',') if m.strip()))
     if not methods: raise ValueError(f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right')
     with _no_empty_folders(Path(args.out)):
         out = check_out(args.out)
         compare_methods(args.recipe, methods, out, args.seeds, args.jobs, args.options)
     curves, verdicts = read_comparison(out / 'compare.json')
-    write_whole(out / 'curves.png', lambda part: plots.method_curves(curves).savefig(part, format='png', dpi=110))
+    atomic_write(out / 'curves.png', lambda part: plots.method_curves(curves).savefig(part, format='png', dpi=110))
     print(verdicts.round(3).to_string(na_rep=''))
     print(f"\ncurves: {out / 'curves.png'}; figures: {out / 'compare.json'}")
 
@@ -343,7 +343,7 @@ def _record(policy, model, out) -> dict: # what all pictures of a call share
     from drl_toolkit.runs.run import SAMPLER, Run, is_run
     from drl_toolkit.sampling.transitions import SDES
     base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
-    how = {name: getattr(policy, name) for name in (*SAMPLER, 'store')}
+    how = {name: getattr(policy, name) for name in (*SAMPLER, 'latents_dtype')}
     how |= dict(scheduler=type(policy.pipeline.scheduler).__name__, image_size=policy.adapter.image_size)
     if how['scheduler'].startswith('FlowMatch'):
         how['sde'] = how['sde'] or 'flow'
@@ -352,8 +352,8 @@ def _record(policy, model, out) -> dict: # what all pictures of a call share
 
 def _write_pictures(out, rows, images):
     "The PNG files, and a line of images.jsonl for each."
-    from drl_toolkit.runs.run import write_whole
-    for row, image in zip(rows, images): write_whole(out / row['file'], lambda part: image.save(part, 'PNG'))
+    from drl_toolkit.runs.run import atomic_write
+    for row, image in zip(rows, images): atomic_write(out / row['file'], lambda part: image.save(part, 'PNG'))
     return ''.join(json.dumps(row) + '\n' for row in rows)
 
 def sample(args):
@@ -365,7 +365,7 @@ def sample(args):
     from drl_toolkit.evaluation.evaluate import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
-    from drl_toolkit.runs.run import check_out, open_policy, write_whole
+    from drl_toolkit.runs.run import check_out, open_policy, atomic_write
     from drl_toolkit.utils.images import to_pil
     load_prompts(args.prompts, column=args.prompt_column)                      # a missing file is told before a model is loaded
     policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
@@ -375,7 +375,7 @@ def sample(args):
         traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)
         rows = [dict(file=f'{i:04d}_{j:02d}.png', prompt=prompt, sample=j, seed=traj.seeds[j], rollout=dict(seed=seed, epoch=i, first=j), batch=args.n, **record) for j in range(args.n)]
         lines.append(_write_pictures(out, rows, to_pil(traj.images)))
-    write_whole(out / 'images.jsonl', lambda part: part.write_text(''.join(lines), encoding='utf-8'))
+    atomic_write(out / 'images.jsonl', lambda part: part.write_text(''.join(lines), encoding='utf-8'))
     print(f'{len(prompts) * args.n} pictures of {len(prompts)} prompts: {out}')
 
 def _line_of(place) -> tuple: # images.jsonl, the line's record
@@ -405,17 +405,17 @@ def _sample_again(args):
     for name in ('model', 'prompts', 'seed'):
         if getattr(args, name) is not None: raise ValueError(f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out')
     from drl_toolkit.sampling.rollout import rollout
-    from drl_toolkit.runs.run import SAMPLER, check_out, open_policy, write_whole
+    from drl_toolkit.runs.run import SAMPLER, check_out, open_policy, atomic_write
     from drl_toolkit.utils.images import to_pil
     file, row = _line_of(args.again)
     near = file.parent / row['model']
     model = str(near) if row['model'] != 'demo' and near.exists() else row['model']
-    how = {name: row[name] for name in (*SAMPLER, 'store') if name in row}
-    policy, out = open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'store'}), check_out(args.out)
+    how = {name: row[name] for name in (*SAMPLER, 'latents_dtype') if name in row}
+    policy, out = open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'latents_dtype'}), check_out(args.out)
     noise = row['rollout']
     traj = rollout(policy, [row['prompt']] * row['batch'], seed=noise['seed'], epoch=noise['epoch'])
     line = _write_pictures(out, [row | _record(policy, model, out)], to_pil(traj.images[noise['first']:][:1]))
-    write_whole(out / 'images.jsonl', lambda part: part.write_text(line, encoding='utf-8'))
+    atomic_write(out / 'images.jsonl', lambda part: part.write_text(line, encoding='utf-8'))
     print(f"{out / row['file']}: {row['prompt']!r}")
 
 # %% ../../nbs/cli/02_main.ipynb #6c1f31c9
@@ -454,24 +454,24 @@ def _one_reward_each(task):
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
     from dataclasses import replace
-    from drl_toolkit.evaluation.eval_rewards import EMOJI_JUDGES, Judge, judge_of
+    from drl_toolkit.evaluation.eval_rewards import EMOJI_EVAL_REWARDS, EvalReward, eval_reward_of
     from drl_toolkit.rewards.pixels import colourfulness, sharpness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.recipes.custom import named_rewards
-    trained = [judge_of(r) for t in tasks for r in t.rewards]
-    own = trained + [Judge(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
-    always = EMOJI_JUDGES if emoji else [Judge(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
-    found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_JUDGES} if emoji else {})
+    trained = [eval_reward_of(r) for t in tasks for r in t.rewards]
+    own = trained + [EvalReward(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
+    always = EMOJI_EVAL_REWARDS if emoji else [EvalReward(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
+    found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_EVAL_REWARDS} if emoji else {})
     return [j if emoji else replace(j, kinds=()) for j in found.values()]
 
-def _nats(policies, probes, seed, count=64):
+def _nats(policies, prompt_sets, seed, count=64):
     "KL of whole paths for some prompts, in nats; None where the two samplers differ or have no noise."
     import torch
     from drl_toolkit.evaluation.drift import path_kl
     from drl_toolkit.sampling.rollout import rollout
     base, tuned = policies
     if not tuned.stochastic.any() or not torch.equal(base.timesteps, tuned.timesteps): return None
-    prompts = [p for probe in probes for p in probe.prompts]
+    prompts = [p for prompt_set in prompt_sets for p in prompt_set.prompts]
     return path_kl(tuned, base, rollout(tuned, prompts[::-(-len(prompts) // count)], seed=seed, epoch='nats')).sum(0)
 
 def _evaluation(args):
@@ -479,7 +479,7 @@ def _evaluation(args):
     import torch
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.evaluation.drift import drift
-    from drl_toolkit.evaluation.eval_rewards import judge_all, judge_of
+    from drl_toolkit.evaluation.eval_rewards import evaluate_rewards, eval_reward_of
     from drl_toolkit.ui.report import Evaluation
     from drl_toolkit.runs.run import Run, is_run, open_policy
     run = Run.open(args.model) if is_run(args.model) else None
@@ -489,17 +489,17 @@ def _evaluation(args):
     emoji = all(map(E.speaks_emoji, policies))
     if not emoji and not tasks: raise ValueError(f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to compare by; give a run')
     judges = _judges(tasks, args.rewards, emoji)
-    world = E.emoji_probes(args.size) if emoji else []
-    own = E.task_probes(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
-    probes = world + own
+    world = E.emoji_prompt_sets(args.size) if emoji else []
+    own = E.task_prompt_sets(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
+    prompt_sets = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
-    print(f"{sum(len(p.prompts) for p in probes)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
-    pictures = [E.sample_probes(p, probes, args.seed, n) for p, n in zip(policies, names)]
+    print(f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
+    pictures = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
     result = E.compare(world, *({p.name: E.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
     if emoji and own: _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
-    rewards = judge_all(judges, probes, *pictures, trained=tuple(judge_of(r).reward.name for t in tasks for r in t.rewards))
-    moved = drift(*(torch.cat([x[p.name] for p in probes]) for x in pictures), [q for p in probes for q in p.prompts], _nats(policies, probes, args.seed))
-    return Evaluation(result, rewards, moved, probes, *pictures, (base, args.model), args.seed, run)
+    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r).reward.name for t in tasks for r in t.rewards))
+    moved = drift(*(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures), [q for p in prompt_sets for q in p.prompts], _nats(policies, prompt_sets, args.seed))
+    return Evaluation(result, rewards, moved, prompt_sets, *pictures, (base, args.model), args.seed, run)
 
 def _add_own(result, own):
     "The run's rewards on its own prompts, beside the emoji world's table."
@@ -525,24 +525,24 @@ def tax(args):
     if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.ui import plots
-    from drl_toolkit.evaluation.eval_rewards import judge_of
-    from drl_toolkit.runs.run import Run, check_out, open_policy, write_json, write_whole
+    from drl_toolkit.evaluation.eval_rewards import eval_reward_of
+    from drl_toolkit.runs.run import Run, check_out, open_policy, write_json, atomic_write
     from drl_toolkit.evaluation.alignment_tax import score_table, share_kept, tax_sentences
     runs = {Path(r).resolve().name: Run.open(r) for r in args.runs}
     if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
     bases = {run.about['model'] or 'demo' for run in runs.values()}
     if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
     alone = {name: _run_tasks(run, '') for name, run in runs.items()}
-    judges = {tasks[0].name: judge_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
+    judges = {tasks[0].name: eval_reward_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
     if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
     policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()}
     if not all(map(E.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
-    out, probes = check_out(args.out), E.emoji_probes(args.size)
-    scores = score_table(judges, probes, {name: E.sample_probes(policy, probes, args.seed, name) for name, policy in policies.items()})
+    out, prompt_sets = check_out(args.out), E.emoji_prompt_sets(args.size)
+    scores = score_table(judges, prompt_sets, {name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name) for name, policy in policies.items()})
     kept = share_kept(scores, specialists)
     write_json(out / 'tax.json', dict(scores=scores.to_dict('index'), kept=json.loads(kept.to_json(orient='index')), specialists=specialists, size=args.size, seed=args.seed))
-    write_whole(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
+    atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
     print(f'\nscores, more is better:\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
     for line in tax_sentences(kept, specialists): print(line)
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
@@ -575,8 +575,8 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
     from drl_toolkit.sampling.memory import Load
     from drl_toolkit.sampling.policy import PolicyConfig
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
-    return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.average > 0, config.measure_every > 0,
-                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), keep_graphs=config.keep_graphs, gpu=torch.cuda.is_available())
+    return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.ema_decay > 0, config.measure_every > 0,
+                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), reuse_graphs=config.reuse_graphs, gpu=torch.cuda.is_available())
 
 def _memory(args):
     "What a run would take, and what would make it smaller."

@@ -48,8 +48,8 @@ class Shards:
         self.params = [torch.nn.Parameter(p.detach().to_local()) for p in self.whole]
         self.named, self.held = dict(zip(names, self.params)), dict(weights=self.params)
         if base is not None: self.held['base'] = policy._base = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
-        policy.shards, processes.company, self._call, policy.call = self, self.need, policy.call, self.call
-        with torch.no_grad(), policy.uncounted(): policy.denoise(torch.zeros(1, *policy.latent_shape, device=policy.device), policy.timesteps[:1], policy.embed(policy.encode([''])))
+        policy.shards, processes.collectives, self._call, policy.call = self, self.need, policy.call, self.call
+        with torch.no_grad(), policy.uncounted(): policy.forward(torch.zeros(1, *policy.latent_shape, device=policy.device), policy.timesteps[:1], policy.embed(policy.encode([''])))
 
     def part_of(self, whole:torch.Tensor, like, mine:torch.Tensor) -> torch.Tensor:
         "This process's rows of a whole tensor."
@@ -86,7 +86,7 @@ def _shard(network, processes):
 @patch
 def need(self:Shards, mine:str):
     "Do what is most urgent of all processes' needs, until it is one's own."
-    while (most := self._most(mine)) != mine: self.accompany(most)
+    while (most := self._most(mine)) != mine: self.join_collective(most)
 
 @patch
 def _most(self:Shards, mine):
@@ -95,7 +95,7 @@ def _most(self:Shards, mine):
     return NEEDS[number]
 
 @patch
-def accompany(self:Shards, need:str):
+def join_collective(self:Shards, need:str):
     "One's own part of what another process needs."
     verb, _, name = need.partition(' ')
     if verb in ('forward', 'gradient'):
@@ -132,7 +132,7 @@ def adding(self:Shards):
     "Gradients that are added inside are summed over the processes, block by block while they are computed; each keeps its part."
     for p, mine in zip(self.whole, self.params):
         if mine.grad is None: p.grad = None
-    with self.processes.all_well(): yield
+    with self.processes.raise_together(): yield
     for p, mine in zip(self.whole, self.params): mine.grad = None if p.grad is None else p.grad.to_local()
 
 # %% ../../nbs/distributed/02_shards.ipynb #f9f28314
@@ -223,15 +223,15 @@ def take_state(self:Shards, named:dict, optimizer, trainer):
     "The main process takes up whole tensors that were read; all get their parts."
     whole, known = [named[n] for n in self.named], optimizer.state
     self.spread('weights', whole)
-    if trainer.average is not None: self.spread('average', [named[f'average/{n}'] for n in self.named])
+    if trainer.ema is not None: self.spread('average', [named[f'average/{n}'] for n in self.named])
     for key in MOMENTS: self.spread(key, [known[w][key] if w in known else torch.zeros_like(w) for w in whole])
     for w, p in zip(whole, self.params): trainer.optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
 
 @patch
 def follow_main(self:Shards, trainer):
     "What the main process has read is in all parts already; what is no tensor follows."
-    with self.processes.all_well(): steps = [trainer.optimizer.state[p]['step'].item() for p in self.params]
-    state, steps = self.processes.from_main((trainer.state(), steps))
+    with self.processes.raise_together(): steps = [trainer.optimizer.state[p]['step'].item() for p in self.params]
+    state, steps = self.processes.broadcast_object((trainer.state(), steps))
     if not self.processes.main: trainer.load_state(state)
     for p, step in zip(self.params, steps): trainer.optimizer.state[p]['step'].fill_(step)
 

@@ -12,12 +12,12 @@ from .eval_rewards import judged
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #ed036c3a
 def score_table(
-    judges:dict,         # objective -> `Judge`
-    probes:list,         # of `Probe`
-    models:dict,         # name -> {probe's name -> images}
+    judges:dict,         # objective -> `EvalReward`
+    prompt_sets:list,         # of `PromptSet`
+    models:dict,         # name -> {prompt_set's name -> images}
 ) -> pd.DataFrame:       # models × objectives: mean values, more is better
     "What every model reaches on every objective."
-    mean = lambda judge, images: torch.cat([judged(judge, p, images[p.name])[0] for p in probes if judge.asked(p)]).mean().item()
+    mean = lambda judge, images: torch.cat([judged(judge, p, images[p.name])[0] for p in prompt_sets if judge.asked(p)]).mean().item()
     return pd.DataFrame({objective: {name: mean(judge, images) for name, images in models.items()} for objective, judge in judges.items()})
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #cfe788e6

@@ -77,8 +77,8 @@ class Watch(Callback):
 
     def shown(self, trainer):
         "The pictures of the weights that would be saved."
-        if trainer.average is None: return self.look()
-        with self.policy.swapped(trainer.average): return self.look()
+        if trainer.ema is None: return self.look()
+        with self.policy.swapped(trainer.ema): return self.look()
 
     def figures(self, now:torch.Tensor) -> dict: # of numbers to record
         "Effects of every reward and measure, and how far the pictures are from the base's."
@@ -90,7 +90,7 @@ class Watch(Callback):
 
     def keep(self, trainer):
         "These weights are the best so far."
-        for mine, p in zip(self.best, trainer.average or trainer.params): mine.copy_(p.detach())
+        for mine, p in zip(self.best, trainer.ema or trainer.params): mine.copy_(p.detach())
 
     def tensors(self): return {f'best/{i}': t for i, t in enumerate(self.best)}
 
@@ -98,7 +98,7 @@ class Watch(Callback):
         "The best weights, where training was stopped or ended past them."
         if not self.patience: return
         with torch.no_grad():
-            for weights in (trainer.params, trainer.average or []):
+            for weights in (trainer.params, trainer.ema or []):
                 for p, b in zip(weights, self.best): p.copy_(b)
 
 def best_look(

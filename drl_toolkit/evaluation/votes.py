@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.stats import beta
 
 from ..utils.files import open_plain, parse_json, read_json, read_picture, read_plain
-from ..runs.run import RunError, write_json, write_whole
+from ..runs.run import RunError, write_json, atomic_write
 from ..utils.images import to_pil
 
 # %% ../../nbs/evaluation/06_votes.ipynb #6f1a4248
@@ -45,7 +45,7 @@ def make_ballot(
             letters = 'ba' if pair['tuned'] == 'a' else 'ab'
             for letter, image in zip(letters, images): image.save(part / f"{pair['id']}_{letter}.png")
         write_json(part / 'pairs.json', dict(names=list(names), pairs=pairs))
-    return write_whole(folder, write)
+    return atomic_write(folder, write)
 
 # %% ../../nbs/evaluation/06_votes.ipynb #56ea8a97
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def read_runs(
 def _curve(run, method, seed):
     "One run: the mean reward of its first task, and what was spent before each epoch."
     tasks, _ = load_recipe(run.about['recipe'])
-    spent, rows, images = dict(images=0, evaluations=0, cpu_seconds=0., seconds=0.), [], sum(t.samples for t in tasks)
+    spent, rows, images = dict(images=0, nfe=0, cpu_seconds=0., seconds=0.), [], sum(t.samples for t in tasks)
     for row, cost in zip([row for row in run.metrics() if row['task'] == tasks[0].name], epochs_of(run)):
         rows.append(dict(method=method, seed=seed, epoch=row['epoch'], reward=row['reward']) | spent)
         spent = {k: v + (images if k == 'images' else cost[k]) for k, v in spent.items()}

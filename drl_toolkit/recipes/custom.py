@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..rewards.fairness import fairness, rare_fairness
 from ..utils.files import path_inside
-from ..evaluation.eval_rewards import EMOJI_JUDGES
+from ..evaluation.eval_rewards import EMOJI_EVAL_REWARDS
 from ..rewards.lab import crispness
 from ..rewards.preference import pick_score
 from ..prompts.task import Task
@@ -25,7 +25,7 @@ from ..rewards.reward import Reward, jpeg_incompressibility
 from ..prompts.streams import PromptStream
 
 # %% ../../nbs/recipes/02_custom.ipynb #d1bab0d7
-SHIPPED = {r.name: (lambda r=r: r) for r in (*(j.reward for j in EMOJI_JUDGES), fairness, rare_fairness, jpeg_incompressibility, crispness)}
+SHIPPED = {r.name: (lambda r=r: r) for r in (*(j.reward for j in EMOJI_EVAL_REWARDS), fairness, rare_fairness, jpeg_incompressibility, crispness)}
 SHIPPED |= dict(aesthetic=aesthetic_reward, hps=hps_reward, image_reward=image_reward, pick_score=pick_score)
 
 def named_reward(

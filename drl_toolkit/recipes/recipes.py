@@ -25,7 +25,7 @@ from ..prompts import task as P
 
 from ..emoji import world
 from ..algorithms.reward_gradients import AlignProp, DRaFT, DRaFTLV, ReFL
-from ..algorithms.branching import Branches, Trees
+from ..algorithms.branching import BranchSampler, TreeSampler
 from ..rewards.composition import composition, strict_composition
 from ..rewards.fairness import fairness, rare_fairness, shared_fairness
 from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together
@@ -36,7 +36,7 @@ from ..distributed.processes import Processes
 from ..prompts.task import Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
-from ..training.trainer import BaseSamples, Overlapped, Rollouts, Strategy, TrainConfig, Trainer
+from ..training.trainer import BaseSamples, AsyncRewardSampler, RolloutSampler, Strategy, TrainConfig, Trainer
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #2b13d1e0
@@ -105,7 +105,7 @@ def splits_of(tree:str) -> tuple: # of ints; empty for none
     "Steps as they are written in a configuration."
     words = tree.replace(',', ' ').split()
     if not all(w.isdigit() for w in words): raise ValueError(f"tree is {tree!r}; ascending steps such as '0 2' are right")
-    return Trees(tuple(map(int, words))).splits if words else ()
+    return TreeSampler(tuple(map(int, words))).splits if words else ()
 
 OBJECTIVES = dict(policy=lambda config: None, draft=lambda config: DRaFT(config.back_steps), draft_lv=lambda config: DRaFTLV(),
                   alignprop=lambda config: AlignProp(config.back_steps), refl=lambda config: ReFL())
@@ -188,7 +188,7 @@ def six_tasks() -> list:
     return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
 
 # %% ../../nbs/recipes/01_recipes.ipynb #2671ca68
-MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, average=.97)
+MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, ema_decay=.97)
 
 RECIPES = dict(
     joint=(joint_tasks, RunConfig(epochs=30, minutes=11.5, **MATCHING | dict(lr=1e-4))),   # at twice this rate runs differ more from each other
@@ -200,8 +200,8 @@ RECIPES = dict(
     six=(six_tasks, RunConfig(epochs=16, strategy='pcgrad', **MATCHING | dict(lr=1e-4))),
     compressibility=(lambda: [compressibility_task()], RunConfig(epochs=30, train='full', lr=2e-4)),
     crispness=(lambda: [crispness_task()], RunConfig(epochs=30, train='full', lr=2e-4)),
-    clip=(lambda: [clip_task()], RunConfig(epochs=10, train='full', updates=4, warmup=1)),
-    presence=(lambda: [presence_task()], RunConfig(epochs=10, train='full', updates=4, warmup=1)),
+    clip=(lambda: [clip_task()], RunConfig(epochs=10, train='full', num_minibatches=4, warmup=1)),
+    presence=(lambda: [presence_task()], RunConfig(epochs=10, train='full', num_minibatches=4, warmup=1)),
 )
 
 def recipe_names() -> list: # of strings
@@ -245,11 +245,11 @@ def split_stream(
     stream = PromptStream(path, column, split=split)
     return stream if stream.source.rows >= FEWEST_SPLIT else PromptStream(stream.source)
 
-def make_sampler(config:RunConfig) -> Rollouts:
+def make_sampler(config:RunConfig) -> RolloutSampler:
     "Where a configuration's trajectories come from."
-    if config.tree: return Trees(splits_of(config.tree))
-    if not config.progressive and not config.branching: return Overlapped() if config.overlap else Rollouts()
-    return Branches(first=config.progressive or 1., share_prefix=config.branching, grow=config.grow)
+    if config.tree: return TreeSampler(splits_of(config.tree))
+    if not config.progressive and not config.branching: return AsyncRewardSampler() if config.overlap else RolloutSampler()
+    return BranchSampler(first=config.progressive or 1., share_prefix=config.branching, grow=config.grow)
 
 def make_trainer(
     config:RunConfig,
@@ -267,26 +267,26 @@ def make_trainer(
                    objective=OBJECTIVES[config.objective](config), strategy=STRATEGIES[config.strategy](config), processes=processes)
 
 # %% ../../nbs/recipes/01_recipes.ipynb #438959b8
-_PLAIN = dict(objective='policy', likelihood='path', surrogate='ppo', credit='batch', progressive=0., branching=False, grow=True, tree='')
+_PLAIN = dict(objective='policy', likelihood='path', surrogate='ppo', advantage='batch', progressive=0., branching=False, grow=True, tree='')
 _MATCHING = _PLAIN | dict(likelihood='matching')
 
 METHODS = dict(
     ppo=_PLAIN,                                                                             # Large-scale RL [P Eq 7 and 10]
-    ppo_prompt=_PLAIN | dict(credit='per_prompt'),                                          # DDPO_IS
-    ddpo_sf=_PLAIN | dict(credit='per_prompt', surrogate='reinforce', updates=1),           # DDPO_SF: one update an epoch
-    grpo=_PLAIN | dict(credit='group'),
-    rloo=_PLAIN | dict(credit='leave_one_out'),
-    grpo_guard=_PLAIN | dict(credit='group', surrogate='guard'),
+    ppo_prompt=_PLAIN | dict(advantage='per_prompt'),                                          # DDPO_IS
+    ddpo_sf=_PLAIN | dict(advantage='per_prompt', surrogate='reinforce', num_minibatches=1),           # DDPO_SF: one update an epoch
+    grpo=_PLAIN | dict(advantage='group'),
+    rloo=_PLAIN | dict(advantage='leave_one_out'),
+    grpo_guard=_PLAIN | dict(advantage='group', surrogate='guard'),
     dpok=_PLAIN | dict(kl_weight=.01, kl_target=5.),                                        # a leash that holds 5 nats per step
     backward=_PLAIN | dict(progressive=.7),                                                 # the first half of B²: backward progressive training
-    branches=_PLAIN | dict(progressive=.7, grow=False, branching=True, credit='contrastive'),   # the second half: branch-based sampling
-    b2=_PLAIN | dict(progressive=.7, branching=True, credit='contrastive'),                 # B²-DiffuRL
-    branch_grpo=_PLAIN | dict(tree='0 2', credit='group'),                                  # BranchGRPO: trees, an advantage for each depth
-    awm=_MATCHING | dict(credit='group'),                                                   # Advantage Weighted Matching, with a clip
-    rwr=_MATCHING | dict(surrogate='reinforce', credit='reward_weighted'),
-    rwr_sparse=_MATCHING | dict(surrogate='reinforce', credit='top_share'),
-    raft=_MATCHING | dict(surrogate='reinforce', credit='best_of'),
-    nft=_MATCHING | dict(surrogate='nft', credit='group'),
+    branches=_PLAIN | dict(progressive=.7, grow=False, branching=True, advantage='contrastive'),   # the second half: branch-based sampling
+    b2=_PLAIN | dict(progressive=.7, branching=True, advantage='contrastive'),                 # B²-DiffuRL
+    branch_grpo=_PLAIN | dict(tree='0 2', advantage='group'),                                  # BranchGRPO: trees, an advantage for each depth
+    awm=_MATCHING | dict(advantage='group'),                                                   # Advantage Weighted Matching, with a clip
+    rwr=_MATCHING | dict(surrogate='reinforce', advantage='reward_weighted'),
+    rwr_sparse=_MATCHING | dict(surrogate='reinforce', advantage='top_share'),
+    raft=_MATCHING | dict(surrogate='reinforce', advantage='best_of'),
+    nft=_MATCHING | dict(surrogate='nft', advantage='group'),
     refl=_PLAIN | dict(objective='refl'),                                                   # without the data loss, as its code; which has relu(2 − r)·1e-3 for −r, and no guidance
     refl_data=_PLAIN | dict(objective='refl', data_weight=.1, data_mode='joined'),         # as its paper: with it
     draft=_PLAIN | dict(objective='draft', back_steps=1),

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from .fairness import leave_one_out, unreadable_last
-from .reward import Card, Reward, Seen, image_features, processed, text_features, together
+from .reward import Card, Reward, Observations, image_features, processed, text_features, together
 from ..utils.loading import no_progress_bars
 
 # %% ../../nbs/rewards/06_attributes.ipynb #782c1630
@@ -225,7 +225,7 @@ def balance_reward(
     credit:str='own',          # 'own', 'shared' or 'soft'
     name:str='balance',
 ) -> Reward:
-    "How near a group is to a target distribution over any classes. The figures are the measure, its floor, coverage and the readable share."
+    "How near a group is to a target distribution over any classes. The metrics are the measure, its floor, coverage and the readable share."
     if credit not in ('own', 'shared', 'soft'): raise ValueError(f"credit is {credit!r}; 'own', 'shared' or 'soft' is right")
     if not hasattr(reader, 'names'): raise TypeError(f'reader is {type(reader).__name__} without `names`; `SkinTone`, `ImageClassifier`, `PromptClassifier` or a callable with the names of its classes is right')
     if credit == 'soft' and not hasattr(reader, 'probabilities'): raise ValueError(f"credit 'soft' needs probabilities, and {type(reader).__name__} has none; 'own' or 'shared' is right")
@@ -235,12 +235,12 @@ def balance_reward(
     def score(images, prompts):
         classes = reader(images).cpu()
         p = shares_of(classes, q)
-        figures = {name: measure(p, q).item(), f'{name}_floor': measure_floor(len(images), tuple(q.tolist()), measure),
+        metrics = {name: measure(p, q).item(), f'{name}_floor': measure_floor(len(images), tuple(q.tolist()), measure),
                    'coverage': 1 - absence(torch.bincount(classes[classes >= 0], minlength=len(q)), q).item(), 'readable': (classes >= 0).float().mean().item(),
-                   f'{name} class': Seen(classes, tuple(reader.names))}
-        if credit == 'own': return own_credit(classes, q, measure).to(images.device), figures
+                   f'{name} class': Observations(classes, tuple(reader.names))}
+        if credit == 'own': return own_credit(classes, q, measure).to(images.device), metrics
         worth = -measure(p, q) if credit == 'shared' else -measure(_soft_shares(reader.probabilities(images), q), q.to(images.device))
-        return worth.to(images.device).expand(len(images)), figures
+        return worth.to(images.device).expand(len(images)), metrics
     return Reward(score, name, 'group', Card(f"{measure.__name__} of a group's shares of {', '.join(reader.names[:3])}… from a target", f'{measure.__name__}, negative',
                   'small numbers around 0' if credit == 'own' else 'at most 0', type(reader).__name__, 'colours and cues that the reader takes for the class: watch the readable share and the faces',
                   "the classifier's; scikit-image: BSD-3-Clause"))

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ..emoji import world
-from .reward import Card, Reward, Seen, processed, together
+from .reward import Card, Reward, Observations, processed, together
 from ..utils.loading import assets_dir, no_progress_bars
 
 # %% ../../nbs/rewards/08_composition.ipynb #f3dde115
@@ -171,7 +171,7 @@ def composition_reward(
     judge = strictness if strict else presence
     def score(images, prompts):
         found = (detector or shipped_detector())(images)
-        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)]), {'boxes': Seen([found.above(i, .3) for i in range(len(prompts))])}
+        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)]), {'boxes': Observations([found.above(i, .3) for i in range(len(prompts))])}
     card = Card('confidence that what the prompt names is there' + (', in the right number and place' if strict else ''), 'probability', '0 … 1',
                 'the shipped RT-DETR' if detector is None else 'a transformers detector',
                 'objects as the detector likes them best: large, plain, in the middle of their half',

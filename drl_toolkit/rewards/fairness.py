@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ..emoji import world
-from .reward import Card, Reward, Seen, together
+from .reward import Card, Reward, Observations, together
 from ..emoji.world import TONES
 from ..utils.loading import assets_dir
 
@@ -130,15 +130,15 @@ def fairness_reward(
     classes:int=len(TONES),
     name:str='fairness',
 ) -> Reward:
-    "Parity of a group as a reward. The recorded figures are means over groups: parity, its square (both give its spread), its floor and the readable share."
+    "Parity of a group as a reward. The recorded metrics are means over groups: parity, its square (both give its spread), its floor and the readable share."
     ways = dict(own=leave_one_out_credit, rare=rarity_credit, shared=lambda tones, classes: torch.full((len(tones),), -statistical_parity(tones, classes)))
     if credit not in ways: raise ValueError(f"credit is {credit!r}; {', '.join(map(repr, ways))} is right")
     def score(images, prompts):
         tones = (reader or shipped_reader())(images).cpu()
         value, parity = ways[credit](tones, classes), statistical_parity(tones, classes)
-        figures = dict(parity=parity, parity_square=parity**2, parity_floor=parity_floor(len(images), classes), readable=(tones >= 0).float().mean().item())
-        figures['skin tone'] = Seen(tones, TONES if classes == len(TONES) else tuple(f'class {i + 1}' for i in range(classes)))
-        return value.to(images.device), figures
+        metrics = dict(parity=parity, parity_square=parity**2, parity_floor=parity_floor(len(images), classes), readable=(tones >= 0).float().mean().item())
+        metrics['skin tone'] = Observations(tones, TONES if classes == len(TONES) else tuple(f'class {i + 1}' for i in range(classes)))
+        return value.to(images.device), metrics
     made = Reward(score, name, 'group', Card('how evenly the skin tones of a group are spread', 'parity', dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')[credit],
                   'the shipped tone reader' if reader is None else 'a tone reader', 'colour casts and painted faces: watch the readable share and the faces',
                   'Apache-2.0' if reader is None else "the reader's"), headline='parity')

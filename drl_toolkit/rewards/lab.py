@@ -110,7 +110,7 @@ class Slope:
         return ((self.claimed - self.measured).norm() / longer).item() if longer > 0 else 0.
 
 def _total(r, images, prompts):
-    values = torch.as_tensor(r.bare(images, prompts))
+    values = torch.as_tensor(r.raw(images, prompts))
     return values.expand(len(images)) @ torch.linspace(.5, 1.5, len(images)).to(values)   # a plain sum would cancel what is relative to the batch
 
 def _gradient(r, images, prompts):
@@ -159,7 +159,7 @@ class RewardReport:
     milliseconds: float          # per picture
     reads_prompt: bool|None      # whether values change with the prompts; None for groups, and where all prompts are one
     card: Card
-    figures: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
     slopes: list = field(default_factory=list)   # of `Slope`
     ties: dict = field(default_factory=dict)     # of MEASURES: rank correlation
     others: dict = field(default_factory=dict)   # other reward's name: rank correlation, NaN where it cannot judge these pictures
@@ -227,7 +227,7 @@ def rows(self:RewardReport) -> list: # of (label, text)
     rows = [('level', self.level), ('range', f'{v.min():.4g} … {v.max():.4g}, mean {self.mean:.4g}, std {self.std:.3g} over {len(v)} images' + (f' (its card says {self.card.range})' if self.card.range else '')),
             ('returns', self.dtype), ('cost', f'{self.milliseconds:.2f} ms per image')]
     rows.append(('gradient', f'along its own direction {self.slopes[0].claimed[0]:.4g} claimed, {self.slopes[0].measured[0]:.4g} measured' if self.slopes else 'none claimed'))
-    rows += [(k, f'{float(x):.4g}') for k, x in self.figures.items()]
+    rows += [(k, f'{float(x):.4g}') for k, x in self.metrics.items()]
     rows += [('goes with', pairs(self.ties)), ('others', pairs(self.others) or 'none asked')]
     rows.append(('edits', ', '.join(f'{k} {gain:+.1f} std' for k, (gain, _) in self.edits.items()) or 'not tried: the values do not vary'))
     if self.card.hacks: rows.append(('known hacks', self.card.hacks))
@@ -297,7 +297,7 @@ SHIPPED = (clip_score, composition, strict_composition, preference, fairness)   
 
 def _raw_dtype(r, images, prompts):
     "What the function itself returns, before it is made float32."
-    values = r.bare(images, prompts)
+    values = r.raw(images, prompts)
     return str(getattr(values, 'dtype', type(values).__name__)).removeprefix('torch.')
 
 def _some(level, prompts, groups, count):
@@ -352,7 +352,7 @@ def noise_share(
     return (noise / variance).clamp(max=1).item() if variance else 0.
 
 def _examined(r, images, prompts, groups, others):
-    values, figures = r.report(images, prompts, groups)                       # the first call also loads models and checks what it was given
+    values, metrics = r.report(images, prompts, groups)                       # the first call also loads models and checks what it was given
     began = time.perf_counter(); again = r(images, prompts, groups); cost = time.perf_counter() - began
     groups = groups_of(prompts) if groups is None else groups.cpu()
     perm = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -363,7 +363,7 @@ def _examined(r, images, prompts, groups, others):
     alone = gap(torch.cat([r(*pick(i[None])) for i in some]), values[some]) if r.level == 'sample' else None
     return RewardReport(
         r.name, r.level, values.cpu(), _raw_dtype(r, *pick(one)), gap(again, values), noise_share(values, again), gap(r(*pick(perm), groups[perm]), values[perm]), alone, 1000 * cost / len(images),
-        _reads_prompt(r, images, prompts, values), r.card, figures, gradient_slopes(r, *pick(one)), {name: rank_correlation(values, f(images), prompts) for name, f in MEASURES.items()},
+        _reads_prompt(r, images, prompts, values), r.card, metrics, gradient_slopes(r, *pick(one)), {name: rank_correlation(values, f(images), prompts) for name, f in MEASURES.items()},
         _related(r, values, images, prompts, groups, others), _edits(r, *pick(some), groups[some], values.std(correction=0).item()), images.cpu(), list(prompts))
 
 # %% ../../nbs/rewards/12_lab.ipynb #db27e02d

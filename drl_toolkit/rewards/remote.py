@@ -115,16 +115,16 @@ def read_reply(
     status:int,        # of HTTP
     body:bytes,
     count:int,         # values expected
-) -> tuple:            # values (count,) float32, dict of figures
+) -> tuple:            # values (count,) float32, dict of metrics
     "What a server answered. Anything but the values asked for is a `ValueError`."
     found = _json_object(body, f'the reply (status {status})', _plain)
     if status != 200: raise ValueError(' '.join(f"it answers with status {status}: {str(found.get('error'))[:400]}".split()))
-    values, figures = found.get('values'), found.get('figures', {})
+    values, metrics = found.get('values'), found.get('metrics', {})
     if not isinstance(values, list) or len(values) != count:
         raise ValueError(f"the reply has {len(values) if isinstance(values, list) else 'no'} values; {count} are right")
     if bad := [v for v in values if not _is_number(v)]: raise ValueError(f'the reply has the value {str(bad[0])[:40]}; finite numbers are right')
-    if not isinstance(figures, dict) or not all(map(_is_number, figures.values())): raise ValueError('the reply has figures that are not finite numbers')
-    return torch.tensor(values, dtype=torch.float32), figures
+    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())): raise ValueError('the reply has metrics that are not finite numbers')
+    return torch.tensor(values, dtype=torch.float32), metrics
 
 # %% ../../nbs/rewards/03_remote.ipynb #c396a5dd
 class _Gateway(OSError): "A gateway says that the server is away for now."
@@ -237,8 +237,8 @@ def remote_reward(
     def score(images, prompts):
         size = len(images) if about['level'] == 'group' else batch_size
         told = [(ask(images[i:i + size], prompts[i:i + size]), len(images[i:i + size])) for i in range(0, len(images), size)]
-        figures = {k: sum(f[k] * n for (_, f), n in told) / len(images) for k in told[0][0][1] if all(k in f for (_, f), _ in told)}
-        return torch.cat([values for (values, _), _ in told]).to(images.device), figures
+        metrics = {k: sum(f[k] * n for (_, f), n in told) / len(images) for k in told[0][0][1] if all(k in f for (_, f), _ in told)}
+        return torch.cat([values for (values, _), _ in told]).to(images.device), metrics
     return Reward(score, about['name'], about['level'], _card(about.get('card')))
 
 def _about(address, timeout, retries):
@@ -306,26 +306,26 @@ class Pending:
         if not ready: return
         self.asked |= set(ready)
         batch = torch.stack([self.images.pop(i) for i in ready])
-        self.parts.append((ready, self.pool.submit(told_of, ready, self.reward.look, batch, [self.prompts[i] for i in ready], self.groups[ready])))
+        self.parts.append((ready, self.pool.submit(told_of, ready, self.reward.evaluate, batch, [self.prompts[i] for i in ready], self.groups[ready])))
 
     def _whole_groups(self, rows):
         "Rows of the groups that are complete with these."
         members = [(self.groups == g).nonzero().flatten().tolist() for g in self.groups[list(rows)].unique()]
         return [i for m in members if all(j in self.images for j in m) for i in m]
 
-    def result(self) -> tuple: # (values (B,), dict of figures), as `reward.report` gives them
+    def result(self) -> tuple: # (values (B,), dict of metrics), as `reward.report` gives them
         "All values; waits for those that are not there yet. An error of the reward comes out here."
-        return self.look()[:2]
+        return self.evaluate()[:2]
 
-    def look(self) -> tuple: # (values (B,), dict of figures, dict of `Seen`), as `reward.look` gives them
+    def evaluate(self) -> tuple: # (values (B,), dict of metrics, dict of `Observations`), as `reward.evaluate` gives them
         "The same, and what the reward saw in each picture."
         if missing := len(self.prompts) - len(self.asked): raise ValueError(f'pending: {missing} of {len(self.prompts)} pictures have not been handed over')
         told = [(rows, *part.result()) for rows, part in self.parts]
         values = told[0][1].new_zeros(len(self.prompts))
         for rows, part, *_ in told: values[rows] = part
         weights = [len(rows) if self.reward.level == 'sample' else len(self.groups[rows].unique()) for rows, *_ in told]
-        figures = {k: sum(w * f[k] for w, (_, _, f, _) in zip(weights, told)) / sum(weights) for k in told[0][2]}
-        return values, figures, {k: seen_in_place([torch.tensor(rows) for rows, *_ in told], [s[k] for *_, s in told]) for k in told[0][3]}
+        metrics = {k: sum(w * f[k] for w, (_, _, f, _) in zip(weights, told)) / sum(weights) for k in told[0][2]}
+        return values, metrics, {k: seen_in_place([torch.tensor(rows) for rows, *_ in told], [s[k] for *_, s in told]) for k in told[0][3]}
 
 def scored_rollout(
     policy:Policy,
@@ -335,7 +335,7 @@ def scored_rollout(
     seed:int=0,                # of the run
     epoch:int=0,
     batch_size:int=0,          # pictures that are handed to the reward together; 0 is `part_size`
-) -> tuple:                    # Trajectory, values (B,), dict of figures
+) -> tuple:                    # Trajectory, values (B,), dict of metrics
     "What `rollout` and `reward.report` give, with the reward at work on each batch while the next is sampled."
     if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
     if batch_size < 0: raise ValueError(f'batch_size is {batch_size}; it should be 0 or more')

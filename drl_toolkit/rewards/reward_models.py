@@ -160,4 +160,4 @@ def image_reward(
         read = tokens(list(prompts), padding=True, truncation=True, max_length=35, return_tensors='pt').to(images.device)
         return net(processed(net.processor, images)['pixel_values'], read['input_ids'], read['attention_mask'])
     return Reward(score, name, card=Card('how much people like the picture for its prompt', 'standard deviations', 'about -2.5 … 2', str(model),
-                                         'over-detailed, high-frequency texture: 1.9 and more is noise, not quality ([P] figures 4 and 28)', 'Apache-2.0'))
+                                         'over-detailed, high-frequency texture: 1.9 and more is noise, not quality ([P] metrics 4 and 28)', 'Apache-2.0'))

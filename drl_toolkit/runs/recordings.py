@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..utils.files import read_json, read_picture
 from ..algorithms.objectives import clip_pair
-from .run import Run, RunError, write_whole
+from .run import Run, RunError, atomic_write
 from ..training.trainer import Callback, PolicyGradient
 from ..utils.images import sheet, to_pil
 
@@ -181,7 +181,7 @@ def save_frames(
     def write(part):
         part.mkdir()
         for name, data in (files | {'frames.json': text}).items(): (part / name).write_bytes(data)
-    return write_whole(run.place('frames', f'epoch_{epoch:04d}'), write)
+    return atomic_write(run.place('frames', f'epoch_{epoch:04d}'), write)
 
 # %% ../../nbs/runs/02_recordings.ipynb #222ced9a
 def shown_samples(
@@ -260,7 +260,7 @@ class Followed:
         with trainer.policy.uncounted():
             return trainer.in_pieces(lambda rows: trainer.policy.predict(rows['latents'], rows['step'], rows['cond']), self.rows)
 
-    def _step(self, trainer, told): return trainer.policy.tables.transition(told, self.rows['step'], self.rows['latents'].float())
+    def _step(self, trainer, told): return trainer.policy.coefficients.transition(told, self.rows['step'], self.rows['latents'].float())
 
     def columns(self, trainer) -> dict: # name -> (rows,)
         "What became of each row by the end of the epoch."
@@ -270,7 +270,7 @@ class Followed:
         if policy.knows_base:
             with policy.reference(): kl = then.kl(self._step(trainer, self._ask(trainer)))
         return dict(steps=rows['step'], timesteps=policy.timesteps[rows['step']], log_prob=rows['old_log_prob'], ratio=ratio, kl=kl,
-                    trained=self.trained, clipped=self.trained & self._beyond(trainer, ratio), noise_std=policy.tables.std[rows['step']])
+                    trained=self.trained, clipped=self.trained & self._beyond(trainer, ratio), noise_std=policy.coefficients.std[rows['step']])
 
     def _beyond(self, trainer, ratio):
         "Whether PPO's clip leaves a row no gradient; other surrogates clip something else than this ratio."
@@ -289,8 +289,8 @@ class Followed:
     def pictures(self, trainer) -> list: # of (noisy, predicted), lists of PIL images
         "Each path decoded."
         policy, rows, count = trainer.policy, self.rows, len(self.steps)
-        noisy = to_pil(policy.decode(policy.tables.model_input(rows['latents'].float(), rows['step'])))
-        clean = to_pil(policy.decode(policy.tables.clean_and_noise(self.told, rows['step'], rows['latents'].float())[0]))
+        noisy = to_pil(policy.decode(policy.coefficients.model_input(rows['latents'].float(), rows['step'])))
+        clean = to_pil(policy.decode(policy.coefficients.clean_and_noise(self.told, rows['step'], rows['latents'].float())[0]))
         last = to_pil(self.batch.trajectory.images[self.samples])
         return [(noisy[i * count:(i + 1) * count] + [last[i]], clean[i * count:(i + 1) * count]) for i in range(len(self.samples))]
 
@@ -383,4 +383,4 @@ def slim_copy(
     Run.open(run)
     left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | ({'weights'} if not weights else set())
     skip = lambda at, name: name.startswith('.') or File(at) == File(run) and name in left_out or (File(at) / name).is_symlink()
-    return write_whole(folder, lambda part: shutil.copytree(run, part, ignore=lambda at, names: [n for n in names if skip(at, n)]))
+    return atomic_write(folder, lambda part: shutil.copytree(run, part, ignore=lambda at, names: [n for n in names if skip(at, n)]))

@@ -21,7 +21,7 @@ def text_identity(policy:Policy) -> str:
     about = [type(policy.pipeline).__name__, policy.precision, policy.device.type, diffusers.__version__, transformers.__version__, torch.__version__]
     about += [(name, part.model_max_length, sorted(part.get_vocab().items())) for name, part in policy.pipeline.components.items() if name.startswith('tokenizer') and part is not None]
     digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
-    for i, module in enumerate(policy.readers):
+    for i, module in enumerate(policy.text_encoders):
         for name, tensor in module.state_dict().items():
             digest.update(f'{i}/{name}/{tensor.dtype}/{tuple(tensor.shape)}'.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

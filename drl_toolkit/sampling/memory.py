@@ -99,12 +99,12 @@ class Load:
     micro_batch: int = 128    # transitions per forward and backward
     train_steps: int = 5      # denoising steps trained per picture
     kl: bool = False          # a leash to the base
-    average: bool = False     # averaged weights
+    ema: bool = False     # averaged weights
     measured: bool = False    # now and then the gradient's noise is measured, with a copy of one gradient
     rollout_batch: int = 64   # pictures denoised together
     decode_batch: int = 32    # pictures decoded together
     threads: int = 1          # batches at once, unless one takes all threads; on a CPU as many as PyTorch has threads
-    keep_graphs: bool = False # sampling keeps what the backward pass of all trained steps needs
+    reuse_graphs: bool = False # sampling keeps what the backward pass of all trained steps needs
     gpu: bool = False         # on a GPU, whose autocast and kernels make copies that a CPU's do not
 
 WORKSPACE = 2**25             # bytes that PyTorch gives cuBLAS on a Hopper card
@@ -124,12 +124,12 @@ def estimate(
     policy = Policy(hollow_pipeline(model), **vars(replace(config, offload=False)))     # tensors without data cannot move
     if policy.takes_all_threads: load = replace(load, threads=1)
     trained = 4 * sum(p.numel() for p in policy.parameters())
-    latent = torch.Size(policy.latent_shape).numel() * PRECISIONS[config.store].itemsize
+    latent = torch.Size(policy.latent_shape).numel() * PRECISIONS[config.latents_dtype].itemsize
     rows = load.samples * load.train_steps
     images = 4 * 3 * policy.adapter.image_size ** 2 * load.samples
-    waiting = policy.readers if config.offload else []
+    waiting = policy.text_encoders if config.offload else []
     parts = dict(weights=sum(parameter_bytes(m) for m in policy.pipeline.components.values() if isinstance(m, torch.nn.Module) and m not in waiting),
-                 training=trained * (2 + load.average + load.measured + (load.kl and config.train == 'full')),
+                 training=trained * (2 + load.ema + load.measured + (load.kl and config.train == 'full')),
                  trajectories=latent * (load.samples * (config.num_steps + 1) + 4 * rows) + images)
     if load.gpu: parts |= dict(workspace=WORKSPACE)
     elif config.train == 'full' and config.precision != 'fp32': _cast_for_simulation(policy)
@@ -139,7 +139,7 @@ def estimate(
 
 def _peaks(policy, config, load, known):
     "The peak of each phase. What an option does not change is not simulated again."
-    drawn = replace(config, store='fp32', offload=False, checkpointing=False)
+    drawn = replace(config, latents_dtype='fp32', offload=False, checkpointing=False)
     phases = dict(sampling=(drawn, _sample, min(load.threads * load.rollout_batch, load.samples)),
                   update=(replace(drawn, checkpointing=config.checkpointing), _update, min(load.threads * load.micro_batch, load.samples * load.train_steps), load.kl),
                   decoding=(drawn, _decode, min(load.decode_batch, load.samples)))
@@ -147,7 +147,7 @@ def _peaks(policy, config, load, known):
     for name, (settings, phase, *args) in phases.items():
         found[name] = _once(known, settings, load.gpu, phase, policy, *args)
         if phase is _sample: _batch(policy, 1)                                # later phases find the embeddings that it leaves, simulated now or before
-    return found | (dict(graphs=_graphs(policy, drawn, load, known, found['decoding'])) if load.keep_graphs else {})
+    return found | (dict(graphs=_graphs(policy, drawn, load, known, found['decoding'])) if load.reuse_graphs else {})
 
 def _once(known, settings, gpu, phase, policy, *args):
     "The peak of a phase, simulated where it is not known."
@@ -163,7 +163,7 @@ def _graphs(policy, drawn, load, known, decoding):
 
 def _cast_for_simulation(policy):
     "The meta device has no autocast: let the weights have the precision that autocast would give them."
-    for module in policy.parts.values(): cast(module, PRECISIONS[policy.precision])
+    for module in policy.trainable_modules.values(): cast(module, PRECISIONS[policy.precision])
 
 def _peak(phase, policy, *args, gpu=False):
     with ExitStack() as stack:
@@ -232,10 +232,10 @@ def options_that_help(config:PolicyConfig, load:Load) -> dict: # option -> (conf
     "Changes that may save memory, as one would type them."
     options = {}
     if load.micro_batch > 8: options[f'--micro-batch {max(8, load.micro_batch // 4)}'] = config, replace(load, micro_batch=max(8, load.micro_batch // 4))
-    if load.keep_graphs: return options | {'--no-keep-graphs': (config, replace(load, keep_graphs=False))}   # does not go with the others
+    if load.reuse_graphs: return options | {'--no-reuse-graphs': (config, replace(load, reuse_graphs=False))}   # does not go with the others
     if not config.checkpointing: options['--checkpointing'] = replace(config, checkpointing=True), load
     if config.precision == 'fp32': options['--precision bf16'] = replace(config, precision='bf16'), load
-    if config.store == 'fp32': options['--store bf16'] = replace(config, store='bf16'), load
+    if config.latents_dtype == 'fp32': options['--latents-dtype bf16'] = replace(config, latents_dtype='bf16'), load
     if not config.offload and not config.train_text_encoder: options['--offload'] = replace(config, offload=True), load
     if load.measured: options['--measure-every 0'] = config, replace(load, measured=False)
     if config.train == 'full': options['--train lora'] = replace(config, train='lora'), load

@@ -41,7 +41,7 @@ class Adapter:
     "What a policy asks of a pipeline. Subclasses say where theirs differs."
     network_name = 'unet'
     text_encoders = ('text_encoder',)   # those that can be trained
-    readers = ('text_encoder', 'tokenizer')   # what a prompt needs; further ones may be missing
+    text_components = ('text_encoder', 'tokenizer')   # what a prompt needs; further ones may be missing
     flow_matching = False               # whether the pipeline's class is made for flow matching alone
     guided_by_input = False             # guidance is a number that the network is given, and needs no second call
 
@@ -68,7 +68,7 @@ class Adapter:
     @classmethod
     def needed(cls) -> tuple: # of names
         "The parts that such a pipeline cannot do without."
-        return 'vae', cls.network_name, *cls.readers, 'scheduler'
+        return 'vae', cls.network_name, *cls.text_components, 'scheduler'
 
     def latent_channels(self) -> int:
         "Channels of the latents that the network takes."
@@ -112,7 +112,7 @@ class Adapter:
         "What guidance goes away from; '' is the unconditional branch."
         return self.encode([prompt])
 
-    def denoise(self,
+    def forward(self,
         latents:torch.Tensor,   # (B, C, H, W), as the scheduler scales them
         timestep:torch.Tensor,  # (B,)
         embeddings:dict,        # name -> (B, …)
@@ -164,7 +164,7 @@ class StableDiffusion(Adapter): "Stable Diffusion 1.x and 2.x: one text encoder,
 class StableDiffusionXL(Adapter):
     "Stable Diffusion XL."
     text_encoders = ('text_encoder', 'text_encoder_2')
-    readers = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
+    text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def encode(self, prompts):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
@@ -174,7 +174,7 @@ class StableDiffusionXL(Adapter):
         _, embeds, _, pooled = self.pipeline.encode_prompt([''], device=self.device, do_classifier_free_guidance=True, negative_prompt=[prompt] if prompt else None)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def denoise(self, latents, timestep, embeddings, guidance_scale):
+    def forward(self, latents, timestep, embeddings, guidance_scale):
         size, pooled = (self.image_size, self.image_size), embeddings['pooled_prompt_embeds']
         ids = torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)                # original size, crop, target size
         return self.network(latents, timestep, encoder_hidden_states=embeddings['prompt_embeds'],
@@ -190,7 +190,7 @@ def dynamic_shift(scheduler, tokens:int) -> dict: # mu, where the scheduler want
 class StableDiffusion3(Adapter):
     "Stable Diffusion 3 and 3.5."
     network_name, text_encoders, flow_matching = 'transformer', ('text_encoder', 'text_encoder_2'), True
-    readers = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
+    text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def set_timesteps(self, num_steps):
         side = self.latent_shape[1] // self.network.config.patch_size
@@ -200,14 +200,14 @@ class StableDiffusion3(Adapter):
         embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.device, do_classifier_free_guidance=False)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def denoise(self, latents, timestep, embeddings, guidance_scale):
+    def forward(self, latents, timestep, embeddings, guidance_scale):
         return self.network(hidden_states=latents, timestep=timestep, encoder_hidden_states=embeddings['prompt_embeds'],
                             pooled_projections=embeddings['pooled_prompt_embeds']).sample
 
 class Flux(Adapter):
     "FLUX.1, with or without guidance as an input."
     network_name, flow_matching = 'transformer', True
-    readers = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
+    text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def latent_channels(self): return self.network.config.in_channels // 4         # patches of two by two
 
@@ -229,7 +229,7 @@ class Flux(Adapter):
         embeds, pooled, _ = self.pipeline.encode_prompt(prompts, None, device=self.device)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def denoise(self, latents, timestep, embeddings, guidance_scale):
+    def forward(self, latents, timestep, embeddings, guidance_scale):
         count, channels, height, width = latents.shape
         words, device = embeddings['prompt_embeds'], latents.device
         places = self.pipeline._prepare_latent_image_ids(count, height // 2, width // 2, device, words.dtype)
@@ -249,7 +249,7 @@ class PixArtSigma(Adapter):
         embeds, mask, _, _ = self.pipeline.encode_prompt(prompts, False, device=self.device)
         return dict(prompt_embeds=embeds, prompt_attention_mask=mask)
 
-    def denoise(self, latents, timestep, embeddings, guidance_scale):
+    def forward(self, latents, timestep, embeddings, guidance_scale):
         out = self.network(latents, encoder_hidden_states=embeddings['prompt_embeds'], encoder_attention_mask=embeddings['prompt_attention_mask'],
                            timestep=timestep, added_cond_kwargs=dict(resolution=None, aspect_ratio=None)).sample
         return out[:, :latents.shape[1]]

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'DEVICES', 'WORKSPACE', 'PROCESSES', 'STOCHASTIC', 'WOR
            'M_MMAP_THRESHOLD', 'M_ARENA_MAX', 'KEPT', 'LOADED', 'FUSED_QKV', 'FUSED_LORA', 'REMEMBERED', 'LORA_FILE',
            'PLAIN_LORA', 'WEIGHTS', 'VOCABULARIES', 'PolicyConfig', 'best_device', 'check_device', 'wide',
            'prepare_deterministic', 'deterministic_algorithms', 'check_types', 'check_words', 'another_scheduler',
-           'conversion', 'sampling_scheduler', 'first_order_words', 'say_once', 'keep_freed_memory', 'aligned',
+           'conversion', 'sampling_scheduler', 'first_order_words', 'say_once', 'keep_freed_memory', 'aligned_copy',
            'Policy', 'lora_options', 'say', 'cast', 'rescaled', 'demo_folder', 'base_of', 'noted_base', 'find_model',
            'unreachable', 'check_folder', 'readable', 'open_pipeline']
 
@@ -34,7 +34,7 @@ from .model_folders import check_pipeline_index, forget_places, is_place
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
                               lora_disabled, merge_adapters, pad_to_rank, stacked_factors, tuner_layers)
 from .pipelines import ADAPTERS, ATTENTION, Conditions, adapt
-from .transitions import PREV_TIMESTEPS, SDES, Gaussian, check_sampler, noise_process, tables, without_gaussian
+from .transitions import PREV_TIMESTEPS, SDES, Gaussian, check_sampler, noise_process, sampler_coefficients, without_gaussian
 from ..utils.loading import assets_dir, no_progress_bars
 
 # %% ../../nbs/sampling/05_policy.ipynb #db496fb9
@@ -49,8 +49,8 @@ class PolicyConfig:
     sde: str = ''                    # noise of flow matching: 'flow', 'dance' or 'cps'
     noise_level: float = 0.          # how much of it
     prev_timestep: str = 'schedule'  # DDIM: a step leads to the timestep that is visited next; 'diffusers' is t - 1000 // T
-    noisy_from: int = 0              # first step that adds noise
-    noisy_steps: int = 0             # how many steps add noise from there on (MixGRPO's window); 0 is all
+    sde_start: int = 0              # first step that adds noise
+    sde_steps: int = 0             # how many steps add noise from there on (MixGRPO's window); 0 is all
     guidance_scale: float = 1.       # classifier-free guidance; 1 is none
     guidance_rescale: float = 0.     # 0 … 1: how far the guided prediction is brought back to the spread of the unguided one
     negative_prompt: str = ''        # what guidance goes away from
@@ -61,20 +61,20 @@ class PolicyConfig:
     lora_alpha: float = 0.           # scale of the LoRA; 0 is the rank, so that the factor is 1
     lora_targets: str = ' '.join(ATTENTION) # layers that LoRA joins, by the ends of their names
     precision: str = 'fp32'          # of the network's forward pass: 'fp32', 'bf16' or 'fp16'; trained weights stay in fp32
-    store: str = 'fp32'              # of stored latents; they are rounded before they are scored
+    latents_dtype: str = 'fp32'              # of stored latents; they are rounded before they are scored
     checkpointing: bool = False      # compute activations twice and store few: less memory, a third slower
     offload: bool = False            # frozen text encoders wait in the CPU's memory and come to the device only to read new prompts
     image_size: int = 0              # pixels, width and height
-    min_rows: int = 0                # rows that a call of the network has at least; smaller batches are filled up; 0 is 16 for a small network, 1 for a large one
+    min_batch_size: int = 0                # rows that a call of the network has at least; smaller batches are filled up; 0 is 16 for a small network, 1 for a large one
     seed: int = 0                    # of the LoRA's first matrices; the second start at zero
 
     def __post_init__(self):
         check_types(self)
         for name in ('num_steps', 'lora_rank'): _at_least(self, name, 1, whole=True)
-        for name in ('noisy_from', 'noisy_steps', 'image_size', 'min_rows'): _at_least(self, name, 0, whole=True)
+        for name in ('sde_start', 'sde_steps', 'image_size', 'min_batch_size'): _at_least(self, name, 0, whole=True)
         for name in ('eta', 'noise_level', 'guidance_scale', 'guidance_rescale', 'lora_alpha'): _at_least(self, name, 0)
         if self.guidance_rescale > 1: raise ValueError(f'guidance_rescale is {self.guidance_rescale!r}; it should lie in [0, 1]')
-        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), store=tuple(PRECISIONS), sde=('', *SDES), prev_timestep=PREV_TIMESTEPS)
+        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), latents_dtype=tuple(PRECISIONS), sde=('', *SDES), prev_timestep=PREV_TIMESTEPS)
 
 DEVICES = dict(cuda=torch.cuda, xpu=torch.xpu, mps=torch.mps)   # accelerators, the best first
 
@@ -221,7 +221,7 @@ KEPT = {
     M_TRIM_THRESHOLD: 2**31 - 1,                     # bytes that may lie unused at the end of the heap
     M_ARENA_MAX: 1}                                  # heaps, for all threads; one of a thread's own keeps 64 MB at most
 
-def aligned(weight:torch.Tensor) -> torch.Tensor: # the same numbers
+def aligned_copy(weight:torch.Tensor) -> torch.Tensor: # the same numbers
     "At an address that PyTorch would give it. Weights of a file lie in memory as in the file, and on some CPUs products with a copy of such a weight round otherwise."
     return weight.clone() if weight.device.type == 'cpu' and weight.data_ptr() % 64 else weight
 
@@ -239,12 +239,12 @@ class Policy:
         self.adapter, self.device = adapt(pipeline, self.image_size or None), pipeline.device
         self.network, self.vae, self.latent_shape = self.adapter.network, pipeline.vae, self.adapter.latent_shape
         self.large = sum(p.numel() for p in self.network.parameters()) >= LARGE
-        self.fewest_rows = self.min_rows or (1 if self.large else 16)
+        self.min_call_batch = self.min_batch_size or (1 if self.large else 16)
         self._embeddings, self._negative, self._base = {}, None, None
         self._given, self._continued = {}, False                   # LoRAs that the pipeline came with: added to its weights, or trained on
         self._count, self._counting = 0, Lock()
         self.cache = None                                          # of embeddings on disk; notebook `sampling/06_embeddings`
-        self.call, self.shards = self.adapter.denoise, None        # where the network lies in parts on several processes, notebook `distributed/02_shards` has both
+        self.call, self.shards = self.adapter.forward, None        # where the network lies in parts on several processes, notebook `distributed/02_shards` has both
         self.schedule()
         self._prepare()
         if self.device.type == 'cpu': keep_freed_memory()
@@ -255,8 +255,8 @@ class Policy:
         noise = dict(eta=self.eta, sde=self.sde or None, noise_level=self.noise_level or None)
         check_sampler(self.pipeline.scheduler, **noise, num_steps=self.num_steps)
         self.adapter.set_timesteps(self.num_steps)
-        window = range(self.noisy_from, self.noisy_from + self.noisy_steps) if self.noisy_steps else None
-        self.tables = tables(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device, prev_timestep=self.prev_timestep)
+        window = range(self.sde_start, self.sde_start + self.sde_steps) if self.sde_steps else None
+        self.coefficients = sampler_coefficients(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device, prev_timestep=self.prev_timestep)
 
     def _choose_scheduler(self):
         "The one that was asked for, the pipeline's own, or in place of one without a density another of the same noise process: said, and written into the configuration."
@@ -267,7 +267,7 @@ class Policy:
         say_once(f'scheduler: {why}; sampling with {first_order_words(self.scheduler)} made from its configuration; --scheduler chooses another')
 
     @property
-    def parts(self) -> dict: # prefix -> module
+    def trainable_modules(self) -> dict: # prefix -> module
         "The modules that training changes; the prefix is of their parameters' names."
         words = self.adapter.text_encoders if self.train_text_encoder else ()
         return {'': self.network} | {f'{name}.': getattr(self.pipeline, name) for name in words}
@@ -281,20 +281,20 @@ class Policy:
         self.vae.float().to(memory_format=torch.channels_last)                                       # faster convolutions
         if self.adapter.network_name == 'unet': self.network.to(memory_format=torch.channels_last)
         if self.checkpointing: self.network.enable_gradient_checkpointing()
-        for prefix, module in self.parts.items():
+        for prefix, module in self.trainable_modules.items():
             if self.train == 'full': module.float().requires_grad_(True)
             else: self._join_lora(module, self.lora_targets.split() if not prefix else list(WORDS))
-        for p in self.parameters(): p.data = aligned(p.data.float())
+        for p in self.parameters(): p.data = aligned_copy(p.data.float())
         if self._continued: self.base_weights()
         self._send_readers('cpu')
 
     @property
-    def readers(self) -> list: # of modules
+    def text_encoders(self) -> list: # of modules
         "The text encoders."
         return [m for name, m in self.pipeline.components.items() if name.startswith('text_encoder') and m is not None]
 
     def _send_readers(self, device):
-        for module in self.readers if self.offload else (): module.to(device)
+        for module in self.text_encoders if self.offload else (): module.to(device)
 
     @contextmanager
     def reading(self):
@@ -322,7 +322,7 @@ class Policy:
 
     def _take_adapters(self):
         "Adapters that came with the pipeline: one that a policy of the same options made is trained on, all others are added to the weights."
-        trained = list(self.parts.values()) if self.train == 'lora' else []
+        trained = list(self.trainable_modules.values()) if self.train == 'lora' else []
         for name, module in self.pipeline.components.items():
             if not isinstance(module, torch.nn.Module) or not tuner_layers(module): continue
             if any(module is part for part in trained) and self._goes_on(module): self._continued = True
@@ -359,14 +359,14 @@ class Policy:
     @property
     def timesteps(self) -> torch.Tensor: # (T,)
         "Training timesteps that the sampler visits, noise first."
-        return self.tables.timesteps
+        return self.coefficients.timesteps
     @property
     def stochastic(self) -> torch.Tensor: # (T,) bool
         "Which steps add noise, and so have a density."
-        return self.tables.stochastic
+        return self.coefficients.stochastic
 
     @property
-    def evaluations(self) -> int:
+    def nfe(self) -> int:
         "Rows that the network has been asked so far: the currency in which methods are compared."
         return self._count
 
@@ -388,12 +388,12 @@ class Policy:
     @property
     def fewest_samples(self) -> int:
         "Of fewer, a batch would be filled up."
-        return -(-self.fewest_rows // (2 if self.guided and self.train_unconditional else 1))
+        return -(-self.min_call_batch // (2 if self.guided and self.train_unconditional else 1))
 
     def named_parameters(self) -> dict: # name -> fp32 tensor
         "What training changes, by name; where the network is sharded, this process's part of it."
         if self.shards is not None: return self.shards.named
-        return {prefix + n: p for prefix, module in self.parts.items() for n, p in module.named_parameters() if p.requires_grad}
+        return {prefix + n: p for prefix, module in self.trainable_modules.items() for n, p in module.named_parameters() if p.requires_grad}
 
     def parameters(self) -> list: # of fp32 tensors
         "What training changes."
@@ -482,8 +482,8 @@ def predict(self:Policy,
     cond:Conditions,       # B rows, from `encode`
 ) -> torch.Tensor:         # (B, C, H, W) fp32
     "The network's output, guidance included."
-    t, x, told = self.timesteps[step].expand(len(latents)), self.tables.model_input(latents.float(), step), self.embed(cond)
-    if not self.guided: return self.denoise(x, t, told)
+    t, x, told = self.timesteps[step].expand(len(latents)), self.coefficients.model_input(latents.float(), step), self.embed(cond)
+    if not self.guided: return self.forward(x, t, told)
     free, guided = self._branches(x, t, told, self._negatives(told))
     return rescaled(free + self.guidance_scale * (guided - free), guided, self.guidance_rescale)
 
@@ -492,9 +492,9 @@ def _branches(self:Policy, x, t, told, away):
     "The predictions without and with the prompt."
     if self.train_unconditional:
         both = {name: torch.cat([away[name], told[name]]) for name in told}
-        return self.denoise(torch.cat([x, x]), t.repeat(2), both).chunk(2)
-    with torch.no_grad(): free = self.denoise(x, t, away)
-    return free, self.denoise(x, t, told)
+        return self.forward(torch.cat([x, x]), t.repeat(2), both).chunk(2)
+    with torch.no_grad(): free = self.forward(x, t, away)
+    return free, self.forward(x, t, told)
 
 def rescaled(
     guided:torch.Tensor,  # (B, …) with guidance
@@ -513,16 +513,16 @@ def autocast(self:Policy):
     return torch.autocast(self.device.type if known else 'cpu', PRECISIONS[self.precision], enabled=known and self.precision != 'fp32', cache_enabled=False)
 
 @patch
-def denoise(self:Policy,
+def forward(self:Policy,
     x:torch.Tensor,   # (B, C, H, W) as the network takes it
     t:torch.Tensor,   # (B,) timesteps
     told:dict,        # name -> (B, …) embeddings
 ) -> torch.Tensor:    # (B, C, H, W) fp32
-    "The network, in its precision and in batches of at least `fewest_rows`."
+    "The network, in its precision and in batches of at least `min_call_batch`."
     count, kind = len(x), PRECISIONS[self.precision]
     with self._counting: self._count += count
-    if count < self.fewest_rows:
-        rows = torch.arange(self.fewest_rows, device=x.device) % count
+    if count < self.min_call_batch:
+        rows = torch.arange(self.min_call_batch, device=x.device) % count
         x, t, told = x[rows], t[rows], {name: v[rows] for name, v in told.items()}
     with self.autocast(): out = self.call(x.to(kind), t, told, self.guidance_scale)
     return out[:count].float()
@@ -530,12 +530,12 @@ def denoise(self:Policy,
 @patch
 def transition(self:Policy, latents:torch.Tensor, step, cond:Conditions, prediction:torch.Tensor=None) -> Gaussian:
     "p(x_{t-1} | x_t, prompt) in fp32. The one function of sampling and of training. A `prediction` that is known is not made again."
-    return self.tables.transition(self.predict(latents, step, cond) if prediction is None else prediction, step, latents.float())
+    return self.coefficients.transition(self.predict(latents, step, cond) if prediction is None else prediction, step, latents.float())
 
 @patch
 def rounded(self:Policy, latents:torch.Tensor) -> torch.Tensor:
     "Latents as they are stored. What is scored is what was stored: round first."
-    return latents.to(PRECISIONS[self.store])
+    return latents.to(PRECISIONS[self.latents_dtype])
 
 @patch
 @torch.no_grad()
@@ -551,7 +551,7 @@ def decode(self:Policy,
 @contextmanager
 def reference(self:Policy):
     "Inside this context the policy predicts as what it was made of: the base, with the LoRA that the user gave."
-    with self.swapped(self.base_weights()) if self.train == 'full' or self._continued else lora_disabled(list(self.parts.values())): yield self
+    with self.swapped(self.base_weights()) if self.train == 'full' or self._continued else lora_disabled(list(self.trainable_modules.values())): yield self
 
 @patch
 @contextmanager
@@ -612,7 +612,7 @@ PLAIN_LORA = dict(rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=F
 
 def _save_lora(policy, folder): # the rank
     "A LoRA for `load_lora_weights` on the base, with its scale in the file's metadata; a LoRA that the pipeline came with is in it."
-    trained = {prefix.rstrip('.') or policy.adapter.network_name: module for prefix, module in policy.parts.items()}
+    trained = {prefix.rstrip('.') or policy.adapter.network_name: module for prefix, module in policy.trainable_modules.items()}
     rank, alpha, found = policy.lora_rank, policy.lora_alpha or policy.lora_rank, {name: get_peft_model_state_dict(m) for name, m in trained.items()}
     if policy._given:
         both = {name: stacked_factors(policy._given.get(name, {}), active_factors(trained[name]) if name in trained else {}) for name in trained.keys() | policy._given.keys()}

@@ -54,7 +54,7 @@ def _as_sampled(policy, traj, rows=None):
     found = []
     for size in sizes:
         parts = torch.arange(count).split(size)[:threads]
-        each = sum(max(len(part) * _branches(policy), policy.fewest_rows) for part in parts)
+        each = sum(max(len(part) * _branches(policy), policy.min_call_batch) for part in parts)
         fewer = steps if rows is None else steps[:min(2, max(0, rows) // (len(sizes) * each))]      # two calls of each size, where they are counted
         replay = lambda part: _replayed(policy, traj, cond[part], fewer, part)
         if fewer: found.append(max(in_parallel(replay, parts, threads)))
@@ -76,7 +76,7 @@ def _set(policy, **values):
     try: yield
     finally: vars(policy).update(old)
 
-def _loud(policy): return [m for part in policy.parts.values() for m in part.modules() if m.training]
+def _loud(policy): return [m for part in policy.trainable_modules.values() for m in part.modules() if m.training]
 
 @contextmanager
 def _still(policy):
@@ -89,7 +89,7 @@ def _still(policy):
 
 def _precisions(policy): # list of str
     "Other precisions that the network can compute in: any, unless its weights or its embeddings were cast."
-    cast = any(p.dtype != torch.float32 for module in (policy.network, *policy.readers) for p in module.parameters())
+    cast = any(p.dtype != torch.float32 for module in (policy.network, *policy.text_encoders) for p in module.parameters())
     return [] if cast else [p for p in PRECISIONS if p != policy.precision]
 
 def suspects(policy:Policy) -> dict: # name -> contexts to try
@@ -116,7 +116,7 @@ def explain_ratio(
     "Why the ratio is not 1 before an update, by trying each suspect that can be tried."
     contexts = [(name, c) for name, tried in suspects(policy).items() for c in tried]
     count, spent, failed, left = 32 if rows is None else max(1, min(32, rows // (8 * _branches(policy)))), 0, [], {}
-    each = max(count * _branches(policy), policy.fewest_rows)                     # rows of a trial; a small network fills up its batches
+    each = max(count * _branches(policy), policy.min_call_batch)                     # rows of a trial; a small network fills up its batches
     affordable = lambda: rows is None or spent + each <= rows
     def attempt(name, look):
         try: found = look()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'MOST_NONFINITE', 'FINEST', 'MOST_SKIPPED', 'TrainConfig', 'Callback', 'StopTraining', 'shown', 'Progress',
-           'Batch', 'Rollouts', 'Objective', 'Strategy', 'Trainer', 'figure_name', 'pick_steps', 'PolicyGradient',
-           'lie_alike', 'check_finite', 'BaseSamples', 'advice', 'Teacher', 'Overlapped']
+           'Batch', 'RolloutSampler', 'Objective', 'Strategy', 'Trainer', 'metric_name', 'pick_steps', 'PolicyGradient',
+           'match_strides', 'check_finite', 'BaseSamples', 'diagnose', 'Diagnostics', 'AsyncRewardSampler']
 
 # %% ../../nbs/training/02_trainer.ipynb #5679dc66
 import copy, math, sys, time
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..algorithms import advantages, objectives
 from ..sampling.rollout import Trajectory, batch_size_for, batches_at_once, in_parallel, rollout, sample_seed
 from ..sampling.policy import LARGE, Policy, check_types, check_words, deterministic_algorithms, prepare_deterministic
-from ..distributed.processes import Processes, Share
+from ..distributed.processes import Processes, RankSlice
 from ..prompts.task import Stream, Task
 from .ratio import TOLERATED, explain_ratio, off_one
 from ..rewards.remote import Pending, part_size, rollout_in_parts
@@ -43,8 +43,8 @@ class TrainConfig:
     grad_clip: float = 1.         # largest norm of a gradient; 0 clips nothing
     train_steps: int = 5          # denoising steps trained per sample, drawn at random; 0 trains all
     shared_timesteps: bool = False # all samples of a task's batch train the same steps, drawn anew in every epoch [P Algorithm 1]; each its own when false
-    updates: int = 2              # optimiser steps per task and epoch
-    credit: str = ''              # from rewards to advantages, one of `advantages.CREDITS` for all tasks; each task's own when empty, which is 'batch' unless it says so
+    num_minibatches: int = 2              # optimiser steps per task and epoch
+    advantage: str = ''              # from rewards to advantages, one of `advantages.ADVANTAGES` for all tasks; each task's own when empty, which is 'batch' unless it says so
     likelihood: str = 'path'      # 'path': of the denoising steps taken (the papers); 'matching': of the finished picture, noised afresh (AWM)
     surrogate: str = 'ppo'        # what the likelihood is used for: 'ppo', 'reinforce', 'guard' (GRPO-Guard) or 'nft' (DiffusionNFT)
     clip_range: float = 0.        # PPO clip on the ratio; 0 scales the papers' 1e-4 to this model's dimensions (path) or is .01 (matching)
@@ -58,16 +58,16 @@ class TrainConfig:
     data_mode: str = 'step'       # 'step': one step of its own after all tasks (the paper); 'joined': added to every update
     data_batch: int = 64          # pictures per data-loss step
     data_start: float = 0.        # the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half
-    average: float = 0.           # decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones
+    ema_decay: float = 0.           # decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones
     micro_batch: int = 128        # transitions per forward and backward; memory, not results, depend on it
-    keep_graphs: bool = False     # sampling keeps what the backward pass needs, and the update makes no forward: less time, more memory; for updates 1
+    reuse_graphs: bool = False     # sampling keeps what the backward pass needs, and the update makes no forward: less time, more memory; for updates 1
     on_nonfinite: str = 'stop'    # a reward that is NaN, infinite or None: 'stop' the run, or 'skip' the sample, up to a quarter of a batch
     deterministic: bool = False   # the same bits in every run on the same GPU, and after a resume: slower, and refused where a kernel cannot; a CPU needs no option
     shard: bool = False           # of several processes each keeps a part of the weights, their gradient and their moments: for models too large for one device
 
     def __post_init__(self):
         check_types(self)
-        at_least = dict(epochs=0, minutes=0, lr=0, weight_decay=0, warmup=0, grad_clip=0, train_steps=0, updates=1, clip_range=0,
+        at_least = dict(epochs=0, minutes=0, lr=0, weight_decay=0, warmup=0, grad_clip=0, train_steps=0, num_minibatches=1, clip_range=0,
                         clip_high=0, advantage_clip=0, kl_weight=0, kl_target=0, base_decay=0, measure_every=0, data_weight=0, data_batch=1, micro_batch=1)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -77,20 +77,20 @@ class TrainConfig:
             low = at_least.get(field.name)
             if low is not None and value < low: raise ValueError(f'{field.name} is {value!r:.80}; it should be {low} or more')
         if not 0 < self.lr_end <= 1: raise ValueError(f'lr_end is {self.lr_end!r}; it should lie in (0, 1]')
-        for name in ('beta2', 'average', 'data_start'):
+        for name in ('beta2', 'ema_decay', 'data_start'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)!r}; it should lie in [0, 1)')
-        check_words(self, likelihood=objectives.LIKELIHOODS, surrogate=objectives.SURROGATES, credit=('', *advantages.CREDITS), data_mode=('step', 'joined'), on_nonfinite=('stop', 'skip'))
+        check_words(self, likelihood=objectives.LIKELIHOODS, surrogate=objectives.SURROGATES, advantage=('', *advantages.ADVANTAGES), data_mode=('step', 'joined'), on_nonfinite=('stop', 'skip'))
         self._check_together()
 
     def _check_together(self):
         "Fields that only make sense with others."
         fits = objectives.SURROGATES[self.surrogate].likelihoods
         if self.likelihood not in fits: raise ValueError(f"surrogate is {self.surrogate!r} with likelihood {self.likelihood!r}; it needs likelihood={fits[0]!r}")
-        if self.surrogate == 'reinforce' and self.likelihood == 'path' and self.updates > 1:
-            raise ValueError(f"updates is {self.updates} with surrogate 'reinforce': its gradient is right for the policy that sampled alone; take updates=1, or surrogate='ppo'")
+        if self.surrogate == 'reinforce' and self.likelihood == 'path' and self.num_minibatches > 1:
+            raise ValueError(f"num_minibatches is {self.num_minibatches} with surrogate 'reinforce': its gradient is right for the policy that sampled alone; take num_minibatches=1, or surrogate='ppo'")
         if self.kl_target and not self.kl_weight: raise ValueError(f'kl_target is {self.kl_target} but kl_weight is 0; give a weight to start from, such as 0.01')
-        if self.keep_graphs and (self.updates > 1 or self.likelihood != 'path'):
-            raise ValueError(f"keep_graphs is True with updates {self.updates} and likelihood {self.likelihood!r}: graphs are of the sampled path and of the weights that sampled it; take updates=1 and likelihood='path'")
+        if self.reuse_graphs and (self.num_minibatches > 1 or self.likelihood != 'path'):
+            raise ValueError(f"reuse_graphs is True with num_minibatches {self.num_minibatches} and likelihood {self.likelihood!r}: graphs are of the sampled path and of the weights that sampled it; take num_minibatches=1 and likelihood='path'")
         if self.clip_range >= 1: raise ValueError(f'clip_range must be in [0, 1), where 0 is the default of the likelihood; got {self.clip_range}')
         if self.clip_high and not self.clip_range: raise ValueError(f'clip_high is {self.clip_high} but clip_range is 0; give both')
 
@@ -131,35 +131,35 @@ class Progress(Callback):
 # %% ../../nbs/training/02_trainer.ipynb #61d56588
 @dataclass
 class Batch:
-    "One task's samples of an epoch, scored and credited. Of several processes each has its own, all but the figures."
+    "One task's samples of an epoch, scored and credited. Of several processes each has its own, all but the metrics."
     task: Task
     epoch: int
     trajectory: Trajectory    # None where a process has no sample; the main one always has some
     advantage: torch.Tensor   # (B,)
-    figures: dict             # numbers to record, of all processes' samples
+    metrics: dict             # numbers to record, of all processes' samples
     groups: torch.Tensor      # (B,) long: which samples belong together
     values: list              # of (B,), one for each of the task's rewards
-    seen: dict                # name -> `Seen`: what the rewards saw in the pictures
-    share: Share              # which of all samples these are
+    seen: dict                # name -> `Observations`: what the rewards saw in the pictures
+    share: RankSlice              # which of all samples these are
     good: torch.Tensor = None # (B,) bool: samples that are learnt from, those whose rewards are finite; all where it is None
     minibatches: list = None  # of dicts of rows: what its updates learn from, once that is planned
 
-class Rollouts:
+class RolloutSampler:
     "Where trajectories come from, which of their steps may be trained, and what a step has earned: independent samples, all steps, what its sample has."
     def draw(self, trainer, task:Task, prompts:list, groups:torch.Tensor, seed:int, epoch:int, first:int=0) -> Trajectory:
         "A trajectory for every prompt; `first` is the index of the first of them among all processes' samples."
-        keep = trainer.objective.keeps(trainer, task, epoch, Share(first, len(prompts), task.samples)) if trainer.keeps_graphs(epoch) else None
+        keep = trainer.objective.keeps(trainer, task, epoch, RankSlice(first, len(prompts), task.samples)) if trainer.reuses_graphs(epoch) else None
         return rollout(trainer.policy, prompts, seed=seed, epoch=epoch, first=first, keep=keep)
 
     def check(self, trainer): "Refuse what cannot be sampled."
 
-    def credit(self, batch, rows:dict) -> torch.Tensor: # (N,)
+    def advantage(self, batch, rows:dict) -> torch.Tensor: # (N,)
         "What each row has earned: its sample's advantage."
         return batch.advantage[rows['sample']]
 
-    def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), figures, what was seen), for each reward of the task
+    def reports(self, task:Task, trajectory:Trajectory, groups:torch.Tensor) -> list: # of (values (B,), metrics, what was seen), for each reward of the task
         "What the task's rewards say."
-        return [reward.look(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
+        return [reward.evaluate(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
 
     def trainable(self, trainer) -> torch.Tensor: # (T,) bool
         "Which steps this epoch may train."
@@ -172,7 +172,7 @@ class Objective:
     def check(self, trainer): "Refuse, before anything is sampled, what cannot be trained."
 
     def rows(self, trainer, batch:Batch, generator:torch.Generator) -> dict: # of tensors with as many rows; 'sample', 'step' and 'row' (its number among all processes' rows) are among them
-        "What is learnt from. Rows are shuffled and cut into minibatches and micro-batches; their `weight` is added later. What is drawn is drawn for all samples, see `Share`."
+        "What is learnt from. Rows are shuffled and cut into minibatches and micro-batches; their `weight` is added later. What is drawn is drawn for all samples, see `RankSlice`."
         raise NotImplementedError
 
     def useful(self, rows:dict) -> torch.Tensor: # (N,) bool
@@ -199,11 +199,11 @@ class Strategy:
 
     def epoch(self, trainer, epoch:int) -> dict: # task's name -> numbers to record
         "Serve all tasks once."
-        figures, batches = {}, []
+        metrics, batches = {}, []
         for task in trainer.tasks:
             batches.append(trainer.collect(task, epoch))
-            figures[task.name] = batches[-1].figures | trainer.learn(batches[-1])
-        return trainer.across(figures, batches)
+            metrics[task.name] = batches[-1].metrics | trainer.learn(batches[-1])
+        return trainer.across(metrics, batches)
 
     def state_dict(self) -> dict: # JSON
         "What must be saved for an exact resume."
@@ -220,16 +220,16 @@ class Trainer:
         config:TrainConfig=None,
         data:Callable=None,        # (count, seed) -> (images (count, 3, H, W), captions), for the data loss
         callbacks:list=None,       # of `Callback`; a progress line by default
-        sampler:Rollouts=None,     # where trajectories come from; independent samples by default
+        sampler:RolloutSampler=None,     # where trajectories come from; independent samples by default
         objective:Objective=None,  # what is minimised; the configuration's policy gradient by default
         strategy:Strategy=None,    # how several tasks share an epoch; one after the other by default
         processes:Processes=None,  # who takes part; those that a launcher started by default
     ):
         self.policy, self.tasks, self.config = policy, list(tasks), config or TrainConfig()
-        self.data, self.epoch, self.history, self.draws, self.ratio_cause, self.pulls = data, 0, [], 0, None, {}
+        self.data, self.epoch, self.history, self.draws, self.ratio_cause, self.task_gradients = data, 0, [], 0, None, {}
         self.skipped = 0                                              # optimiser steps in a row that were left out
         self.anchored, self.kept = False, None                        # whether noise of the ratio was reported; what an epoch began with, while it lasts
-        self.sampler, self.strategy, self.processes = sampler or Rollouts(), strategy or Strategy(), processes or Processes.launched()
+        self.sampler, self.strategy, self.processes = sampler or RolloutSampler(), strategy or Strategy(), processes or Processes.launched()
         self.objective = objective or PolicyGradient(self.config, policy)
         self.callbacks = [Progress()] if callbacks is None else list(callbacks)
         self._check()
@@ -238,11 +238,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.params, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=(.9, self.config.beta2),
                                            fused=policy.device.type == 'cpu' or None)                    # one pass over a weight and all that belongs to it
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == 'fp16')   # small gradients vanish in fp16
-        self.average = [p.detach().clone() for p in self.params] if self.config.average else None
-        if self.shards: self.shards.hold(self.optimizer, self.average)
+        self.ema = [p.detach().clone() for p in self.params] if self.config.ema_decay else None
+        if self.shards: self.shards.hold(self.optimizer, self.ema)
         self.kl_weight = self.config.kl_weight
         if self.config.base_decay or self.kl_weight and policy.train == 'full': policy.base_weights()   # taken now, before a resumed run's weights come
-        self.credit = {name: advantages.CREDITS[self.config.credit]() if self.config.credit else task.advantage or advantages.batch
+        self.estimators = {name: advantages.ADVANTAGES[self.config.advantage]() if self.config.advantage else task.advantage or advantages.batch
                        for task in self.tasks for name in task.reward_names}
 
     def _check(self):
@@ -251,34 +251,34 @@ class Trainer:
         if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
         if self.config.data_weight and self.data is None:
             raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
-        if self.config.keep_graphs: self._check_graphs()
+        if self.config.reuse_graphs: self._check_graphs()
         if self.config.deterministic: prepare_deterministic(self.policy.device)
         for part in (self.sampler, self.objective, self.strategy): part.check(self)
         if self.config.shard: check_shard(self)
 
     def _check_graphs(self):
         "Refuse what cannot use the graphs of its sampling."
-        reasons = {f'the sampler {type(self.sampler).__name__}: independent samples are right': type(self.sampler) is not Rollouts,
+        reasons = {f'the sampler {type(self.sampler).__name__}: independent samples are right': type(self.sampler) is not RolloutSampler,
                    f'the objective {type(self.objective).__name__}: the policy gradient is right': type(self.objective) is not PolicyGradient,
                    'shard True: weights in parts are gathered anew for the update; take shard=False': self.config.shard,
                    'train_text_encoder True: sampling reads prompts without gradient; take train_text_encoder=False': self.policy.train_text_encoder,
                    'checkpointing True: the one spends memory to save a forward, the other the reverse; take one of them': self.policy.checkpointing}
         for words, wrong in reasons.items():
-            if wrong: raise ValueError(f'keep_graphs is True with {words}')
+            if wrong: raise ValueError(f'reuse_graphs is True with {words}')
 
     def measures(self, epoch:int) -> bool:
         "Whether the gradient's noise is measured in this epoch."
         return bool(self.config.measure_every) and epoch % self.config.measure_every == 0
 
-    def keeps_graphs(self, epoch:int) -> bool:
+    def reuses_graphs(self, epoch:int) -> bool:
         "Whether sampling leaves its graphs to the update; not where the update is measured, in two halves."
-        return self.config.keep_graphs and not self.measures(epoch)
+        return self.config.reuse_graphs and not self.measures(epoch)
 
     def sentence(self) -> str:
         "What one epoch costs, in words."
         tasks = f"{len(self.tasks)} task{'s' * (len(self.tasks) > 1)} ({', '.join(f'{t.name} {t.samples}' for t in self.tasks)})"
         return (f"Each epoch samples {sum(t.samples for t in self.tasks)} images in {self.policy.num_steps} steps for {tasks}, "
-                f"{self.objective.describe(self)}, and makes {self.config.updates} optimiser step{'s' * (self.config.updates > 1)} per task.")
+                f"{self.objective.describe(self)}, and makes {self.config.num_minibatches} optimiser step{'s' * (self.config.num_minibatches > 1)} per task.")
 
     def fit(self, epochs:int=None) -> list: # one record per epoch
         "Train until `epochs` are done in all; a trainer that has done some goes on from there."
@@ -288,8 +288,8 @@ class Trainer:
         try:
             while self.epoch < self.config.epochs and self.has_time():
                 with self.whole_epoch(), deterministic_algorithms(self.config.deterministic):
-                    record = self.processes.from_main(self.epoch_of(self.epoch))
-                    with self.processes.all_well(): check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
+                    record = self.processes.broadcast_object(self.epoch_of(self.epoch))
+                    with self.processes.raise_together(): check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
                     self.epoch += 1
                     self.history.append(record)
                 self._tell('after_epoch', record)
@@ -305,42 +305,42 @@ class Trainer:
     def has_time(self) -> bool:
         "Whether an epoch as long as the last ones would end in time."
         last = max((record['seconds'] for record in self.history[-3:]), default=0.)
-        fits = self.processes.from_main(self.time_used(last) <= 1)
+        fits = self.processes.broadcast_object(self.time_used(last) <= 1)
         if not fits: self._say(f'{self.epoch} of {self.config.epochs} epochs; there is no time for another within {self.config.minutes:g} minutes')
         return fits
 
     def epoch_of(self, epoch:int) -> dict:
         "One round over all tasks, then the data loss. [P Algorithm 1]"
-        wall, cpu, calls = time.perf_counter(), time.process_time(), self.policy.evaluations
+        wall, cpu, calls = time.perf_counter(), time.process_time(), self.policy.nfe
         record = dict(epoch=epoch, tasks=self.strategy.epoch(self, epoch))
         if self.config.data_weight and self.config.data_mode == 'step': record['data_loss'] = self.data_step(epoch)
-        cpu, calls = map(sum, zip(*self.processes.gathered((time.process_time() - cpu, self.policy.evaluations - calls))))
-        return record | dict(seconds=time.perf_counter() - wall, cpu_seconds=cpu, evaluations=calls)
+        cpu, calls = map(sum, zip(*self.processes.all_gather_object((time.process_time() - cpu, self.policy.nfe - calls))))
+        return record | dict(seconds=time.perf_counter() - wall, cpu_seconds=cpu, nfe=calls)
 
     def collect(self, task:Task, epoch:int) -> Batch:
         "Sample, score, credit. Of several processes each does its share; all know all values, and so the same credit."
         prompts, groups = task.draw(self.seed_of(task), epoch)
         share = self.processes.share(groups)
-        with self.processes.all_well(): trajectory, reports = self.sample(task, epoch, share.of(prompts), share.of(groups), share)
-        figures, values = self.score(task, reports)
+        with self.processes.raise_together(): trajectory, reports = self.sample(task, epoch, share.of(prompts), share.of(groups), share)
+        metrics, values = self.score(task, reports)
         good = self.finite_samples(task, epoch, values, prompts)
-        advantage, shares = self.credit_of(task, [v[good] for v in values], [p for p, g in zip(prompts, good.tolist()) if g], groups[good.cpu()])
-        figures |= advantages.credit_stats(values[0][good].cpu(), advantage.cpu(), groups[good.cpu()])
-        if self.config.on_nonfinite == 'skip': figures |= dict(skipped_samples=int((~good).sum()))
+        advantage, shares = self.advantage_of(task, [v[good] for v in values], [p for p, g in zip(prompts, good.tolist()) if g], groups[good.cpu()])
+        metrics |= advantages.credit_stats(values[0][good].cpu(), advantage.cpu(), groups[good.cpu()])
+        if self.config.on_nonfinite == 'skip': metrics |= dict(skipped_samples=int((~good).sum()))
         advantage = torch.zeros(len(good), device=advantage.device).masked_scatter(good.to(advantage.device), advantage)
         own, seen = share.of(advantage), {k: s for *_, saw in reports for k, s in saw.items()}
         self._tell('after_sample', task, trajectory, share.of(values[0]), own)
-        return Batch(task, epoch, trajectory, own, figures | shares, share.of(groups), [share.of(v) for v in values], seen, share, share.of(good))
+        return Batch(task, epoch, trajectory, own, metrics | shares, share.of(groups), [share.of(v) for v in values], seen, share, share.of(good))
 
     def _tell(self, moment, *args):
         "Tell every callback, in the main process; one that asks to stop is heard when all were told, and by all processes."
         stop = None
-        with nullcontext() if sys.exc_info()[0] else self.processes.all_well():
+        with nullcontext() if sys.exc_info()[0] else self.processes.raise_together():
             for callback in self.callbacks if self.processes.main else []:
                 try: getattr(callback, moment)(self, *args)
                 except StopTraining as asked: stop = asked
         if moment == 'after_fit': return
-        words = self.processes.from_main(stop and str(stop))
+        words = self.processes.broadcast_object(stop and str(stop))
         if words is not None: raise stop or StopTraining(words)
 
     def _say(self, words):
@@ -353,7 +353,7 @@ def seed_of(self:Trainer, task:Task) -> int:
     return sample_seed(self.config.seed, 0, self.tasks.index(task))
 
 @patch
-def sample(self:Trainer, task:Task, epoch:int, prompts:list, groups:torch.Tensor, share:Share) -> tuple: # (Trajectory, reports: (values, figures, what was seen) of each reward)
+def sample(self:Trainer, task:Task, epoch:int, prompts:list, groups:torch.Tensor, share:RankSlice) -> tuple: # (Trajectory, reports: (values, metrics, what was seen) of each reward)
     "Stage 1: a trajectory for every prompt of this process's share, and what the task's rewards say of it."
     if not share.size: return None, []
     keep = keep_nonfinite if self.config.on_nonfinite == 'skip' else nullcontext
@@ -374,12 +374,12 @@ def checked(self:Trainer, trajectory:Trajectory) -> Trajectory:
 
 # %% ../../nbs/training/02_trainer.ipynb #89a22380
 METRICS = frozenset((
-    'epoch task tasks seconds cpu_seconds evaluations data_loss skipped_steps skipped_samples ratio_cause ratio_noise anchored_transitions advice '
-    'reward reward_std reward_min reward_max flat_groups effective_samples effective_group no_credit largest_advantage advantage_share '
-    'approx_kl kl kl_weight clipped_high clipped_low ratio_min ratio_max ratio_error grad_norm gradient_weight signal_to_noise half_cosine '
+    'epoch task tasks seconds cpu_seconds nfe data_loss skipped_steps skipped_samples ratio_cause ratio_noise anchored_transitions diagnosis '
+    'reward reward_std reward_min reward_max frac_zero_std effective_samples effective_group no_credit largest_advantage advantage_share '
+    'approx_kl kl kl_weight clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight signal_to_noise half_cosine '
     'figure watch drift share cosine').split())   # what the trainer and its callbacks write; the last five are namespaces
 
-def figure_name(
+def metric_name(
     name:str,   # that a reward gave, perhaps on another machine
 ) -> str:       # 'figure/…' where it is one of `METRICS`, or looks like a namespace
     "What a reward's figure is called in the metrics: its own name, or one that nothing else has."
@@ -387,15 +387,15 @@ def figure_name(
 
 @patch
 def score(self:Trainer, task:Task, reports:list) -> tuple: # (numbers to record, values: a list of (B,))
-    "Stage 2: all processes' values of this task's rewards, and no others, in the order of the samples. The first one's figures have no prefix."
+    "Stage 2: all processes' values of this task's rewards, and no others, in the order of the samples. The first one's metrics have no prefix."
     found, values = {}, []
-    told = [t for t in self.processes.gathered([(v.tolist(), figures) for v, figures, _ in reports]) if t]      # some may have no sample
+    told = [t for t in self.processes.all_gather_object([(v.tolist(), metrics) for v, metrics, _ in reports]) if t]      # some may have no sample
     for i, (reward, parts) in enumerate(zip(task.rewards, zip(*told))):
         v = torch.tensor([x for part, _ in parts for x in part], device=self.policy.device)
         finite = v[v.isfinite()] if v.isfinite().any() else v
-        means = {figure_name(k): sum(len(part) / len(v) * figures[k] for part, figures in parts) for k in parts[0][1]}       # groups are of one size
+        means = {metric_name(k): sum(len(part) / len(v) * metrics[k] for part, metrics in parts) for k in parts[0][1]}       # groups are of one size
         row = dict(reward=finite.mean().item(), reward_std=finite.std(correction=0).item(), reward_min=finite.min().item(), reward_max=finite.max().item()) | means
-        found |= {f'{figure_name(reward.name)}/{k}' if i else k: x for k, x in row.items()}
+        found |= {f'{metric_name(reward.name)}/{k}' if i else k: x for k, x in row.items()}
         values.append(v)
     return found, values
 
@@ -413,9 +413,9 @@ def finite_samples(self:Trainer, task:Task, epoch:int, values:list, prompts:list
     return good.all(0)
 
 @patch
-def credit_of(self:Trainer, task:Task, values:list, prompts:list, groups:torch.Tensor) -> tuple: # (B,), each reward's share of the variance
+def advantage_of(self:Trainer, task:Task, values:list, prompts:list, groups:torch.Tensor) -> tuple: # (B,), each reward's share of the variance
     "Stage 3: rewards to advantages, inside this task's batch; those of several rewards are added."
-    each = [weight * self.credit[name](v.cpu(), prompts=prompts, groups=groups).float() for name, weight, v in zip(task.reward_names, task.weights, values)]
+    each = [weight * self.estimators[name](v.cpu(), prompts=prompts, groups=groups).float() for name, weight, v in zip(task.reward_names, task.weights, values)]
     limit, size = self.config.advantage_clip, [a.var(correction=0).item() for a in each]
     shares = {f'share/{r.name}': s / max(sum(size), 1e-30) for r, s in zip(task.rewards, size)} if len(each) > 1 else {}
     return sum(each).clamp(-limit * sum(task.weights), limit * sum(task.weights)).to(self.policy.device), shares     # made in float64, which only a CPU surely has
@@ -470,27 +470,27 @@ class PolicyGradient(Objective):
     def check_groups(self, tasks:list):
         "Credit that compares the samples of a group needs more than one of them."
         for task in tasks:
-            credit = advantages.CREDITS[self.config.credit]() if self.config.credit else task.advantage or advantages.batch
+            credit = advantages.ADVANTAGES[self.config.advantage]() if self.config.advantage else task.advantage or advantages.batch
             if task.group_size > 1 or not advantages.needs_group(credit): continue
-            name = self.config.credit or getattr(getattr(credit, 'func', credit), '__name__', credit)
-            raise ValueError(f"group_size of task {task.name!r} must be 2 or more with credit {name!r}, which compares the samples of a group; got 1 (or take credit='batch')")
+            name = self.config.advantage or getattr(getattr(credit, 'func', credit), '__name__', credit)
+            raise ValueError(f"group_size of task {task.name!r} must be 2 or more with advantage {name!r}, which compares the samples of a group; got 1 (or take advantage='batch')")
 
     def rows(self, trainer, batch, generator):
         "A row for every chosen step of every sample."
         steps = self._steps(trainer, batch.task, batch.share, generator)
         rows = self.likelihood.rows(trainer.policy, batch.trajectory, steps, generator, batch.share)
-        return rows | dict(advantage=trainer.sampler.credit(batch, rows), row=batch.share.times(steps.shape[1]).numbers())
+        return rows | dict(advantage=trainer.sampler.advantage(batch, rows), row=batch.share.times(steps.shape[1]).numbers())
 
     def _steps(self, trainer, task, share, generator): # (B, k) long
         return share.of(pick_steps(self.able(trainer, task), share.count, self.config.train_steps, generator, self.config.shared_timesteps))
 
-    def keeps(self, trainer, task:Task, epoch:int, share:Share) -> torch.Tensor: # (B, k) long
+    def keeps(self, trainer, task:Task, epoch:int, share:RankSlice) -> torch.Tensor: # (B, k) long
         "Which steps of each sample this epoch will train, known before it samples."
         return self._steps(trainer, task, share, trainer.draws_of(task, epoch))
 
     def useful(self, rows):
         "Without a leash, those with an advantage."
-        return (rows['advantage'] != 0) | (self.config.kl_weight > 0) | (not self.surrogate.idle_at_zero)
+        return (rows['advantage'] != 0) | (self.config.kl_weight > 0) | (not self.surrogate.skip_zero_advantage)
 
     def remember(self, trainer, minibatches):
         "What the surrogate compares with, where sampling did not leave it, and the base's predictions for the leash. The first minibatch has no update behind it, and so is its own anchor."
@@ -523,7 +523,7 @@ class PolicyGradient(Objective):
         stats['ratio_error'] = off_one(log_prob, sampled)
         if 'sampled_log_prob' in rows: stats['ratio_noise'] = (log_prob.detach() - sampled).abs().max()
         if not self.config.kl_weight: return loss, stats
-        return trainer.leashed(loss, stats, self.likelihood.divergence(trainer.policy, rows, now, rows['weight']), rows)
+        return trainer.add_kl_penalty(loss, stats, self.likelihood.divergence(trainer.policy, rows, now, rows['weight']), rows)
 
     def describe(self, trainer):
         k = ' or '.join(map(str, sorted({self.config.train_steps or int(self.able(trainer, t).sum()) for t in trainer.tasks})))
@@ -540,14 +540,14 @@ def draws_of(self:Trainer, task:Task, epoch:int) -> torch.Generator:
 def plan(self:Trainer, batch:Batch) -> list: # of dicts of rows, one for each optimiser step
     "A batch as shuffled minibatches whose rows know what they count."
     generator = self.draws_of(batch.task, batch.epoch)
-    with self.processes.all_well(): rows, useful = self._rows(batch, generator)
+    with self.processes.raise_together(): rows, useful = self._rows(batch, generator)
     number, useful = self.processes.whole(rows['row']), self.processes.whole(useful)                 # of all processes' rows
     order, place = torch.randperm(len(number), generator=generator), torch.full((len(number),), -1)
     self.processes.copy_from_main([order])
     order = order[useful[number.argsort()][order]]
     place[rows['row']] = torch.arange(len(rows['row']))                                              # where a row is here; -1 where another process has it
-    minibatches = [_take(rows, place[part][place[part] >= 0]) for part in order.tensor_split(self.config.updates) if len(part)]
-    with self.processes.all_well(): self.objective.remember(self, minibatches)
+    minibatches = [_take(rows, place[part][place[part] >= 0]) for part in order.tensor_split(self.config.num_minibatches) if len(part)]
+    with self.processes.raise_together(): self.objective.remember(self, minibatches)
     batch.minibatches = minibatches
     self._tell('after_plan', batch, minibatches)
     return minibatches
@@ -557,7 +557,7 @@ def _rows(self:Trainer, batch:Batch, generator:torch.Generator) -> tuple: # dict
     "This process's rows, each of which knows what it counts among all."
     if not batch.share.size: return dict.fromkeys(('row', 'sample', 'step', 'weight'), torch.zeros(0, dtype=torch.long)), torch.zeros(0, dtype=torch.bool)
     rows = self.objective.rows(self, batch, generator)
-    rows |= dict(weight=self.config.updates * objectives.transition_weights(rows['sample'], batch.share.count).to(self.policy.device))
+    rows |= dict(weight=self.config.num_minibatches * objectives.transition_weights(rows['sample'], batch.share.count).to(self.policy.device))
     useful = self.objective.useful(rows).cpu()
     return rows, useful if batch.good is None else useful & batch.good.cpu()[rows['sample'].cpu()]
 
@@ -566,9 +566,9 @@ def learn(self:Trainer, batch:Batch) -> dict: # numbers to record
     "Stage 4: the objective's steps on one batch."
     minibatches, stats = self.plan(batch), []
     for rows in minibatches:
-        figures = self.gradient(rows, batch if not stats else None) | dict(grad_norm=self.step())
-        if figures['grad_norm'].isfinite(): stats.append(figures)
-        else: self.leave_out([(rows, batch)])
+        metrics = self.gradient(rows, batch if not stats else None) | dict(grad_norm=self.step())
+        if metrics['grad_norm'].isfinite(): stats.append(metrics)
+        else: self.skip_step([(rows, batch)])
     return self.summary(stats) | dict(skipped_steps=len(minibatches) - len(stats))
 
 @patch
@@ -579,7 +579,7 @@ def summary(self:Trainer, stats:list) -> dict: # numbers to record
     found = first | _combined([{k: s[k] for k in always} for s in stats]) | dict(ratio_error=first.get('ratio_error', 0.))
     if later := stats[1:]: found |= _combined([{k: s[k] for k in _CLIPPED if k in always} for s in later])
     found = {k: v.item() if torch.is_tensor(v) else v for k, v in found.items()}
-    if 'kl' in found: found |= dict(kl_weight=self.adapt_leash(found['kl']))
+    if 'kl' in found: found |= dict(kl_weight=self.adapt_kl_weight(found['kl']))
     return found
 
 @patch
@@ -590,12 +590,12 @@ def remember_base(self:Trainer, minibatches:list, predict:Callable):
         for rows in minibatches: rows['base'] = self.in_pieces(predict, rows)
 
 @patch
-def leashed(self:Trainer, loss, stats:dict, kl, rows:dict) -> tuple: # loss, figures
+def add_kl_penalty(self:Trainer, loss, stats:dict, kl, rows:dict) -> tuple: # loss, metrics
     "A loss with the weighted distance from the base, a sum over these rows."
     return loss + self.kl_weight * kl, stats | dict(kl=kl.detach() / rows['weight'].sum())
 
 @patch
-def adapt_leash(self:Trainer, kl:float) -> float: # the weight that was in force
+def adapt_kl_weight(self:Trainer, kl:float) -> float: # the weight that was in force
     "Where there is a target: twice the weight beyond 1.5 times of it, half below two thirds. [PPO §4]"
     weight, target = self.kl_weight, self.config.kl_target
     if target: self.kl_weight = weight * (2 if kl > 1.5 * target else .5 if kl < target / 1.5 else 1)
@@ -617,10 +617,10 @@ def in_pieces(self:Trainer, function, rows:dict) -> torch.Tensor:
     return torch.cat(list(in_parallel(torch.no_grad()(function), self._pieces(rows), batches_at_once(self.policy))))
 
 _EXTREMES = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max, ratio_noise=torch.max)
-_CLIPPED = ('clipped_high', 'clipped_low')
+_CLIPPED = ('clip_fraction_high', 'clip_fraction_low')
 
 def _combined(stats:list, shares=None) -> dict: # of 0-dimensional tensors
-    "The figures of a whole from its parts': extremes for the ratios, for the others the mean weighted with the parts' shares."
+    "The metrics of a whole from its parts': extremes for the ratios, for the others the mean weighted with the parts' shares."
     shares = torch.full((len(stats),), 1 / len(stats)) if shares is None else torch.tensor(shares)
     columns = {k: torch.stack([s[k].float() for s in stats]) for k in stats[0]}
     return {k: _EXTREMES[k](v) if k in _EXTREMES else v @ shares.to(v) for k, v in columns.items()}
@@ -633,17 +633,17 @@ def gradient(self:Trainer, rows:dict, first:Batch=None) -> dict: # of 0-dimensio
     samples = rows['sample'].cpu() + first.share.first if measured else None
     known = self.processes.whole(samples).unique() if measured else ()                            # which of all samples this minibatch has
     stats = self._halves(rows, torch.searchsorted(known, samples) % 2 > 0) if len(known) > 1 else self._accumulate(rows, first and first.trajectory)
-    if measured and len(self.tasks) > 1: self.pulls[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
+    if measured and len(self.tasks) > 1: self.task_gradients[first.task.name] = [None if p.grad is None else p.grad.clone() for p in self.params]
     if self.config.data_weight and self.config.data_mode == 'joined': self._add_data_gradient()
     if first is None or not stats.get('ratio_error', 0) > 0: return stats
     stats |= self._anchor(first, float(stats.get('ratio_noise', 0.)))
-    with self.processes.all_well(): return stats | (self._explain(first.trajectory, float(stats['ratio_error']), len(rows['step'])) if self.processes.main else {})
+    with self.processes.raise_together(): return stats | (self._explain(first.trajectory, float(stats['ratio_error']), len(rows['step'])) if self.processes.main else {})
 
 @patch
 def _anchor(self:Trainer, first:Batch, noise:float) -> dict: # of numbers
     "Where log-probs depend too much on the rows beside them, those that later minibatches are compared with come from their own micro-batches; said once in a run."
-    with self.processes.all_well(): mine = self.objective.anchor(self, noise, first.minibatches[1:])
-    count = sum(self.processes.gathered(mine))
+    with self.processes.raise_together(): mine = self.objective.anchor(self, noise, first.minibatches[1:])
+    count = sum(self.processes.all_gather_object(mine))
     noisy = isinstance(self.objective, PolicyGradient) and self.objective.noisy(noise)
     if noisy and not self.anchored: self._say(
         f'epoch {self.epoch}: a mean log-prob moves by up to {noise:.1e} with the rows beside it, and the clip range is {min(objectives.clip_pair(self.objective.clip_range)):.1e}: '
@@ -673,15 +673,15 @@ def products(self:Trainer, gradients:list) -> torch.Tensor: # (R, R)
 
 @patch
 def _overall(self:Trainer, stats:dict, count:int) -> dict: # of 0-dimensional tensors
-    "The figures of all processes, each with so many rows."
-    told = [(s, n) for s, n in self.processes.gathered(({k: v.item() for k, v in stats.items()}, count)) if n]
+    "The metrics of all processes, each with so many rows."
+    told = [(s, n) for s, n in self.processes.all_gather_object(({k: v.item() for k, v in stats.items()}, count)) if n]
     return _combined([{k: torch.tensor(x) for k, x in s.items()} for s, _ in told], [n / sum(n for _, n in told) for _, n in told])
 
 @patch
 def _explain(self:Trainer, trajectory:Trajectory, error:float, transitions:int) -> dict: # ratio_cause, a sentence
     "Why the ratio is not 1 before an update; found out and printed once in a run, by as many rows of the network as the update has. A search that fails ends no run."
     if self.ratio_cause is None:
-        rows = 3 * max(transitions * (2 if self.policy.guided else 1), self.policy.fewest_rows)     # forward and backward
+        rows = 3 * max(transitions * (2 if self.policy.guided else 1), self.policy.min_call_batch)     # forward and backward
         try: self.ratio_cause = explain_ratio(self.policy, trajectory, error, rows)[0]
         except Exception as e: self.ratio_cause = f'the ratio is off by {error:.1e} before the update; why could not be found out ({_in_short(e)})'
         tqdm.write(f'epoch {self.epoch}: {self.ratio_cause}')
@@ -690,7 +690,7 @@ def _explain(self:Trainer, trajectory:Trajectory, error:float, transitions:int) 
 def _in_short(error): return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
 
 @patch
-def _losses(self:Trainer, rows:dict) -> tuple: # parts, their shares of the rows, (part -> figures, tensor, its gradient)
+def _losses(self:Trainer, rows:dict) -> tuple: # parts, their shares of the rows, (part -> metrics, tensor, its gradient)
     "Micro-batches, and where their gradient begins: the loss."
     parts = self._pieces(rows)
     def end(part):
@@ -699,7 +699,7 @@ def _losses(self:Trainer, rows:dict) -> tuple: # parts, their shares of the rows
     return parts, [len(part['step']) / len(rows['step']) for part in parts], end
 
 @patch
-def _kept_graphs(self:Trainer, rows:dict, trajectory:Trajectory) -> tuple: # parts, None (all say the same of the rows), (part -> figures, tensor, its gradient)
+def _kept_graphs(self:Trainer, rows:dict, trajectory:Trajectory) -> tuple: # parts, None (all say the same of the rows), (part -> metrics, tensor, its gradient)
     "The graphs that sampling left, and where their gradient begins: the predictions. They serve once; who needs these rows again makes a forward."
     graphs, trajectory.graphs = trajectory.graphs, None
     prediction = rows.pop('prediction').requires_grad_()
@@ -709,7 +709,7 @@ def _kept_graphs(self:Trainer, rows:dict, trajectory:Trajectory) -> tuple: # par
     return graphs, None, lambda graph: (stats, graph.prediction, slopes[graph.step, graph.samples])
 
 @patch
-def _go_back(self:Trainer, parts:list, end:Callable, threads:int) -> list: # each part's figures
+def _go_back(self:Trainer, parts:list, end:Callable, threads:int) -> list: # each part's metrics
     "Add the gradient of each part to `.grad`. Threads must not write to one `.grad`, so each returns its own; they are added in order."
     found = []
     if threads == 1:
@@ -732,7 +732,7 @@ def learning_rate(self:Trainer) -> float:
     done = min(1., max(self.epoch / max(1, self.config.epochs - 1), self.time_used()))
     return self.config.lr * min(1., (self.epoch + 1) / (self.config.warmup + 1)) * (1 + done * (self.config.lr_end - 1))
 
-def lie_alike(
+def match_strides(
     params:list,
     state:dict,  # parameter -> the optimiser's tensors of it
 ):
@@ -753,14 +753,14 @@ def step(self:Trainer, scale:float=1.) -> torch.Tensor: # the gradient's norm be
     if self.shards: norm = self.shards.norm(norm)
     if 0 < self.config.grad_clip < norm: nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip, norm)
     if norm.isfinite():
-        lie_alike(self.params, self.optimizer.state)
+        match_strides(self.params, self.optimizer.state)
         self.scaler.step(self.optimizer)
     self.scaler.update()                                              # in fp16 the next step is scaled less where this one overflowed
     if not norm.isfinite(): return norm
     self.skipped = 0
     with torch.no_grad():
         if self.config.base_decay: torch._foreach_lerp_(self.params, self.policy.base_weights(), min(1., lr * self.config.base_decay))
-        if self.average is not None: torch._foreach_lerp_(self.average, self.params, 1 - self.config.average)
+        if self.ema is not None: torch._foreach_lerp_(self.ema, self.params, 1 - self.config.ema_decay)
     return norm
 
 # %% ../../nbs/training/02_trainer.ipynb #13eaf137
@@ -776,12 +776,12 @@ def check_finite(
     if bad: raise FloatingPointError(f'{what}: {bad[0]!r} holds numbers that are not finite, as {len(bad)} of {len(tensors)} tensors; the last checkpoint is good, and a lower lr is right')
 
 @patch
-def leave_out(self:Trainer, parts:list): # of (rows, `Batch`), all that the step was made of
+def skip_step(self:Trainer, parts:list): # of (rows, `Batch`), all that the step was made of
     "After a step whose gradient is no number: say who is to blame, and end the run when it was one too many."
     if self.scaler.is_enabled() and self.scaler.get_scale() >= 1: return
     self.skipped += 1
-    with self.processes.all_well(): mine = [words for rows, batch in parts for words in self._blame(rows, batch)]
-    found = [words for told in self.processes.gathered(mine) for words in told] or ['no sample alone, only their sum or the data loss']
+    with self.processes.raise_together(): mine = [words for rows, batch in parts for words in self._blame(rows, batch)]
+    found = [words for told in self.processes.all_gather_object(mine) for words in told] or ['no sample alone, only their sum or the data loss']
     words = f"epoch {self.epoch}: a gradient is not finite, the step is left out. To blame: {'; '.join(found[:3])}{f' and {len(found) - 3} more' * (len(found) > 3)}"
     if self.skipped > MOST_SKIPPED: raise FloatingPointError(f'{words}. That was the {self.skipped}th step in a row: training ends, and the weights are as they were before these steps; a lower lr, or a reward that is smooth there, is right')
     self._say(words)
@@ -789,11 +789,11 @@ def leave_out(self:Trainer, parts:list): # of (rows, `Batch`), all that the step
 @patch
 def _blame(self:Trainer, rows:dict, batch:Batch) -> list: # of strings
     "The same as `blamed`, or why it could not be found out: what looks for a fault ends no run."
-    try: return self.blamed(rows, batch)
+    try: return self.find_nonfinite_samples(rows, batch)
     except Exception as e: return [f'task {batch.task.name!r}, whose samples could not be tried one by one ({_in_short(e)})']
 
 @patch
-def blamed(self:Trainer, rows:dict, batch:Batch) -> list: # of strings
+def find_nonfinite_samples(self:Trainer, rows:dict, batch:Batch) -> list: # of strings
     "The samples of a minibatch whose own loss or gradient is not finite."
     found = []
     for i in rows['sample'].unique().tolist():
@@ -814,7 +814,7 @@ def _halves(self:Trainer, rows:dict, odd:torch.Tensor) -> dict:
     first = [None if p.grad is None else p.grad.clone() for p in self.params]
     stats.append(self._accumulate(parts[1]))
     (ff, ft), (_, tt) = self.products([first, [p.grad for p in self.params]])                        # of the first half and of both
-    told = zip(*self.processes.gathered([(part['weight'].cpu().double().sum().item(), len(part['step'])) for part in parts]))
+    told = zip(*self.processes.all_gather_object([(part['weight'].cpu().double().sum().item(), len(part['step'])) for part in parts]))
     (one, few), (two, more) = (map(sum, zip(*half)) for half in told)                             # what they weigh and how many rows they have, in all processes
     a, product, b = ff / one**2, (ft - ff) / (one * two), (tt - 2 * ft + ff) / two**2             # of the halves, as if each were the whole
     found = dict(signal_to_noise=product.clamp(min=0) / ((a + b - 2 * product) / 4).clamp(min=1e-30), half_cosine=product / (a * b).sqrt().clamp(min=1e-30))
@@ -822,18 +822,18 @@ def _halves(self:Trainer, rows:dict, odd:torch.Tensor) -> dict:
 
 # %% ../../nbs/training/02_trainer.ipynb #eba894b6
 @patch
-def across(self:Trainer, figures:dict, batches:list) -> dict: # task's name -> numbers to record
+def across(self:Trainer, metrics:dict, batches:list) -> dict: # task's name -> numbers to record
     "Each task's share of the advantages' variance, and the cosines between their gradients where they were measured."
-    if len(batches) < 2: return figures
+    if len(batches) < 2: return metrics
     sizes = [self.processes.whole(b.advantage).float().var(correction=0).item() for b in batches]
-    for batch, size in zip(batches, sizes): figures[batch.task.name]['advantage_share'] = size / max(sum(sizes), 1e-30)
-    names, products = list(self.pulls), self.products(list(self.pulls.values())) if self.pulls else None
+    for batch, size in zip(batches, sizes): metrics[batch.task.name]['advantage_share'] = size / max(sum(sizes), 1e-30)
+    names, products = list(self.task_gradients), self.products(list(self.task_gradients.values())) if self.task_gradients else None
     for i, a in enumerate(names):
         for j, b in enumerate(names):
             length = (products[i, i] * products[j, j]).sqrt()
-            if i != j and length: figures[a][f'cosine/{b}'] = float(products[i, j] / length)       # a gradient of zero has no direction
-    self.pulls = {}
-    return figures
+            if i != j and length: metrics[a][f'cosine/{b}'] = float(products[i, j] / length)       # a gradient of zero has no direction
+    self.task_gradients = {}
+    return metrics
 
 # %% ../../nbs/training/02_trainer.ipynb #059d2ec7
 @patch
@@ -843,10 +843,10 @@ def _data_gradient(self:Trainer, seed:int, weight:float=1.) -> float:
         images, captions = self.data(self.config.data_batch, seed)
         share = self.processes.share(torch.arange(len(captions)))
         loss = self._own_data_loss(share, images, captions, seed, weight) if share.size else 0.
-    return sum(self.processes.gathered(loss))
+    return sum(self.processes.all_gather_object(loss))
 
 @patch
-def _own_data_loss(self:Trainer, share:Share, images, captions:list, seed:int, weight:float) -> float: # this share's part of the mean
+def _own_data_loss(self:Trainer, share:RankSlice, images, captions:list, seed:int, weight:float) -> float: # this share's part of the mean
     "The gradient of this process's part."
     timesteps = torch.arange(round((1 - self.config.data_start) * self.policy.pipeline.scheduler.config.num_train_timesteps))
     loss = share.size / share.count * objectives.data_loss(self.policy, share.of(images), share.of(captions), torch.Generator().manual_seed(seed), timesteps, share)
@@ -863,7 +863,7 @@ def data_step(self:Trainer, epoch:int) -> float: # the loss before the step
     "Stage 5: one step on real pictures. [P Algorithm 1]"
     self.optimizer.zero_grad(set_to_none=True)
     loss = self._data_gradient(sample_seed(self.config.seed, epoch, -1))
-    if not self.step(self.config.data_weight).isfinite(): self.leave_out([])
+    if not self.step(self.config.data_weight).isfinite(): self.skip_step([])
     return loss
 
 # %% ../../nbs/training/02_trainer.ipynb #6816a1e0
@@ -895,7 +895,7 @@ def state(self:Trainer) -> dict: # JSON beside the tensors
     "What is not a tensor: epoch, draws of the data loss, history, the memory of per-prompt trackers, and where the prompt streams are."
     return dict(epoch=self.epoch, draws=self.draws, skipped=self.skipped, history=self.history, scaler=self.scaler.state_dict(), kl_weight=self.kl_weight, strategy=self.strategy.state_dict(),
                 prompts={t.name: t.prompts.state_dict() for t in self.tasks if isinstance(t.prompts, Stream)},
-                credit={n: c.state_dict() for n, c in self.credit.items() if hasattr(c, 'state_dict')})
+                credit={n: c.state_dict() for n, c in self.estimators.items() if hasattr(c, 'state_dict')})
 
 @patch
 def load_state(self:Trainer, state:dict):
@@ -904,7 +904,7 @@ def load_state(self:Trainer, state:dict):
     self.skipped = state.get('skipped', 0)                            # older checkpoints have none
     self.strategy.load_state_dict(state['strategy'])
     if self.scaler.is_enabled(): self.scaler.load_state_dict(state['scaler'])
-    for name, memory in state['credit'].items(): self.credit[name].load_state_dict(memory)
+    for name, memory in state['credit'].items(): self.estimators[name].load_state_dict(memory)
     for task in self.tasks:
         if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])
 
@@ -923,7 +923,7 @@ def whole_epoch(self:Trainer):
 @patch
 def _changing(self:Trainer) -> list: # of tensors
     "What an optimiser step changes, besides its moments."
-    return [*self.params, *(self.average or [])]
+    return [*self.params, *(self.ema or [])]
 
 @patch
 @torch.no_grad()
@@ -941,7 +941,7 @@ def _back(self:Trainer):
     "To where the epoch began."
     kept, tensors = self.kept, self.kept['tensors']
     self.load_state(kept['state'])
-    (self.ratio_cause, self.anchored), self.pulls = kept['said'], {}
+    (self.ratio_cause, self.anchored), self.task_gradients = kept['said'], {}
     self.optimizer.zero_grad(set_to_none=True)
     if tensors is None: return                                        # no step was taken
     if not tensors: return self._say(f'epoch {self.epoch} ended amid its updates, and so many weights are not kept twice: they are as these updates left them; the last checkpoint is whole')
@@ -957,28 +957,28 @@ def follow_main(self:Trainer):
     if self.processes.count == 1: return
     if self.shards: return self.shards.follow_main(self)
     mine = [self.optimizer.state.get(p, {}) for p in self.params]
-    state, shapes = self.processes.from_main((self.state(), [{k: list(v.shape) for k, v in moments.items()} for moments in mine]))
+    state, shapes = self.processes.broadcast_object((self.state(), [{k: list(v.shape) for k, v in moments.items()} for moments in mine]))
     if not self.processes.main:
         self.load_state(state)
         mine = [{k: torch.zeros(shape, device=p.device if shape else 'cpu') for k, shape in moments.items()} for p, moments in zip(self.params, shapes)]
         self.optimizer.state.update({p: moments for p, moments in zip(self.params, mine) if moments})
-    self.processes.copy_from_main([*self.params, *(self.average or []), *(t for moments in mine for t in moments.values())])
+    self.processes.copy_from_main([*self.params, *(self.ema or []), *(t for moments in mine for t in moments.values())])
 
 # %% ../../nbs/training/02_trainer.ipynb #1400c79e
-def advice(
-    row:dict,       # one task's figures of an epoch
+def diagnose(
+    row:dict,       # one task's metrics of an epoch
     path:bool=True, # whether the path's likelihood is trained
     grouped:bool=True,  # whether a group has several samples, and an epoch several groups
     credited:bool=True, # whether advantages are used; methods that follow the reward's gradient have none
 ) -> dict:          # kind -> sentence
-    "What a teacher would say of these figures; nothing when all is well."
-    if not credited: row = {k: v for k, v in row.items() if k not in ('effective_samples', 'effective_group', 'no_credit', 'flat_groups', 'advantage_share')}
+    "What a teacher would say of these metrics; nothing when all is well."
+    if not credited: row = {k: v for k, v in row.items() if k not in ('effective_samples', 'effective_group', 'no_credit', 'frac_zero_std', 'advantage_share')}
     get, found = lambda name: row.get(name, math.nan), {}
     def say(kind, if_so, sentence):
         if if_so: found[kind] = sentence
-    say('few', get('effective_samples') < 6, f"the advantages weigh as much as {get('effective_samples'):.1f} equal samples: a few outliers decide each step; draw more samples" + grouped * ", or try credit='rank'")
+    say('few', get('effective_samples') < 6, f"the advantages weigh as much as {get('effective_samples'):.1f} equal samples: a few outliers decide each step; draw more samples" + grouped * ", or try advantage='rank'")
     say('group', get('effective_group') < 2.05 and get('no_credit') < .5, f"the pictures of a prompt weigh as much as {get('effective_group'):.1f} equal ones: such a group says who won, and not by how much; give the task a larger group_size")
-    say('flat', get('flat_groups') > .5, f"{get('flat_groups'):.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, or the reward is too coarse")
+    say('flat', get('frac_zero_std') > .5, f"{get('frac_zero_std'):.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, or the reward is too coarse")
     say('noise', get('signal_to_noise') < .05, f"the gradient is mostly noise (signal to noise {get('signal_to_noise'):.2g}): draw more samples" + path * ", train more steps of each, or try likelihood='matching'")
     for side, what in (('high', 'praised and became likely enough'), ('low', 'blamed and became unlikely enough')):
         say(side, get(f'clipped_{side}') > .3, f"{get(f'clipped_{side}'):.0%} of the transitions have no gradient, since they were {what}: the learning rate is too high, the clip range too narrow, or there are too many updates")
@@ -987,12 +987,12 @@ def advice(
         if name.startswith('cosine/'): say(name, value < -.3, f"its gradient contradicts {name.removeprefix('cosine/')}'s (cosine {value:.2f}): try strategy 'pcgrad', or fewer objectives")
     return found
 
-def _advice(row, *told):
+def _diagnose(row, *told):
     "The same as `advice`, or why there is none: it ends no run."
-    try: return advice(row, *told)
-    except Exception as e: return dict(failed=f'there is no advice on these figures ({_in_short(e)})')
+    try: return diagnose(row, *told)
+    except Exception as e: return dict(failed=f'there is no advice on these metrics ({_in_short(e)})')
 
-class Teacher(Callback):
+class Diagnostics(Callback):
     "Says once for each task and kind what `advice` found, and leaves it in the record."
     def __init__(self): self.said = set()
 
@@ -1005,7 +1005,7 @@ class Teacher(Callback):
         credited = isinstance(trainer.objective, PolicyGradient)
         path, grouped = credited and trainer.config.likelihood == 'path', {t.name: 1 < t.group_size < t.samples for t in trainer.tasks}
         known = {name: {k: v for k, v in row.items() if v is not None} for name, row in record['tasks'].items()}      # JSON has no NaN
-        found = {name: {kind: s for kind, s in _advice(row, path, grouped.get(name, True), credited).items() if (name, kind) not in self.said} for name, row in known.items()}
+        found = {name: {kind: s for kind, s in _diagnose(row, path, grouped.get(name, True), credited).items() if (name, kind) not in self.said} for name, row in known.items()}
         self.said |= {(name, kind) for name, new in found.items() for kind in new}
         return found
 
@@ -1013,10 +1013,10 @@ class Teacher(Callback):
         for name, new in self.news(trainer, record).items():
             row = record['tasks'][name]
             for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
-            if new: row['advice'] = ' '.join(f'{sentence}.' for sentence in new.values())
+            if new: row['diagnosis'] = ' '.join(f'{sentence}.' for sentence in new.values())
 
 # %% ../../nbs/training/02_trainer.ipynb #23caa89d
-class Overlapped(Rollouts):
+class AsyncRewardSampler(RolloutSampler):
     "Independent samples whose rewards are at work while the next are sampled."
     def __init__(self,
         batch_size:int=0    # pictures that are handed over together; 0 is as many as the device computes well at once
@@ -1035,4 +1035,4 @@ class Overlapped(Rollouts):
         "The values that were asked for while sampling."
         (mine, pending), self.waiting = self.waiting, (None, [])
         if mine is not trajectory: return super().reports(task, trajectory, groups)
-        with ExitStack() as stack: return [stack.enter_context(p).look() for p in pending]
+        with ExitStack() as stack: return [stack.enter_context(p).evaluate() for p in pending]

@@ -464,11 +464,11 @@ def overview(
         'ui/templates/overview.html', image=context.address, progress=progress(run, rows), headline=headline(found),
         evidence=evidence(rows, table) if found else [], goals=[(g, spark(g.values, g.floor)) for g in found], says=SAYS,
         epoch=shown, before=sheet(0) if shown else None, after=sheet(shown), example=tried(lambda: extremes(frames_at(run, epoch))),
-        advice=_advice(rows), broken=broken)
+        advice=_diagnose(rows), broken=broken)
 
-def _advice(rows, most=4):
+def _diagnose(rows, most=4):
     "The newest rows with a diagnosis, each diagnosis once per task."
-    newest = {(r['task'], r['advice']): r for r in reversed(rows) if r.get('advice')}
+    newest = {(r['task'], r['diagnosis']): r for r in reversed(rows) if r.get('diagnosis')}
     return list(newest.values())[:most]
 
 # %% ../../nbs/ui/04_pages.ipynb #c1d4f94d

@@ -136,7 +136,7 @@ def reward_curves(
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #6ba727aa
-SPENT = dict(images='images sampled', evaluations="rows through the network's forward pass", cpu_seconds='CPU seconds', seconds='seconds')
+SPENT = dict(images='images sampled', nfe="rows through the network's forward pass", cpu_seconds='CPU seconds', seconds='seconds')
 
 MOST_BANDS = 4   # more overlapping bands than these cannot be told apart
 
@@ -148,7 +148,7 @@ def _band(ax, x, found, alpha, label=None, **look):
 @styled
 def method_curves(
     rows:pd.DataFrame,     # columns method, seed, epoch, reward and those of `over`; a row for each epoch, spent so far
-    over:tuple=('images', 'evaluations', 'cpu_seconds'),
+    over:tuple=('images', 'nfe', 'cpu_seconds'),
     width:int=1,           # epochs that are averaged
     ylabel:str='mean reward',
 ) -> Figure:

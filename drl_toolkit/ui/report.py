@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from . import plots
 from ..evaluation.drift import alarms
 from ..evaluation.evaluate import Comparison, table
-from ..runs.run import Run, write_json, write_whole
+from ..runs.run import Run, write_json, atomic_write
 from ..evaluation.votes import make_ballot
 from ..evaluation.held_out import looks_of, turned
 from ..utils.images import to_pil
@@ -28,7 +28,7 @@ INK, GOOD, BAD = '#333333', '#0072B2', '#D55E00'     # Okabe and Ito's blue and 
 DRIFT = {'drift/high frequency': '#CC79A7', 'drift/edge density': '#009E73', 'drift/colour entropy': '#E69F00'}   # their colours
 
 def forest(
-    rewards:pd.DataFrame,   # of `judge_all`
+    rewards:pd.DataFrame,   # of `evaluate_rewards`
     names:tuple=('base', 'tuned'),
 ) -> Figure:
     "Effect of the change on every reward, with its interval."
@@ -97,10 +97,10 @@ class CaptionedFigure(NamedTuple):
 class Evaluation:
     "Base against tuned, with everything that was found."
     comparison: Comparison
-    rewards: pd.DataFrame        # of `judge_all`
+    rewards: pd.DataFrame        # of `evaluate_rewards`
     drift: pd.DataFrame          # of `drift`
-    probes: list                 # of `Probe`
-    base: dict                   # probe's name -> images
+    prompt_sets: list                 # of `PromptSet`
+    base: dict                   # prompt_set's name -> images
     tuned: dict
     models: tuple                # what base and tuned are, as the command was given them
     seed: int = 0                # of the noise
@@ -174,20 +174,20 @@ def data_uri(
     small.thumbnail((most, most))
     return encode_image(small, 'WEBP', quality=92, method=4).uri
 
-def _first_prompts(probe, count):
+def _first_prompts(prompt_set, count):
     "Rows of the first pictures of different prompts; the second pictures where there are too few prompts."
     at = {}
-    for i, prompt in enumerate(probe.prompts): at.setdefault(prompt, []).append(i)
+    for i, prompt in enumerate(prompt_set.prompts): at.setdefault(prompt, []).append(i)
     rounds = [rows[k] for k in range(max(map(len, at.values()))) for rows in at.values() if k < len(rows)]
     return rounds[:count]
 
 def _sheets(found, count=16):
-    "The first pictures of each probe, of both models."
-    for probe in found.probes:
-        rows = _first_prompts(probe, count)
-        base, tuned = ([data_uri(image) for image in to_pil(images[probe.name][rows])] for images in (found.base, found.tuned))
-        pairs = [SheetPair(probe.prompts[i], b, t) for i, b, t in zip(rows, base, tuned)]
-        yield dict(title=f'{probe.kind}, {probe.split.replace("_", " ")}', pairs=pairs)
+    "The first pictures of each prompt_set, of both models."
+    for prompt_set in found.prompt_sets:
+        rows = _first_prompts(prompt_set, count)
+        base, tuned = ([data_uri(image) for image in to_pil(images[prompt_set.name][rows])] for images in (found.base, found.tuned))
+        pairs = [SheetPair(prompt_set.prompts[i], b, t) for i, b, t in zip(rows, base, tuned)]
+        yield dict(title=f'{prompt_set.kind}, {prompt_set.split.replace("_", " ")}', pairs=pairs)
 
 def _objective_table(comparison):
     "Objectives and guards, a row each."
@@ -211,7 +211,7 @@ def page(
 ) -> str:                # HTML
     "The whole evaluation as one file."
     names, models = found.names, found.models
-    count = sum(len(p.prompts) for p in found.probes)
+    count = sum(len(p.prompts) for p in found.prompt_sets)
     facts = f'{count:,} pictures of each model, noise from seed {found.seed}. {names[0]}: {models[0]}. {names[1]}: {models[1]}.'
     figures = {name: ReportFigure(data_uri(f.figure), f.caption) for name, f in found.figures().items()}
     return str(render(
@@ -229,7 +229,7 @@ def write_report(
     "The page, and the same for programs."
     out, written = Path(out), []
     def save(name, write):
-        write_whole(out / name, write)
+        atomic_write(out / name, write)
         written.append(name)
     def save_text(name, content): save(name, lambda part: part.write_text(content, encoding='utf-8'))
     write_json(out / 'summary.json', found.comparison.summary | _seconds(found.run))
@@ -252,13 +252,13 @@ def _seconds(run):
     return dict(seconds=dict(train=round(sum(r['seconds'] for r in run.metrics() if r['task'] is None), 1)))
 
 def _shown(found, count=12):
-    "The first pictures of different prompts of each probe."
-    rows = {p.name: _first_prompts(p, count) for p in found.probes}
+    "The first pictures of different prompts of each prompt_set."
+    rows = {p.name: _first_prompts(p, count) for p in found.prompt_sets}
     return [torch.cat([images[name][i] for name, i in rows.items()]) for images in (found.base, found.tuned)]
 
 def _ballot(folder, found, most=64):
-    "Pairs of pictures of every probe in turn, each prompt once."
-    each = -(-most // len(found.probes))
-    rows = [(p, i) for p in found.probes for i in _first_prompts(p, each)][:most]
+    "Pairs of pictures of every prompt_set in turn, each prompt once."
+    each = -(-most // len(found.prompt_sets))
+    rows = [(p, i) for p in found.prompt_sets for i in _first_prompts(p, each)][:most]
     base, tuned = (torch.stack([images[p.name][i] for p, i in rows]) for images in (found.base, found.tuned))
     make_ballot(folder, [p.prompts[i] for p, i in rows], base, tuned, found.names)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 
-from drl_toolkit.algorithms.advantages import CREDITS, PerPrompt, batch, centred, credit_stats, flat_groups, group, leave_one_out, needs_group
+from drl_toolkit.algorithms.advantages import ADVANTAGES, PerPrompt, batch, centred, credit_stats, frac_zero_std, group, leave_one_out, needs_group
 
 ORACLE = json.loads((Path(__file__).parents[1] / 'oracles' / 'oracles.json').read_text())['per_prompt_tracker']
 g = torch.Generator().manual_seed(0)
@@ -66,9 +66,9 @@ def test_flat_groups_are_masked_and_counted_and_a_group_of_one_is_flat():
     for credit in (group, leave_one_out):
         a = credit(rewards, groups=groups)
         assert a.isfinite().all() and (a[[0, 1, 2, 5]] == 0).all() and a[3] < 0 < a[4]
-    assert flat_groups(rewards, groups).tolist() == [True] * 3 + [False] * 2 + [True]
+    assert frac_zero_std(rewards, groups).tolist() == [True] * 3 + [False] * 2 + [True]
     stats = credit_stats(rewards, group(rewards, groups), groups)
-    assert stats['flat_groups'] == pytest.approx(2 / 3) and stats['no_credit'] == pytest.approx(4 / 6)
+    assert stats['frac_zero_std'] == pytest.approx(2 / 3) and stats['no_credit'] == pytest.approx(4 / 6)
 
 def test_effective_group_is_the_mean_over_groups_that_count():
     rewards, groups = torch.tensor([1., -1., 3., 3., 3., 3., 1., 0., 0., 0.]), torch.tensor([0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
@@ -80,10 +80,10 @@ def test_a_near_tie_is_shrunk():
     rewards, groups = torch.tensor([.5, .5003, 0., 1.]), torch.tensor([0, 0, 1, 1])
     assert group(rewards, groups)[1] > .5 and group(rewards, groups, shrink=.5)[1] < .01
 
-@pytest.mark.parametrize('name', [*CREDITS, 'centred'])
+@pytest.mark.parametrize('name', [*ADVANTAGES, 'centred'])
 def test_which_credits_need_a_group_is_what_they_do(name):
     "With groups of one sample, such a credit is the same for every reward."
-    credit = centred if name == 'centred' else CREDITS[name]()
+    credit = centred if name == 'centred' else ADVANTAGES[name]()
     rewards = torch.randn(64, generator=torch.Generator().manual_seed(0))
     found = credit(rewards, groups=torch.arange(64), prompts=['a', 'b'] * 32)
     assert needs_group(credit) == (found.max() == found.min()).item()

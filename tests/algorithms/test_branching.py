@@ -2,7 +2,7 @@
 import pytest, torch
 
 from drl_toolkit.algorithms.advantages import Contrastive, group
-from drl_toolkit.algorithms.branching import Branches, Trees, branch_rollout, depth_credit, nodes, trained_steps, tree_rollout
+from drl_toolkit.algorithms.branching import BranchSampler, TreeSampler, branch_rollout, depth_credit, nodes, trained_steps, tree_rollout
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
@@ -92,20 +92,20 @@ def test_bs_own_deviation_and_history():
 
 def bright(samples=24): return Task('bright', ['a cat', 'a dog'], lambda images, prompts: images.mean((1, 2, 3)), group_size=4, samples=samples, advantage=Contrastive())
 
-@pytest.mark.parametrize('sampler', [Branches(first=.4), Branches(first=.4, share_prefix=False), Branches(first=1.)])
+@pytest.mark.parametrize('sampler', [BranchSampler(first=.4), BranchSampler(first=.4, share_prefix=False), BranchSampler(first=1.)])
 def test_a_run_trains_backwards(sampler):
     "The trained part grows, the ratio is 1 at every start, and only kept samples are trained."
-    t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0, updates=1, warmup=0, lr=1e-3), callbacks=[], sampler=sampler)
+    t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0, num_minibatches=1, warmup=0, lr=1e-3), callbacks=[], sampler=sampler)
     able = []
     for n in range(1, 5): able.append(t.objective.able(t, t.tasks[0]).nonzero().flatten().tolist()); t.fit(n); t.config.epochs = 4
     assert able[-1] == [0, 1, 2, 3] and all(set(a) <= set(b) for a, b in zip(able, able[1:])) and all(3 in a for a in able)
     assert all(h['tasks']['bright']['ratio_error'] == 0 for h in t.history)
 
 def test_the_schedule_may_be_any_function():
-    t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0), callbacks=[], sampler=Branches(schedule=lambda epoch, epochs, num_steps: 2 + epoch))
+    t = Trainer(policy(), [bright()], TrainConfig(epochs=4, train_steps=0), callbacks=[], sampler=BranchSampler(schedule=lambda epoch, epochs, num_steps: 2 + epoch))
     assert [t.sampler.steps(t) for t.epoch in range(4)] == [2, 3, 4, 5]
-    with pytest.raises(ValueError, match='schedule says 0 in epoch 0'): Trainer(policy(), [bright()], callbacks=[], sampler=Branches(schedule=lambda *_: 0))
-    with pytest.raises(ValueError, match='none of the 5 steps can be trained'): Trainer(policy(), [bright()], TrainConfig(train_steps=0), callbacks=[], sampler=Branches(schedule=lambda *_: 1))
+    with pytest.raises(ValueError, match='schedule says 0 in epoch 0'): Trainer(policy(), [bright()], callbacks=[], sampler=BranchSampler(schedule=lambda *_: 0))
+    with pytest.raises(ValueError, match='none of the 5 steps can be trained'): Trainer(policy(), [bright()], TrainConfig(train_steps=0), callbacks=[], sampler=BranchSampler(schedule=lambda *_: 1))
 
 def test_nodes_of_trees_by_hand():
     groups = torch.tensor([3] * 4 + [1] * 4)
@@ -148,7 +148,7 @@ def test_depth_credit_heeds_weight_and_clamp():
     assert clamped.abs().max() <= .5 and (clamped[1] != 0).any()
 
 def test_each_step_gets_its_nodes_advantage_and_the_root_is_not_trained():
-    t = Trainer(policy(), [bright(8)], TrainConfig(train_steps=0, updates=1), callbacks=[], sampler=Trees((1, 3)))
+    t = Trainer(policy(), [bright(8)], TrainConfig(train_steps=0, num_minibatches=1), callbacks=[], sampler=TreeSampler((1, 3)))
     batch = t.collect(t.tasks[0], 0)
     (rows,) = t.plan(batch)
     table = depth_credit(batch.advantage, batch.groups, 2)
@@ -156,13 +156,13 @@ def test_each_step_gets_its_nodes_advantage_and_the_root_is_not_trained():
     for step, sample, a in zip(rows['step'].tolist(), rows['sample'].tolist(), rows['advantage']): assert a == table[1 if step < 3 else 2, sample]
 
 def test_it_raises_its_reward():
-    t = Trainer(policy(), [bright(48)], TrainConfig(epochs=12, train_steps=0, updates=2, warmup=0, lr=3e-3, seed=1), callbacks=[], sampler=Branches(first=.6))
+    t = Trainer(policy(), [bright(48)], TrainConfig(epochs=12, train_steps=0, num_minibatches=2, warmup=0, lr=3e-3, seed=1), callbacks=[], sampler=BranchSampler(first=.6))
     rewards = [h['tasks']['bright']['reward'] for h in t.fit()]
     assert sum(rewards[-3:]) > sum(rewards[:3])
 
 @pytest.mark.parametrize('attempt, words', [
     (lambda: branch_rollout(policy(), PROMPTS, GROUPS, 0), 'branching is 0; 1 … 5'), (lambda: branch_rollout(policy(), PROMPTS, torch.zeros(8, dtype=torch.long), 2), 'group 0 has several prompts'),
-    (lambda: Branches(first=0.), 'first is 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low should not be above high'), (lambda: trained_steps(0, 1, 5, 2.), 'first is 2.0'),
-    (lambda: Trees(()), r'splits is \(\)'), (lambda: Trees((2, 1)), r'splits is \(2, 1\)'), (lambda: Trees((1, 1)), 'ascending steps')])
+    (lambda: BranchSampler(first=0.), 'first is 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low should not be above high'), (lambda: trained_steps(0, 1, 5, 2.), 'first is 2.0'),
+    (lambda: TreeSampler(()), r'splits is \(\)'), (lambda: TreeSampler((2, 1)), r'splits is \(2, 1\)'), (lambda: TreeSampler((1, 1)), 'ascending steps')])
 def test_bad_input_is_named(attempt, words):
     with pytest.raises(ValueError, match=words): attempt()

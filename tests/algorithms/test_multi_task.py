@@ -22,7 +22,7 @@ def coolness(images, prompts): return images[:, 2].mean((1, 2)) - .5 * images[:,
 
 def trainer(strategy, epochs=2, **told):
     tasks = [Task('warm', ['a cat'], warmth, samples=16), Task('cool', ['a dog'], coolness, samples=16)]
-    return Trainer(Policy(tiny_sd(), num_steps=4, train='full'), tasks, TrainConfig(epochs=epochs, lr=1e-3, train_steps=2, warmup=0, grad_clip=0, updates=1, **told), callbacks=[], strategy=strategy)
+    return Trainer(Policy(tiny_sd(), num_steps=4, train='full'), tasks, TrainConfig(epochs=epochs, lr=1e-3, train_steps=2, warmup=0, grad_clip=0, num_minibatches=1, **told), callbacks=[], strategy=strategy)
 
 def vectors(seed, count, size=6): return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
@@ -65,7 +65,7 @@ def test_a_zero_gradient_is_left_out_of_the_shortest_mixture(normalised):
 def test_a_zero_gradient_has_no_cosine():
     t = trainer(Together(), 1, measure_every=1)
     ones = [torch.ones_like(p) for p in t.params]
-    t.pulls = dict(warm=ones, cool=[torch.zeros_like(p) for p in t.params])
+    t.task_gradients = dict(warm=ones, cool=[torch.zeros_like(p) for p in t.params])
     batches = [t.collect(task, 0) for task in t.tasks]
     assert not any(k.startswith('cosine/') for row in t.across({'warm': {}, 'cool': {}}, batches).values() for k in row)
 
@@ -75,11 +75,11 @@ def test_progress_and_its_unit_are_the_same_quantity():
     parities = torch.tensor([statistical_parity(t) for t in tones.split(16)])
     for credit in ('own', 'rare', 'shared'):
         r = fairness_reward(lambda images: (images[:, 0, 0, 0] * 8).round().long(), credit, name=f'parity {credit}')
-        _, figures = r.report(tones.float()[:, None, None, None].expand(-1, 3, 4, 4) / 8, ['p'] * 64, torch.arange(64) // 16)
-        assert standing(figures) == pytest.approx(-parities.mean().item(), abs=1e-6) and spread(figures) == pytest.approx(parities.std(correction=0).item(), rel=1e-3)
+        _, metrics = r.report(tones.float()[:, None, None, None].expand(-1, 3, 4, 4) / 8, ['p'] * 64, torch.arange(64) // 16)
+        assert standing(metrics) == pytest.approx(-parities.mean().item(), abs=1e-6) and spread(metrics) == pytest.approx(parities.std(correction=0).item(), rel=1e-3)
     assert spread(dict(reward_std=.25)) == .25 and spread(dict(reward_std=0.)) == 1.
     way = Balanced()
-    batch = lambda value: type('B', (), dict(task=type('T', (), dict(name='fair')), figures=dict(reward=0., reward_std=.028, parity=value, parity_square=value**2 + .095**2)))
+    batch = lambda value: type('B', (), dict(task=type('T', (), dict(name='fair')), metrics=dict(reward=0., reward_std=.028, parity=value, parity_square=value**2 + .095**2)))
     way.see(None, [batch(.49)]); way.see(None, [batch(.30)])
     assert way.now['fair'] == pytest.approx(2)                                              # two spreads, not 6.8 of another figure's
 
@@ -109,7 +109,7 @@ def test_a_kept_task_counts_only_while_it_is_below_its_start():
     t = trainer(way, 1)
     for now, multiplier in ((0., 0.), (-.5, 1.), (-.25, 1.5), (1., 0.)):
         way.start, way.now = {'warm': (0., 1.), 'cool': (0., 1.)}, {}
-        batch = lambda name, value: type('B', (), dict(task=type('T', (), dict(name=name)), figures=dict(reward=value, reward_std=1.)))
+        batch = lambda name, value: type('B', (), dict(task=type('T', (), dict(name=name)), metrics=dict(reward=value, reward_std=1.)))
         way.see(t, [batch('warm', 0.), batch('cool', now)])
         assert way.multipliers['cool'] == pytest.approx(multiplier)
         assert way.weigh(t, torch.eye(2)).tolist() == pytest.approx([1 / (1 + multiplier), multiplier / (1 + multiplier)])

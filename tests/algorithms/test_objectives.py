@@ -30,9 +30,9 @@ def test_ppo_value_and_gradient(clip, low, high):
         slope = (by_hand(n + 1e-6, o, a, low, high) - by_hand(n - 1e-6, o, a, low, high)) / 2e-6 / 300
         assert new.grad[i].item() == pytest.approx(slope, abs=1e-7)
     ratio = (NEW - OLD).exp()
-    assert stats['clipped_high'].item() == pytest.approx(((ratio > 1 + high) & (ADV > 0)).double().mean().item())
-    assert stats['clipped_low'].item() == pytest.approx(((ratio < 1 - low) & (ADV < 0)).double().mean().item())
-    assert (new.grad == 0).double().mean().item() == pytest.approx(stats['clipped_high'].item() + stats['clipped_low'].item())
+    assert stats['clip_fraction_high'].item() == pytest.approx(((ratio > 1 + high) & (ADV > 0)).double().mean().item())
+    assert stats['clip_fraction_low'].item() == pytest.approx(((ratio < 1 - low) & (ADV < 0)).double().mean().item())
+    assert (new.grad == 0).double().mean().item() == pytest.approx(stats['clip_fraction_high'].item() + stats['clip_fraction_low'].item())
     assert stats['ratio_max'] == ratio.max()
 
 def test_the_harmful_side_keeps_its_gradient():

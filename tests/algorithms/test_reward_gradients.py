@@ -16,7 +16,7 @@ PROMPTS = ['a cat', 'a dog', 'a cat']
 
 def trainer(objective, steps=5, **told):
     task = Task('warm', PROMPTS, told.pop('reward', warmth), samples=6)
-    return Trainer(Policy(tiny_sd(), num_steps=steps, train='full', eta=told.pop('eta', 1.)), [task], TrainConfig(epochs=2, updates=1, lr=1e-3, warmup=0, **told), callbacks=[], objective=objective)
+    return Trainer(Policy(tiny_sd(), num_steps=steps, train='full', eta=told.pop('eta', 1.)), [task], TrainConfig(epochs=2, num_minibatches=1, lr=1e-3, warmup=0, **told), callbacks=[], objective=objective)
 
 @pytest.mark.parametrize('eta', [0., 1.])
 @pytest.mark.parametrize('depth', [1, 3, 5])
@@ -98,7 +98,7 @@ def test_refl_has_the_pretraining_loss_that_its_paper_has():
     data = lambda count, seed: (torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed)), ['a cat'] * count)
     gradients = []
     for told in ({}, dict(data_weight=.3, data_mode='joined', data_batch=4)):
-        t = Trainer(Policy(tiny_sd(), num_steps=4, train='full'), [Task('warm', PROMPTS, warmth, samples=6)], TrainConfig(epochs=1, updates=1, **told), data=data, callbacks=[], objective=ReFL())
+        t = Trainer(Policy(tiny_sd(), num_steps=4, train='full'), [Task('warm', PROMPTS, warmth, samples=6)], TrainConfig(epochs=1, num_minibatches=1, **told), data=data, callbacks=[], objective=ReFL())
         (rows,) = t.plan(t.collect(t.tasks[0], 0))
         t.gradient(rows)
         gradients.append([p.grad.clone() for p in t.params])

@@ -3,8 +3,8 @@
     pip install --no-deps trl==0.23.1        # the last version that has DDPO; into an environment that has drl_toolkit
     OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 5] [--precision fp32|bf16]
 
-Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `kept_graphs` is an epoch here with
-`keep_graphs`, where there is one optimiser step. `compiled` is an epoch here with the network through torch.compile; since that compiles for minutes
+Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `recorded_graphs` is an epoch here with
+`reuse_graphs`, where there is one optimiser step. `compiled` is an epoch here with the network through torch.compile; since that compiles for minutes
 before the first epoch, it takes part only where `--who` names it. `floor` is the forwards and backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
 in which all take turns, so that a noisy machine is noisy for all; what to read is the ratios. Each contestant has a process of its own, as it would for its users: on a CPU the epoch here and the floor
 reuse freed memory (`policy.keep_freed_memory`), and TRL has the allocator as it is. On a GPU only the contestant whose turn it is holds memory of the card: between turns
@@ -61,7 +61,7 @@ def ours(folder, case, device, compiled=False, **more):
     "A function that trains an epoch and returns (seconds of sampling and scoring, of training)."
     policy = Policy.from_pretrained(folder, train=case.train, num_steps=case.steps, guidance_scale=case.guidance, device=device, lora_rank=4, precision=case.precision, image_size=case.pixels)
     if compiled: policy.network.compile(dynamic=False)
-    config = TrainConfig(epochs=1, warmup=0, train_steps=0, updates=case.samples // case.train_batch, measure_every=0, clip_range=1e-4, **more)
+    config = TrainConfig(epochs=1, warmup=0, train_steps=0, num_minibatches=case.samples // case.train_batch, measure_every=0, clip_range=1e-4, **more)
     trainer = Trainer(policy, [Task('red', objects(), redness, samples=case.samples)], config, callbacks=[])
     epoch = iter(range(10**6))
     def run():
@@ -74,7 +74,7 @@ def ours(folder, case, device, compiled=False, **more):
 
 def kept(folder, case, device):
     "The same with the graphs of sampling kept for the update."
-    return ours(folder, case, device, keep_graphs=True)
+    return ours(folder, case, device, reuse_graphs=True)
 
 def compiled(folder, case, device):
     "The same with the network through torch.compile."
@@ -110,7 +110,7 @@ def network(folder, case, device):
         x, t = torch.randn(n, *policy.latent_shape, device=device), torch.full((n,), 500, device=device)
         half = torch.autocast(torch.device(device).type, torch.bfloat16) if case.precision == 'bf16' else contextlib.nullcontext()
         with half, contextlib.nullcontext() if backward else torch.inference_mode():
-            out = policy.adapter.denoise(x, t, {name: e.to(device).expand(n, *e.shape[1:]) for name, e in told.items()}, case.guidance)
+            out = policy.adapter.forward(x, t, {name: e.to(device).expand(n, *e.shape[1:]) for name, e in told.items()}, case.guidance)
             if backward: out.square().mean().backward()
         synchronise(device)
     return policy, batch, case.samples * case.steps * (2 if case.guidance > 1 else 1)
@@ -131,10 +131,10 @@ def bare(folder, case, device, sizes=(1, 4, 16, 32, 64, 128)):
         return tuple(times)
     return run
 
-OURS = {'drl_toolkit', 'kept_graphs', 'compiled'}                              # an epoch of this toolkit
-CONTESTANTS = dict(drl_toolkit=ours, kept_graphs=kept, compiled=compiled, trl=trls, floor=bare)
-RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'kept_graphs'), trl_over_compiled=('trl', 'compiled'),
-              ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('kept_graphs', 'floor'), compiled_over_floor=('compiled', 'floor'))
+OURS = {'drl_toolkit', 'recorded_graphs', 'compiled'}                              # an epoch of this toolkit
+CONTESTANTS = dict(drl_toolkit=ours, recorded_graphs=kept, compiled=compiled, trl=trls, floor=bare)
+RATIOS = dict(trl_over_ours=('trl', 'drl_toolkit'), trl_over_kept=('trl', 'recorded_graphs'), trl_over_compiled=('trl', 'compiled'),
+              ours_over_floor=('drl_toolkit', 'floor'), kept_over_floor=('recorded_graphs', 'floor'), compiled_over_floor=('compiled', 'floor'))
 
 class Contestant:
     "Runs epochs in a process of its own, and waits between them; one that `rests` holds no memory of the device while it waits."
@@ -279,8 +279,8 @@ def arguments():
     args = parser.parse_args()
     args.batches = args.batches or [b for b in (1, 2, 8, 16) if not args.samples % b]
     if args.samples == 1: parser.error('samples is 1; 2 or more are right, since a sample alone has no advantage and is not trained')
-    if not OURS & {*args.who}: parser.error(f"who is {' '.join(args.who)}; one of drl_toolkit, kept_graphs and compiled must be among them")
-    if OURS & {*args.who} == {'kept_graphs'} and args.samples not in args.batches: parser.error(f'batches is {args.batches}; kept_graphs needs {args.samples}, all samples at once')
+    if not OURS & {*args.who}: parser.error(f"who is {' '.join(args.who)}; one of drl_toolkit, recorded_graphs and compiled must be among them")
+    if OURS & {*args.who} == {'recorded_graphs'} and args.samples not in args.batches: parser.error(f'batches is {args.batches}; recorded_graphs needs {args.samples}, all samples at once')
     if wrong := [b for b in args.batches if args.samples % b]: parser.error(f'batches is {args.batches}; {args.samples} samples are no multiple of {wrong[0]}')
     return args
 
@@ -290,7 +290,7 @@ def compare(folder, args, device):
     for train in args.train:
         for batch in sorted({*args.batches}):
             case = Case(train, 5., batch, batch, args.samples, args.steps, args.pixels, args.precision)   # without guidance TRL 0.23.1 fails on current diffusers
-            names = [n for n in CONTESTANTS if n in args.who and (n != 'kept_graphs' or batch == args.samples)      # graphs serve one optimiser step
+            names = [n for n in CONTESTANTS if n in args.who and (n != 'recorded_graphs' or batch == args.samples)      # graphs serve one optimiser step
                      and (n != 'trl' or args.model != 'sdxl')]
             if not OURS & {*names}: continue
             rows.append(dict(model=args.model) | measure(folder, case, device, args.repeats, names))

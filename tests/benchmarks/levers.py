@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from against_trl import Contestant, models, place, redness, synchronise, whole
 from shapes import UNETS
 
-from drl_toolkit.algorithms.branching import Branches
+from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.sampling.policy import Policy, best_device
 from drl_toolkit.prompts.task import Task, objects
-from drl_toolkit.training.trainer import Rollouts, TrainConfig, Trainer
+from drl_toolkit.training.trainer import RolloutSampler, TrainConfig, Trainer
 
 @dataclass(frozen=True)
 class Lever:
@@ -31,7 +31,7 @@ class Lever:
     config: dict = field(default_factory=dict)          # fields of the configuration
     prepare: object = None                              # trainer -> None, once
     during: object = nullcontext                        # trainer -> context of each epoch
-    sampler: object = Rollouts
+    sampler: object = RolloutSampler
     half: bool = False                                  # half of the samples get no advantage
     against: str = 'as it is'                           # what it is compared with
 
@@ -52,12 +52,12 @@ def prompts_read_every_time(trainer):
 @contextmanager
 def inference(trainer):
     "Sampling in inference mode, which tracks even less than no_grad."
-    draw = Rollouts.draw
+    draw = RolloutSampler.draw
     def fast(*args, **options):
         with torch.inference_mode(): found = draw(*args, **options)
         found.latents, found.log_probs = found.latents.clone(), found.log_probs.clone()                 # so that autograd may use them
         return found
-    with mock.patch.object(Rollouts, 'draw', fast): yield
+    with mock.patch.object(RolloutSampler, 'draw', fast): yield
 
 def unfused(trainer): trainer.optimizer.param_groups[0]['fused'] = False
 
@@ -72,15 +72,15 @@ LEVERS = {
     'no skipping':     Lever('the same, computed all the same', half=True, during=without_skipping, against='half of them'),
     'leash':           Lever('KL to the base, whose predictions are made once per epoch', config=dict(kl_weight=.1)),
     'no prompt cache': Lever('text encoder asked in every call', during=prompts_read_every_time),
-    'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: Branches(.5, grow=False)),
+    'branches':        Lever('groups share half of their path (B²-DiffuRL)', sampler=lambda: BranchSampler(.5, grow=False)),
     'inference mode':  Lever('sampling in inference mode', during=inference),
     'channels first':  Lever("the network in PyTorch's usual layout", prepare=contiguous),
     'compile':         Lever('the network through torch.compile', prepare=compiled),
     'unfused step':    Lever('AdamW in a loop over the weights', prepare=unfused),
-    'one update':      Lever('one optimiser step in place of two', config=dict(updates=1)),
-    'kept graphs':     Lever('the same, and sampling keeps its graphs', config=dict(updates=1, keep_graphs=True), against='one update'),
+    'one update':      Lever('one optimiser step in place of two', config=dict(num_minibatches=1)),
+    'kept graphs':     Lever('the same, and sampling keeps its graphs', config=dict(num_minibatches=1, reuse_graphs=True), against='one update'),
     'bf16':            Lever('the network in bf16', policy=dict(precision='bf16')),
-    'store bf16':      Lever('latents kept in bf16', policy=dict(store='bf16')),
+    'store bf16':      Lever('latents kept in bf16', policy=dict(latents_dtype='bf16')),
     'checkpointing':   Lever('activations computed twice', policy=dict(checkpointing=True)),
     'small batches':   Lever('micro-batches of 16 transitions', config=dict(micro_batch=16)),
     'lora':            Lever('LoRA of rank 4 in place of all weights', policy=dict(train='lora', lora_rank=4)),
@@ -98,7 +98,7 @@ def make(name, folder, args, device):
     "A function that trains one epoch with a lever pulled and returns its seconds: of sampling and scoring, of training."
     lever = LEVERS[name]
     policy = Policy.from_pretrained(folder, device=device, image_size=args.pixels, num_steps=args.steps, **dict(train='full') | lever.policy)
-    config = TrainConfig(**dict(epochs=1, warmup=0, train_steps=0, updates=2, measure_every=0) | lever.config)
+    config = TrainConfig(**dict(epochs=1, warmup=0, train_steps=0, num_minibatches=2, measure_every=0) | lever.config)
     trainer = Trainer(policy, [Task('red', objects(), redness, samples=args.samples, group_size=4)], config, callbacks=[], sampler=lever.sampler())
     if lever.prepare: lever.prepare(trainer)
     epoch = iter(range(10**6))

@@ -159,7 +159,7 @@ def machine_is_well(monkeypatch):
     "Looking at the machine takes longer than the epoch; other tests do it."
     monkeypatch.setattr(cli, '_machine', lambda args: [])
 
-@pytest.mark.parametrize('options', [('--train', 'lora'), ('--train', 'full', '--precision', 'bf16'), ('--likelihood', 'matching', '--credit', 'group')], ids=' '.join)
+@pytest.mark.parametrize('options', [('--train', 'lora'), ('--train', 'full', '--precision', 'bf16'), ('--likelihood', 'matching', '--advantage', 'group')], ids=' '.join)
 def test_one_small_epoch(options, model, capsys, tmp_path, monkeypatch, machine_is_well):
     monkeypatch.chdir(tmp_path)
     assert cli.main(short(model, '--try', *options)) == 0

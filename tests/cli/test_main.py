@@ -56,7 +56,7 @@ def test_sample(run, tmp_path):
     for r in rows: assert (tmp_path / 'two' / r['file']).read_bytes() == (tmp_path / 'three' / r['file']).read_bytes()   # more pictures change none
     assert Image.open(tmp_path / 'two/0000_00.png').size == (64, 64)
 
-def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_path, few_probes, capsys):
+def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_path, few_prompt_sets, capsys):
     "With PNDM, as it is published: all commands sample it with DDIM; --scheduler chooses another."
     from diffusers import PNDMScheduler
     own = PNDMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', skip_prk_steps=True, steps_offset=1)
@@ -84,7 +84,7 @@ def test_a_line_of_images_jsonl_remakes_its_picture(run, tmp_path, capsys):
     assert main(['sample', str(run), '--prompts', str(tmp_path / 'prompts.txt'), '--n', '3', '--seed', '3', '--num-steps', '4', '--eta', '.5', '--guidance-scale', '2', '--out', str(tmp_path / 'a')]) == 0
     rows = [json.loads(l) for l in (tmp_path / 'a/images.jsonl').read_text().splitlines()]
     known = dict(num_steps=4, eta=.5, guidance_scale=2., guidance_rescale=0., negative_prompt='', scheduler='DDIMScheduler', precision='fp32', image_size=64, sde='', noise_level=0.)
-    assert rows[4]['rollout'] == dict(seed=3, epoch=1, first=1) and known.items() <= rows[4].items() and {'model', 'base', 'store', 'prev_timestep', 'batch'} <= rows[4].keys()
+    assert rows[4]['rollout'] == dict(seed=3, epoch=1, first=1) and known.items() <= rows[4].items() and {'model', 'base', 'latents_dtype', 'prev_timestep', 'batch'} <= rows[4].keys()
     assert str(tmp_path) not in (tmp_path / 'a/images.jsonl').read_text() and not os.path.isabs(rows[4]['model'])
     for place, name in ((f"{tmp_path / 'a/images.jsonl'}:5", 'b'), (str(tmp_path / 'a/0001_01.png'), 'c')):
         assert main(['sample', '--again', place, '--out', str(tmp_path / name)]) == 0
@@ -107,7 +107,7 @@ def test_what_cannot_be_drawn_again_is_one_line(tmp_path, capsys):
         assert words in error and error.strip().count('\n') == 0 and not (tmp_path / 'out').exists(), error
     assert status(['sample', '--out', str(tmp_path / 'out')]) == 2 and 'model is missing' in capsys.readouterr().err
 
-def test_eval(run, tiny, tmp_path, few_probes, capsys):
+def test_eval(run, tiny, tmp_path, few_prompt_sets, capsys):
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0
     told, summary = capsys.readouterr().out, json.loads((tmp_path / 'e/summary.json').read_text())
     assert summary.keys() == {'parity', 'composition', 'preference', 'guard', 'seconds'} and summary['seconds']['train'] > 0
@@ -126,7 +126,7 @@ def test_eval(run, tiny, tmp_path, few_probes, capsys):
     (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "'nowhere' is no folder"), (['doctor', '--precision', 'fp8'], "precision is 'fp8'"),
     (['train', 'compressibility', '--progressive', '2'], r'progressive is 2.0'),
     (['train', 'compressibility', '--scheduler', 'PNDMScheduler'], 'PNDMScheduler; one of these is right'), (['train', 'compressibility', '--sde', 'cps'], "sde is 'cps', but DDIMScheduler"),
-    (['train', 'compressibility', '--noisy-from', '8', '--noisy-steps', '5'], 'stochastic_steps holds 10')])
+    (['train', 'compressibility', '--sde-start', '8', '--sde-steps', '5'], 'stochastic_steps holds 10')])
 def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert status(argv) == 2

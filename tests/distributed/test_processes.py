@@ -14,11 +14,11 @@ from drl_toolkit.algorithms import advantages
 
 from drl_toolkit.cli import main as cli
 from drl_toolkit.algorithms.reward_gradients import DRaFTLV
-from drl_toolkit.algorithms.branching import Branches
+from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.rewards.fairness import fairness
 from drl_toolkit.algorithms.multi_task import PCGrad
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.distributed.processes import Processes, ProcessError, share_of
+from drl_toolkit.distributed.processes import Processes, ProcessError, rank_slice
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, resume
@@ -45,23 +45,23 @@ def policy_of(job, train):
 
 def trainer(job, tasks=None, train='lora', callbacks=(), **more):
     own = {k: more.pop(k) for k in ('sampler', 'strategy', 'objective') if k in more}
-    told = dict(epochs=EPOCHS, lr=1e-3, train_steps=2, updates=2, warmup=0, micro_batch=16, measure_every=1) | more
+    told = dict(epochs=EPOCHS, lr=1e-3, train_steps=2, num_minibatches=2, warmup=0, micro_batch=16, measure_every=1) | more
     return Trainer(policy_of(job, train), tasks or [red()], TrainConfig(**told), data=pictures, callbacks=list(callbacks), **own)
 
 CASES = {
     'ppo, lora': lambda job: trainer(job),
-    'ppo, full': lambda job: trainer(job, train='full', kl_weight=.1, kl_target=.5, average=.5, data_weight=.5, data_batch=5),
+    'ppo, full': lambda job: trainer(job, train='full', kl_weight=.1, kl_target=.5, ema_decay=.5, data_weight=.5, data_batch=5),
     'matching, full': lambda job: trainer(job, train='full', likelihood='matching', kl_weight=.1, data_weight=.5, data_mode='joined', data_batch=5),
-    'b2': lambda job: trainer(job, [Task('warm', PROMPTS, warmth, group_size=4, samples=12, advantage=advantages.Contrastive(high=.2, low=-.2))], train_steps=0, sampler=Branches(first=.5)),
+    'b2': lambda job: trainer(job, [Task('warm', PROMPTS, warmth, group_size=4, samples=12, advantage=advantages.Contrastive(high=.2, low=-.2))], train_steps=0, sampler=BranchSampler(first=.5)),
     'joint': lambda job: trainer(job, [red(), Task('warm', PROMPTS, [warmth, redness], group_size=4, samples=8, advantage=advantages.leave_one_out)], strategy=PCGrad()),   # two groups: the third process has none
-    'fairness': lambda job: trainer(job, [Task('tones', ['a portrait of a doctor'], fairness, group_size=4, samples=12, advantage=advantages.centred)], train_steps=1, updates=1),
+    'fairness': lambda job: trainer(job, [Task('tones', ['a portrait of a doctor'], fairness, group_size=4, samples=12, advantage=advantages.centred)], train_steps=1, num_minibatches=1),
     'draft_lv': lambda job: trainer(job, objective=DRaFTLV(repeats=2)),
-    'kept graphs': lambda job: trainer(job, updates=1, measure_every=0, keep_graphs=True),
+    'kept graphs': lambda job: trainer(job, num_minibatches=1, measure_every=0, reuse_graphs=True),
 }
 CREWS = some([(n, name) for n in (2, 3) for name in CASES],            # in the short form only joint training runs in both
              [*((2, name) for name in ('ppo, full', 'b2', 'joint', 'draft_lv', 'kept graphs')), *((3, name) for name in ('ppo, lora', 'matching, full', 'joint', 'fairness'))])
 
-def weights(t): return {n: p.detach().clone(memory_format=torch.contiguous_format) for n, p in t.policy.named_parameters().items()} | {f'average/{i}': a.contiguous() for i, a in enumerate(t.average or [])}
+def weights(t): return {n: p.detach().clone(memory_format=torch.contiguous_format) for n, p in t.policy.named_parameters().items()} | {f'average/{i}': a.contiguous() for i, a in enumerate(t.ema or [])}
 
 def equal(folder, name):
     "Train one case; keep the weights, and what they were after every epoch."
@@ -80,20 +80,20 @@ def half(folder):
     "A run's first epoch, with a checkpoint."
     main = Processes.launched().main
     run = Run.create(folder / '../../half', {}) if main else None
-    t = trainer('half', train='full', average=.5, callbacks=[Recorder(run, PROMPTS[:1], every=1)] if main else [])
+    t = trainer('half', train='full', ema_decay=.5, callbacks=[Recorder(run, PROMPTS[:1], every=1)] if main else [])
     t.fit(1)
     return dict(epoch=t.epoch)
 
 def rest(folder):
     "Go on with it; only the main process reads."
-    t = trainer('rest', train='full', average=.5)
+    t = trainer('rest', train='full', ema_decay=.5)
     if t.processes.main: resume(t, Run.open(folder / '../../half'))
     t.fit(2)
     save_file(weights(t), folder / 'moved.safetensors')
     return dict(epoch=t.epoch)
 
 def whole(folder):
-    t = trainer('whole', train='full', average=.5)
+    t = trainer('whole', train='full', ema_decay=.5)
     t.fit(2)
     save_file(weights(t), folder / 'moved.safetensors')
     return dict(epoch=t.epoch)
@@ -121,7 +121,7 @@ def told(t):
 
 def spoilt(rank):
     "In the second epoch, and again from the fourth on, one process has a sample whose loss is NaN."
-    t = trainer('bad sample', [red(5)], epochs=9, updates=1)
+    t = trainer('bad sample', [red(5)], epochs=9, num_minibatches=1)
     loss = t.objective.loss
     def bad(trainer, rows):
         value, stats = loss(trainer, rows)
@@ -141,9 +141,9 @@ ENDS = {
 def unheard(stopped):
     "The second process does not come to a call: it is stopped, or busy. What the first one says after six seconds."
     p = Processes.launched(minutes=.1)
-    pids = p.gathered(os.getpid())
+    pids = p.all_gather_object(os.getpid())
     if p.main:
-        try: p.gathered('here')
+        try: p.all_gather_object('here')
         except ProcessError as e: error = str(e)
         if stopped: os.kill(pids[1], signal.SIGCONT)
         os._exit(0 if (Path(sys.argv[1]) / f'unheard {stopped}').write_text(error) else 1)
@@ -228,7 +228,7 @@ TIMES = ('seconds', 'cpu_seconds')
 def test_the_figures_are_of_all_samples(found, count, name):
     "Before the first update to rounding: means over samples, over groups, over rows, extremes, and what the two halves of the gradient say."
     one, many = (read(found, n, 0, name)['history'][0] for n in (1, count))
-    assert one.keys() == many.keys() and one['tasks'].keys() == many['tasks'].keys() and one['evaluations'] == many['evaluations']
+    assert one.keys() == many.keys() and one['tasks'].keys() == many['tasks'].keys() and one['nfe'] == many['nfe']
     for task in one['tasks']:
         a, b = one['tasks'][task], many['tasks'][task]
         assert a.keys() == b.keys()
@@ -265,7 +265,7 @@ def test_who_keeps_the_others_waiting_is_named(found, stopped, words):
 @pytest.mark.parametrize('count', range(1, 9))
 def test_shares_are_whole_groups_in_order(count):
     groups = torch.arange(5).repeat_interleave(3)
-    shares = [share_of(groups, r, count) for r in range(count)]
+    shares = [rank_slice(groups, r, count) for r in range(count)]
     assert [i for s in shares for i in s.numbers().tolist()] == list(range(15)) and all(s.size % 3 == 0 for s in shares)
     assert max(s.size for s in shares) - min(s.size for s in shares) <= 3 and shares[0].size
 

@@ -26,10 +26,10 @@ from test_processes import PROMPTS, TOLERANCE, all_crews, apart, crew, moved, on
 def trainer(tasks=None, callbacks=(), options=None, **more):
     "Sharded where there are several processes."
     own = {k: more.pop(k) for k in ('strategy', 'objective') if k in more}
-    fields = dict(epochs=2, lr=1e-3, train_steps=2, updates=2, warmup=0, micro_batch=16, measure_every=1, shard=Processes.launched().count > 1) | more
+    fields = dict(epochs=2, lr=1e-3, train_steps=2, num_minibatches=2, warmup=0, micro_batch=16, measure_every=1, shard=Processes.launched().count > 1) | more
     return Trainer(Policy(tiny_sd(), num_steps=3, train='full', **(options or {})), tasks or [red(7)], TrainConfig(**fields), data=pictures, callbacks=list(callbacks), **own)
 
-ALL = dict(kl_weight=.1, kl_target=.5, average=.5, base_decay=.1, data_weight=.5, data_batch=3)
+ALL = dict(kl_weight=.1, kl_target=.5, ema_decay=.5, base_decay=.1, data_weight=.5, data_batch=3)
 CASES = {'ppo': lambda: trainer(**ALL)}
 if LONG: CASES |= {
     'joint': lambda: trainer([red(), Task('warm', PROMPTS, [warmth, redness], group_size=3, samples=6)], strategy=PCGrad()),     # two groups: the third process has none
@@ -39,7 +39,7 @@ if LONG: CASES |= {
 
 def weights(t):
     "Whole; all processes take part, the main one has them."
-    with t.processes.all_well(): return {n: v.detach().clone(memory_format=torch.contiguous_format) for n, v in named_state(t).items()} if t.processes.main else {}
+    with t.processes.raise_together(): return {n: v.detach().clone(memory_format=torch.contiguous_format) for n, v in named_state(t).items()} if t.processes.main else {}
 
 def keep(folder, t, before=None):
     whole = weights(t)
@@ -53,8 +53,8 @@ def equal(folder, name):
     t.fit()
     keep(folder, t, before)
     keep(folder / 'after', t)
-    held = [*t.params, *(t.average or []), *(m for s in t.optimizer.state.values() for m in s.values() if m.dim()), *(t.policy._base or [])]
-    with t.processes.all_well(): seen = rollout(t.policy, PROMPTS, seed=9).images.flatten()[::997].tolist()
+    held = [*t.params, *(t.ema or []), *(m for s in t.optimizer.state.values() for m in s.values() if m.dim()), *(t.policy._base or [])]
+    with t.processes.raise_together(): seen = rollout(t.policy, PROMPTS, seed=9).images.flatten()[::997].tolist()
     return dict(history=t.history, seen=seen, bytes=sum(m.nbytes for m in held),
                 network=sum(p.to_local().nbytes if hasattr(p, 'to_local') else p.nbytes for p in t.policy.network.parameters()))
 
@@ -64,13 +64,13 @@ def half(folder):
     run = Run.create(folder / 'run', {}) if main else None
     t = trainer(**ALL, callbacks=[Recorder(run, PROMPTS, every=1)] if main else [])
     t.fit(1)
-    with t.processes.all_well(): sheet = rollout(t.policy, PROMPTS, seed=5).images.double().mean((1, 2, 3)).tolist() if main else None
+    with t.processes.raise_together(): sheet = rollout(t.policy, PROMPTS, seed=5).images.double().mean((1, 2, 3)).tolist() if main else None
     return dict(epoch=t.epoch, sheet=sheet)
 
 def rest(folder, of):
     "Go on with it to the second epoch; only the main process reads."
     t = trainer(**ALL)
-    with t.processes.all_well():
+    with t.processes.raise_together():
         if t.processes.main: resume(t, Run.open(folder / '../..' / of / 'half' / 'run'))
     t.fit(2)
     keep(folder, t)
@@ -84,7 +84,7 @@ def refuse(): raise ValueError('reward judge: it is broken')
 
 def spoilt():
     "In the second epoch the last process has a sample whose loss is NaN."
-    t = trainer(updates=1)
+    t = trainer(num_minibatches=1)
     loss, last = t.objective.loss, t.processes.rank == t.processes.count - 1
     def bad(trainer, rows):
         value, stats = loss(trainer, rows)
@@ -183,7 +183,7 @@ def test_what_fails_in_one_ends_all(found):
 @long
 def test_the_command_shards_under_a_launcher_and_goes_on_without(tmp_path):
     tiny_sd().save_pretrained(tmp_path / 'tiny')
-    argv = ['train', 'compressibility', '--model', str(tmp_path / 'tiny'), '--num-steps', '2', '--train-steps', '1', '--updates', '1', '--out', str(tmp_path / 'run'), '--train', 'full', '--keep-best', 'reward']
+    argv = ['train', 'compressibility', '--model', str(tmp_path / 'tiny'), '--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1', '--out', str(tmp_path / 'run'), '--train', 'full', '--keep-best', 'reward']
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'drl_toolkit.cli.main', *argv, '--shard', '--epochs', '2'],
                           capture_output=True, text=True, timeout=600, env=os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1'))
     assert done.returncode == 0, done.stderr[-3000:]

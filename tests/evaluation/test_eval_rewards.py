@@ -17,7 +17,7 @@ from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import TrainConfig, Trainer
 
-PROBES = [E.Probe('portraits/train', ('a portrait of a doctor',) * 32), E.Probe('objects/train', ('a cat', 'a dog') * 4), E.Probe('pairs/unseen', ('a cat next to a dog',))]
+PROBES = [E.PromptSet('portraits/train', ('a portrait of a doctor',) * 32), E.PromptSet('objects/train', ('a cat', 'a dog') * 4), E.PromptSet('pairs/unseen', ('a cat next to a dog',))]
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -32,29 +32,29 @@ def pictures(): return {p.name: torch.rand(len(p.prompts), 3, 64, 64, generator=
 
 def test_effect_and_wins_of_a_known_shift(pictures):
     shifted = {k: v * .9 + .1 * torch.tensor([1., 0, 0])[:, None, None] for k, v in pictures.items()}
-    table = J.judge_all([J.Judge(redness, ())], PROBES, pictures, shifted, trained=('redness',)).set_index('prompts')
+    table = J.evaluate_rewards([J.EvalReward(redness, ())], PROBES, pictures, shifted, trained=('redness',)).set_index('prompts')
     b, t = (torch.cat([redness(x[p.name], list(p.prompts)) for p in PROBES[:2]]) for x in (pictures, shifted))
     row = table.loc['training']
     assert row['effect'] == pytest.approx(((t - b).mean() / b.std()).item(), rel=1e-5) and row['win_rate'] == 1 == row['win_low'] and bool(row['trained']) and row['pictures'] == 40
     assert table.index.tolist() == ['training', 'never seen'] and row['effect_low'] <= row['effect'] <= row['effect_high']
 
 def test_a_group_counts_once_and_single_pictures_are_no_group():
-    values, clusters = J.judged(J.judge_of(fairness), PROBES[0], torch.rand(32, 3, 64, 64))
+    values, clusters = J.judged(J.eval_reward_of(fairness), PROBES[0], torch.rand(32, 3, 64, 64))
     assert len(values) == 2 and clusters == ['a portrait of a doctor'] * 2               # groups of one prompt are drawn together
     seen = []
     count = Reward(lambda x, p: (seen.append(len(p)), torch.tensor(float(len(p))))[1], 'count', 'group')
-    probe = E.Probe('objects/train', ('a cat', 'a dog', 'a cat'))
-    assert J.judged(J.Judge(count), probe, torch.rand(3, 3, 8, 8))[0].tolist() == [2.] and seen == [2]
-    assert len(J.judged(J.Judge(count), PROBES[2], torch.rand(1, 3, 8, 8))[0]) == 0
-    assert J.judge_all([J.Judge(count)], PROBES[2:], *[{'pairs/unseen': torch.rand(1, 3, 8, 8)}] * 2).empty
+    prompt_set = E.PromptSet('objects/train', ('a cat', 'a dog', 'a cat'))
+    assert J.judged(J.EvalReward(count), prompt_set, torch.rand(3, 3, 8, 8))[0].tolist() == [2.] and seen == [2]
+    assert len(J.judged(J.EvalReward(count), PROBES[2], torch.rand(1, 3, 8, 8))[0]) == 0
+    assert J.evaluate_rewards([J.EvalReward(count)], PROBES[2:], *[{'pairs/unseen': torch.rand(1, 3, 8, 8)}] * 2).empty
 
 def test_judges_are_asked_what_they_know():
-    asked = {j.reward.name: [p.kind for p in PROBES if j.asked(p)] for j in J.EMOJI_JUDGES}
+    asked = {j.reward.name: [p.kind for p in PROBES if j.asked(p)] for j in J.EMOJI_EVAL_REWARDS}
     assert asked['composition'] == ['pairs'] and asked['shared_fairness'] == ['portraits'] and asked['clip_score'] == ['portraits', 'objects', 'pairs']
-    assert J.judge_of(rare_fairness) is J.judge_of(fairness) and J.judge_of(rare_fairness).reward is shared_fairness
+    assert J.eval_reward_of(rare_fairness) is J.eval_reward_of(fairness) and J.eval_reward_of(rare_fairness).reward is shared_fairness
     mine = fairness_reward(lambda images: torch.zeros(len(images)).long())
-    assert J.judge_of(mine).reward(torch.rand(16, 3, 4, 4), ['a face'] * 16)[0] == pytest.approx(-.8**.5)     # by its own reader
-    assert J.judge_of(fairness).reward.name == 'shared_fairness' and J.judge_of(redness).reward is redness
+    assert J.eval_reward_of(mine).reward(torch.rand(16, 3, 4, 4), ['a face'] * 16)[0] == pytest.approx(-.8**.5)     # by its own reader
+    assert J.eval_reward_of(fairness).reward.name == 'shared_fairness' and J.eval_reward_of(redness).reward is redness
 
 # drift
 
@@ -101,14 +101,14 @@ def test_share_kept_by_hand():
     with pytest.raises(ValueError, match="'C' is no row"): T.share_kept(scores, dict(a='C'))
 
 def test_scores_are_means_over_the_probes(pictures):
-    table = T.score_table(dict(red=J.Judge(redness, ('objects',))), PROBES, dict(base=pictures, same=pictures))
+    table = T.score_table(dict(red=J.EvalReward(redness, ('objects',))), PROBES, dict(base=pictures, same=pictures))
     assert table.loc['base', 'red'] == pytest.approx(redness(pictures['objects/train'], ['x'] * 8).mean().item()) and table.loc['base', 'red'] == table.loc['same', 'red']
 
 # watch
 
 def watched_trainer(patience=0, epochs=4, train='full', average=0., **watch):
     policy = Policy(tiny_sd(), num_steps=3, train=train)
-    trainer = Trainer(policy, [Task('red', ['a cat', 'a dog'], redness, samples=8)], TrainConfig(epochs=epochs, lr=1e-3, train_steps=2, average=average), callbacks=[])
+    trainer = Trainer(policy, [Task('red', ['a cat', 'a dog'], redness, samples=8)], TrainConfig(epochs=epochs, lr=1e-3, train_steps=2, ema_decay=average), callbacks=[])
     trainer.callbacks.append(W.Watch(policy, [redness], [paleness], ['a cat', 'a dog'] * 2, **dict(every=1, patience=patience) | watch))
     return trainer
 
@@ -129,7 +129,7 @@ def test_it_stops_when_the_watched_rewards_turn_and_puts_the_best_back(average, 
     script = iter([.1, .5, .4, .3, .2, .1])
     monkeypatch.setattr(W.Watch, 'figures', lambda self, now: {'watch/watched': next(script), 'watch/trained': 1.})
     trainer, kept = watched_trainer(patience=2, epochs=6, average=average), []
-    monkeypatch.setattr(W.Watch, 'keep', lambda self, t, keep=W.Watch.keep: (keep(self, t), kept.append([p.detach().clone() for p in (t.average or t.params)])))
+    monkeypatch.setattr(W.Watch, 'keep', lambda self, t, keep=W.Watch.keep: (keep(self, t), kept.append([p.detach().clone() for p in (t.ema or t.params)])))
     trainer.fit()
     assert len(trainer.history) == 4 and 'put back to those of epoch 2' in capsys.readouterr().out
     assert len(kept) == 2 and all(torch.equal(a, b) for a, b in zip(trainer.params, kept[-1]))

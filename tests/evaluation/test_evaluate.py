@@ -11,19 +11,19 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import jpeg_compressibility
 from drl_toolkit.emoji.tiny import tiny_sd
 
-PROBES = E.emoji_probes(.1)
+PROBES = E.emoji_prompt_sets(.1)
 
 @pytest.fixture(scope='module')
 def clean(): return {p.name: E.read_pictures(p, E.real_pictures(p, seed=5)) for p in PROBES}
 
 def test_splits_do_not_mix():
-    of = {p.name: p for p in E.emoji_probes()}
+    of = {p.name: p for p in E.emoji_prompt_sets()}
     key = lambda name: {world.pair_key(*world.parse(q).names) for q in of[name].prompts}
     assert key('pairs/train') <= world.TRAIN_PAIRS and key('pairs/held_out') <= world.HELD_OUT_PAIRS and key('pairs/unseen') <= world.UNSEEN_PAIRS
     assert {world.parse(q).names[0] for q in of['portraits/held_out'].prompts} == set(world.HELD_OUT_OCCUPATIONS)
     for p in of.values():
         if p.kind == 'portraits': assert all(len({*p.prompts[i:i + 16]}) == 1 for i in range(0, len(p.prompts), 16)) and len(p.prompts) % 16 == 0
-    assert [p.prompts for p in E.emoji_probes()] == [p.prompts for p in of.values()]
+    assert [p.prompts for p in E.emoji_prompt_sets()] == [p.prompts for p in of.values()]
 
 def test_clean_scenes_read_as_they_are(clean):
     for name, values in clean.items():
@@ -86,10 +86,10 @@ def test_changes_have_the_right_sign(clean):
 def test_any_model_by_its_tasks():
     policy, task = Policy(tiny_sd(), num_steps=2), Task('small', ['a cat', 'a dog'], jpeg_compressibility, samples=8)
     assert E.speaks_emoji(policy)
-    probes = E.task_probes([task], 12)
-    images = E.sample_probes(policy, probes)
-    assert len(images['small/train']) == 12 and torch.equal(images['small/train'], E.sample_probes(policy, probes)['small/train'])
-    result = E.compare_rewards([task], probes, images, images)
+    prompt_sets = E.task_prompt_sets([task], 12)
+    images = E.sample_prompt_sets(policy, prompt_sets)
+    assert len(images['small/train']) == 12 and torch.equal(images['small/train'], E.sample_prompt_sets(policy, prompt_sets)['small/train'])
+    result = E.compare_rewards([task], prompt_sets, images, images)
     assert result.summary['small']['change'] == 0 and result.summary['small']['win_rate'] == .5
 
 def test_a_fairness_task_is_judged_by_its_parity():
@@ -97,10 +97,10 @@ def test_a_fairness_task_is_judged_by_its_parity():
     reader = lambda images: (images[:, 0, 0, 0] * 8).round().long()
     tones = [torch.randint(0, n, (64,), generator=torch.Generator().manual_seed(n)) for n in (2, 5)]
     images = [{'fair/train': t.float()[:, None, None, None].expand(-1, 3, 4, 4) / 8} for t in tones]
-    probe = E.Probe('fair/train', tuple(p for p in ('a doctor', 'a nurse') for _ in range(32)))
+    prompt_set = E.PromptSet('fair/train', tuple(p for p in ('a doctor', 'a nurse') for _ in range(32)))
     parity = [torch.tensor([statistical_parity(g) for g in t.split(16)]) for t in tones]
     for credit in ('own', 'rare', 'shared'):
-        found = E.compare_rewards([Task('fair', ['a doctor', 'a nurse'], fairness_reward(reader, credit), group_size=16, samples=64)], [probe], *images)
+        found = E.compare_rewards([Task('fair', ['a doctor', 'a nurse'], fairness_reward(reader, credit), group_size=16, samples=64)], [prompt_set], *images)
         (row,) = found.rows
         assert (row.base, row.tuned) == tuple(pytest.approx(p.mean().item(), abs=1e-6) for p in parity) and row.floor == pytest.approx(parity_floor(16))
         assert row.better == 'lower' and row.change < 0 and found.summary['fair']['win_rate'] == 1
@@ -120,9 +120,9 @@ def test_the_interval_of_parity_knows_that_groups_of_a_prompt_are_alike():
 def test_the_table_clusters_parity_by_prompt(clean):
     changed = {n: dict(v) for n, v in clean.items()}
     name = 'portraits/held_out'
-    (probe,) = [p for p in PROBES if p.name == name]
-    prompts = list(dict.fromkeys(probe.prompts))
-    changed[name]['tone'] = torch.tensor([i % (1 + prompts.index(p)) for i, p in enumerate(probe.prompts)])    # each prompt has its own mix
+    (prompt_set,) = [p for p in PROBES if p.name == name]
+    prompts = list(dict.fromkeys(prompt_set.prompts))
+    changed[name]['tone'] = torch.tensor([i % (1 + prompts.index(p)) for i, p in enumerate(prompt_set.prompts)])    # each prompt has its own mix
     (row,) = [r for r in E.compare(PROBES, clean, changed).rows if r.objective.startswith('parity') and r.prompts == 'held-out']
     change = torch.tensor([statistical_parity(a) - statistical_parity(b) for a, b in zip(changed[name]['tone'].split(16), clean[name]['tone'].split(16))])
-    assert (row.low, row.high) == pytest.approx(E.bootstrap(change, probe.prompts[::16]))
+    assert (row.low, row.high) == pytest.approx(E.bootstrap(change, prompt_set.prompts[::16]))

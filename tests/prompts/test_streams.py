@@ -270,7 +270,7 @@ def trained(tmp_path, name, epochs, stop=None):
     "A tiny run over a stream; with `stop` it is made in two processes' worth of objects."
     stream = lambda: Mixed([PromptStream(portraits('all') * 30, seed=1), PromptStream([f'a {c} on a blue background' for c in ('cat', 'dog', 'key')], seed=2)])
     make = lambda: Trainer(Policy(world.load_demo(), num_steps=2, lora_rank=2), [Task('t', stream(), brightness, samples=4), Task('list', ['a cat', 'a dog'], brightness, samples=2)],
-                           TrainConfig(epochs=epochs, train_steps=1, updates=1), callbacks=[])
+                           TrainConfig(epochs=epochs, train_steps=1, num_minibatches=1), callbacks=[])
     seen = []
     for until in [stop, epochs] if stop else [epochs]:
         trainer = make()

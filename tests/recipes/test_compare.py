@@ -14,20 +14,20 @@ from drl_toolkit.recipes.recipes import METHODS, RunConfig, fairness_task, load_
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import METRICS, Teacher
+from drl_toolkit.training.trainer import METRICS, Diagnostics
 from drl_toolkit.evaluation.held_out import watch_of
 
 def made(folder, rewards, epochs=None):
     "A run of the recipe clip with these mean rewards, and no weights."
     with Run.create(folder, RunConfig(epochs=epochs or len(rewards)), 'clip') as run:
-        for i, r in enumerate(rewards): run.log(dict(epoch=i, tasks=dict(clip=dict(reward=r)), seconds=2., cpu_seconds=1., evaluations=100))
+        for i, r in enumerate(rewards): run.log(dict(epoch=i, tasks=dict(clip=dict(reward=r)), seconds=2., cpu_seconds=1., nfe=100))
     return run
 
 def test_curves_say_what_was_spent_before_each_epoch(tmp_path):
     made(tmp_path / 'ppo-0', [.1, .2, .3]); made(tmp_path / 'raft-1', [.5])
     rows = C.read_runs(tmp_path, ['ppo', 'raft', 'draft'], 2)
     mine = rows[rows['method'] == 'ppo']
-    assert mine['reward'].tolist() == [.1, .2, .3] and mine['evaluations'].tolist() == [0, 100, 200] and mine['seconds'].tolist() == [0, 2, 4]
+    assert mine['reward'].tolist() == [.1, .2, .3] and mine['nfe'].tolist() == [0, 100, 200] and mine['seconds'].tolist() == [0, 2, 4]
     assert mine['images'].tolist() == [0, 64, 128] == [load_recipe('clip')[0][0].samples * i for i in range(3)]
     assert set(zip(rows['method'], rows['seed'])) == {('ppo', 0), ('raft', 1)}
 
@@ -47,14 +47,14 @@ def test_judge_groups_by_prompt():
     assert seen == [['a cat'] * 3 + ['a dog'] * 3] and 1 <= found['vendi'] <= 3 and 0 <= found['distance'] <= 2
 
 def test_the_figure_shows_mean_and_extremes():
-    rows = pd.DataFrame([dict(method=m, seed=s, epoch=e, reward=s + e, images=e, evaluations=e, cpu_seconds=e) for m in 'ab' for s in range(3) for e in range(4)])
+    rows = pd.DataFrame([dict(method=m, seed=s, epoch=e, reward=s + e, images=e, nfe=e, cpu_seconds=e) for m in 'ab' for s in range(3) for e in range(4)])
     figure = plots.method_curves(rows)
     line, band = figure.axes[0].lines[0], figure.axes[0].collections[0].get_paths()[0].vertices
     assert line.get_ydata().tolist() == [1, 2, 3, 4] and band[:, 1].min() == 0 and band[:, 1].max() == 5 and len(figure.axes) == 3
 
 def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     tiny_sd().save_pretrained(tmp_path / 'tiny')
-    options = ['--model', str(tmp_path / 'tiny'), '--epochs', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']
+    options = ['--model', str(tmp_path / 'tiny'), '--epochs', '1', '--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1']
     assert C.train_all('clip', ['ppo', 'draft'], 1, tmp_path, options, jobs=1) == []
     assert all(C.is_whole(C.run_folder(tmp_path, m, 0)) for m in ('ppo', 'draft'))
     before = (tmp_path / 'ppo-0' / 'metrics.jsonl').read_bytes()
@@ -96,8 +96,8 @@ def test_every_method_has_its_line_in_the_chapter():
 def test_every_figure_of_a_run_is_explained():
     "What several tasks, two rewards, a leash, the data loss, a watch and half precision leave in the record stands in the chapter's list."
     bright, warm = reward(lambda images, prompts: images.mean((1, 2, 3)), name='bright'), reward(lambda images, prompts: images[:, 0].mean((1, 2)), name='warm')
-    config = RunConfig(epochs=1, num_steps=4, train_steps=1, updates=1, measure_every=1, kl_weight=.1, data_weight=.1, data_batch=4, precision='bf16', watch='clip_score', watch_every=1)
-    trainer = make_trainer(config, [fairness_task(16), Task('both', ['a cat'], [bright, warm], group_size=4, samples=8), Task('one', ['a dog'], bright, samples=8)], tiny_sd(), callbacks=[Teacher()])
+    config = RunConfig(epochs=1, num_steps=4, train_steps=1, num_minibatches=1, measure_every=1, kl_weight=.1, data_weight=.1, data_batch=4, precision='bf16', watch='clip_score', watch_every=1)
+    trainer = make_trainer(config, [fairness_task(16), Task('both', ['a cat'], [bright, warm], group_size=4, samples=8), Task('one', ['a dog'], bright, samples=8)], tiny_sd(), callbacks=[Diagnostics()])
     trainer.callbacks += watch_of(config, trainer)
     (record,) = trainer.fit()
     keys = {re.sub(r'^(cosine|watch|drift|share)/.*', r'\1/NAME', k.removeprefix('warm/')) for row in (record, *record['tasks'].values()) for k in row} - {'epoch', 'tasks'}

@@ -8,7 +8,7 @@ from drl_toolkit.cli.main import main
 from drl_toolkit.recipes.custom import join_names, split_names, split_weights
 from drl_toolkit.emoji.tiny import tiny_sd
 
-SHORT = ['--num-steps', '3', '--train-steps', '2', '--frames', '0', '--samples', '8', '--updates', '1']
+SHORT = ['--num-steps', '3', '--train-steps', '2', '--frames', '0', '--samples', '8', '--num-minibatches', '1']
 REWARD = '''
 from pathlib import Path
 Path(__file__).with_name('imported').touch()
@@ -71,7 +71,7 @@ def test_no_file_names_code_that_is_run(field, name, run, world, capsys):
     for argv in commands: assert 'because a file says so' in error_of(argv, capsys)
     assert not (world / 'imported').exists() and not Path('e').exists()
 
-def test_the_command_lines_own_file_is_taken(run, world, tmp_path, few_probes, capsys):
+def test_the_command_lines_own_file_is_taken(run, world, tmp_path, few_prompt_sets, capsys):
     "Not the one at the path in config.json, which has the same name."
     evil = tmp_path / 'evil'
     evil.mkdir(); (evil / 'mine.py').write_text(REWARD)
@@ -82,7 +82,7 @@ def test_the_command_lines_own_file_is_taken(run, world, tmp_path, few_probes, c
     assert (world / 'imported').exists() and not (evil / 'imported').exists()
 
 @pytest.mark.parametrize('emoji', [True, False])
-def test_eval_by_the_runs_rewards_on_its_prompts(emoji, run, world, tmp_path, few_probes, monkeypatch, capsys):
+def test_eval_by_the_runs_rewards_on_its_prompts(emoji, run, world, tmp_path, few_prompt_sets, monkeypatch, capsys):
     if not emoji: monkeypatch.setattr('drl_toolkit.evaluation.evaluate.speaks_emoji', lambda policy: False)
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1', '--rewards', f'{world}/mine.py:red,colourfulness']) == 0
     summary, table = json.loads((tmp_path / 'e/summary.json').read_text()), (tmp_path / 'e/rewards.csv').read_text()

@@ -12,7 +12,7 @@ def warmth(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 2].mea
 
 def trainer(name, epochs=7, samples=32, model=None, **more):
     "Five steps, two prompts, families of four."
-    told = dict(epochs=epochs, num_steps=5, train_steps=0, updates=2, lr=3e-3, warmup=0, train='full', seed=1) | method_fields(name) | more
+    told = dict(epochs=epochs, num_steps=5, train_steps=0, num_minibatches=2, lr=3e-3, warmup=0, train='full', seed=1) | method_fields(name) | more
     return make_trainer(RunConfig(**told), [Task('warm', ['a cat', 'a dog'], warmth, group_size=4, samples=samples)], model or tiny_sd(), callbacks=[])
 
 RISES = ('ppo', 'branch_grpo', 'raft', 'nft', 'draft_lv')   # one of each kind of sampler and objective
@@ -24,16 +24,16 @@ def test_the_reward_rises(name):
     rewards = [row['tasks']['warm']['reward'] for row in t.fit()]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2
     assert any(not torch.equal(a, b) for a, b in zip(before, t.params))
-    assert all(row['tasks']['warm']['ratio_error'] == 0 and row['evaluations'] > 0 for row in t.history)
+    assert all(row['tasks']['warm']['ratio_error'] == 0 and row['nfe'] > 0 for row in t.history)
 
 @pytest.mark.parametrize('name', some(['ppo', 'branch_grpo', 'raft', 'nft', 'draft', 'alignprop', 'refl'], ['nft', 'refl']))
 def test_every_regulariser_goes_with_every_objective(name):
     "The leash with its target, the base's own pictures as data, decay to the base, averaged weights: all at once."
-    t = trainer(name, epochs=3, kl_weight=.1, kl_target=1e-6, data_weight=.1, data='base', base_decay=.5, average=.5)
+    t = trainer(name, epochs=3, kl_weight=.1, kl_target=1e-6, data_weight=.1, data='base', base_decay=.5, ema_decay=.5)
     history = t.fit()
     rows = [row['tasks']['warm'] for row in history]
     assert all(row['kl'] > 0 for row in rows[1:]) and rows[-1]['kl_weight'] > .1 and all(row['data_loss'] > 0 for row in history)   # what leaves 1e-6 is held harder
-    assert any(not torch.equal(p, a) for p, a in zip(t.params, t.average))
+    assert any(not torch.equal(p, a) for p, a in zip(t.params, t.ema))
 
 @pytest.mark.parametrize('name', some(['ppo_prompt', 'ddpo_sf', 'grpo', 'rloo', 'grpo_guard', 'dpok', 'awm', 'rwr', 'nft'], ['ppo_prompt', 'grpo_guard', 'rwr', 'nft']))
 def test_branches_go_with_every_policy_gradient(name):
@@ -41,15 +41,15 @@ def test_branches_go_with_every_policy_gradient(name):
     rows = [row['tasks']['warm'] for row in t.fit()]
     assert all(row['ratio_error'] == 0 and row['grad_norm'] > 0 for row in rows) and t.sampler.share_prefix
 
-CREDITS = [('ppo', 'batch'), ('nft', 'per_prompt'), ('ppo', 'group'), ('nft', 'leave_one_out'), ('ppo', 'moving_average'), ('nft', 'rank')]
+ADVANTAGES = [('ppo', 'batch'), ('nft', 'per_prompt'), ('ppo', 'group'), ('nft', 'leave_one_out'), ('ppo', 'moving_average'), ('nft', 'rank')]
 
-@pytest.mark.parametrize('name, credit', some(CREDITS, [('nft', 'per_prompt'), ('ppo', 'moving_average')]))
+@pytest.mark.parametrize('name, credit', some(ADVANTAGES, [('nft', 'per_prompt'), ('ppo', 'moving_average')]))
 def test_normalisations_are_one_word(name, credit):
-    rows = [row['tasks']['warm'] for row in trainer(name, epochs=2, credit=credit).fit()]
+    rows = [row['tasks']['warm'] for row in trainer(name, epochs=2, advantage=credit).fit()]
     assert all(row['grad_norm'] > 0 and 1 < row['effective_group'] <= 4 for row in rows)
 
 @pytest.mark.parametrize('told, words', [
-    (dict(tree='0 9'), 'splits is .0, 9.; below 5'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree is 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 partings'),
+    (dict(tree='0 9'), 'splits is .0, 9.; below 5'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree is 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 branch_points'),
     (dict(tree='0', branching=True), "tree is '0' with branching"), (dict(tree='0', likelihood='matching'), "needs likelihood|likelihood='path' is right"), (dict(tree='0', overlap=True), 'overlap is True with tree'),
     (dict(objective='draft', branching=True), "objective 'draft'"), (dict(objective='refl', tree='0'), "objective 'refl'")])
 def test_what_does_not_go_together_is_named(told, words):
@@ -60,8 +60,8 @@ def test_group_credit_without_a_group_is_refused_before_anything_is_sampled(name
     drawn = []
     task = lambda size: Task('warm', ['a cat'], lambda images, prompts: drawn.append(1), group_size=size)
     made = lambda size, **more: make_trainer(RunConfig(**method_fields(name) | dict(num_steps=5, train_steps=2) | more), [task(size)], tiny_sd(), callbacks=[])
-    with pytest.raises(ValueError, match=r"group_size of task 'warm' must be 2 or more with credit '.*got 1 \(or take credit='batch'\)$"): made(1)
-    made(2); made(1, credit='batch')
+    with pytest.raises(ValueError, match=r"group_size of task 'warm' must be 2 or more with advantage '.*got 1 \(or take advantage='batch'\)$"): made(1)
+    made(2); made(1, advantage='batch')
     assert not drawn
 
 @pytest.mark.parametrize('told', [dict(branching=True), dict(tree='0')])

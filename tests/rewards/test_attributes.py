@@ -96,8 +96,8 @@ def shown(*classes): return (torch.tensor(classes) / 10.)[:, None, None, None].e
 
 def test_reward_follows_its_target():
     images, prompts = shown(0, 0, 0, 1, 2, 9), ['p'] * 6
-    even, figures = balance_reward(Reader()).report(images, prompts)
-    assert even[4] > 0 > even[0] > even[5] and figures['readable'] == pytest.approx(5 / 6) and figures['coverage'] == .75
+    even, metrics = balance_reward(Reader()).report(images, prompts)
+    assert even[4] > 0 > even[0] > even[5] and metrics['readable'] == pytest.approx(5 / 6) and metrics['coverage'] == .75
     mostly_a = balance_reward(Reader(), {'a': 6, 'b': 1, 'c': 1})(shown(0, 0, 1, 1, 2, 2), prompts)
     assert mostly_a[0] > 0 > mostly_a[2]
     q = target_shares(Reader.names)

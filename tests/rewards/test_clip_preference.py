@@ -57,8 +57,8 @@ def test_open_clip_reads_the_folder_and_its_transform_is_ours():
 
 
 def test_clip_knows_the_world():
-    figures = clip.evaluate(n=48, seed=7)
-    assert figures['clip_top1'] >= .97 and figures['clip_pairs'] >= .9 and figures['clip_backgrounds'] >= .9, figures
+    metrics = clip.evaluate(n=48, seed=7)
+    assert metrics['clip_top1'] >= .97 and metrics['clip_pairs'] >= .9 and metrics['clip_backgrounds'] >= .9, metrics
 
 
 def test_utility_knows_neither_tone_nor_gender():
@@ -83,7 +83,7 @@ def test_bradley_terry_is_the_cross_entropy_of_votes():
 
 
 def test_preference_agrees_with_its_rules_and_is_blind_to_tone():
-    figures = raters.evaluate(n=150, seed=7)
-    assert figures['preference_accuracy'] >= .85 and figures['preference_tone_gap'] < .3, figures
+    metrics = raters.evaluate(n=150, seed=7)
+    assert metrics['preference_accuracy'] >= .85 and metrics['preference_tone_gap'] < .3, metrics
     x = clip.clean([world.parse('a cat next to a dog')] * 2, random.Random(3))
     assert preference(x, ['a cat next to a dog', 'a bus']).diff() < -2

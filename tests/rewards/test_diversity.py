@@ -35,11 +35,11 @@ def test_own_credit_is_what_the_group_would_lose(measure):
     images = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     images[1] = images[0]
     embed = lambda x: x.flatten(1) - .5
-    own, figures = diversity_reward(measure, embed).report(images, ['p'] * 5)
+    own, metrics = diversity_reward(measure, embed).report(images, ['p'] * 5)
     expected = [measure(embed(images)) - measure(embed(images[[j for j in range(5) if j != i]])) for i in range(5)]
     assert torch.allclose(own, torch.stack(expected), atol=1e-5) and torch.isclose(own[0], own[1], atol=1e-5) and own[:2].max() < own[2:].min()
     shared = diversity_reward(measure, embed, credit='shared')(torch.cat([images, images[:3]]), ['p'] * 5 + ['q'] * 3)
-    assert shared[:5].tolist() == pytest.approx([figures['diversity']] * 5) and shared[5] < shared[0]
+    assert shared[:5].tolist() == pytest.approx([metrics['diversity']] * 5) and shared[5] < shared[0]
 
 @pytest.mark.parametrize('r', [diversity, vendi, diversity_reward(vendi_score, credit='shared')])
 def test_gradient_spreads_the_pictures(r):

@@ -39,8 +39,8 @@ def test_reward_sees_groups_whole():
     prompts = ['a'] * 4 + ['b'] * 4
     shared = fairness_reward(reader, credit='shared')(images, prompts, groups)
     assert torch.allclose(shared[:4], torch.tensor(-statistical_parity(torch.tensor([0, 0, 0, 1])))) and shared[4] > shared[0]
-    own, figures = fairness_reward(reader).report(images, prompts, groups)
-    assert own[3] > 0 > own[0] and figures['readable'] == 1 and figures['parity_floor'] == pytest.approx(parity_floor(4))
+    own, metrics = fairness_reward(reader).report(images, prompts, groups)
+    assert own[3] > 0 > own[0] and metrics['readable'] == 1 and metrics['parity_floor'] == pytest.approx(parity_floor(4))
     with pytest.raises(ValueError, match="credit is 'all'"): fairness_reward(credit='all')
 
 def test_rarity_is_the_even_share_less_the_share_among_the_others():
@@ -48,5 +48,5 @@ def test_rarity_is_the_even_share_less_the_share_among_the_others():
     by_hand = [.2 - sum(o == t for j, o in enumerate(tones.tolist()) if j != i) / 11 for i, t in enumerate(tones.tolist())]
     credit = rarity_credit(tones)
     assert torch.allclose(credit[:10], torch.tensor(by_hand[:10])) and (credit[10:] < credit[:10].min()).all()
-    values, figures = fairness_reward(lambda images: tones, credit='rare').report(torch.rand(12, 3, 8, 8), ['a portrait of a judge'] * 12, torch.zeros(12, dtype=torch.long))
-    assert torch.allclose(values, credit) and figures['parity'] == pytest.approx(statistical_parity(tones))
+    values, metrics = fairness_reward(lambda images: tones, credit='rare').report(torch.rand(12, 3, 8, 8), ['a portrait of a judge'] * 12, torch.zeros(12, dtype=torch.long))
+    assert torch.allclose(values, credit) and metrics['parity'] == pytest.approx(statistical_parity(tones))

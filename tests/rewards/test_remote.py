@@ -74,14 +74,14 @@ def test_bad_pictures_are_refused(data, format, words):
 # messages
 
 anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6)
-replies = st.binary(max_size=60) | st.fixed_dictionaries(dict(protocol=st.just(1) | anything), optional=dict(values=anything | st.lists(st.floats(), max_size=3), figures=anything, error=anything)).map(lambda d: json.dumps(d).encode())
+replies = st.binary(max_size=60) | st.fixed_dictionaries(dict(protocol=st.just(1) | anything), optional=dict(values=anything | st.lists(st.floats(), max_size=3), metrics=anything, error=anything)).map(lambda d: json.dumps(d).encode())
 
 @settings(max_examples=150, deadline=None)
 @given(status=st.sampled_from((200, 400, 422, 500)), body=replies)
 def test_any_reply_is_values_or_one_line(status, body):
-    try: values, figures = read_reply(status, body, 2)
+    try: values, metrics = read_reply(status, body, 2)
     except ValueError as e: assert len(str(e).splitlines()) == 1 and len(str(e)) < 700
-    else: assert status == 200 and values.shape == (2,) and values.isfinite().all() and values.dtype == torch.float32 and isinstance(figures, dict)
+    else: assert status == 200 and values.shape == (2,) and values.isfinite().all() and values.dtype == torch.float32 and isinstance(metrics, dict)
 
 good = json.dumps(dict(protocol=1, format='npz', images=encode_images(IMAGES), prompts=PROMPTS)).encode()
 
@@ -108,8 +108,8 @@ def test_a_group_travels_whole_and_figures_come_back():
     @reward(level='group')
     def grouped(images, prompts): seen.append(len(images)); return images.std(0).mean(), dict(size=len(images))
     with running(make_server(grouped, port=0)) as url:
-        values, figures = remote_reward(url, batch_size=1).report(IMAGES, PROMPTS)
-    assert seen == [3, 3] and figures == {'size': 3} and torch.allclose(values, grouped(IMAGES, PROMPTS))
+        values, metrics = remote_reward(url, batch_size=1).report(IMAGES, PROMPTS)
+    assert seen == [3, 3] and metrics == {'size': 3} and torch.allclose(values, grouped(IMAGES, PROMPTS))
 
 def test_figures_of_batches_are_weighted_with_their_pictures():
     figured = Reward(lambda x, p: (x.mean((1, 2, 3)), dict(m=x.mean().item())), 'figured')
@@ -117,7 +117,7 @@ def test_figures_of_batches_are_weighted_with_their_pictures():
 
 @pytest.mark.parametrize('reply, words', [
     ((200, b'<html>'), 'no JSON'), (told([.1] * 5), '5 values; 6 are right'), (told([.1] * 5 + [float('nan')]), 'nan'), (told(['a'] * 6), 'the value a'), (told([True] * 6), 'True'), (told(None), 'no values'),
-    ((200, b'{"protocol": 0, "values": []}'), 'protocol 0'), (told([.1] * 6, figures=dict(a='b')), 'figures'), ((500, b'{"protocol": 1, "error": "Boom:\\n two lines"}'), 'Boom: two lines'), ((200, b'[1]'), 'list')])
+    ((200, b'{"protocol": 0, "values": []}'), 'protocol 0'), (told([.1] * 6, metrics=dict(a='b')), 'metrics'), ((500, b'{"protocol": 1, "error": "Boom:\\n two lines"}'), 'Boom: two lines'), ((200, b'[1]'), 'list')])
 def test_a_wrong_answer_is_told_at_once(reply, words):
     server, handler = answering(ABOUT, reply)
     with running(server) as url, pytest.raises(ValueError) as caught: remote_reward(url)(IMAGES, PROMPTS)
@@ -185,10 +185,10 @@ def test_words_of_a_server_do_nothing_to_a_terminal():
     evil, seen = '\x1b]0;owned\x07\x1b[2J\x9b1A\u202e', '\\x1b]0;owned\\x07\\x1b[2J\\x9b1A\\u202e'
     dumped = lambda status, **more: (status, json.dumps(dict(protocol=1) | more).encode())
     about = dict(name=evil, level='sample', card=dict(what=evil), limit=2**28)
-    with running(answering(dumped(200, **about), dumped(200, values=[.5, .2], figures={evil: 1.}))[0]) as url:
+    with running(answering(dumped(200, **about), dumped(200, values=[.5, .2], metrics={evil: 1.}))[0]) as url:
         far = remote_reward(url)
-        values, figures = far.report(IMAGES[:2], PROMPTS[:2])
-        assert far.name == far.card.what == seen and list(figures) == [seen] and '\x1b' not in repr(far)
+        values, metrics = far.report(IMAGES[:2], PROMPTS[:2])
+        assert far.name == far.card.what == seen and list(metrics) == [seen] and '\x1b' not in repr(far)
     for reply in (dumped(422, error=evil), dumped(200, values=[evil] * 2), dumped(200, values=evil), (200, b'\x1b[2J')):
         with running(answering(dumped(200, **about), reply)[0]) as url, pytest.raises(ValueError) as caught: remote_reward(url)(IMAGES[:2], PROMPTS[:2])
         assert str(caught.value).isprintable()
@@ -298,9 +298,9 @@ def test_pending_gives_what_report_gives():
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1)).tolist()
     with Pending(figured, PROMPTS) as pending:
         for rows in (order[:1], order[1:5], order[5:]): pending.add(rows, IMAGES[rows])
-        values, figures = pending.result()
+        values, metrics = pending.result()
     whole, expected = figured.report(IMAGES, PROMPTS)
-    assert torch.allclose(values, whole) and figures['m'] == pytest.approx(expected['m'], abs=1e-6)
+    assert torch.allclose(values, whole) and metrics['m'] == pytest.approx(expected['m'], abs=1e-6)
 
 def test_pending_waits_for_whole_groups():
     seen, groups = [], torch.tensor([0, 1, 0, 1, 0, 1])

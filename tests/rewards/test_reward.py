@@ -89,10 +89,10 @@ def test_arithmetic_is_arithmetic_and_the_name_says_it(steps):
         if op == '-r': r, expected = r - both[other], expected - values[other]
         if op == 'r-': r, expected = both[other] - r, values[other] - expected
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore'); found, figures = r.report(IMAGES, PROMPTS)
+        warnings.simplefilter('ignore'); found, metrics = r.report(IMAGES, PROMPTS)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
     read = eval(r.name, dict(bright=bright, red=red))                    # a name is the expression, and reads as what it computes
-    assert torch.allclose(r.score(IMAGES, PROMPTS), read.score(IMAGES, PROMPTS), rtol=1e-3, atol=1e-3) and set(figures) <= {'bright', 'red'}
+    assert torch.allclose(r.score(IMAGES, PROMPTS), read.score(IMAGES, PROMPTS), rtol=1e-3, atol=1e-3) and set(metrics) <= {'bright', 'red'}
 
 def test_names_levels_and_cards():
     r = .7 * (bright - red) + bright.clip(max=.9) / 2
@@ -103,19 +103,19 @@ def test_names_levels_and_cards():
 def test_each_part_is_asked_once_and_recorded():
     asked = []
     counted = reward(lambda x, p: (asked.append(1), mean(x))[1], name='counted')
-    values, figures = (counted + 2 * counted.clip(max=.5) - red).report(IMAGES, PROMPTS)
-    assert len(asked) == 1 and figures == {'counted': pytest.approx(mean(IMAGES).mean().item()), 'red': pytest.approx(IMAGES[:, 0].mean().item())}
+    values, metrics = (counted + 2 * counted.clip(max=.5) - red).report(IMAGES, PROMPTS)
+    assert len(asked) == 1 and metrics == {'counted': pytest.approx(mean(IMAGES).mean().item()), 'red': pytest.approx(IMAGES[:, 0].mean().item())}
 
 def test_groups_and_samples_mixed():
     groups = torch.tensor([0, 1, 0, 1, 0, 1])
-    values, figures = (bright + 3 * spread).report(IMAGES, PROMPTS, groups)
+    values, metrics = (bright + 3 * spread).report(IMAGES, PROMPTS, groups)
     expected = mean(IMAGES).clone()
     for g in range(2): expected[groups == g] += 3 * IMAGES[groups == g].std(0).mean()
-    assert torch.allclose(values, expected) and figures['size'] == 3 and set(figures) == {'bright', 'spread', 'size'}
+    assert torch.allclose(values, expected) and metrics['size'] == 3 and set(metrics) == {'bright', 'spread', 'size'}
     one = (bright + 3 * spread).score(IMAGES[::2], PROMPTS[::2])
     assert torch.allclose(one, expected[::2])
     two = (spread + spread.named('other')).report(IMAGES, PROMPTS, groups)[1]
-    assert set(two) == {'spread', 'other', 'spread/size', 'other/size'}                              # figures of one name keep apart
+    assert set(two) == {'spread', 'other', 'spread/size', 'other/size'}                              # metrics of one name keep apart
 
 def test_a_sum_of_differentiable_rewards_is_differentiable():
     x = IMAGES.clone().requires_grad_()

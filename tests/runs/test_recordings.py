@@ -8,12 +8,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from drl_toolkit.runs import recordings as F, run as runs
-from drl_toolkit.algorithms.branching import Branches
+from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.runs.recordings import FrameRecorder, read_frames, recorded_epochs, save_frames
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.rewards.reward import Reward, Seen
-from drl_toolkit.runs.run import Control, Listener, Recorder, Run, RunError, Trackers, ask, check_trackers, find_runs, named_state, resume
+from drl_toolkit.rewards.reward import Reward, Observations
+from drl_toolkit.runs.run import Control, ControlCallback, Recorder, Run, RunError, Trackers, ask, check_trackers, find_runs, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Callback, TrainConfig, Trainer
 from tiers import some
@@ -22,13 +22,13 @@ PROMPTS, NASTY = ['a cat', 'a dog'], 'two "colours", a/b & 50 $ \\ ../x'
 
 def redness(images, prompts):
     red = images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
-    return red, {'side': Seen((red > red.median()).long(), ('low', 'high')), 'boxes': Seen([[('blob', .5, (.1, .2, .6, .7))]] * len(images))}
+    return red, {'side': Observations((red > red.median()).long(), ('low', 'high')), 'boxes': Observations([[('blob', .5, (.1, .2, .6, .7))]] * len(images))}
 
 def trainer(callbacks, train='lora', tasks=1, **options):
     torch.manual_seed(0)
     config = TrainConfig(**dict(epochs=3, lr=1e-2, train_steps=2, warmup=0) | options)
     made = [Task(NASTY if i else 'red', PROMPTS, Reward(redness), samples=8, group_size=4) for i in range(tasks)]
-    return Trainer(Policy(tiny_sd(), num_steps=4, train=train), made, config, callbacks=callbacks, sampler=Branches(first=.75, grow=False) if options.get('clip_range') else None)
+    return Trainer(Policy(tiny_sd(), num_steps=4, train=train), made, config, callbacks=callbacks, sampler=BranchSampler(first=.75, grow=False) if options.get('clip_range') else None)
 
 def note(samples=4, shown=(0, 1), **more):
     return dict(prompts=['p'] * samples, seeds=list(range(samples)), groups=[0] * samples, rewards=dict(r=[.5] * samples), advantages=[0.] * samples, categories={}, split=None,
@@ -101,7 +101,7 @@ def test_numbers_are_those_of_the_policy(run, options):
             i = p.sample
             assert np.allclose(p.log_prob, batch.trajectory.log_probs[:, i], rtol=1e-4) and np.allclose(p.kl, seen['kl'][:, i], rtol=1e-3, atol=1e-6)
             assert np.allclose(p.ratio, seen['ratio'][:, i], atol=2e-6) and p.trained.tolist() == seen['learnt'][:, i].tolist()
-            assert np.allclose(p.noise_std, t.policy.tables.std) and p.timesteps.tolist() == t.policy.timesteps.tolist()
+            assert np.allclose(p.noise_std, t.policy.coefficients.std) and p.timesteps.tolist() == t.policy.timesteps.tolist()
             clip, far = options.get('clip_range'), p.ratio - 1
             assert p.clipped.tolist() == (p.trained & ((far > clip) & (p.advantage > 0) | (far < -clip) & (p.advantage < 0)) if clip else np.zeros(4, bool)).tolist()
             assert len(p.noisy) == 5 and len(p.predicted) == 4
@@ -130,10 +130,10 @@ def test_a_run_without_a_base_says_so(run, options):
 
 def test_rewards_hand_over_what_they_saw():
     groups, images = torch.tensor([1, 0, 1, 0]), torch.rand(4, 3, 4, 4)
-    even = Reward(lambda images, prompts: (images.mean((1, 2, 3)), {'size': 2., 'kind': Seen(torch.arange(len(images)), ('a', 'b'))}), 'even', level='group')
-    values, figures, seen = even.look(images, ['p'] * 4, groups)
-    assert figures == {'size': 2.} and seen['kind'].values.tolist() == [0, 0, 1, 1] and even.report(images, ['p'] * 4, groups)[1] == figures
-    assert torch.equal(values, images.mean((1, 2, 3))) and (2 * even).look(images, ['p'] * 4, groups)[2]['kind'].values.tolist() == [0, 0, 1, 1]
+    even = Reward(lambda images, prompts: (images.mean((1, 2, 3)), {'size': 2., 'kind': Observations(torch.arange(len(images)), ('a', 'b'))}), 'even', level='group')
+    values, metrics, seen = even.evaluate(images, ['p'] * 4, groups)
+    assert metrics == {'size': 2.} and seen['kind'].values.tolist() == [0, 0, 1, 1] and even.report(images, ['p'] * 4, groups)[1] == metrics
+    assert torch.equal(values, images.mean((1, 2, 3))) and (2 * even).evaluate(images, ['p'] * 4, groups)[2]['kind'].values.tolist() == [0, 0, 1, 1]
 
 # writing and reading at the same time
 
@@ -323,18 +323,18 @@ class Script(Callback):
         if trainer.epoch in self.wishes: ask(self.run.folder, self.wishes[trainer.epoch])
 
 def test_it_stops_where_it_can_go_on(run):
-    t = trainer([Recorder(run, PROMPTS, every=99), Script(run, {2: 'stop'}), Listener(run)], epochs=9)
+    t = trainer([Recorder(run, PROMPTS, every=99), Script(run, {2: 'stop'}), ControlCallback(run)], epochs=9)
     t.fit()
     assert t.epoch == 2 and run.checkpoints()[-1].name == 'epoch_0002' and list((run.folder / 'weights').glob('*.safetensors'))
     again = trainer([], epochs=9)
     assert resume(again, run) == 2 and all(torch.equal(a, named_state(again)[n]) for n, a in named_state(t).items())
-    again.callbacks = [Listener(run)]
+    again.callbacks = [ControlCallback(run)]
     again.fit(epochs=3)
     assert again.epoch == 3                                                    # the old wish is forgotten
 
 def test_it_waits_saves_while_it_waits_and_goes_on(run):
     script = Script(run, {1: 'pause'})
-    t = trainer([script, Listener(run, every=.01)], epochs=2)
+    t = trainer([script, ControlCallback(run, every=.01)], epochs=2)
     thread = Thread(target=t.fit)
     thread.start()
     try:

@@ -39,7 +39,7 @@ def fit(folder, epochs, **options):
         trainer.fit()
     return trainer
 
-def without_clocks(run): return [{k: v for k, v in row.items() if k not in ('seconds', 'cpu_seconds', 'evaluations')} for row in run.metrics()]   # a resumed run draws the base's pictures once more
+def without_clocks(run): return [{k: v for k, v in row.items() if k not in ('seconds', 'cpu_seconds', 'nfe')} for row in run.metrics()]   # a resumed run draws the base's pictures once more
 
 def same(a, b, folder_a, folder_b):
     assert all(torch.equal(t, named_state(b)[n]) for n, t in named_state(a).items())
@@ -53,7 +53,7 @@ def test_every_method_resumes_to_the_bit(method, tmp_path):
     fit(tmp_path / 'parts', 1, method=method)
     same(whole, fit(tmp_path / 'parts', 3, method=method), tmp_path / 'whole', tmp_path / 'parts')
 
-REGULARISED = (dict(average=.9, data='base', data_weight=.1), dict(kl_weight=.01, kl_target=1.), dict(train='lora', base_decay=.1), dict(updates=1, keep_graphs=True))
+REGULARISED = (dict(ema_decay=.9, data='base', data_weight=.1), dict(kl_weight=.01, kl_target=1.), dict(train='lora', base_decay=.1), dict(num_minibatches=1, reuse_graphs=True))
 
 @pytest.mark.parametrize('fields', some(REGULARISED, REGULARISED[:2]), ids=str)
 def test_so_do_the_regularisers(fields, tmp_path):
@@ -112,7 +112,7 @@ def test_a_run_that_is_killed_at_any_moment_loses_at_most_the_epoch_in_progress(
 # leaving
 
 def start(folder, *more):
-    return subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli.main', 'train', 'compressibility', '--out', str(folder), '--epochs', '500', '--frames', '0', '--num-steps', '2', '--train-steps', '1', '--updates', '1', *more],
+    return subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli.main', 'train', 'compressibility', '--out', str(folder), '--epochs', '500', '--frames', '0', '--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1', *more],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
 
 @pytest.mark.parametrize('number', some((signal.SIGTERM, signal.SIGINT), [signal.SIGTERM]))

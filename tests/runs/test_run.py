@@ -8,7 +8,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
-from drl_toolkit.runs.run import Listener, Recorder, Run, RunError, load_state, named_state, resume, save_state
+from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import StopTraining, TrainConfig, Trainer, Callback
 from tiers import some
@@ -124,7 +124,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
     "Against every checkpoint kept: the same run with keep=99."
     def fit(name, epochs, keep):
         with (Run.open(tmp_path / name, write=True) if (tmp_path / name).exists() else Run.create(tmp_path / name, dict(keep_best=figure))) as run:
-            t = trainer([Recorder(run, PROMPTS, every=1, keep=keep)], average=average, epochs=epochs, train_steps=1, lr=3e-2)
+            t = trainer([Recorder(run, PROMPTS, every=1, keep=keep)], ema_decay=average, epochs=epochs, train_steps=1, lr=3e-2)
             resume(t, run)
             t.fit()
             return run
@@ -138,7 +138,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
     kept = {int(p.name[-4:]) for p in few.checkpoints()}
     assert kept == {5, best} and few.best()[1] == seen[best]
     assert (tmp_path / 'few/best/pytorch_lora_weights.safetensors').read_bytes() == (tmp_path / 'every/best/pytorch_lora_weights.safetensors').read_bytes()
-    t = trainer([], average=average)
+    t = trainer([], ema_decay=average)
     saved = load_state(every.best()[0], named_state(t))
     assert saved['epoch'] == best
     note = (tmp_path / 'every/best/README.md').read_text()
@@ -305,7 +305,7 @@ def test_nothing_is_read_or_written_through_a_link(name, tmp_path):
     (tmp_path / 'r' / name).symlink_to(outside if folder else outside / 'file')
     try:
         with Run.open(tmp_path / 'r', write=True) as run:
-            t = trainer([FrameRecorder(run), Recorder(run, PROMPTS), Listener(run)], epochs=2)
+            t = trainer([FrameRecorder(run), Recorder(run, PROMPTS), ControlCallback(run)], epochs=2)
             resume(t, run); t.fit()
     except (RunError, OSError) as e: assert 'is a link' in str(e) and '\n' not in str(e)
     else: assert name == 'control.json' and not (tmp_path / 'r/control.json').is_symlink()                 # replaced, not followed
@@ -331,7 +331,7 @@ def test_a_figure_never_takes_the_place_of_a_metric(tmp_path):
     liar = reward(lambda images, prompts: (images.mean((1, 2, 3)), dict.fromkeys(names, 77.)), name='liar')
     with Run.create(tmp_path / 'r', {}) as run:
         torch.manual_seed(0)
-        t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('two', PROMPTS, [redness, liar], samples=8), Task('one', PROMPTS, liar, samples=8)], TrainConfig(epochs=2, train_steps=1, updates=1), callbacks=[Recorder(run, PROMPTS)])
+        t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('two', PROMPTS, [redness, liar], samples=8), Task('one', PROMPTS, liar, samples=8)], TrainConfig(epochs=2, train_steps=1, num_minibatches=1), callbacks=[Recorder(run, PROMPTS)])
         t.fit()
     rows = run.metrics()
     assert not rows.damaged and {(r['epoch'], r['task']) for r in rows} == {(e, task) for e in (0, 1) for task in ('two', 'one', None)}
@@ -340,16 +340,16 @@ def test_a_figure_never_takes_the_place_of_a_metric(tmp_path):
         assert wrong == {None: set(), 'one': {'plain', *(f'figure/{n}' for n in names[:-1])}, 'two': {'liar/plain', *(f'liar/figure/{n}' for n in names[:-1])}}[row['task']]
 
 def test_advice_is_not_given_again_after_a_resume(tmp_path):
-    from drl_toolkit.training.trainer import Teacher
+    from drl_toolkit.training.trainer import Diagnostics
     flat = reward(lambda images, prompts: torch.zeros(len(images)), name='flat')
     def fit(folder, epochs, open_):
         with open_(folder) as run:
             torch.manual_seed(0)
-            t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('t', PROMPTS, flat, group_size=2, samples=4)], TrainConfig(epochs=3, train_steps=1, updates=1), callbacks=[Teacher(), Recorder(run, PROMPTS)])
+            t = Trainer(Policy(tiny_sd(), num_steps=3), [Task('t', PROMPTS, flat, group_size=2, samples=4)], TrainConfig(epochs=3, train_steps=1, num_minibatches=1), callbacks=[Diagnostics(), Recorder(run, PROMPTS)])
             resume(t, run); t.fit(epochs)
     new, again = lambda f: Run.create(f, {}), lambda f: Run.open(f, write=True)
     fit(tmp_path / 'whole', 3, new); fit(tmp_path / 'parts', 1, new); fit(tmp_path / 'parts', 3, again)
-    said = lambda name: [r.get('advice') for r in Run.open(tmp_path / name).metrics() if r['task']]
+    said = lambda name: [r.get('diagnosis') for r in Run.open(tmp_path / name).metrics() if r['task']]
     assert said('whole') == said('parts') and said('whole')[0] and not any(said('whole')[1:])
 
 def test_a_clock_that_is_set_back_or_forward_changes_nothing(monkeypatch):

@@ -36,7 +36,7 @@ def answer(pipeline):
     "The network's output for some noise and prompts, text encoders included: whatever adapters the pipeline has, by plain diffusers and peft."
     adapter = adapt(pipeline, 64)
     noise = torch.randn(len(PROMPTS), *adapter.latent_shape, generator=torch.Generator().manual_seed(0))
-    return adapter.denoise(noise, torch.full((len(PROMPTS),), 500.), adapter.encode(PROMPTS), 2.)
+    return adapter.forward(noise, torch.full((len(PROMPTS),), 500.), adapter.encode(PROMPTS), 2.)
 
 def move(policy, size=.2, seed=5):
     "Give the trained weights other values, as training would."

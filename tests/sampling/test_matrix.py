@@ -76,7 +76,7 @@ def test_the_script_for_a_gpu_runs_here(tmp_path):
         patch.setattr('sys.argv', ['gpu', '--device', 'cpu', '--quick', '--out', str(tmp_path / 'found.json')])
         gpu.main()
     parts = json.loads((tmp_path / 'found.json').read_text())['parts']
-    rows, same, graphs = parts['matrix']['rows'], parts['deterministic'], parts['kept_graphs']
+    rows, same, graphs = parts['matrix']['rows'], parts['deterministic'], parts['recorded_graphs']
     assert list(parts) == list(gpu.PARTS) and all(part['ok'] for part in parts.values()) and not ended.value.code
     assert same['two_runs'] == same['resumed'] == 0 < same['moved'] and min(graphs['shared'], graphs['kept_own']) > 0
     assert len(rows) == 2 and all(row['here'] and row['plain'] and row['seconds'] > 0 for row in rows)

@@ -33,7 +33,7 @@ def measured(folder, config, load):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         policy = Policy.from_pretrained(folder, **vars(config))
         task = Task('bright', ['a cat'], lambda images, prompts: images.mean((1, 2, 3)), samples=load.samples)
-        train = TrainConfig(train_steps=load.train_steps, micro_batch=load.micro_batch, kl_weight=.1 * load.kl, average=.5 * load.average, updates=1, measure_every=int(load.measured), keep_graphs=load.keep_graphs)
+        train = TrainConfig(train_steps=load.train_steps, micro_batch=load.micro_batch, kl_weight=.1 * load.kl, ema=.5 * load.ema, num_minibatches=1, measure_every=int(load.measured), reuse_graphs=load.reuse_graphs)
         Trainer(policy, [task], train, callbacks=[]).fit(1)
     live = peak = 0
     for event in sorted((e for e in record.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):
@@ -41,11 +41,11 @@ def measured(folder, config, load):
         peak = max(peak, live)
     return peak
 
-CASES = [(tiny_sd, dict(train='full'), dict(samples=32, kl=True, average=True)), (tiny_sd, dict(train='full', checkpointing=True), dict(samples=32, micro_batch=64)),
+CASES = [(tiny_sd, dict(train='full'), dict(samples=32, kl=True, ema=True)), (tiny_sd, dict(train='full', checkpointing=True), dict(samples=32, micro_batch=64)),
          (tiny_sdxl, dict(train='lora', guidance_scale=3.), dict(samples=32, kl=True)), (tiny_sd3, dict(train='lora'), dict(samples=32)), (tiny_flux, dict(train='full'), dict(samples=16, kl=True)),
          (tiny_pixart, dict(train='full'), dict(samples=32)), (medium_sd, dict(train='lora'), dict(samples=8, micro_batch=16, kl=True)),
          (medium_sd, dict(train='full'), dict(samples=8, micro_batch=16)), (medium_sd, dict(train='full'), dict(samples=8, micro_batch=8, measured=True)),
-         (tiny_sd, dict(train='full', guidance_scale=3.), dict(samples=32, keep_graphs=True))]
+         (tiny_sd, dict(train='full', guidance_scale=3.), dict(samples=32, reuse_graphs=True))]
 
 @pytest.mark.parametrize('build, told, load', some(CASES, [c for c in CASES if c[0] is not medium_sd]), ids=lambda v: v.__name__ if callable(v) else v.get('train', '') if isinstance(v, dict) else '')
 def test_the_estimate_is_within_a_fifth(build, told, load, tmp_path):

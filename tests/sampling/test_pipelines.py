@@ -205,9 +205,9 @@ def test_checkpointing_is_the_same_gradient():
     assert torch.allclose(*grads, rtol=1e-4, atol=1e-7)
 
 @pytest.mark.parametrize('options, words', [
-    (dict(sde='x'), "sde is 'x'; it should be one of ''"), (dict(precision='fp8'), "precision is 'fp8'"), (dict(store='int8'), "store is 'int8'"),
+    (dict(sde='x'), "sde is 'x'; it should be one of ''"), (dict(precision='fp8'), "precision is 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype is 'int8'"),
     (dict(guidance_rescale=2.), r'guidance_rescale is 2.0; it should lie in \[0, 1\]'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
-    (dict(noisy_from=3, noisy_steps=4), 'stochastic_steps holds 4; indices from 0 to 3'), (dict(scheduler='Adam'), "scheduler is 'Adam'; the name of a scheduler"),
+    (dict(sde_start=3, sde_steps=4), 'stochastic_steps holds 4; indices from 0 to 3'), (dict(scheduler='Adam'), "scheduler is 'Adam'; the name of a scheduler"),
     (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank is 0; it should be a whole number of 1 or more'),
     (dict(guidance_scale='3'), "guidance_scale is '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler is PNDMScheduler; one of these is right')])
 def test_bad_options_are_named(options, words):
@@ -226,7 +226,7 @@ def test_offloaded_text_encoders_come_only_to_read_new_prompts(name, monkeypatch
     real = torch.nn.Module.to
     monkeypatch.setattr(torch.nn.Module, 'to', lambda self, *a, **k: (a and isinstance(a[0], (str, torch.device)) and moves.append((type(self).__name__, str(a[0]))), real(self, *a, **k))[1])
     kept, policy = policy_of(name, guidance_scale=2.), policy_of(name, guidance_scale=2., offload=True)
-    count = len(policy.readers)
+    count = len(policy.text_encoders)
     moves.clear()
     assert torch.equal(rollout(kept, PROMPTS, seed=1).images, rollout(policy, PROMPTS, seed=1).images)
     assert len(moves) == count * 2 * (1 if policy.adapter.guided_by_input else 2)       # to the device and back, for the prompts and for the negative one

@@ -39,7 +39,7 @@ def test_ratio_is_exactly_one_and_samples_do_not_depend_on_batches(guidance):
         now = policy.transition(flat['latents'][rows], flat['step'][rows], cond[flat['sample'][rows]]).log_prob(flat['next_latents'][rows])
         assert torch.equal(now.detach(), flat['old_log_prob'][rows])
 
-@pytest.mark.parametrize('options, large, rows', [({}, 10**8, 16), ({}, 1, 3), (dict(min_rows=1), 10**8, 3), (dict(min_rows=8), 1, 8)])
+@pytest.mark.parametrize('options, large, rows', [({}, 10**8, 16), ({}, 1, 3), (dict(min_batch_size=1), 10**8, 3), (dict(min_batch_size=8), 1, 8)])
 def test_small_batches_are_filled_up_where_it_is_cheap(options, large, rows, monkeypatch):
     "And the caller gets as many predictions as it asked for."
     monkeypatch.setattr('drl_toolkit.sampling.policy.LARGE', large)

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
-from drl_toolkit.sampling.transitions import PREV_TIMESTEPS, Gaussian, tables, training_tables, transition
+from drl_toolkit.sampling.transitions import PREV_TIMESTEPS, Gaussian, sampler_coefficients, training_tables, transition
 
 ORACLES = Path(__file__).parents[1] / 'oracles'
 CASES = json.loads((ORACLES / 'oracles.json').read_text())['transitions']
@@ -29,7 +29,7 @@ def test_oracle(case):
         assert torch.allclose(g.log_prob(data['prev_sample']), data[f'log_prob{suffix}'], rtol=1e-5, atol=1e-6)
     g = transition(scheduler, data['model_output'], case['timestep'], data['sample'], **options)
     if 'mean' in data: assert torch.allclose(g.mean, data['mean'], rtol=1e-5, atol=1e-5)
-    by_index = tables(scheduler, case['num_inference_steps'], **options).transition(data['model_output'], case['step_index'], data['sample'])
+    by_index = sampler_coefficients(scheduler, case['num_inference_steps'], **options).transition(data['model_output'], case['step_index'], data['sample'])
     assert torch.equal(by_index.mean, g.mean) and torch.equal(by_index.std, g.std)
 
 def their_step(scheduler, index, output, x, z, **options):
@@ -60,7 +60,7 @@ def numbers(seed, *shape): return torch.randn(3, *shape, generator=torch.Generat
 @given(steps=st.integers(2, 40), seed=st.integers(0, 99), data=st.data())
 def test_same_sample_as_every_schedulers_own_step(kind, steps, seed, data):
     s = make(kind, OPTIONS[kind], data.draw)
-    table, i = tables(s, steps), data.draw(st.integers(0, steps - 1))
+    table, i = sampler_coefficients(s, steps), data.draw(st.integers(0, steps - 1))
     x, out, z = numbers(seed, 2, 4, 4, 4)
     x = x * table.init_std
     assert torch.allclose(table.transition(out, i, x).sample(z), their_step(s, i, out, x, z), rtol=1e-5, atol=2e-6 * x.abs().max().item())
@@ -69,7 +69,7 @@ def test_same_sample_as_every_schedulers_own_step(kind, steps, seed, data):
 @given(steps=st.integers(1, 40), seed=st.integers(0, 99), stochastic=st.booleans(), data=st.data())
 def test_flow_matching_with_no_noise_and_with_all_is_diffusers_own(steps, seed, stochastic, data):
     s = make(FlowMatchEulerDiscreteScheduler, FLOW | dict(stochastic_sampling=[stochastic]), data.draw)
-    table, i = tables(s, steps, **(dict(sde='cps', noise_level=1) if stochastic else dict(eta=0.))), data.draw(st.integers(0, steps - 1))
+    table, i = sampler_coefficients(s, steps, **(dict(sde='cps', noise_level=1) if stochastic else dict(eta=0.))), data.draw(st.integers(0, steps - 1))
     x, out, z = numbers(seed, 2, 16, 4, 4)
     assert torch.allclose(table.transition(out, i, x).sample(z), their_step(s, i, out, x, z), rtol=1e-5, atol=2e-6)
 
@@ -80,7 +80,7 @@ def test_without_noise_every_family_is_its_deterministic_solver():
              (EulerAncestralDiscreteScheduler(beta_schedule='scaled_linear'), EulerDiscreteScheduler(beta_schedule='scaled_linear')),
              (DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++'), DPMSolverMultistepScheduler(solver_order=1, algorithm_type='dpmsolver++'))]
     for noisy, still in pairs:
-        table = tables(noisy, 10, eta=0.)
+        table = sampler_coefficients(noisy, 10, eta=0.)
         still.set_timesteps(10)
         assert not table.stochastic.any()
         for i in range(10): assert torch.allclose(table.transition(out, i, x).mean, their_step(still, i, out, x, z), rtol=1e-4, atol=1e-4), (noisy, i)
@@ -95,7 +95,7 @@ ids = lambda v: type(v).__name__ if not isinstance(v, dict) else v.get('sde', ''
 @given(steps=st.integers(2, 30), seed=st.integers(0, 99), shape=st.sampled_from([(4, 3, 3), (1, 2, 5), (6, 4)]), data=st.data())
 def test_density_divergence_and_moments_of_every_family(scheduler, options, steps, seed, shape, data):
     "torch.distributions agrees; many samples have the stated mean and spread; finite differences agree with autograd."
-    table = tables(scheduler, steps, **options)
+    table = sampler_coefficients(scheduler, steps, **options)
     i = data.draw(st.sampled_from(table.stochastic.nonzero().flatten().tolist()))
     x, out, other = numbers(seed, 2, *shape)
     g, h = table.transition(out, i, x), table.transition(other, i, x)
@@ -121,7 +121,7 @@ def _double(table):
 def test_a_window_is_noisy_and_the_rest_is_not(scheduler, options):
     "MixGRPO: inside as with all the noise, outside as with none."
     x, out, _ = numbers(1, 2, 4, 4, 4)
-    every, none, window = (tables(scheduler, 12, **options, **more) for more in ({}, dict(eta=0.), dict(stochastic_steps=range(3, 6))))
+    every, none, window = (sampler_coefficients(scheduler, 12, **options, **more) for more in ({}, dict(eta=0.), dict(stochastic_steps=range(3, 6))))
     assert window.stochastic.nonzero().flatten().tolist() == [3, 4, 5]
     for i in range(12):
         a, b = window.transition(out, i, x), (every if 3 <= i < 6 else none).transition(out, i, x)
@@ -129,7 +129,7 @@ def test_a_window_is_noisy_and_the_rest_is_not(scheduler, options):
 
 @pytest.mark.parametrize('scheduler, options', NOISY, ids=ids)
 def test_noised_latents_and_the_right_answer_give_the_clean_ones_back(scheduler, options):
-    table = tables(scheduler, 10, **options)
+    table = sampler_coefficients(scheduler, 10, **options)
     clean, noise, _ = numbers(2, 10, 4, 3, 3)
     steps = torch.arange(10)
     x = table.noised(clean, steps, noise)
@@ -144,7 +144,7 @@ def test_same_sample_as_diffusers(prediction, spacing, offset, to_one, zero_snr,
     s = DDIMScheduler(**SD | dict(clip_sample=clip), prediction_type=prediction, timestep_spacing=spacing, steps_offset=offset,
                       set_alpha_to_one=to_one, rescale_betas_zero_snr=zero_snr)
     if zero_snr and prediction == 'epsilon' and spacing != 'leading': return    # refused: see test_epsilon_at_pure_noise_is_refused
-    table = tables(s, steps, eta, prev_timestep='diffusers')
+    table = sampler_coefficients(s, steps, eta, prev_timestep='diffusers')
     i = data.draw(st.integers(0, steps - 1))
     x, out, z = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
     theirs = s.step(out, s.timesteps[i], x, eta=eta, variance_noise=z).prev_sample
@@ -163,7 +163,7 @@ def posterior(alpha, prev):
 def test_a_step_is_the_posterior_of_the_timestep_that_is_visited_next(kind, spacing, steps):
     "With η = 1, by hand: ᾱ of the betas, Bayes' rule between this timestep and the next of the schedule."
     s = kind(**SD, timestep_spacing=spacing, prediction_type='sample')
-    table = tables(s, steps)
+    table = sampler_coefficients(s, steps)
     cumulative = torch.linspace(SD['beta_start'] ** .5, SD['beta_end'] ** .5, 1000, dtype=torch.double).square().neg().add(1).cumprod(0)
     visited = table.timesteps.tolist()
     x, clean = torch.randn(2, 1, 1, 2, 2, generator=torch.Generator().manual_seed(steps))
@@ -178,15 +178,15 @@ def test_a_step_is_the_posterior_of_the_timestep_that_is_visited_next(kind, spac
 def test_diffusers_own_previous_timestep_is_an_option(spacing, steps):
     "Its very step on request; with `leading` spacing, or where T divides the timesteps, there is no difference to the bit."
     s = DDIMScheduler(**SD, timestep_spacing=spacing)
-    table = tables(s, steps, prev_timestep='diffusers')
+    table = sampler_coefficients(s, steps, prev_timestep='diffusers')
     x, out, z = numbers(steps, 2, 4, 4, 4)
     for i in range(steps):
         theirs = s.step(out, s.timesteps[i], x, eta=1., variance_noise=z).prev_sample
         assert torch.allclose(table.transition(out, i, x).sample(z), theirs, rtol=1e-5, atol=2e-6)
-    same = torch.equal(table.std, tables(s, steps).std)
+    same = torch.equal(table.std, sampler_coefficients(s, steps).std)
     assert same == (spacing == 'trailing' and steps == 10)
     for T in (steps, 100, 600):
-        each = [tables(DDIMScheduler(**SD, timestep_spacing='leading', steps_offset=1), T, prev_timestep=p) for p in PREV_TIMESTEPS]
+        each = [sampler_coefficients(DDIMScheduler(**SD, timestep_spacing='leading', steps_offset=1), T, prev_timestep=p) for p in PREV_TIMESTEPS]
         assert all(torch.equal(getattr(each[0], k), getattr(each[1], k)) for k in ('std', 'of_clean', 'of_noise', 'signal'))
 
 @pytest.mark.parametrize('kind, more', [(DDIMScheduler, {}), (DDPMScheduler, {}), (EulerAncestralDiscreteScheduler, {}),
@@ -195,21 +195,21 @@ def test_epsilon_at_pure_noise_is_refused(kind, more):
     "ε says nothing of the clean latent there; v does, and a schedule that does not visit that timestep needs nothing of it."
     known = inspect.signature(kind.__init__).parameters
     make = lambda prediction, spacing: kind(**{k: v for k, v in SD.items() if k in known}, **more, prediction_type=prediction, timestep_spacing=spacing, rescale_betas_zero_snr=True)
-    with pytest.raises(ValueError, match="prediction_type is 'epsilon', but its schedule starts at pure noise .*'v_prediction' is right"): tables(make('epsilon', 'trailing'), 10)
+    with pytest.raises(ValueError, match="prediction_type is 'epsilon', but its schedule starts at pure noise .*'v_prediction' is right"): sampler_coefficients(make('epsilon', 'trailing'), 10)
     for prediction, spacing in (('v_prediction', 'trailing'), ('epsilon', 'leading')):
-        table = tables(make(prediction, spacing), 10)
+        table = sampler_coefficients(make(prediction, spacing), 10)
         g = table.transition(torch.randn(10, 4, 2, 2), torch.arange(10), torch.randn(10, 4, 2, 2))
         assert g.mean.isfinite().all() and g.std.isfinite().all()
 
 def test_the_forward_process_of_a_solver_on_flow_sigmas_is_the_flow():
     "DPM-Solver of a flow model: x_σ = (1 - σ) x_0 + σ ε at timestep 1000 σ, as its own sampling schedule has it."
     s = DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', use_flow_sigmas=True, prediction_type='flow_prediction', flow_shift=3.)
-    forward, sampled = training_tables(s), tables(s, 10)
+    forward, sampled = training_tables(s), sampler_coefficients(s, 10)
     assert torch.allclose(forward.signal + forward.noise, torch.ones(1000)) and forward.prediction_type == 'flow_prediction'
     same = training_tables(FlowMatchEulerDiscreteScheduler(shift=3.))
     assert all(torch.equal(getattr(forward, k), getattr(same, k)) for k in ('timesteps', 'signal', 'noise'))
     assert torch.allclose(sampled.timesteps / 1000, sampled.noise, atol=1e-3) and torch.allclose(sampled.signal, 1 - sampled.noise, atol=1e-6)
-    with pytest.raises(ValueError, match='use_flow_sigmas is False'): tables(DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', prediction_type='flow_prediction'), 10)
+    with pytest.raises(ValueError, match='use_flow_sigmas is False'): sampler_coefficients(DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', prediction_type='flow_prediction'), 10)
 
 @pytest.mark.parametrize('scheduler, steps, words', [
     (DDIMScheduler(), 1001, 'num_steps is 1001; DDIMScheduler has 1000 timesteps, so 1 to 1000 is right'),
@@ -219,13 +219,13 @@ def test_the_forward_process_of_a_solver_on_flow_sigmas_is_the_flow():
     (DDIMScheduler(timestep_spacing='trailing'), 499, 'cannot part its timesteps'),
     (DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', timestep_spacing='leading'), 1000, 'cannot part its timesteps')])
 def test_numbers_of_steps_that_a_schedule_has_not_are_refused(scheduler, steps, words):
-    with pytest.raises(ValueError, match=words): tables(scheduler, steps)
+    with pytest.raises(ValueError, match=words): sampler_coefficients(scheduler, steps)
 
 def test_finite_at_pure_noise():
     "Where diffusers' step gives NaN (η = 1, zero terminal SNR) ours does not."
     s = DDIMScheduler(**SD, prediction_type='v_prediction', timestep_spacing='trailing', rescale_betas_zero_snr=True)
     for steps in range(2, 30):
-        g = tables(s, steps).transition(torch.randn(1, 4, 8, 8), 0, torch.randn(1, 4, 8, 8))
+        g = sampler_coefficients(s, steps).transition(torch.randn(1, 4, 8, 8), 0, torch.randn(1, 4, 8, 8))
         assert g.mean.isfinite().all() and g.std.isfinite().all()
 
 @settings(max_examples=40, deadline=None)
@@ -241,7 +241,7 @@ def test_against_torch_distributions(std, other, shape, seed):
 
 def test_rows_may_have_their_own_step():
     s = DDIMScheduler(**SD, prediction_type='v_prediction', timestep_spacing='trailing')
-    table, x, out = tables(s, 10), torch.randn(10, 4, 4, 4), torch.randn(10, 4, 4, 4)
+    table, x, out = sampler_coefficients(s, 10), torch.randn(10, 4, 4, 4), torch.randn(10, 4, 4, 4)
     together = table.transition(out, torch.arange(10), x)
     for i in range(10):
         one = table.transition(out[i:i + 1], i, x[i:i + 1])
@@ -259,22 +259,22 @@ def test_deterministic_steps_have_no_density():
     assert log_prob[0] == 0 and (g.mean.grad[0] == 0).all() and g.mean.grad.isfinite().all() and (g.kl(g) == 0).all()
 
 @pytest.mark.parametrize('attempt, words', [
-    (lambda: tables(EulerDiscreteScheduler(), 10), 'EulerDiscreteScheduler; one of these is right: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, Euler'),
-    (lambda: tables(DDIMScheduler(), 10, eta=-1), 'eta is -1'),
-    (lambda: tables(DDPMScheduler(), 10, eta=.5), 'eta is 0.5; with a DDPMScheduler it should be 0 or 1'),
-    (lambda: tables(DDIMScheduler(thresholding=True), 10), 'thresholding'),
-    (lambda: tables(DDIMScheduler(prediction_type='flow'), 10), "prediction_type is 'flow'; it should be one of 'epsilon'"),
-    (lambda: tables(DDPMScheduler(variance_type='learned'), 10), "variance_type is 'learned'"),
-    (lambda: tables(EulerAncestralDiscreteScheduler(prediction_type='sample'), 10), "prediction_type is 'sample'"),
-    (lambda: tables(DPMSolverMultistepScheduler(), 10), 'solver_order is 2; it should be 1'),
-    (lambda: tables(DPMSolverMultistepScheduler(solver_order=1), 10), "algorithm_type is 'dpmsolver"),
-    (lambda: tables(DDIMScheduler(), 10, prev_timestep='last'), "prev_timestep is 'last'; it should be one of 'schedule', 'diffusers'"),
-    (lambda: tables(DDIMScheduler(), 10, sde='cps'), "sde is 'cps', but DDIMScheduler has noise of its own"),
-    (lambda: tables(FlowMatchEulerDiscreteScheduler(), 10, sde='x'), "sde is 'x'; it should be one of 'flow', 'dance', 'cps'"),
-    (lambda: tables(FlowMatchEulerDiscreteScheduler(), 10, noise_level=-1), 'noise_level is -1'),
-    (lambda: tables(FlowMatchEulerDiscreteScheduler(), 10, sde='cps', noise_level=2.), 'at most 1'),
-    (lambda: tables(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), 10), "that is sde='cps' with noise_level=1"),
-    (lambda: tables(DDIMScheduler(), 10, stochastic_steps=[10]), 'stochastic_steps holds 10; indices from 0 to 9'),
+    (lambda: sampler_coefficients(EulerDiscreteScheduler(), 10), 'EulerDiscreteScheduler; one of these is right: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, Euler'),
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, eta=-1), 'eta is -1'),
+    (lambda: sampler_coefficients(DDPMScheduler(), 10, eta=.5), 'eta is 0.5; with a DDPMScheduler it should be 0 or 1'),
+    (lambda: sampler_coefficients(DDIMScheduler(thresholding=True), 10), 'thresholding'),
+    (lambda: sampler_coefficients(DDIMScheduler(prediction_type='flow'), 10), "prediction_type is 'flow'; it should be one of 'epsilon'"),
+    (lambda: sampler_coefficients(DDPMScheduler(variance_type='learned'), 10), "variance_type is 'learned'"),
+    (lambda: sampler_coefficients(EulerAncestralDiscreteScheduler(prediction_type='sample'), 10), "prediction_type is 'sample'"),
+    (lambda: sampler_coefficients(DPMSolverMultistepScheduler(), 10), 'solver_order is 2; it should be 1'),
+    (lambda: sampler_coefficients(DPMSolverMultistepScheduler(solver_order=1), 10), "algorithm_type is 'dpmsolver"),
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, prev_timestep='last'), "prev_timestep is 'last'; it should be one of 'schedule', 'diffusers'"),
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, sde='cps'), "sde is 'cps', but DDIMScheduler has noise of its own"),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, sde='x'), "sde is 'x'; it should be one of 'flow', 'dance', 'cps'"),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, noise_level=-1), 'noise_level is -1'),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, sde='cps', noise_level=2.), 'at most 1'),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), 10), "that is sde='cps' with noise_level=1"),
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, stochastic_steps=[10]), 'stochastic_steps holds 10; indices from 0 to 9'),
     (lambda: transition(DDIMScheduler(), None, 1, torch.zeros(1)), 'num_steps is None'),
     (lambda: Gaussian(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).log_prob(torch.zeros(1, 1, 1, 1), 'max'), "reduce is 'max'")])
 def test_refusals_name_what_is_wrong(attempt, words):

@@ -21,7 +21,7 @@ CASE = against_trl.Case('lora', 5., 2, 2, samples=2, steps=3)
 def folder():
     with against_trl.models('tiny') as found: yield found
 
-@pytest.mark.parametrize('name', ['drl_toolkit', 'kept_graphs', 'floor', pytest.param('compiled', marks=long)])
+@pytest.mark.parametrize('name', ['drl_toolkit', 'recorded_graphs', 'floor', pytest.param('compiled', marks=long)])
 def test_contestants_time_an_epoch(folder, name):
     run = against_trl.CONTESTANTS[name](folder, CASE, 'cpu')
     run()                                                                      # compiles, where it does
@@ -98,7 +98,7 @@ def test_operations_are_those_of_first_principles(folder):
 
 @pytest.mark.parametrize('module, words, says', [
     (against_trl, '--who trl floor', 'who is trl floor'), (against_trl, '--samples 4 --batches 3', '4 samples are no multiple of 3'),
-    (against_trl, '--who kept_graphs --batches 1', 'kept_graphs needs 16'), (against_trl, '--samples 0', '0 is not a positive whole number'), (against_trl, '--samples 1', 'samples is 1; 2 or more'),
+    (against_trl, '--who recorded_graphs --batches 1', 'recorded_graphs needs 16'), (against_trl, '--samples 0', '0 is not a positive whole number'), (against_trl, '--samples 1', 'samples is 1; 2 or more'),
     (levers, '--only compile,warp', "only names 'warp'"), (levers, '--samples 6', 'samples is 6')])
 def test_wrong_words_are_told(module, words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['benchmark', *words.split(), '--out', str(tmp_path / 'found.json')])

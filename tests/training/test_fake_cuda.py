@@ -39,8 +39,8 @@ def tiny_trainer(device, name='ppo', **more):
     "Four steps and eight pictures."
     return trainer(name, samples=8, model=tiny_sd().to(device), **dict(epochs=1, num_steps=4, lr=RunConfig.lr) | more)
 
-def same_epochs(make, *figures):
-    "What is trained there has the figures of what is trained here."
+def same_epochs(make, *metrics):
+    "What is trained there has the metrics of what is trained here."
     here = make('cpu').fit()
     with fake_cuda():
         far = make('cuda')
@@ -48,7 +48,7 @@ def same_epochs(make, *figures):
     assert far.policy.device == CUDA and all(isinstance(p, Far) for p in far.params)
     for a, b in zip(here, there):
         for task in a['tasks']:
-            for name in figures: assert b['tasks'][task][name] == pytest.approx(a['tasks'][task][name], rel=2e-3, abs=1e-5), name
+            for name in metrics: assert b['tasks'][task][name] == pytest.approx(a['tasks'][task][name], rel=2e-3, abs=1e-5), name
 
 @pytest.mark.parametrize('name', some(METHODS, ('b2', 'nft', 'refl_data')))
 def test_every_method_trains(name):
@@ -56,8 +56,8 @@ def test_every_method_trains(name):
     same_epochs(lambda device: tiny_trainer(device, name, **more), 'reward', 'grad_norm')
 
 OPTIONS = [
-    dict(train='lora', kl_weight=.1, kl_target=1e-6, data_weight=.1, data='base', average=.5), dict(train='full', base_decay=.5, checkpointing=True, store='bf16', offload=True),
-    dict(updates=1, keep_graphs=True, measure_every=0), dict(train='lora', train_text_encoder=True, guidance_scale=3.)]
+    dict(train='lora', kl_weight=.1, kl_target=1e-6, data_weight=.1, data='base', ema_decay=.5), dict(train='full', base_decay=.5, checkpointing=True, latents_dtype='bf16', offload=True),
+    dict(num_minibatches=1, reuse_graphs=True, measure_every=0), dict(train='lora', train_text_encoder=True, guidance_scale=3.)]
 
 @pytest.mark.parametrize('more', some(OPTIONS, OPTIONS[1:2]))
 def test_options(more): same_epochs(lambda device: tiny_trainer(device, **more), 'reward', 'grad_norm')

@@ -10,7 +10,7 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import MOST_SKIPPED, Overlapped, TrainConfig, Trainer
+from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, TrainConfig, Trainer
 from tiers import some
 
 @reward
@@ -23,7 +23,7 @@ def tasks(): return [Task('red', ['a cat', 'a dog'], redness, samples=8)]
 KINDS = dict(ppo=dict, matching=lambda: dict(likelihood='matching'), draft=lambda: dict(objective=DRaFT(1)))
 
 def trainer(train='lora', callbacks=(), objective=None, of=None, sampler=None, strategy=None, precision='fp32', **more):
-    told = dict(epochs=3, lr=1e-3, train_steps=2, updates=2, warmup=0, measure_every=0, average=.5) | more
+    told = dict(epochs=3, lr=1e-3, train_steps=2, num_minibatches=2, warmup=0, measure_every=0, ema_decay=.5) | more
     return Trainer(Policy(tiny_sd(), num_steps=3, train=train, precision=precision), of or tasks(), TrainConfig(**told), callbacks=list(callbacks), objective=objective, sampler=sampler, strategy=strategy)
 
 def spoil(t, how, when=lambda t: True, sample=3):
@@ -65,7 +65,7 @@ def test_a_bad_step_is_left_out_and_the_sample_is_named(kind, train, how, capsys
 
 @pytest.mark.parametrize('kind', some(KINDS, ['ppo']))
 def test_too_many_in_a_row_end_the_run(kind, tmp_path, capsys):
-    t = trainer(epochs=9, updates=1, **KINDS[kind]())
+    t = trainer(epochs=9, num_minibatches=1, **KINDS[kind]())
     spoil(t, 'loss', lambda t: t.epoch > 1)
     with Run.create(tmp_path / 'r', t.config) as run:
         t.callbacks = [Recorder(run, ['a cat'], every=1)]
@@ -79,7 +79,7 @@ def test_too_many_in_a_row_end_the_run(kind, tmp_path, capsys):
 
 @pytest.mark.parametrize('strategy', [MGDA, PCGrad])
 def test_strategies_that_mix_gradients(strategy, capsys):
-    t = trainer(of=[*tasks(), Task('warm', ['a key'], warmth, samples=8)], strategy=strategy(), updates=1)
+    t = trainer(of=[*tasks(), Task('warm', ['a key'], warmth, samples=8)], strategy=strategy(), num_minibatches=1)
     spoil(t, 'loss', lambda t: t.epoch == 1)
     rows = t.fit()
     for name in ('red', 'warm'): assert [r['tasks'][name]['skipped_steps'] for r in rows] == [0, 1, 0]
@@ -93,19 +93,19 @@ def test_a_spoilt_data_loss(capsys):
     assert all(p.isfinite().all() for p in t.params) and 'or the data loss' in capsys.readouterr().out
 
 def test_overflow_in_fp16_is_how_the_scale_is_found(capsys):
-    t = trainer(precision='fp16', updates=1, epochs=2, train_steps=1)
+    t = trainer(precision='fp16', num_minibatches=1, epochs=2, train_steps=1)
     t.scaler = torch.amp.GradScaler('cpu', init_scale=2.**60, backoff_factor=2.**-50)
     before = state(t)
     rows = [r['tasks']['red']['skipped_steps'] for r in t.fit()]
     assert rows == [1, 0] and t.skipped == 0 and not same(before, state(t)) and 'left out' not in capsys.readouterr().out
-    t = trainer(updates=1, epochs=9, train_steps=1)
+    t = trainer(num_minibatches=1, epochs=9, train_steps=1)
     t.scaler = torch.amp.GradScaler('cpu', init_scale=2.)
     spoil(t, 'loss')
     with pytest.raises(FloatingPointError, match='in a row'): t.fit()
     assert t.epoch == 1 + MOST_SKIPPED                                                # the first halved the scale to 1
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
-@pytest.mark.parametrize('sampler', [None, Overlapped(batch_size=3)])
+@pytest.mark.parametrize('sampler', [None, AsyncRewardSampler(batch_size=3)])
 @pytest.mark.parametrize('level', ['sample', 'group'])
 def test_a_bad_reward_stops_and_names_the_sample(bad, sampler, level, tmp_path):
     calls, count = [], 4 if level == 'group' else 1

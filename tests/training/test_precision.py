@@ -14,7 +14,7 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import PRECISIONS, Policy
 from drl_toolkit.training.ratio import ratio_error
 from drl_toolkit.emoji.tiny import tiny_sd, tiny_sd3
-from drl_toolkit.sampling.transitions import tables, transition
+from drl_toolkit.sampling.transitions import sampler_coefficients, transition
 from tiers import some
 
 RECORD = Path(__file__).parents[2] / 'assets' / 'experiments' / 'ratio.json'
@@ -25,15 +25,15 @@ PROMPTS = ['a cat', 'a portrait of a doctor'] * 8
 
 @lru_cache(None)
 def policy_of(scheduler, prediction, precision, train='lora'):
-    options = dict(num_steps=5, precision=precision, store=precision, train=train)
+    options = dict(num_steps=5, precision=precision, latents_dtype=precision, train=train)
     if prediction == 'flow_prediction': return Policy(tiny_sd3(), sde=scheduler.split(', ')[1], **options)
     return Policy(tiny_sd(prediction_type=prediction, zero_snr=False), scheduler=scheduler, **options)
 
 def scored_too_early(policy):
     "The same when latents are scored first and rounded afterwards, as other code bases do (field-notes C1)."
-    kind, policy.store = policy.store, 'fp32'
+    kind, policy.latents_dtype = policy.latents_dtype, 'fp32'
     traj = rollout(policy, PROMPTS, seed=1)
-    policy.store = kind
+    policy.latents_dtype = kind
     traj.latents = policy.rounded(traj.latents)
     return ratio_error(policy, traj)
 
@@ -41,11 +41,11 @@ def step_difference(scheduler, prediction):
     "The largest difference to diffusers' own step over five steps, relative to the latent's size; None where diffusers has no such step."
     policy = policy_of(scheduler, prediction, 'fp32')
     own, worst = policy.pipeline.scheduler, 0.
-    table = policy.tables
+    table = policy.coefficients
     if prediction == 'flow_prediction':                       # diffusers has the ODE, and cps with all the noise
         cps = scheduler.endswith('cps')
         own = FlowMatchEulerDiscreteScheduler(shift=3., stochastic_sampling=cps)
-        table = tables(own, 5, **(dict(sde='cps', noise_level=1) if cps else dict(eta=0., sde=scheduler.split(', ')[1])))
+        table = sampler_coefficients(own, 5, **(dict(sde='cps', noise_level=1) if cps else dict(eta=0., sde=scheduler.split(', ')[1])))
     for i in range(5):
         x, out, z = torch.randn(3, 2, *policy.latent_shape, generator=torch.Generator().manual_seed(i))
         x = table.init_std * x

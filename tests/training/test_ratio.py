@@ -22,7 +22,7 @@ def noisy_trainer(precision='fp32', noise=1e-2, **more):
         rows.append((len(x), torch.is_grad_enabled()))
         return exact(x, *args) + noise * x.mean(0)
     policy.call = call
-    config = TrainConfig(**dict(train_steps=0, updates=2, micro_batch=16, measure_every=0, epochs=1, warmup=0) | more)
+    config = TrainConfig(**dict(train_steps=0, num_minibatches=2, micro_batch=16, measure_every=0, epochs=1, warmup=0) | more)
     t = Trainer(policy, [Task('red', ['a cat', 'a dog'], redness, samples=16)], config, callbacks=[])
     return t, rows
 
@@ -75,12 +75,12 @@ def test_no_diagnosis_ends_a_run(monkeypatch, capsys):
 def everything(t):
     "All that the next epoch depends on."
     moments = [v for p in t.params for v in t.optimizer.state.get(p, {}).values()]
-    return [x.detach().clone() for x in (*t.params, *t.average, *moments)], copy.deepcopy(t.state())
+    return [x.detach().clone() for x in (*t.params, *t.ema, *moments)], copy.deepcopy(t.state())
 
 @pytest.mark.parametrize('done', [0, 1])
 def test_an_interrupt_amid_the_updates_leaves_the_last_whole_epoch(done):
     "Whatever was interrupted, and the run goes on as if it had not been."
-    make = lambda: noisy_trainer(noise=0, epochs=2, average=.9, credit='per_prompt')[0]
+    make = lambda: noisy_trainer(noise=0, epochs=2, ema_decay=.9, advantage='per_prompt')[0]
     whole, t = make(), make()
     whole.fit()
     if done: t.fit(done)
@@ -100,10 +100,10 @@ def test_an_interrupt_amid_the_updates_leaves_the_last_whole_epoch(done):
 def test_clipped_shares_are_those_of_updates_that_can_clip():
     "In the first minibatch no ratio has moved: its zeros would hide what the advice looks for."
     t, _ = noisy_trainer(noise=0)
-    stats = [dict(clipped_high=torch.tensor(x), clipped_low=torch.tensor(x), approx_kl=torch.tensor(x), ratio_error=torch.tensor(0.)) for x in (0., .3, .4)]
+    stats = [dict(clip_fraction_high=torch.tensor(x), clip_fraction_low=torch.tensor(x), approx_kl=torch.tensor(x), ratio_error=torch.tensor(0.)) for x in (0., .3, .4)]
     found = t.summary(stats)
-    assert found['clipped_high'] == found['clipped_low'] == pytest.approx(.35) and found['approx_kl'] == pytest.approx(.7 / 3)
-    assert t.summary(stats[:1])['clipped_high'] == 0
+    assert found['clip_fraction_high'] == found['clip_fraction_low'] == pytest.approx(.35) and found['approx_kl'] == pytest.approx(.7 / 3)
+    assert t.summary(stats[:1])['clip_fraction_high'] == 0
 
 def test_steps_can_be_shared_by_the_batch():
     "The same draw whatever the number of samples; kept graphs are then whole calls."
@@ -112,7 +112,7 @@ def test_steps_can_be_shared_by_the_batch():
     assert len({tuple(pick_steps(torch.ones(10, dtype=torch.bool), 5, 3, torch.Generator().manual_seed(s), True)[0].tolist()) for s in range(20)}) > 5
     rows = {}
     for shared in (True, False):
-        t, seen = noisy_trainer(noise=0, updates=1, keep_graphs=True, train_steps=1, shared_timesteps=shared)
+        t, seen = noisy_trainer(noise=0, num_minibatches=1, reuse_graphs=True, train_steps=1, shared_timesteps=shared)
         t.fit()
         rows[shared] = len(seen)
     assert rows[True] == 3 and rows[False] > 3                                                   # a call for each step

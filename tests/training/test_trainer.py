@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 
 from drl_toolkit.algorithms import advantages
 from drl_toolkit.algorithms.reward_gradients import DRaFTLV
-from drl_toolkit.algorithms.branching import Branches
+from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.algorithms.multi_task import PCGrad
 from drl_toolkit.sampling.rollout import Graph, even_size, rollout, worth_threads
 from drl_toolkit.sampling.policy import Policy
@@ -14,7 +14,7 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.training.ratio import explain_ratio
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import BaseSamples, Callback, Overlapped, Teacher, TrainConfig, Trainer, advice, pick_steps
+from drl_toolkit.training.trainer import BaseSamples, Callback, AsyncRewardSampler, Diagnostics, TrainConfig, Trainer, diagnose, pick_steps
 from tiers import some
 
 @reward
@@ -29,7 +29,7 @@ def noise_pictures(count, seed): return torch.rand(count, 3, 64, 64, generator=t
 
 def test_one_update_equals_a_reference_written_here():
     "All steps, one minibatch: Σ_t min(w A, clip(w) A) by hand, AdamW by torch. [P Eq 7]"
-    ours = trainer(TrainConfig(warmup=0, train_steps=0, updates=1, lr=1e-3, grad_clip=0, micro_batch=20))
+    ours = trainer(TrainConfig(warmup=0, train_steps=0, num_minibatches=1, lr=1e-3, grad_clip=0, micro_batch=20))
     policy = Policy(tiny_sd(), num_steps=5)
     prompts, _ = ours.tasks[0].draw(ours.seed_of(ours.tasks[0]), 0)
     traj = rollout(policy, prompts, seed=ours.seed_of(ours.tasks[0]))
@@ -57,7 +57,7 @@ def test_one_update_equals_a_reference_written_here():
     assert (moved < 1e-5).float().mean() > .99                            # Adam's first step is a sign: rounding can flip tiny gradients
 
 def test_ratio_is_one_at_the_start_of_every_epoch_and_memory_does_not_matter():
-    small, large = (trainer(TrainConfig(micro_batch=m, updates=2, train_steps=3)) for m in (16, 128))
+    small, large = (trainer(TrainConfig(micro_batch=m, num_minibatches=2, train_steps=3)) for m in (16, 128))
     for t in (small, large): t.fit(2)
     assert all(h['tasks']['red']['ratio_error'] == 0 for h in small.history + large.history)
     assert all(torch.allclose(p, q, atol=1e-3) for p, q in zip(small.params, large.params))
@@ -77,7 +77,7 @@ def test_steps_are_a_fair_subset_of_the_stochastic_ones():
     assert (torch.bincount(steps.flatten(), minlength=9) / 5000 - 3 / 9).abs().max() < .03
 
 @pytest.mark.parametrize('field, value, words', [('lr', -1., 'lr is -1'), ('epochs', 1.5, 'whole number'), ('clip_range', math.nan, 'finite'),
-                                                 ('beta2', 1., r'\[0, 1\)'), ('data_mode', 'x', 'step'), ('likelihood', 'x', 'matching'), ('updates', 0, '1 or more'), ('lr_end', 0., r'\(0, 1\]'), ('data_start', 1., r'\[0, 1\)'), ('minutes', -1., '0 or more')])
+                                                 ('beta2', 1., r'\[0, 1\)'), ('data_mode', 'x', 'step'), ('likelihood', 'x', 'matching'), ('num_minibatches', 0, '1 or more'), ('lr_end', 0., r'\(0, 1\]'), ('data_start', 1., r'\[0, 1\)'), ('minutes', -1., '0 or more')])
 def test_config_names_field_and_value(field, value, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**{field: value})
 
@@ -99,7 +99,7 @@ def captured_gradient(trainer) -> torch.Tensor:
 
 def test_matching_equals_advantage_weighted_pretraining_written_here():
     "AWM: Σ A ‖v_θ(z_t) - v‖² on the run's own pictures, at the steps and with the noise of this epoch; finite clip never reached at ratio 1."
-    told = dict(warmup=0, train_steps=2, updates=1, lr=1e-3, grad_clip=0, likelihood='matching')
+    told = dict(warmup=0, train_steps=2, num_minibatches=1, lr=1e-3, grad_clip=0, likelihood='matching')
     ours = trainer(TrainConfig(micro_batch=7, **told), [task(window=(.2, .8))])
     policy = Policy(tiny_sd(), num_steps=5)
     prompts, _ = ours.tasks[0].draw(ours.seed_of(ours.tasks[0]), 0)
@@ -128,7 +128,7 @@ def test_matching_needs_no_noise_and_holds_its_ratio_and_its_anchor():
     "Deterministic sampling will do; the first ratio is 1, the later ones are not; the distance to the base starts at 0; memory does not matter."
     def run(micro):
         policy = Policy(tiny_sd(), num_steps=5, eta=0., train='full')
-        t = Trainer(policy, [task()], TrainConfig(likelihood='matching', train_steps=0, updates=3, kl_weight=.5, warmup=0, lr=1e-3, micro_batch=micro), callbacks=[])
+        t = Trainer(policy, [task()], TrainConfig(likelihood='matching', train_steps=0, num_minibatches=3, kl_weight=.5, warmup=0, lr=1e-3, micro_batch=micro), callbacks=[])
         return t, [row['tasks']['red'] for row in t.fit(2)]
     (a, rows), (b, _) = run(16), run(128)
     assert all(row['ratio_error'] == 0 and row['ratio_max'] > 1 > row['ratio_min'] and 'approx_kl' not in row for row in rows) and 0 < rows[0]['kl'] < rows[1]['kl']
@@ -143,7 +143,7 @@ def test_a_window_of_steps_is_kept_and_refused_where_it_is_empty():
 
 def test_micro_batches_of_different_sizes_count_by_their_rows():
     "18 samples of 3 steps in micro-batches of 16, 16, 16 and 6: the recorded share is that of all rows."
-    kinds = [trainer(TrainConfig(train_steps=3, updates=1, micro_batch=m, lr=1e-2, kl_weight=1.)).fit(3)[-1]['tasks']['red'] for m in (16, 64)]
+    kinds = [trainer(TrainConfig(train_steps=3, num_minibatches=1, micro_batch=m, lr=1e-2, kl_weight=1.)).fit(3)[-1]['tasks']['red'] for m in (16, 64)]
     assert abs(kinds[0]['kl'] - kinds[1]['kl']) < .05 * kinds[1]['kl'] and kinds[0]['ratio_max'] == pytest.approx(kinds[1]['ratio_max'], abs=1e-3)
 
 def test_the_data_loss_weight_scales_its_step():
@@ -212,9 +212,9 @@ def test_batches_are_replayed_as_they_were_cut(samples, large, monkeypatch):
 def test_half_precision_learns_what_fp32_learns(precision, train):
     "Exact ratios in every epoch, and weights that go the same way."
     def moved(kind):
-        policy = Policy(tiny_sd(), num_steps=5, precision=kind, store=kind, train=train)
+        policy = Policy(tiny_sd(), num_steps=5, precision=kind, latents_dtype=kind, train=train)
         before = [p.detach().clone() for p in policy.parameters()]
-        rows = Trainer(policy, [task()], TrainConfig(train_steps=0, epochs=2, updates=1, warmup=0, lr=1e-3), callbacks=[]).fit()
+        rows = Trainer(policy, [task()], TrainConfig(train_steps=0, epochs=2, num_minibatches=1, warmup=0, lr=1e-3), callbacks=[]).fit()
         assert all(row['tasks']['red']['ratio_error'] == 0 for row in rows)
         return torch.cat([(p - b).detach().flatten() for p, b in zip(policy.parameters(), before)])
     assert torch.cosine_similarity(moved('fp32'), moved(precision), dim=0) > .5
@@ -247,7 +247,7 @@ def test_threads_change_nothing(likelihood, train):
         torch.set_num_threads(threads)
         try:
             policy = Policy(tiny_sd(), num_steps=5, train=train, guidance_scale=2.)
-            t = Trainer(policy, [task()], TrainConfig(likelihood=likelihood, train_steps=3, updates=2, kl_weight=.1, epochs=2, warmup=0, lr=1e-3, micro_batch=16), callbacks=[])
+            t = Trainer(policy, [task()], TrainConfig(likelihood=likelihood, train_steps=3, num_minibatches=2, kl_weight=.1, epochs=2, warmup=0, lr=1e-3, micro_batch=16), callbacks=[])
             return rollout(policy, ['a cat'] * 70, seed=1).latents, t.fit(), [p.detach().clone() for p in t.params]
         finally: torch.set_num_threads(1)
     one, two = run(1), run(2)
@@ -257,24 +257,24 @@ def test_threads_change_nothing(likelihood, train):
     assert (torch.cat([(a - b).flatten() for a, b in zip(one[2], two[2])]).abs() < 1e-4).float().mean() > .99
 
 def test_the_teacher_speaks_of_what_is_wrong_and_only_once(capsys):
-    healthy = dict(effective_samples=40., flat_groups=.1, signal_to_noise=.5, clipped_high=.05, clipped_low=.05, advantage_share=.5)
-    assert advice(healthy) == {} and advice({}) == {}
-    assert 'matching' in advice(dict(signal_to_noise=0.))['noise'] and 'matching' not in advice(dict(signal_to_noise=0.), path=False)['noise']     # no advice to do what is done
+    healthy = dict(effective_samples=40., frac_zero_std=.1, signal_to_noise=.5, clip_fraction_high=.05, clip_fraction_low=.05, advantage_share=.5)
+    assert diagnose(healthy) == {} and diagnose({}) == {}
+    assert 'matching' in diagnose(dict(signal_to_noise=0.))['noise'] and 'matching' not in diagnose(dict(signal_to_noise=0.), path=False)['noise']     # no advice to do what is done
     few = dict(effective_samples=1.)
-    assert 'rank' in advice(few)['few'] and 'rank' not in advice(few, grouped=False)['few'] and advice(few, credited=False) == {}     # where it would be zero, or is not used
-    assert 'group_size' in advice(dict(effective_group=2., no_credit=0.))['group'] and advice(dict(effective_group=1., no_credit=.75)) == {}        # a selection is small on purpose
-    for name, value, word in (('effective_samples', 2., 'outliers'), ('flat_groups', .9, '90% of the groups'), ('signal_to_noise', .001, 'mostly noise'), ('clipped_high', .5, 'likely enough'),
-                              ('clipped_low', .5, 'unlikely enough'), ('advantage_share', .95, 'hardly count'), ('cosine/preference', -.8, "preference's")):
-        (sentence,) = advice(healthy | {name: value}).values()
+    assert 'rank' in diagnose(few)['few'] and 'rank' not in diagnose(few, grouped=False)['few'] and diagnose(few, credited=False) == {}     # where it would be zero, or is not used
+    assert 'group_size' in diagnose(dict(effective_group=2., no_credit=0.))['group'] and diagnose(dict(effective_group=1., no_credit=.75)) == {}        # a selection is small on purpose
+    for name, value, word in (('effective_samples', 2., 'outliers'), ('frac_zero_std', .9, '90% of the groups'), ('signal_to_noise', .001, 'mostly noise'), ('clip_fraction_high', .5, 'likely enough'),
+                              ('clip_fraction_low', .5, 'unlikely enough'), ('advantage_share', .95, 'hardly count'), ('cosine/preference', -.8, "preference's")):
+        (sentence,) = diagnose(healthy | {name: value}).values()
         assert word in sentence
     equal = Task('flat', ['a cat'], lambda images, prompts: torch.arange(len(images)) // 9 * 1., group_size=9, samples=18, advantage=advantages.group)
-    t = trainer(tasks=[equal]); t.callbacks = [Teacher()]
+    t = trainer(tasks=[equal]); t.callbacks = [Diagnostics()]
     first, second = t.fit(2)
-    assert 'teach nothing' in first['tasks']['flat']['advice'] and 'advice' not in second['tasks']['flat']
+    assert 'teach nothing' in first['tasks']['flat']['diagnosis'] and 'diagnosis' not in second['tasks']['flat']
     assert capsys.readouterr().out.count('teach nothing') == 1
 
 def test_signal_to_noise_is_that_of_halves_computed_here():
-    t = trainer(TrainConfig(train_steps=2, updates=1, warmup=0, micro_batch=8, measure_every=1))
+    t = trainer(TrainConfig(train_steps=2, num_minibatches=1, warmup=0, micro_batch=8, measure_every=1))
     batch = t.collect(t.tasks[0], 0)
     (rows,) = t.plan(batch)
     stats = t.gradient(rows, batch)
@@ -301,11 +301,11 @@ def test_several_rewards_add_their_advantages():
 def test_the_leash_is_adapted_to_its_target():
     t = trainer(TrainConfig(train_steps=2, kl_weight=.1, kl_target=1., warmup=0))
     for kl, weight in ((2., .2), (1.2, .2), (.1, .1), (1., .1), (9., .2)):
-        t.adapt_leash(kl)
+        t.adapt_kl_weight(kl)
         assert t.kl_weight == pytest.approx(weight)
 
 def test_the_weights_can_decay_to_the_base():
-    t = trainer(TrainConfig(train_steps=2, base_decay=10., warmup=0, lr=.01, updates=1))
+    t = trainer(TrainConfig(train_steps=2, base_decay=10., warmup=0, lr=.01, num_minibatches=1))
     with torch.no_grad():
         for p in t.params: p.add_(1.)
     base = t.policy.base_weights()
@@ -314,8 +314,8 @@ def test_the_weights_can_decay_to_the_base():
     t.step()
     assert all(torch.allclose(p.detach() - b, .9 * x, atol=1e-6) for p, b, x in zip(t.params, base, before))
 
-@pytest.mark.parametrize('told, words', [(dict(surrogate='reinforce', updates=2), 'updates is 2'), (dict(surrogate='nft'), "needs likelihood='matching'"), (dict(surrogate='guard', likelihood='matching'), "needs likelihood='path'"),
-                                         (dict(kl_target=1.), 'kl_weight is 0'), (dict(clip_high=.1), 'clip_range is 0'), (dict(credit='fame'), 'credit is'), (dict(surrogate='x'), 'surrogate is')])
+@pytest.mark.parametrize('told, words', [(dict(surrogate='reinforce', num_minibatches=2), 'num_minibatches is 2'), (dict(surrogate='nft'), "needs likelihood='matching'"), (dict(surrogate='guard', likelihood='matching'), "needs likelihood='path'"),
+                                         (dict(kl_target=1.), 'kl_weight is 0'), (dict(clip_high=.1), 'clip_range is 0'), (dict(advantage='fame'), 'advantage is'), (dict(surrogate='x'), 'surrogate is')])
 def test_fields_that_do_not_fit_together(told, words):
     with pytest.raises(ValueError, match=words): TrainConfig(**told)
 
@@ -333,17 +333,17 @@ def test_base_samples_are_the_untrained_models():
 
 KEPT = {
     'lora, some steps': (dict(train_steps=3), dict()),
-    'full, a leash': (dict(train_steps=0, kl_weight=.1, average=.5), dict(train='full')),
+    'full, a leash': (dict(train_steps=0, kl_weight=.1, ema_decay=.5), dict(train='full')),
     'guided': (dict(train_steps=2, surrogate='guard'), dict(guidance_scale=3., train_unconditional=False)),
     'reinforce, data': (dict(train_steps=0, surrogate='reinforce', data_weight=.5, data_mode='joined', data_batch=4), dict(guidance_scale=3.)),
 }
 
 @pytest.mark.parametrize('case', KEPT)
 def test_graphs_of_sampling_give_the_gradient_of_another_forward(case):
-    "The same pictures and figures, the same gradient to rounding, and none of the update's forwards."
+    "The same pictures and metrics, the same gradient to rounding, and none of the update's forwards."
     config, policy = KEPT[case]
     def run(keep):
-        t, gradients = Trainer(Policy(tiny_sd(), num_steps=5, **policy), [task()], TrainConfig(updates=1, warmup=0, lr=1e-3, measure_every=0, keep_graphs=keep, **config), data=noise_pictures, callbacks=[]), []
+        t, gradients = Trainer(Policy(tiny_sd(), num_steps=5, **policy), [task()], TrainConfig(num_minibatches=1, warmup=0, lr=1e-3, measure_every=0, reuse_graphs=keep, **config), data=noise_pictures, callbacks=[]), []
         t.optimizer.register_step_pre_hook(lambda *_: gradients.append(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in t.params])))
         return t.fit(2), gradients
     (made, expected), (kept, found) = run(False), run(True)
@@ -351,20 +351,20 @@ def test_graphs_of_sampling_give_the_gradient_of_another_forward(case):
     assert torch.cosine_similarity(found[1], expected[1], dim=0) > .99
     a, b = made[0]['tasks']['red'], kept[0]['tasks']['red']
     assert a['reward'] == b['reward'] and b['ratio_error'] == 0 and set(a) == set(b)
-    assert kept[0]['evaluations'] < made[0]['evaluations'] and all(a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6) for k in a if isinstance(a[k], float))
+    assert kept[0]['nfe'] < made[0]['nfe'] and all(a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6) for k in a if isinstance(a[k], float))
 
 def test_kept_graphs_are_used_once_and_freed():
     import gc
-    t = trainer(TrainConfig(train_steps=2, updates=1, keep_graphs=True, measure_every=2))
+    t = trainer(TrainConfig(train_steps=2, num_minibatches=1, reuse_graphs=True, measure_every=2))
     batches, collect = [], t.collect
     t.collect = lambda *args: batches.append(collect(*args)) or batches[-1]
     rows = t.fit(2)
     assert all(b.trajectory.graphs is None for b in batches)
-    assert rows[0]['tasks']['red'].keys() > rows[1]['tasks']['red'].keys() and rows[1]['evaluations'] < rows[0]['evaluations']   # the first is measured: in halves, by forwards
+    assert rows[0]['tasks']['red'].keys() > rows[1]['tasks']['red'].keys() and rows[1]['nfe'] < rows[0]['nfe']   # the first is measured: in halves, by forwards
     assert not any(type(x) is Graph for x in gc.get_objects())
 
 def test_a_bad_gradient_of_kept_graphs_is_left_out_and_its_sample_named(capsys):
-    t = trainer(TrainConfig(train_steps=2, updates=1, keep_graphs=True, measure_every=0))
+    t = trainer(TrainConfig(train_steps=2, num_minibatches=1, reuse_graphs=True, measure_every=0))
     loss = t.objective.loss
     def bad(trainer, rows):
         value, stats = loss(trainer, rows)
@@ -382,7 +382,7 @@ def test_several_tasks_may_keep_their_graphs(threads):
     def run(n):
         torch.set_num_threads(n)
         try:
-            t = trainer(TrainConfig(train_steps=2, updates=1, keep_graphs=True, measure_every=0, warmup=0, lr=1e-3), [task('one'), task('two')], strategy=PCGrad())
+            t = trainer(TrainConfig(train_steps=2, num_minibatches=1, reuse_graphs=True, measure_every=0, warmup=0, lr=1e-3), [task('one'), task('two')], strategy=PCGrad())
             return t.fit(2), [p.detach().clone() for p in t.params]
         finally: torch.set_num_threads(1)
     (rows, first), (_, again), (_, alone) = run(threads), run(threads), run(1)
@@ -390,9 +390,9 @@ def test_several_tasks_may_keep_their_graphs(threads):
     assert (torch.cat([(p - q).flatten() for p, q in zip(first, alone)]).abs() < 1e-4).float().mean() > .99
 
 def test_what_cannot_keep_graphs_is_refused():
-    keep = TrainConfig(train_steps=2, updates=1, keep_graphs=True)
-    for config in (dict(updates=2), dict(updates=1, likelihood='matching')):
-        with pytest.raises(ValueError, match='keep_graphs is True with updates'): TrainConfig(keep_graphs=True, **config)
-    for words, policy, more in (('Branches', {}, dict(sampler=Branches(first=.5))), ('Overlapped', {}, dict(sampler=Overlapped())), ('DRaFTLV', {}, dict(objective=DRaFTLV(repeats=2))),
+    keep = TrainConfig(train_steps=2, num_minibatches=1, reuse_graphs=True)
+    for config in (dict(num_minibatches=2), dict(num_minibatches=1, likelihood='matching')):
+        with pytest.raises(ValueError, match='reuse_graphs is True with num_minibatches'): TrainConfig(reuse_graphs=True, **config)
+    for words, policy, more in (('BranchSampler', {}, dict(sampler=BranchSampler(first=.5))), ('AsyncRewardSampler', {}, dict(sampler=AsyncRewardSampler())), ('DRaFTLV', {}, dict(objective=DRaFTLV(repeats=2))),
                                 ('train_text_encoder', dict(train_text_encoder=True), {}), ('checkpointing', dict(checkpointing=True), {})):
-        with pytest.raises(ValueError, match=f'keep_graphs is True with .*({words})'): Trainer(Policy(tiny_sd(), num_steps=5, **policy), [task(group_size=3)], keep, callbacks=[], **more)
+        with pytest.raises(ValueError, match=f'reuse_graphs is True with .*({words})'): Trainer(Policy(tiny_sd(), num_steps=5, **policy), [task(group_size=3)], keep, callbacks=[], **more)

@@ -285,7 +285,7 @@ def test_training_from_the_page(look, tmp_path):
     "Start, pause, go on, stop: a real run in another process."
     with serving(tmp_path / 'runs', allow_train=True) as (address, served):
         bench = served.state.bench
-        bench.options = ('--num-steps', '2', '--train-steps', '1', '--updates', '1', '--train', 'lora')
+        bench.options = ('--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1', '--train', 'lora')
         page = look(f'{address}/?view=train', '#train-start')
         page.click('#train-stop')
         page.wait_for_selector('text=nothing is being trained here')

@@ -10,13 +10,13 @@ from drl_toolkit.evaluation import evaluate as E
 from drl_toolkit.ui import report as R
 from drl_toolkit.cli.main import main
 from drl_toolkit.evaluation.drift import drift
-from drl_toolkit.evaluation.eval_rewards import EMOJI_JUDGES, Judge, judge_all
+from drl_toolkit.evaluation.eval_rewards import EMOJI_EVAL_REWARDS, EvalReward, evaluate_rewards
 from drl_toolkit.rewards.pixels import sharpness
 from drl_toolkit.rewards.reward import jpeg_compressibility
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.evaluation.votes import Ballot
 
-PROBES = [E.Probe('objects/train', ('a <b>cat</b>', 'a "dog" & more') * 4)]
+PROBES = [E.PromptSet('objects/train', ('a <b>cat</b>', 'a "dog" & more') * 4)]
 
 @pytest.fixture(scope='module')
 def found():
@@ -24,7 +24,7 @@ def found():
     y = {k: v.mean(1, keepdim=True).expand_as(v) for k, v in x.items()}
     rows = [E.Row('small', 'training', 1., 2., 1., .5, 1.5, pictures=8), E.Row('Fréchet distance', 'all', 1., 2., 1., better='lower')]
     prompts = list(PROBES[0].prompts)
-    return R.Evaluation(E.Comparison(rows, dict(small=1)), judge_all([Judge(jpeg_compressibility, ()), Judge(sharpness, ())], PROBES, x, y, trained=('sharpness',)),
+    return R.Evaluation(E.Comparison(rows, dict(small=1)), evaluate_rewards([EvalReward(jpeg_compressibility, ()), EvalReward(sharpness, ())], PROBES, x, y, trained=('sharpness',)),
                         drift(x['objects/train'], y['objects/train'], prompts), PROBES, x, y, ('demo', '<script>bad()</script>'), 3)
 
 class Page(HTMLParser):
@@ -59,20 +59,20 @@ def test_files(found, tmp_path):
     assert 'ballot' not in R.write_report(tmp_path, found) and Ballot(tmp_path / 'ballot').result().votes == 1     # votes are not lost to a second evaluation
 
 def test_first_prompts_are_different_ones():
-    probe = E.Probe('objects/train', ('a', 'a', 'b', 'c', 'b'))
-    assert R._first_prompts(probe, 3) == [0, 2, 3] and R._first_prompts(probe, 9) == [0, 2, 3, 1, 4]
+    prompt_set = E.PromptSet('objects/train', ('a', 'a', 'b', 'c', 'b'))
+    assert R._first_prompts(prompt_set, 3) == [0, 2, 3] and R._first_prompts(prompt_set, 9) == [0, 2, 3, 1, 4]
 
 def test_figures_can_be_drawn_of_little():
     one = pd.DataFrame([dict(epoch=2, trained=float('nan'), watched=.1, clip_score=.1)])
     for figure in (R.over_optimisation(one), R.forest(pd.DataFrame([dict(reward='x', trained=True, prompts='training', effect=0., effect_low=0., effect_high=0., win_rate=.5)]))):
         figure.savefig(io.BytesIO(), format='png')
 
-def test_eval_of_a_run_that_watched(tmp_path, capsys, few_probes):
-    assert main(['train', 'crispness', '--out', str(tmp_path / 'run'), '--epochs', '2', '--watch', 'clip_score', '--watch-every', '1', '--num-steps', '2', '--train-steps', '1', '--updates', '1']) == 0
+def test_eval_of_a_run_that_watched(tmp_path, capsys, few_prompt_sets):
+    assert main(['train', 'crispness', '--out', str(tmp_path / 'run'), '--epochs', '2', '--watch', 'clip_score', '--watch-every', '1', '--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1']) == 0
     assert main(['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'e'), '--size', '.05', '--rewards', 'drl_toolkit.rewards.lab:crispness']) == 0
     out, rewards = capsys.readouterr().out, pd.read_csv(tmp_path / 'e/rewards.csv')
     assert 'report.html' in out and 'drl vote' in out and rewards[rewards.trained].reward.unique().tolist() == ['crispness']
-    assert set(rewards.reward) == {'crispness'} | {j.reward.name for j in EMOJI_JUDGES} and (tmp_path / 'e/watched.png').exists()
+    assert set(rewards.reward) == {'crispness'} | {j.reward.name for j in EMOJI_EVAL_REWARDS} and (tmp_path / 'e/watched.png').exists()
     nats = pd.read_csv(tmp_path / 'e/drift.csv').set_index('measure').loc['KL of the paths', 'change']
     assert nats > 0 and 'seconds' in json.loads((tmp_path / 'e/summary.json').read_text())
 

@@ -14,7 +14,7 @@ from drl_toolkit.rewards.lab import crispness
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.rewards.reward import Reward, Seen
+from drl_toolkit.rewards.reward import Reward, Observations
 from drl_toolkit.runs.run import Recorder, Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import TrainConfig, Trainer
@@ -25,7 +25,7 @@ def brightness(images, prompts): return images.mean((1, 2, 3))
 def seen_brightness(images, prompts):
     "As a fairness reward does: a value, and a class that was seen."
     values = images.mean((1, 2, 3))
-    return values, {'shade': Seen((values > values.median()).long(), ('dark', 'bright'))}
+    return values, {'shade': Observations((values > values.median()).long(), ('dark', 'bright'))}
 
 def tiny_trainer(*callbacks, epochs=4, lr=3e-3, reward=brightness, seed=0):
     task = Task('bright', ['a cat', 'a dog'], reward, group_size=4, samples=8)
@@ -67,7 +67,7 @@ def test_programs_that_execute_notebooks_get_the_still_alone(monkeypatch, allowe
 
 # --- the monitor
 
-class Meddler(widgets.Listener):
+class Meddler(widgets.ControlCallback):
     "Presses a button after a given epoch, and looks whether it was heard."
     def __init__(self, monitor, at): self.monitor, self.at, self.told = monitor, at, []
     def after_epoch(self, trainer, record):

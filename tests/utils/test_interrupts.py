@@ -19,7 +19,7 @@ def tiny(tmp_path_factory):
     return folder
 
 def start(tiny, out, *more, launcher=(), epochs=500, **options):
-    argv = ['-m', 'drl_toolkit.cli.main', 'train', 'compressibility', '--model', str(tiny), '--out', str(out), '--epochs', str(epochs), '--frames', '0', '--num-steps', '2', '--train-steps', '1', '--updates', '1']
+    argv = ['-m', 'drl_toolkit.cli.main', 'train', 'compressibility', '--model', str(tiny), '--out', str(out), '--epochs', str(epochs), '--frames', '0', '--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1']
     return subprocess.Popen([sys.executable, *launcher, *argv, *more], **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) | options)
 
 def wait_for(there, process, seconds=120):
@@ -150,7 +150,7 @@ def test_orphans_of_a_launcher_save_and_leave(tiny, tmp_path):
 
 @long
 def test_orphans_of_a_comparison_save_and_leave(tiny, tmp_path):
-    argv = ['compare', 'clip', '--methods', 'ppo', '--seeds', '1', '--out', str(tmp_path), '--', '--model', str(tiny), '--epochs', '500', '--num-steps', '2', '--train-steps', '1', '--updates', '1']
+    argv = ['compare', 'clip', '--methods', 'ppo', '--seeds', '1', '--out', str(tmp_path), '--', '--model', str(tiny), '--epochs', '500', '--num-steps', '2', '--train-steps', '1', '--num-minibatches', '1']
     process = subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli.main', *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
     wait_for((tmp_path / 'ppo-0/metrics.jsonl').exists, process)
     theirs = [p for t in os.listdir(f'/proc/{process.pid}/task') for p in open(f'/proc/{process.pid}/task/{t}/children').read().split()]
