@@ -19,11 +19,13 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / 'benchmarks')]
 import test_matrix as matrix
 
-from drl_toolkit.sampling.policy import Policy, PolicyConfig, best_device, prepare_deterministic
+from drl_toolkit.sampling.policy import Policy, best_device, prepare_deterministic
+from drl_toolkit.sampling.config import PolicyConfig
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 
 def case(build, precision, train, device):
     "One row: seconds, the ratio's error, and whether both ways of reloading give the same picture."

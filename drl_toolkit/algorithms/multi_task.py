@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import nnls
 
 from ..sampling.rollout import sample_seed
+from ..rewards.reward import headline_of
 from ..training.trainer import Strategy
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #8af86f54
@@ -116,15 +117,16 @@ class MGDA(Together):
 def standing(
     metrics:dict # of a task's batch
 ) -> float:      # higher is better
-    "The figure by which people judge a task: its mean reward, or minus the parity."
-    return -metrics['parity'] if 'parity' in metrics else metrics['reward']
+    "The figure by which people judge a task, minus it where less is better."
+    name, better = headline_of(metrics)
+    return metrics[name] if better == 'higher' else -metrics[name]
 
 def spread(
     metrics:dict # of a task's batch
 ) -> float:      # above 0, in the unit of `standing`
-    "Deviation of the same figure: of the rewards over samples, or of the parity over groups. One group, or equal ones, have none: then 1."
-    parity, square = metrics.get('parity'), metrics.get('parity_square', 0.)
-    deviation = metrics['reward_std'] if parity is None else max(0., square - parity**2) ** .5
+    "Deviation of the same figure: of the rewards over samples, or of a headline such as parity over groups. One group, or equal ones, have none: then 1."
+    name, _ = headline_of(metrics)
+    deviation = metrics['reward_std'] if name == 'reward' else max(0., metrics.get(f'{name}_square', 0.) - metrics[name]**2) ** .5
     return deviation if deviation > 1e-8 else 1.
 
 @dataclass

@@ -159,7 +159,7 @@ def _written_by(run):
 
 def _config_of(run):
     "A field that a hand has changed, or another version wrote."
-    from drl_toolkit.recipes.recipes import read_config
+    from drl_toolkit.recipes.config import read_config
     try: read_config(run.config)
     except (ValueError, TypeError) as e: return [Finding(f'config.json: {e}', 'put the field right in config.json; a resume refuses it')]
     return []
@@ -271,7 +271,8 @@ def _on_gpu(config):
     return (config.device or best_device()).startswith('cuda')
 
 def _task_to_try(samples):
-    from drl_toolkit.prompts.task import Task, objects
+    from drl_toolkit.prompts.task import Task
+    from drl_toolkit.emoji.prompts import objects
     from drl_toolkit.rewards.reward import jpeg_compressibility
     return Task('compressibility', objects(), jpeg_compressibility, group_size=4, samples=samples)
 

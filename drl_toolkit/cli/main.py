@@ -7,7 +7,7 @@ __all__ = ['MODEL', 'SIZE', 'COMMANDS', 'build_parser', 'parse', 'train', 'compa
            'doctor', 'serve', 'app', 'main']
 
 # %% ../../nbs/cli/02_main.ipynb #77be5cfd
-import argparse, difflib, errno, json, os, shutil, sys
+import argparse, difflib, errno, json, os, shutil, sys, traceback
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -41,8 +41,8 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     return parser
 
 def _train_options(train, config):
-    known = 'one of several' if config is None else ', '.join(import_module('drl_toolkit.recipes.recipes').recipe_names())
-    train.add_argument('recipe', metavar='RECIPE', nargs='?', help=f'{known}; none where --reward and --prompts are given')
+    known = import_module('drl_toolkit.recipes.config').recipe_names() if config else ['one of several']
+    train.add_argument('recipe', metavar='RECIPE', nargs='?', help=f"{', '.join(known)}; none where --reward and --prompts are given")
     train.add_argument('--reward', dest='own_rewards', action='append', metavar='NAME[=WEIGHT]', help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several times, their advantages are added')
     train.add_argument('--model', help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the resumed run')
     train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names')
@@ -76,6 +76,7 @@ def _eval_options(evaluate):
 def _tax_options(tax):
     tax.add_argument('runs', nargs='+', metavar='RUN', help='runs of one base; those of one task are the specialists')
     tax.add_argument('--size', type=float, default=1., help=SIZE)
+    tax.add_argument('--rewards', default='', metavar='A,B,…', help='the rewards of your own that the runs were trained on, such as my_file.py:my_reward: what a run names is not run')
     _add_sampling(tax, 9)
 
 def _vote_options(vote):
@@ -114,17 +115,28 @@ def _add_sampling(command, seed):
                              ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
         command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
 
+def _help_of(declared, config) -> str:
+    "A field's help and its default."
+    default = getattr(config, declared.name)
+    if default is True or default is False: default = 'yes' if default else 'no'
+    shown = f' (default: {default})' if default != '' else ''
+    return (declared.metadata['help'] + shown).replace('%', '%%')
+
 def _add_fields(group, config):
-    "An option for each field, with dashes or underscores; its comment is the help."
-    import inspect, re
+    "An option for each field of the configuration, with dashes or underscores."
     from dataclasses import fields
-    source = ''.join(inspect.getsource(c) for c in reversed(type(config).__mro__[:-1]))
-    comments = dict(re.findall(r'^ +(\w+): *\w+ = [^#\n]*# *(.*)$', source, re.M))
-    for f in fields(config):
-        if f.name == 'reward': continue                                          # an option of its own, which may be given several times
-        names = dict.fromkeys((f"--{f.name.replace('_', '-')}", f'--{f.name}'))
-        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(type=f.type, metavar=f.type.__name__.upper())
-        group.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=comments.get(f.name, '').replace('%', '%%'), **kind)
+    for declared in fields(config):
+        if declared.name == 'reward': continue                                   # an option of its own, which may be given several times
+        names = dict.fromkeys((f"--{declared.name.replace('_', '-')}", f'--{declared.name}'))
+        kind = dict(type=declared.type, metavar=declared.type.__name__.upper())
+        if declared.type is bool: kind = dict(action=argparse.BooleanOptionalAction)
+        group.add_argument(*names, dest=declared.name, default=argparse.SUPPRESS, help=_help_of(declared, config), **kind)
+
+def _new_name(option:str) -> str: # empty where there is none
+    "What an option of before is called now."
+    from drl_toolkit.utils.aliases import FIELDS
+    name = FIELDS.get(option.partition('=')[0].lstrip('-').replace('-', '_'))
+    return f"--{name.replace('_', '-')}" if name else ''
 
 def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
@@ -135,13 +147,17 @@ def _libraries(use):
 
 def parse(argv:list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
-    config = _libraries(lambda: import_module('drl_toolkit.recipes.recipes').RunConfig()) if argv[:1] in (['train'], ['doctor']) else None
+    config = import_module('drl_toolkit.recipes.config').RunConfig() if argv[:1] in (['train'], ['doctor']) else None
     cut = argv.index('--') if argv[:1] == ['compare'] and '--' in argv else len(argv)
     parser = build_parser(config)
     args, rest = parser.parse_known_args(argv[:cut])
     args.argv, args.options = argv, argv[cut + 1:]
-    if not rest: return args
+    if not rest:
+        if args.command in ('train', 'doctor'): _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))   # help did not wait for them
+        return args
     known = {s for a in parser._subparsers._group_actions[0].choices[args.command]._actions for s in a.option_strings}
+    renamed = _new_name(rest[0])
+    if renamed in known: parser.error(f'{args.command}: {rest[0]!r} is called {renamed} now')
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
     parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
 
@@ -150,13 +166,16 @@ def _given(args) -> dict: # field -> value
     "The fields of the configuration that the command line says."
     from dataclasses import fields
     from drl_toolkit.recipes.custom import join_names
-    from drl_toolkit.recipes.recipes import RunConfig, method_fields
+    from drl_toolkit.recipes.methods import method_fields
+    from drl_toolkit.recipes.config import RunConfig
     own = dict(reward=join_names(args.own_rewards)) if args.own_rewards else {}
     return (method_fields(args.method) if args.method else {}) | own | {f.name: getattr(args, f.name) for f in fields(RunConfig) if f.name != 'reward' and hasattr(args, f.name)}
 
 def _train_config(args, run):
     "(configuration, recipe's name, model): the recipe's or the resumed run's, with the options given."
-    from drl_toolkit.recipes.recipes import RunConfig, combined, left_behind, load_recipe
+    from drl_toolkit.recipes.recipes import load_recipe
+    from drl_toolkit.recipes.methods import combined, left_behind
+    from drl_toolkit.recipes.config import RunConfig
     from drl_toolkit.runs.run import resolved_model
     given = _given(args)
     if run: return _resumed_config(args, run, given)
@@ -168,7 +187,7 @@ def _train_config(args, run):
 def _resumed_config(args, run, given):
     "The run's own, and what may be another now; nothing that it names is imported unless the command line says it."
     from drl_toolkit.recipes.custom import check_said, split_names
-    from drl_toolkit.recipes.recipes import FREE_ON_RESUME, read_config
+    from drl_toolkit.recipes.config import FREE_ON_RESUME, read_config
     from drl_toolkit.runs.run import resolved_model
     then = read_config(run.config)
     asked = dict(recipe=(args.recipe, run.about['recipe']), model=(resolved_model(args.model), resolved_model(run.about['model'])))
@@ -221,7 +240,8 @@ def train(args):
     from dataclasses import asdict
     from drl_toolkit.recipes.custom import make_tasks
     from drl_toolkit.distributed.processes import Processes
-    from drl_toolkit.recipes.recipes import RunConfig, make_trainer
+    from drl_toolkit.recipes.recipes import make_trainer
+    from drl_toolkit.recipes.config import RunConfig
     from drl_toolkit.runs.run import Run
     processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
     if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
@@ -300,7 +320,7 @@ def _equip(trainer, config, run):
     from drl_toolkit.runs.recordings import FrameRecorder
     from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
     from drl_toolkit.training.trainer import Progress, Diagnostics
-    from drl_toolkit.evaluation.held_out import watch_of
+    from drl_toolkit.recipes.custom import watch_of
     trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
     new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
     frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
@@ -362,14 +382,15 @@ def sample(args):
     if args.n < 1: raise ValueError(f'n is {args.n}; it should be 1 or more')
     for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
         if getattr(args, name) is None: raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
-    from drl_toolkit.evaluation.evaluate import speaks_emoji
+    from drl_toolkit.emoji.world import parse as parse_scene
+    from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
     from drl_toolkit.runs.run import check_out, open_policy, atomic_write
     from drl_toolkit.utils.images import to_pil
     load_prompts(args.prompts, column=args.prompt_column)                      # a missing file is told before a model is loaded
     policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
-    prompts, out, lines = load_prompts(args.prompts, vocabulary=speaks_emoji(policy), column=args.prompt_column), check_out(args.out), []
+    prompts, out, lines = load_prompts(args.prompts, check=parse_scene if speaks_emoji(policy) else None, column=args.prompt_column), check_out(args.out), []
     record = _record(policy, args.model, out)
     for i, prompt in enumerate(prompts):
         traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)
@@ -404,10 +425,12 @@ def _sample_again(args):
     "One picture of an earlier call. It is drawn among the others of its prompt, since rounding may depend on the rows beside it."
     for name in ('model', 'prompts', 'seed'):
         if getattr(args, name) is not None: raise ValueError(f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out')
+    from drl_toolkit.utils.aliases import FIELDS, with_new_names
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.runs.run import SAMPLER, check_out, open_policy, atomic_write
     from drl_toolkit.utils.images import to_pil
     file, row = _line_of(args.again)
+    row = with_new_names(row, FIELDS)
     near = file.parent / row['model']
     model = str(near) if row['model'] != 'demo' and near.exists() else row['model']
     how = {name: row[name] for name in (*SAMPLER, 'latents_dtype') if name in row}
@@ -437,7 +460,8 @@ def _run_tasks(run, said):
     "A run's tasks, each of one reward, on prompts that were never trained where there are many."
     from dataclasses import replace
     from drl_toolkit.recipes.custom import make_tasks
-    from drl_toolkit.recipes.recipes import read_config, split_stream
+    from drl_toolkit.recipes.recipes import split_stream
+    from drl_toolkit.recipes.config import read_config
     config = read_config(run.config)
     if not run.about['recipe'] and not config.reward: return []
     config = _own_files(run, config, said, '--rewards')
@@ -454,11 +478,12 @@ def _one_reward_each(task):
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
     from dataclasses import replace
-    from drl_toolkit.evaluation.eval_rewards import EMOJI_EVAL_REWARDS, EvalReward, eval_reward_of
+    from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
+    from drl_toolkit.evaluation.eval_rewards import EvalReward, eval_reward_of
     from drl_toolkit.rewards.pixels import colourfulness, sharpness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.recipes.custom import named_rewards
-    trained = [eval_reward_of(r) for t in tasks for r in t.rewards]
+    trained = [eval_reward_of(r, EMOJI_EVAL_REWARDS) for t in tasks for r in t.rewards]
     own = trained + [EvalReward(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
     always = EMOJI_EVAL_REWARDS if emoji else [EvalReward(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
     found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_EVAL_REWARDS} if emoji else {})
@@ -477,6 +502,7 @@ def _nats(policies, prompt_sets, seed, count=64):
 def _evaluation(args):
     "Sample, read, judge."
     import torch
+    from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.evaluation.drift import drift
     from drl_toolkit.evaluation.eval_rewards import evaluate_rewards, eval_reward_of
@@ -486,18 +512,18 @@ def _evaluation(args):
     tasks = _run_tasks(run, args.rewards) if run else []
     base, options = _base_of(args.model, args.against), _options(args, run.config if run else {})
     policies = [open_policy(m, **options) for m in (base, args.model)]
-    emoji = all(map(E.speaks_emoji, policies))
+    emoji = all(map(emoji_world.speaks_emoji, policies))
     if not emoji and not tasks: raise ValueError(f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to compare by; give a run')
     judges = _judges(tasks, args.rewards, emoji)
-    world = E.emoji_prompt_sets(args.size) if emoji else []
+    world = emoji_world.emoji_prompt_sets(args.size) if emoji else []
     own = E.task_prompt_sets(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
     prompt_sets = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
     print(f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
     pictures = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
-    result = E.compare(world, *({p.name: E.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
+    result = emoji_world.compare(world, *({p.name: emoji_world.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
     if emoji and own: _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
-    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r).reward.name for t in tasks for r in t.rewards))
+    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r, judges).reward.name for t in tasks for r in t.rewards))
     moved = drift(*(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures), [q for p in prompt_sets for q in p.prompts], _nats(policies, prompt_sets, args.seed))
     return Evaluation(result, rewards, moved, prompt_sets, *pictures, (base, args.model), args.seed, run)
 
@@ -523,6 +549,7 @@ def evaluate(args):
 def tax(args):
     "`drl tax`"
     if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
+    from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.ui import plots
     from drl_toolkit.evaluation.eval_rewards import eval_reward_of
@@ -532,18 +559,19 @@ def tax(args):
     if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
     bases = {run.about['model'] or 'demo' for run in runs.values()}
     if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
-    alone = {name: _run_tasks(run, '') for name, run in runs.items()}
-    judges = {tasks[0].name: eval_reward_of(tasks[0].reward) for tasks in alone.values() if len(tasks) == 1}
+    alone = {name: _run_tasks(run, args.rewards) for name, run in runs.items()}
+    judges = {tasks[0].name: eval_reward_of(tasks[0].reward, emoji_world.EMOJI_EVAL_REWARDS) for tasks in alone.values() if len(tasks) == 1}
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
     if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
     policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()}
-    if not all(map(E.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
-    out, prompt_sets = check_out(args.out), E.emoji_prompt_sets(args.size)
+    if not all(map(emoji_world.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
+    out, prompt_sets = check_out(args.out), emoji_world.emoji_prompt_sets(args.size)
     scores = score_table(judges, prompt_sets, {name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name) for name, policy in policies.items()})
-    kept = share_kept(scores, specialists)
+    kept = share_kept(scores, specialists, lower=tuple(o for o, j in judges.items() if j.reward.headline.startswith('-')))
+    scores = scores.rename(columns={o: E.objective_name(o, j.reward.headline.removeprefix('-') or 'reward') for o, j in judges.items()})
     write_json(out / 'tax.json', dict(scores=scores.to_dict('index'), kept=json.loads(kept.to_json(orient='index')), specialists=specialists, size=args.size, seed=args.seed))
     atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
-    print(f'\nscores, more is better:\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
+    print(f'\nscores, training and held-out prompts together (of a distance, less is better):\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
     for line in tax_sentences(kept, specialists): print(line)
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
 
@@ -565,7 +593,7 @@ def vote(args):
 def _run_config(args):
     "The configuration of a run with the options given."
     from dataclasses import fields
-    from drl_toolkit.recipes.recipes import RunConfig
+    from drl_toolkit.recipes.config import RunConfig
     return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
 
 def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
@@ -573,7 +601,7 @@ def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
     import torch
     from dataclasses import fields
     from drl_toolkit.sampling.memory import Load
-    from drl_toolkit.sampling.policy import PolicyConfig
+    from drl_toolkit.sampling.config import PolicyConfig
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
     return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.ema_decay > 0, config.measure_every > 0,
                 threads=1 if torch.cuda.is_available() else torch.get_num_threads(), reuse_graphs=config.reuse_graphs, gpu=torch.cuda.is_available())
@@ -672,9 +700,17 @@ def _run(argv):
         _check_alone(args.command)
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as e:
-        print(f"drl {argv[0]}: {printable(' '.join(str(e).split()))}", file=sys.stderr)
+    except Exception as e:
+        if not isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)) and not _whose(e): raise
+        print(f"drl {argv[0]}: {printable(' '.join(f'{_whose(e)}{e}'.split()))}", file=sys.stderr)
         return 2
+
+def _whose(error):
+    "Of an error in a reward's function: its name, and where it was raised; words before the message."
+    if not (notes := getattr(error, '__notes__', ())): return ''
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(last.filename).is_relative_to(Path(__file__).parents[1]): return f'{notes[0]}: '      # a message of ours
+    return f'{notes[0]} raised {type(error).__name__} ({Path(last.filename).name}, line {last.lineno}): '
 
 def _after(argv, status, broken):
     "The status where something could not be written: as of a program that a closed pipe ended, or 2 and a line."

@@ -8,17 +8,26 @@ __all__ = ['score_table', 'share_kept', 'tax_sentences']
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #da73a054
 import pandas as pd, torch
 
-from .eval_rewards import judged
+from .eval_rewards import groups_in, judged
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #ed036c3a
 def score_table(
     judges:dict,         # objective -> `EvalReward`
     prompt_sets:list,         # of `PromptSet`
     models:dict,         # name -> {prompt_set's name -> images}
-) -> pd.DataFrame:       # models × objectives: mean values, more is better
+) -> pd.DataFrame:       # models × objectives: means of the rewards, or of their headline figures where they have one
     "What every model reaches on every objective."
-    mean = lambda judge, images: torch.cat([judged(judge, p, images[p.name])[0] for p in prompt_sets if judge.asked(p)]).mean().item()
+    mean = lambda judge, images: _mean_headline(judge, prompt_sets, images) if judge.reward.headline else torch.cat([judged(judge, p, images[p.name])[0] for p in prompt_sets if judge.asked(p)]).mean().item()
     return pd.DataFrame({objective: {name: mean(judge, images) for name, images in models.items()} for objective, judge in judges.items()})
+
+def _mean_headline(judge, prompt_sets, images):
+    "Of all groups of the prompt sets that a judge is asked about."
+    total, count, name = 0., 0, judge.reward.headline.removeprefix('-')
+    for prompt_set in filter(judge.asked, prompt_sets):
+        groups, prompts = groups_in(prompt_set), list(prompt_set.prompts)
+        figures = judge.reward.report(images[prompt_set.name], prompts, groups)[1]
+        total, count = total + figures[name] * len(groups.unique()), count + len(groups.unique())
+    return total / count
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #cfe788e6
 def share_kept(
@@ -26,11 +35,12 @@ def share_kept(
     specialists:dict,      # objective -> name of the model trained for it alone
     base:str='base',
     least:float=1e-6,      # a specialist's gain below this is no gain to share
+    lower:tuple=(),        # objectives of which less is better
 ) -> pd.DataFrame:         # models × objectives; NaN where the specialist gained nothing
     "Each model's gain as a share of the specialist's."
     for name in (base, *specialists.values()):
         if name not in scores.index: raise ValueError(f'share_kept: {name!r} is no row of the scores; one of {", ".join(map(repr, scores.index))} is right')
-    gain = scores - scores.loc[base]
+    gain = (scores - scores.loc[base]) * pd.Series({o: -1 if o in lower else 1 for o in scores.columns})
     best = pd.Series({o: gain.loc[specialists[o], o] if o in specialists else float('nan') for o in scores.columns})
     return gain / best.where(best > least)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_OCCUPATIONS', 'PAPER_RELATIONS', 'B2_RELATIONS', 'ANIMALS', 'ACTIVITIES', 'COLOURS', 'FRUITS', 'MOST_BYTES',
-           'portraits', 'objects', 'pairs', 'counts', 'paper_portraits', 'Compositions', 'animal_activities',
-           'coloured_fruits', 'animal_counts', 'load_prompts', 'Stream', 'Task']
+           'part_of_split', 'paper_portraits', 'Compositions', 'animal_activities', 'coloured_fruits', 'animal_counts',
+           'load_prompts', 'Stream', 'Task']
 
 # %% ../../nbs/prompts/01_task.ipynb #ccb15bc6
 import random, warnings
@@ -17,44 +17,17 @@ from pathlib import Path
 import torch
 
 from ..rewards.reward import Reward
-from ..emoji.world import (BACKGROUNDS, COUNTS, HELD_OUT_OCCUPATIONS, HELD_OUT_PAIRS, OBJECTS, OCCUPATIONS, RELATIONS,
-                               TRAIN_OCCUPATIONS, TRAIN_PAIRS, UNSEEN_PAIRS, Wanted, article, parse, prompt_of)
+from ..utils.words import article, plural
 
 # %% ../../nbs/prompts/01_task.ipynb #6a20117a
-def _split(name, split, parts):
-    "The part of a list that a split names."
+def part_of_split(
+    name:str,     # of the prompt set, for the error
+    split:str,    # one of the keys of `parts`
+    parts:dict,   # split -> anything
+):
+    "The part that a split names. Raises `ValueError` with the splits that there are."
     if split not in parts: raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
     return parts[split]
-
-def _prompts(wanted, backgrounds):
-    "Prompts of what is wanted, each on every background or on none by name."
-    grounds = list(BACKGROUNDS) if backgrounds else [None]
-    return [prompt_of(Wanted(w.kind, w.names, w.relation, w.count, g)) for w in wanted for g in grounds]
-
-def portraits(
-    split:str='train',        # 'train', 'held_out' or 'all' occupations
-    backgrounds:bool=False,   # each prompt once per background, by name
-) -> list:                    # of prompts
-    "'a portrait of a doctor'"
-    occupations = _split('portraits', split, dict(train=TRAIN_OCCUPATIONS, held_out=HELD_OUT_OCCUPATIONS, all=tuple(OCCUPATIONS)))
-    return _prompts([Wanted('portrait', (o,)) for o in occupations], backgrounds)
-
-def objects(backgrounds:bool=False) -> list: # of prompts
-    "'an apple'"
-    return _prompts([Wanted('object', (o,)) for o in OBJECTS], backgrounds)
-
-def pairs(
-    split:str='train',           # 'train', 'held_out' (known to pretraining, never trained by RL) or 'unseen' (by both)
-    backgrounds:bool=False,      # each prompt once per background, by name
-    relations:tuple=RELATIONS,
-) -> list:                       # of prompts
-    "'an apple next to an avocado', in both orders and all relations"
-    chosen = sorted(_split('pairs', split, dict(train=TRAIN_PAIRS, held_out=HELD_OUT_PAIRS, unseen=UNSEEN_PAIRS)))
-    return _prompts([Wanted('pair', names, r) for a, b in chosen for names in ((a, b), (b, a)) for r in relations], backgrounds)
-
-def counts(backgrounds:bool=False) -> list: # of prompts
-    "'three stars'"
-    return _prompts([Wanted('count', (o,), count=n) for o in OBJECTS for n in COUNTS.values()], backgrounds)
 
 # %% ../../nbs/prompts/01_task.ipynb #4d2cb324
 PAPER_OCCUPATIONS = tuple("""accountant, administrative assistant, animator, announcer, architect, assistant, author, economist, editor, engineer, executive, optician, PR person,
@@ -99,19 +72,18 @@ snake turtle frog chicken duck goose bee pig turkey fly llama camel bat gorilla 
 ACTIVITIES = ('riding a bike', 'playing chess', 'washing dishes')
 COLOURS = ('red', 'green', 'blue', 'yellow', 'orange', 'purple', 'pink', 'black')
 FRUITS = ('apple', 'banana', 'carrot', 'strawberry', 'lemon', 'pear', 'tomato', 'cucumber', 'eggplant', 'pumpkin')
-_PLURALS = dict(sheep='sheep', deer='deer', fish='fish', fox='foxes', wolf='wolves', mouse='mice', goose='geese', fly='flies', butterfly='butterflies')
 _NUMBERS = 'one two three four five six seven eight nine'.split()
 
 def _third(i, split): return {'train': [i % 3], 'held_out': [(i + 1) % 3, (i + 2) % 3], 'all': [0, 1, 2]}[split]
 
 def animal_activities(split:str='all') -> list: # of 45 ('train'), 90 ('held_out') or 135 prompts
     "'a cat riding a bike'. [DDPO; the split of B²-DiffuRL: in training each animal has one activity]"
-    _split('animal_activities', split, dict(train=0, held_out=0, all=0))
+    part_of_split('animal_activities', split, dict(train=0, held_out=0, all=0))
     return [f'{article(animal)} {ACTIVITIES[k]}' for i, animal in enumerate(ANIMALS) for k in _third(i, split)]
 
 def coloured_fruits(split:str='all') -> list: # of 40 ('train'), 40 ('held_out') or 80 prompts
     "'red banana'; every colour and every fruit is in both halves, in other company. [B²-DiffuRL]"
-    parities = _split('coloured_fruits', split, dict(train=(0,), held_out=(1,), all=(0, 1)))
+    parities = part_of_split('coloured_fruits', split, dict(train=(0,), held_out=(1,), all=(0, 1)))
     return [f'{colour} {fruit}' for i, colour in enumerate(COLOURS) for j, fruit in enumerate(FRUITS) if (i + j) % 2 in parities]
 
 def animal_counts(
@@ -120,14 +92,14 @@ def animal_counts(
 ) -> list:        # of prompts
     "'seven cats'. [DDPO]"
     if not 1 <= low <= high <= 9: raise ValueError(f'animal_counts: low is {low!r} and high {high!r}; 1 <= low <= high <= 9 is right')
-    return [f"{_NUMBERS[n - 1]} {animal if n == 1 else _PLURALS.get(animal, animal + 's')}" for n in range(low, high + 1) for animal in ANIMALS]
+    return [f"{_NUMBERS[n - 1]} {animal if n == 1 else plural(animal)}" for n in range(low, high + 1) for animal in ANIMALS]
 
 # %% ../../nbs/prompts/01_task.ipynb #f163f8d9
 MOST_BYTES = 2**26   # of a file that is read at once: a million prompts
 
 def load_prompts(
     path:Path,               # of a kind that `streams.prompt_files` reads: text, CSV, TSV, JSON, JSON lines or Parquet
-    vocabulary:bool=False,   # only prompts of the emoji world
+    check:Callable=None,     # raises `ValueError` for a prompt that will not do, such as `emoji.world.parse`
     column:str='prompt',     # where a row has several
 ) -> list:                   # of prompts
     "All prompts of a file, by the same reader as `streams.PromptStream`, with errors that name the line."
@@ -137,8 +109,8 @@ def load_prompts(
     source = prompt_files(path, column=column)
     rows = [prompt for block in source.read(range(source.blocks)) for prompt in block]
     if not any(rows): raise ValueError(f'{here}: no prompt in it; one or more is right')
-    for i, prompt in enumerate(rows, 1) if vocabulary else ():
-        try: prompt and parse(prompt)
+    for i, prompt in enumerate(rows, 1) if check else ():
+        try: prompt and check(prompt)
         except ValueError as e: raise ValueError(f"{here}, {'line' if Path(path).suffix.lower() == '.txt' else 'row'} {i}: {e}") from None
     return [prompt for prompt in rows if prompt]
 

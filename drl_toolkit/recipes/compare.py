@@ -20,7 +20,9 @@ from ..utils.files import check_manifest, read_json
 from ..utils.interrupts import PARENT
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy
-from .recipes import FREE_ON_RESUME, RunConfig, combined, load_recipe, method_fields
+from .recipes import load_recipe
+from .methods import combined, method_fields
+from .config import FREE_ON_RESUME, RunConfig
 from ..rewards.reward import image_features
 from ..runs.run import Run, RunError, checked_weights, is_run, write_json
 

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'GROUP_SIZE', 'SAMPLES', 'MOST_COPIED', 'named_reward', 'split_names', 'join_names', 'named_rewards',
-           'split_weights', 'join_weights', 'make_tasks', 'keep_prompts', 'prompts_copy', 'kept_prompts', 'last_part',
-           'check_said']
+           'split_weights', 'join_weights', 'watch_of', 'make_tasks', 'keep_prompts', 'prompts_copy', 'kept_prompts',
+           'last_part', 'check_said']
 
 # %% ../../nbs/recipes/02_custom.ipynb #86fc8043
 import shlex, shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ..rewards.fairness import fairness, rare_fairness
+from ..emoji.rewards import fairness, rare_fairness
 from ..utils.files import path_inside
-from ..evaluation.eval_rewards import EMOJI_EVAL_REWARDS
+from ..emoji.evaluation import EMOJI_EVAL_REWARDS
+from ..evaluation.held_out import Watch
 from ..rewards.lab import crispness
 from ..rewards.preference import pick_score
 from ..prompts.task import Task
-from .recipes import RunConfig, load_recipe
+from .recipes import load_recipe
+from .config import RunConfig
 from ..rewards.remote import load_reward
 from ..rewards.reward_models import aesthetic_reward, hps_reward, image_reward
 from ..rewards.reward import Reward, jpeg_incompressibility
@@ -76,6 +78,17 @@ def join_weights(
 ) -> str:
     "The inverse of `split_weights`."
     return join_names([name if weight == 1 else f'{name}={weight:g}' for name, weight in weights.items()])
+
+# %% ../../nbs/recipes/02_custom.ipynb #2f1111c1
+def watch_of(
+    config:RunConfig,
+    trainer,         # a `Trainer`, before training
+) -> list:           # of one `Watch`, or empty
+    "The held-out rewards that a configuration names, on eight prompts of each task, four images of each."
+    if not config.watch: return []
+    trained = [r for t in trainer.tasks for r in t.rewards if r.level == 'sample']
+    prompts = [p for t in trainer.tasks for p in t.examples(8) for _ in range(4)]
+    return [Watch(trainer.policy, trained, named_rewards(config.watch), prompts, config.watch_every, config.patience)]
 
 # %% ../../nbs/recipes/02_custom.ipynb #a2f2199f
 GROUP_SIZE, SAMPLES = 4, 64   # of a task without a recipe

@@ -9,8 +9,9 @@ __all__ = ['cards_of', 'check_prompt', 'panel_world']
 from functools import lru_cache
 
 from ..emoji.world import parse
-from ..evaluation.evaluate import speaks_emoji
-from .recipes import load_recipe, recipe_names
+from ..emoji.evaluation import speaks_emoji
+from .config import recipe_names
+from .recipes import load_recipe
 from ..rewards.reward import Card
 from ..sampling.policy import Policy
 from ..ui.panel import World

@@ -18,6 +18,7 @@ from PIL import Image
 from ..utils.files import read_json, read_picture
 from ..algorithms.objectives import clip_pair
 from .run import Run, RunError, atomic_write
+from ..utils.web import printable
 from ..training.trainer import Callback, PolicyGradient
 from ..utils.images import sheet, to_pil
 
@@ -126,7 +127,7 @@ class TaskFrames:
 class Frames:
     "What is kept of an epoch: `epoch`, and `tasks`, a `TaskFrames` by name."
     def __init__(self, epoch:int, note:dict, inside):
-        if not isinstance(note['schema'], int) or note['schema'] > SCHEMA: raise ValueError(f"schema {note['schema']} is later than {SCHEMA}, which this version reads")
+        if not isinstance(note['schema'], int) or note['schema'] > SCHEMA: raise ValueError(f"schema {note['schema']!r:.20} is later than {SCHEMA}, which this version reads")
         self.epoch, self.tasks = epoch, {name: TaskFrames(name, task, inside) for name, task in note['tasks'].items()}
 
 def recorded_epochs(run:Run) -> list: # of numbers as in metrics.jsonl, ascending
@@ -143,7 +144,9 @@ def read_frames(run:Run, epoch:int) -> Frames:
     try: return Frames(epoch, read_json(file, 2**25, run.folder), inside)
     except FileNotFoundError: raise RunError(f'{str(run.folder)!r} has no frames of epoch {epoch}') from None
     except RunError: raise
-    except Exception as e: raise RunError(f'{str(file)!r} is damaged ({type(e).__name__}: {str(e)[:100]})') from None
+    except Exception as e:
+        why = printable(' '.join(str(e).split()))[:100]
+        raise RunError(f'{str(file)!r} is damaged ({type(e).__name__}: {why})') from None
 
 # %% ../../nbs/runs/02_recordings.ipynb #abd4cb4d
 QUALITIES = ((256, 80), (160, 70), (96, 60), (64, 40), (32, 20))                 # sides in pixels and WebP qualities, tried in this order

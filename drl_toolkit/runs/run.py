@@ -22,7 +22,8 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, write_manifest
+from ..utils.aliases import FIELDS, METRICS, with_new_names
+from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, same_modes, write_manifest
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy, best_device
 from ..training.trainer import Callback, StopTraining, check_finite
@@ -45,7 +46,7 @@ def atomic_write(
             _remove(part)                                                       # a full disk is not left fuller
             if isinstance(e, SafetensorError): raise OSError(f'{str(path)!r} cannot be written ({e})') from None
             raise
-        if part.is_dir(): _same_modes(part)
+        if part.is_dir(): same_modes(part)
         if sync: _sync_all(part)
         if path.is_dir() and not path.is_symlink(): path.rename(old)            # a folder cannot be renamed onto a full one
         os.replace(part, path)
@@ -61,12 +62,6 @@ def sync_whole(path:Path):
 def _remove(path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
-
-def _same_modes(folder):
-    "Every file may be read by whom the folder's own mode says (safetensors makes private ones)."
-    mode = folder.stat().st_mode & 0o666
-    for file in folder.rglob('*'):
-        if file.is_file(): file.chmod(mode)
 
 def _sync_all(path):
     for file in (path, *(path.rglob('*') if path.is_dir() else ())): _sync(file)
@@ -184,7 +179,7 @@ def read_state(
 def _check_epochs(epoch, notes):
     for name, note in notes.items():
         there = note.get('epoch') if isinstance(note, dict) else None
-        if type(there) is not int or there != epoch: raise ValueError(f'its {name} is of epoch {str(there)[:20]}')
+        if type(there) is not int or there != epoch: raise ValueError(f'its {name} is of epoch {there!r:.20}')
 
 def _tensors(file):
     "The tensors of a plain file."
@@ -202,7 +197,7 @@ def _fill_optimizer(optimizer, moments, names):
         optimizer.state[mine[name]][moment] = value if moment == 'step' else value.to(mine[name].device)
 
 # %% ../../nbs/runs/01_run.ipynb #09105c95
-SCHEMA = 1   # of config.json; readers refuse a later one
+SCHEMA = 2   # of config.json; readers refuse a later one; 1 had other names, see `utils.aliases`
 
 class RunError(ValueError): "A run folder that cannot be used; the message says what would be right."
 
@@ -371,6 +366,7 @@ def _open(cls,
     except ValueError: raise RunError(f"run {str(folder)!r}: config.json is damaged") from None
     except OSError as e: raise RunError(f'run {str(folder)!r}: {e}') from None
     _check_about(about, folder)
+    about['config'] = with_new_names(about['config'], FIELDS)
     run = cls(folder, about, Lock(check_out(folder)) if write else None)
     if write: tidy(folder); run._drop_torn_line()
     return run
@@ -469,6 +465,7 @@ def _row(line):
     "A row of metrics, or None: an epoch, a task's name or null, and words and numbers."
     try: row = parse_json(line, 'a line')
     except ValueError: return None
+    if isinstance(row, dict): row = with_new_names(row, METRICS)
     plain = isinstance(row, dict) and all(isinstance(v, (str, float, type(None))) or isinstance(v, int) and abs(v) < 2**63 for v in row.values())
     return row if plain and type(row.get('epoch')) is int and row['epoch'] >= 0 and isinstance(row.get('task', 0), (str, type(None))) else None
 

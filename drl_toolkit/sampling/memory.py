@@ -19,7 +19,8 @@ from diffusers import DiffusionPipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from .policy import PRECISIONS, Policy, PolicyConfig, cast, find_model, readable
+from .policy import PRECISIONS, Policy, cast, find_model, readable
+from .config import PolicyConfig
 from ..utils.loading import no_progress_bars
 
 # %% ../../nbs/sampling/08_memory.ipynb #2f7c9fb9

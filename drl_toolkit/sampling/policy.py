@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'DEVICES', 'WORKSPACE', 'PROCESSES', 'STOCHASTIC', 'WORDS', 'LARGE', 'M_TRIM_THRESHOLD',
            'M_MMAP_THRESHOLD', 'M_ARENA_MAX', 'KEPT', 'LOADED', 'FUSED_QKV', 'FUSED_LORA', 'REMEMBERED', 'LORA_FILE',
-           'PLAIN_LORA', 'WEIGHTS', 'VOCABULARIES', 'PolicyConfig', 'best_device', 'check_device', 'wide',
-           'prepare_deterministic', 'deterministic_algorithms', 'check_types', 'check_words', 'another_scheduler',
-           'conversion', 'sampling_scheduler', 'first_order_words', 'say_once', 'keep_freed_memory', 'aligned_copy',
-           'Policy', 'lora_options', 'say', 'cast', 'rescaled', 'demo_folder', 'base_of', 'noted_base', 'find_model',
-           'unreachable', 'check_folder', 'readable', 'open_pipeline']
+           'PLAIN_LORA', 'WEIGHTS', 'VOCABULARIES', 'best_device', 'check_device', 'wide', 'prepare_deterministic',
+           'deterministic_algorithms', 'another_scheduler', 'conversion', 'sampling_scheduler', 'first_order_words',
+           'say_once', 'keep_freed_memory', 'aligned_copy', 'Policy', 'lora_options', 'say', 'cast', 'rescaled',
+           'demo_folder', 'base_of', 'noted_base', 'find_model', 'unreachable', 'check_folder', 'readable',
+           'open_pipeline']
 
 # %% ../../nbs/sampling/05_policy.ipynb #d6885828
 import ctypes, json, os, re, socket, sys
@@ -29,52 +29,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from fastcore.basics import patch
 
-from ..utils.files import read_json
+from ..utils.aliases import FIELDS, with_new_names
+from ..utils.files import read_json, same_modes
 from .model_folders import check_pipeline_index, forget_places, is_place
 from .lora import (active_factors, add_factors, add_lora, factors_of_file, factors_state_dict, in_one_product,
                               lora_disabled, merge_adapters, pad_to_rank, stacked_factors, tuner_layers)
-from .pipelines import ADAPTERS, ATTENTION, Conditions, adapt
-from .transitions import PREV_TIMESTEPS, SDES, Gaussian, check_sampler, noise_process, sampler_coefficients, without_gaussian
+from .pipelines import ADAPTERS, Conditions, adapt
+from .config import ATTENTION
+from .transitions import (SDES, Gaussian, check_sampler, noise_process, sampler_coefficients,
+                                              without_gaussian)
+from .config import PREV_TIMESTEPS
 from ..utils.loading import assets_dir, no_progress_bars
+from .config import PolicyConfig
 
 # %% ../../nbs/sampling/05_policy.ipynb #db496fb9
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-
-@dataclass
-class PolicyConfig:
-    "How a pipeline is sampled and what of it is trained. An empty word or a 0 is the pipeline's own choice."
-    num_steps: int = 10              # denoising steps of the sampler
-    eta: float = 1.                  # share of the scheduler's noise: 1 is all of it, 0 is deterministic
-    scheduler: str = ''              # sample with another scheduler, such as DDIMScheduler
-    sde: str = ''                    # noise of flow matching: 'flow', 'dance' or 'cps'
-    noise_level: float = 0.          # how much of it
-    prev_timestep: str = 'schedule'  # DDIM: a step leads to the timestep that is visited next; 'diffusers' is t - 1000 // T
-    sde_start: int = 0              # first step that adds noise
-    sde_steps: int = 0             # how many steps add noise from there on (MixGRPO's window); 0 is all
-    guidance_scale: float = 1.       # classifier-free guidance; 1 is none
-    guidance_rescale: float = 0.     # 0 … 1: how far the guided prediction is brought back to the spread of the unguided one
-    negative_prompt: str = ''        # what guidance goes away from
-    train_unconditional: bool = True # with guidance, the unconditional branch has a gradient too
-    train: str = 'lora'              # 'lora' or 'full'
-    train_text_encoder: bool = False # train the CLIP text encoders too
-    lora_rank: int = 16              # rank of the LoRA matrices
-    lora_alpha: float = 0.           # scale of the LoRA; 0 is the rank, so that the factor is 1
-    lora_targets: str = ' '.join(ATTENTION) # layers that LoRA joins, by the ends of their names
-    precision: str = 'fp32'          # of the network's forward pass: 'fp32', 'bf16' or 'fp16'; trained weights stay in fp32
-    latents_dtype: str = 'fp32'              # of stored latents; they are rounded before they are scored
-    checkpointing: bool = False      # compute activations twice and store few: less memory, a third slower
-    offload: bool = False            # frozen text encoders wait in the CPU's memory and come to the device only to read new prompts
-    image_size: int = 0              # pixels, width and height
-    min_batch_size: int = 0                # rows that a call of the network has at least; smaller batches are filled up; 0 is 16 for a small network, 1 for a large one
-    seed: int = 0                    # of the LoRA's first matrices; the second start at zero
-
-    def __post_init__(self):
-        check_types(self)
-        for name in ('num_steps', 'lora_rank'): _at_least(self, name, 1, whole=True)
-        for name in ('sde_start', 'sde_steps', 'image_size', 'min_batch_size'): _at_least(self, name, 0, whole=True)
-        for name in ('eta', 'noise_level', 'guidance_scale', 'guidance_rescale', 'lora_alpha'): _at_least(self, name, 0)
-        if self.guidance_rescale > 1: raise ValueError(f'guidance_rescale is {self.guidance_rescale!r}; it should lie in [0, 1]')
-        check_words(self, train=('lora', 'full'), precision=tuple(PRECISIONS), latents_dtype=tuple(PRECISIONS), sde=('', *SDES), prev_timestep=PREV_TIMESTEPS)
 
 DEVICES = dict(cuda=torch.cuda, xpu=torch.xpu, mps=torch.mps)   # accelerators, the best first
 
@@ -124,24 +93,6 @@ def deterministic_algorithms(wanted:bool=True):
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
         cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = old
-
-def check_types(config):
-    "Refuse a field that holds another kind of thing, as a configuration that was edited by hand may."
-    for field in fields(config):
-        value = getattr(config, field.name)
-        for kind, word in ((str, 'a word or several'), (bool, 'true or false')):
-            if field.type is kind and not isinstance(value, kind): raise ValueError(f'{field.name} is {value!r:.60}; {word} is right')
-        if isinstance(value, str) and len(value) > 800: raise ValueError(f'{field.name} is {value!r:.60}… and has {len(value)} letters; at most 800 are right')
-
-def check_words(config, **known):
-    "Refuse a field whose word is none of those that it may have."
-    for name, words in known.items():
-        if getattr(config, name) not in words: raise ValueError(f"{name} is {getattr(config, name)!r:.80}; it should be one of {', '.join(map(repr, words))}")
-
-def _at_least(config, name, low, whole=False):
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value < float('inf'):
-        raise ValueError(f"{name} is {value!r:.80}; it should be {'a whole number of ' if whole else ''}{low} or more")
 
 # %% ../../nbs/sampling/05_policy.ipynb #d09b29ef
 PROCESSES = dict(betas='discrete betas', flow='flow matching', edm="EDM's preconditioned σ") # the forward processes, in words
@@ -315,7 +266,7 @@ class Policy:
     def _join_lora(self, module, targets):
         "A new LoRA, or the one that is there and is trained on."
         if not tuner_layers(module):
-            add_lora(module, LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets), self.seed)
+            add_lora(module, LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets), max(0, self.lora_seed))
             module.lora_options = lora_options(self)
         in_one_product(module)
         for name, p in module.named_parameters(): p.requires_grad_('lora_' in name)
@@ -401,7 +352,7 @@ class Policy:
 
 def lora_options(config:PolicyConfig) -> tuple: # rank, alpha, targets; seed
     "What a LoRA must have in common with another to be trained on in its place; the seed only as long as it is untrained."
-    return config.lora_rank, config.lora_alpha or config.lora_rank, tuple(config.lora_targets.split()), config.seed
+    return config.lora_rank, config.lora_alpha or config.lora_rank, tuple(config.lora_targets.split()), max(0, config.lora_seed)
 
 LOADED = 'loaded'   # mark of an adapter that a saved policy has beside the trained ones
 FUSED_QKV = 'the projections of the network are fused (fuse_qkv_projections), and what is trained then could not be loaded; open the pipeline anew without it'
@@ -601,6 +552,7 @@ def save(self:Policy,
         with no_progress_bars(), nullcontext() if self.shards is None else self.shards.plain(): self.pipeline.save_pretrained(folder)
     else: rank = _save_lora(self, folder)
     forget_places(folder)
+    same_modes(folder, '*.safetensors')
     about = dict(base=base, pipeline=type(self.pipeline).__name__, **asdict(self.config))
     if self.train == 'lora' and self._given: about |= dict(lora_rank=rank, lora_alpha=0.)     # of both LoRAs together
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))
@@ -789,7 +741,7 @@ def _note(file:Path) -> dict:
     except ValueError as e: raise ValueError(f'model {str(file.parent)!r} cannot be read ({e})') from None
     if not isinstance(saved, dict) or saved.get('train') not in ('lora', 'full') or not isinstance(saved.get('base'), str):
         raise ValueError(f"model {str(file.parent)!r} cannot be read (policy.json should say train, 'lora' or 'full', and base)")
-    return saved
+    return with_new_names(saved, FIELDS)
 
 def _from_pretrained(cls,
     model,      # folder of a pipeline, folder written by `Policy.save`, or a hub id

@@ -26,9 +26,9 @@ from PIL import Image
 
 from . import plots
 from ..utils.files import read_json, read_picture, read_plain
-from ..utils.templates import EncodedImage, encode_figure, inline, render
+from ..utils.templates import EncodedImage, encode_figure, inline, number, render
 from ..runs.recordings import read_frames, recorded_epochs
-from ..rewards.reward import Card
+from ..rewards.reward import Card, headline_of
 from ..runs.run import Run, RunError
 
 # %% ../../nbs/ui/04_pages.ipynb #75abc99f
@@ -159,6 +159,12 @@ class Goal:
     kl: float = None      # nats a step from the base, in the last epoch
     measured: tuple = ()  # interval of the change, where `drl eval` measured it
 
+    def said(self,
+        value:float   # of this goal
+    ) -> str:
+        "A number of it as text: where `drl eval` measured it, with the digits of its table."
+        return f'{value:.3f}' if self.measured else number(value)
+
 PARITY = 'distance of a group from an even mix (0 is even)'
 OBJECTIVES = dict(composition='composition', presence='composition',
                   preference='preference (win rate)')   # task -> row of `drl eval`'s table
@@ -182,15 +188,14 @@ def goals(
 
 def _goal(name, rows, card, count):
     "How a task stands by its own rows; None where they hold no number."
-    even = any(is_number(r.get('parity')) for r in rows)
-    key = 'parity' if even else 'reward'
+    numbers = {k: v for r in rows for k, v in r.items() if k == 'headline' or is_number(v)}
+    key, better = headline_of(numbers)
     values = tuple(r[key] for r in rows if is_number(r.get(key)))
     if not values: return None
-    better = 'lower' if even else 'higher'
     found = verdict(values, better, count)
     unit = f' ({card.unit})' if card.unit else ''
-    label = PARITY if even else f'mean reward{unit}'
-    floor, kl = rows[-1].get('parity_floor') if even else None, rows[-1].get('kl')
+    label = dict(reward=f'mean reward{unit}', parity=PARITY).get(key, key)
+    floor, kl = rows[-1].get(f'{key}_floor'), rows[-1].get('kl')
     return Goal(name, card.what, card.hacks, label, better, values, found.first, found.last, found.word, floor,
                 kl if is_number(kl) else None)
 
@@ -236,8 +241,9 @@ def with_measured(
 
 def _row_of(goal, table):
     "The row of `drl eval` that measures a goal."
-    name = 'parity (distance)' if goal.label == PARITY else goal.name
-    return table.get(name) or table.get(OBJECTIVES.get(goal.name))
+    parity = 'parity (distance)'
+    names = parity if goal.label == PARITY else goal.name, OBJECTIVES.get(goal.name), f'{goal.name}: {parity}'
+    return next((table[name] for name in names if name in table), None)
 
 def _with_row(goal, row):
     "A goal with the numbers of a row that has an interval."

@@ -32,7 +32,8 @@ from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.lab import base_samples, check_reward
 from ..sampling.rollout import Trajectory
 from ..sampling.policy import Policy
-from ..rewards.reward import Reward
+from ..rewards.fairness import TONES
+from ..rewards.reward import Reward, headline_of
 from ..runs.run import RUN_COMMANDS, ControlCallback, Run, RunError, rows_of
 from ..utils.images import sheet, to_pil
 from ..utils.templates import EncodedImage, duration, encode_image, environment
@@ -183,7 +184,7 @@ def _class_shares(values, count):
 def _class_bars(ax, first, now, names):
     "Shares of each class, now and in the first epoch."
     count = len(names)
-    colours = plots.SKIN_COLOURS if tuple(names) == plots.TONES else plots.COLOURS[0]
+    colours = plots.SKIN_COLOURS if tuple(names) == tuple(TONES) else plots.COLOURS[0]
     ax.bar(range(count), _class_shares(now, count), color=colours, edgecolor='k', lw=.8)
     ax.bar(range(count), _class_shares(first, count), .9, color='none', edgecolor=plots.QUIET, lw=1.5, ls=(0, (2, 1)))
     ax.axhline(1 / count, color='k', lw=.6)
@@ -352,8 +353,8 @@ def tell(self:Monitor, trainer, over:bool=False):
     self.say()
 
 def _task_words(name, row):
-    key = 'parity' if 'parity' in row else 'reward'
-    return f'{name}: {key} {row[key]:.3f}'
+    metric, _ = headline_of(row)
+    return f'{name}: {metric} {row[metric]:.3f}'
 
 @patch
 def draw(self:Monitor):
@@ -739,11 +740,13 @@ class RewardLab(View):
         text:str=EXAMPLE,           # or a function, whose source is taken
         images:torch.Tensor=None,   # (B, 3, H, W); the shipped model's `base_samples` by default
         prompts:list=None,          # of B strings, with the images
+        others:list=None,           # rewards that an examination compares it with, as `check_reward` takes them
     ):
         if (images is None) != (prompts is None):
             missing = 'images' if images is None else 'prompts'
             raise ValueError(f'RewardLab: images and prompts must both be given, or neither; {missing} is None')
         self.images, self.prompts = base_samples() if images is None else (images, list(prompts))
+        self.others = others
         function = getattr(text, 'score', text)
         self.names = getattr(function, '__globals__', {})
         self._build(text if isinstance(text, str) else textwrap.dedent(inspect.getsource(function)))
@@ -785,7 +788,7 @@ class RewardLab(View):
 
     def examined(self) -> str: # HTML
         "All of `check_reward`."
-        return check_reward(self.reward, self.images, self.prompts)._repr_html_()
+        return check_reward(self.reward, self.images, self.prompts, others=self.others)._repr_html_()
 
     def scored(self) -> str: # HTML
         "Worst and best pictures, and how the values are spread."
@@ -798,7 +801,7 @@ def spent_so_far(
     runs:dict,   # name -> `Run`
     task:str,
 ) -> pd.DataFrame: # as `plots.method_curves` takes it
-    "A task's reward (or parity) in each epoch of each run, with the seconds and network calls up to its end."
+    "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
     return pd.DataFrame([row for name, run in runs.items() for row in _spent_rows(name, run.metrics(), task)])
 
 def _spent_rows(name, metrics, task):
@@ -807,7 +810,7 @@ def _spent_rows(name, metrics, task):
     each = [dict(epoch=e, seconds=r['seconds'], nfe=r['nfe']) for e, r in sorted(whole.items())]
     spent = pd.DataFrame(each).set_index('epoch').cumsum()
     mine = [r for r in metrics if r['task'] == task and r['epoch'] in spent.index]
-    return [dict(method=name, seed=0, epoch=r['epoch'], reward=r.get('parity', r['reward'])) | spent.loc[r['epoch']].to_dict()
+    return [dict(method=name, seed=0, epoch=r['epoch'], reward=r[headline_of(r)[0]]) | spent.loc[r['epoch']].to_dict()
             for r in mine]
 
 class RunComparison(View):
@@ -837,8 +840,9 @@ class RunComparison(View):
     def curves(self) -> Figure:
         "Of the chosen task."
         mine = [r for run in self.runs.values() for r in run.metrics() if r['task'] == self.task.value]
-        ylabel = 'parity (0 is even)' if any('parity' in r for r in mine) else 'mean reward'
-        return plots.method_curves(spent_so_far(self.runs, self.task.value), over=('seconds', 'nfe'), ylabel=ylabel)
+        metric = next((headline_of(r)[0] for r in mine), 'reward')
+        spent = spent_so_far(self.runs, self.task.value)
+        return plots.method_curves(spent, over=('seconds', 'nfe'), ylabel=plots.LABELS.get(metric, metric))
 
     def draw(self):
         "Sheets side by side above the curves."

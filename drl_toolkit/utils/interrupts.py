@@ -9,6 +9,8 @@ __all__ = ['PARENT', 'stop_on_signals', 'SteadyStream', 'steady_output', 'end_wi
 import os, signal, sys, threading, time
 from contextlib import contextmanager
 
+from .web import printable_in_colour
+
 # %% ../../nbs/utils/05_interrupts.ipynb #abacdf4e
 @contextmanager
 def stop_on_signals(
@@ -42,14 +44,15 @@ def _write_line(text):
 class SteadyStream:
     "A text stream that never raises. `broken` is the error after which nothing was written any more."
     def __init__(self,
-        stream,   # such as `sys.stdout`
-    ): self.stream, self.broken, self.on_break = stream, None, None
+        stream,     # such as `sys.stdout`
+        clean=str,  # function of a text: what of it is written
+    ): self.stream, self.clean, self.broken, self.on_break = stream, clean, None, None
 
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def write(self, text):
         "As that of the stream."
-        self._try(lambda: self.stream.write(text))
+        self._try(lambda: self.stream.write(self.clean(text)))
         return len(text)
 
     def flush(self):
@@ -73,10 +76,10 @@ class SteadyStream:
 
 @contextmanager
 def steady_output():
-    "stdout and stderr as `SteadyStream`; what their encoding lacks is escaped."
+    "stdout and stderr as `SteadyStream`; what their encoding lacks is escaped, and on stdout what would steer the terminal."
     before, errors = (sys.stdout, sys.stderr), [getattr(s, 'errors', None) for s in (sys.stdout, sys.stderr)]
     for stream in before: _escape(stream, 'backslashreplace')
-    sys.stdout, sys.stderr = (s and SteadyStream(s) for s in before)   # None where there is none
+    sys.stdout, sys.stderr = (s and SteadyStream(s, clean) for s, clean in zip(before, (printable_in_colour, str)))   # None where there is none
     try: yield sys.stdout, sys.stderr
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -47,9 +47,11 @@ def duration(
 def cell_text(
     text:str,
 ) -> str:
-    "A cell of a table that was written as text: numbers as `number` shows them."
-    try: return number(float(text)) if text.strip() else ''
+    "A cell of a table that was written as text: fractions in three digits after the point, other numbers as `number` shows them."
+    try: value = float(text) if text.strip() else None
     except ValueError: return text
+    if value is None: return ''
+    return f'{value:.3f}' if '.' in text and .0005 <= abs(value) < 1000 else number(value)
 
 def side(
     value:float,   # such as an advantage

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'host_of', 'is_address', 'Refusal', 'Access', 'access_to', 'exposure', 'check_port', 'TimedReader',
-           'printable']
+           'printable', 'printable_in_colour']
 
 # %% ../../nbs/utils/04_web.ipynb #b5ed169f
-import hmac, io, ipaddress, math, secrets, socket, threading, time, unicodedata
+import hmac, io, ipaddress, math, re, secrets, socket, threading, time, unicodedata
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
@@ -160,3 +160,11 @@ def printable(
 ) -> str:
     "Text whose control characters can be seen and do nothing. Lines and tabs stay."
     return ''.join(c if _is_harmless(c) else c.encode('unicode_escape').decode() for c in str(text))
+
+_COLOUR = re.compile(r'(\x1b\[[\d;]*m)')      # as trackers print them
+
+def printable_in_colour(
+    text:str,
+) -> str:
+    "The same, but colours stay."
+    return ''.join(part if i % 2 else printable(part) for i, part in enumerate(_COLOUR.split(text)))

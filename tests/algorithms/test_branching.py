@@ -7,7 +7,8 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 
 PROMPTS, GROUPS = ['a cat'] * 3 + ['a dog'] * 3 + ['a key'] * 2, torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
 

@@ -7,7 +7,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import jpeg_compressibility, reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 
 @reward
 def warmth(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 2].square().mean((1, 2))

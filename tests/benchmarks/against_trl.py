@@ -25,10 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))                                # for the processes of the contestants
 
 from drl_toolkit.sampling.policy import Policy, best_device
-from drl_toolkit.prompts.task import Task, objects
+from drl_toolkit.prompts.task import Task
+from drl_toolkit.emoji.prompts import objects
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from drl_toolkit.emoji.world import load_demo
 from shapes import UNETS, random_pipeline
 

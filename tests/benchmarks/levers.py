@@ -20,8 +20,10 @@ from shapes import UNETS
 
 from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.sampling.policy import Policy, best_device
-from drl_toolkit.prompts.task import Task, objects
-from drl_toolkit.training.trainer import RolloutSampler, TrainConfig, Trainer
+from drl_toolkit.prompts.task import Task
+from drl_toolkit.emoji.prompts import objects
+from drl_toolkit.training.trainer import RolloutSampler, Trainer
+from drl_toolkit.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Lever:

@@ -9,7 +9,8 @@ import pytest, torch
 from drl_toolkit.cli import main as cli, doctor as D
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.training.ratio import RatioNoise
-from drl_toolkit.recipes.recipes import RunConfig, make_policy
+from drl_toolkit.recipes.recipes import make_policy
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.runs.run import Run, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 
@@ -77,7 +78,7 @@ def poisoned(run):
     (lambda r: (r.folder / 'checkpoints/epoch_0002/optimizer.safetensors').unlink(), 'epoch_0002: it cannot be read', 'epoch_0001'),
     (poisoned, 'is not finite', 'epoch_0001'), (lambda r: (r.folder / 'checkpoints/epoch_0002').rename(r.folder / 'checkpoints/epoch_0009'), 'of another epoch', 'epoch_0001'),
     (lambda r: first(r, 'metrics.jsonl', lambda b: b'x\n' + b), 'line 1 is damaged', 'delete it'),
-    (lambda r: first(r, 'config.json', lambda b: b.replace(b'"schema": 1', b'"schema": 9')), 'schema 9', 'later version'),
+    (lambda r: first(r, 'config.json', lambda b: b.replace(b'"schema": 2', b'"schema": 9')), 'schema 9', 'later version'),
     (lambda r: first(r, 'config.json', lambda b: b.replace(b'"torch": "', b'"torch": "0.')), 'torch 0.', 'not to the bit'), (lambda r: shutil.rmtree(r.folder), 'holds no run', 'a folder that drl train wrote')])
 def test_runs_that_ail(run, harm, words, do, capsys):
     assert cli.main(['doctor', str(run.folder)]) == 0
@@ -88,8 +89,8 @@ def test_runs_that_ail(run, harm, words, do, capsys):
     assert words in told and do in told and '1 thing to mend' in told and told.count('MEND') == 1
 
 def test_the_device_field(monkeypatch):
-    for bad, words in (('gpu', "device is 'gpu'"), ('cuda:99', 'sees'), (3, 'device is 3')):
-        with pytest.raises(ValueError, match=words): RunConfig(device=bad)
+    for bad, words in (('gpu', "device is 'gpu'"), ('cuda:99', 'sees'), (3, 'device must be a word')):
+        with pytest.raises(ValueError, match=words): make_policy(RunConfig(device=bad), tiny_sd())
     asked = []
     with monkeypatch.context() as gpus:
         gpus.setattr(torch.cuda, 'is_available', lambda: True); gpus.setattr(torch.cuda, 'device_count', lambda: 2)
@@ -99,7 +100,7 @@ def test_the_device_field(monkeypatch):
 
 def test_libraries_that_do_not_fit_are_told_by_every_command(monkeypatch, capsys):
     def broken(): raise RuntimeError('operator torchvision::nms does not exist')
-    monkeypatch.setattr('drl_toolkit.recipes.recipes.RunConfig', broken)
+    monkeypatch.setattr('drl_toolkit.recipes.config.RunConfig', broken)
     monkeypatch.setattr(D, 'version', dict(torch='2.8.0', torchvision='0.24.0').get)
     monkeypatch.setattr(D, 'requires', lambda name: ['torch==2.9.0'])
     assert cli.main(['train', 'joint']) == 2
@@ -204,7 +205,7 @@ def test_weights_of_a_run_can_be_tried(model, tmp_path, capsys):
     folder = Policy.from_pretrained(model, num_steps=2).save(tmp_path / 'weights', base=str(model))
     assert cli.main(short(folder, '--try')) in (0, 1) and 'one epoch of 8 images' in capsys.readouterr().out
 
-@pytest.mark.parametrize('change, words', [(dict(keep_best=5), 'keep_best is 5'), (dict(fields=1), "'fields' is no field"), (dict(lr='fast'), 'lr is')])
+@pytest.mark.parametrize('change, words', [(dict(keep_best=5), 'keep_best must be a word or several; got 5'), (dict(fields=1), "'fields' is no field"), (dict(lr='fast'), 'lr must be a finite number')])
 def test_a_configuration_that_a_hand_has_changed(run, change, words, capsys):
     file = run.folder / 'config.json'
     about = json.loads(file.read_text())

@@ -117,14 +117,14 @@ def test_eval(run, tiny, tmp_path, few_prompt_sets, capsys):
     assert 'seconds' not in json.loads((tmp_path / 'f/summary.json').read_text())
 
 @pytest.mark.parametrize('argv, words', [
-    (['train', 'beauty'], "recipe 'beauty'"), (['train', 'joint', '--lrr', '1'], 'did you mean --lr?'), (['train', 'joint', '--lr', '-1'], 'lr is -1'),
-    (['train', 'joint', '--lr', 'nan'], 'lr is nan'), (['train', 'joint', '--epochs', '1.5'], 'epochs'), (['train', 'joint', '--lr'], '--lr'),
-    (['train', 'joint', '--train', 'half'], "train is 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
+    (['train', 'beauty'], "got 'beauty'"), (['train', 'joint', '--lrr', '1'], 'did you mean --lr?'), (['train', 'joint', '--lr', '-1'], 'lr must be 0 or more; got -1'),
+    (['train', 'joint', '--lr', 'nan'], 'lr must be a finite number; got nan'), (['train', 'joint', '--epochs', '1.5'], 'epochs'), (['train', 'joint', '--lr'], '--lr'),
+    (['train', 'joint', '--train', 'half'], "train must be one of 'lora', 'full'; got 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
     (['train', 'compressibility', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
     (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast'),
-    (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "'nowhere' is no folder"), (['doctor', '--precision', 'fp8'], "precision is 'fp8'"),
-    (['train', 'compressibility', '--progressive', '2'], r'progressive is 2.0'),
+    (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "'nowhere' is no folder"), (['doctor', '--precision', 'fp8'], "got 'fp8'"),
+    (['train', 'compressibility', '--progressive', '2'], 'progressive must be in [0, 1]; got 2.0'),
     (['train', 'compressibility', '--scheduler', 'PNDMScheduler'], 'PNDMScheduler; one of these is right'), (['train', 'compressibility', '--sde', 'cps'], "sde is 'cps', but DDIMScheduler"),
     (['train', 'compressibility', '--sde-start', '8', '--sde-steps', '5'], 'stochastic_steps holds 10')])
 def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from drl_toolkit.algorithms import advantages
 from drl_toolkit.cli import main as cli
 from drl_toolkit.algorithms.reward_gradients import DRaFTLV
 from drl_toolkit.algorithms.branching import BranchSampler
-from drl_toolkit.rewards.fairness import fairness
+from drl_toolkit.emoji.rewards import fairness
 from drl_toolkit.algorithms.multi_task import PCGrad
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.distributed.processes import Processes, ProcessError, rank_slice
@@ -23,7 +23,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback, StopTraining, TrainConfig, Trainer
+from drl_toolkit.training.trainer import Callback, StopTraining, Trainer
+from drl_toolkit.training.config import TrainConfig
 from drl_toolkit.emoji.world import load_demo
 from tiers import some
 

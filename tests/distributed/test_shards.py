@@ -16,10 +16,11 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.distributed.processes import Processes
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import RunConfig
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import LONG, long, some
 from test_processes import PROMPTS, TOLERANCE, all_crews, apart, crew, moved, only, pictures, read, red, redness, told, warmth
 
@@ -163,7 +164,7 @@ def test_the_main_process_alone_may_call_the_network(found):
 def test_what_cannot_be_sharded_is_refused(found):
     assert read(found, 2, 0, 'refused')['error'] == 'shard is True, but DRaFTLV goes back through several calls of the network at once; the policy gradient does not'
     with pytest.raises(ValueError, match='there is one process'): trainer(shard=True)
-    with pytest.raises(ValueError, match='patience is 3'): RunConfig(shard=True, patience=3)
+    with pytest.raises(ValueError, match='patience must be 0 with shard.*got 3'): RunConfig(shard=True, patience=3)
 
 @pytest.mark.parametrize('options, words', [(dict(train='lora'), "train is 'lora'"), (dict(train='full', train_text_encoder=True), 'train_text_encoder is True'), (dict(train='full', precision='fp16'), "precision is 'fp16'")])
 def test_policies_that_cannot_be_sharded(options, words):

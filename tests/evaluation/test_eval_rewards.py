@@ -8,14 +8,19 @@ from skimage.measure import shannon_entropy
 from drl_toolkit.evaluation import drift as D, evaluate as E, eval_rewards as J, alignment_tax as T, held_out as W
 
 from drl_toolkit.emoji import world
-from drl_toolkit.rewards.fairness import fairness, fairness_reward, rare_fairness, shared_fairness
+from drl_toolkit.rewards.fairness import fairness_reward
+from drl_toolkit.emoji.rewards import fairness, rare_fairness, shared_fairness
 from drl_toolkit.rewards.lab import EDITS, base_samples
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, clip_score, reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
+from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
+from drl_toolkit.recipes.custom import named_rewards
+from witnesses import onlooker
 
 PROBES = [E.PromptSet('portraits/train', ('a portrait of a doctor',) * 32), E.PromptSet('objects/train', ('a cat', 'a dog') * 4), E.PromptSet('pairs/unseen', ('a cat next to a dog',))]
 
@@ -39,7 +44,7 @@ def test_effect_and_wins_of_a_known_shift(pictures):
     assert table.index.tolist() == ['training', 'never seen'] and row['effect_low'] <= row['effect'] <= row['effect_high']
 
 def test_a_group_counts_once_and_single_pictures_are_no_group():
-    values, clusters = J.judged(J.eval_reward_of(fairness), PROBES[0], torch.rand(32, 3, 64, 64))
+    values, clusters = J.judged(J.eval_reward_of(fairness, EMOJI_EVAL_REWARDS), PROBES[0], torch.rand(32, 3, 64, 64))
     assert len(values) == 2 and clusters == ['a portrait of a doctor'] * 2               # groups of one prompt are drawn together
     seen = []
     count = Reward(lambda x, p: (seen.append(len(p)), torch.tensor(float(len(p))))[1], 'count', 'group')
@@ -49,12 +54,12 @@ def test_a_group_counts_once_and_single_pictures_are_no_group():
     assert J.evaluate_rewards([J.EvalReward(count)], PROBES[2:], *[{'pairs/unseen': torch.rand(1, 3, 8, 8)}] * 2).empty
 
 def test_judges_are_asked_what_they_know():
-    asked = {j.reward.name: [p.kind for p in PROBES if j.asked(p)] for j in J.EMOJI_EVAL_REWARDS}
+    asked = {j.reward.name: [p.kind for p in PROBES if j.asked(p)] for j in EMOJI_EVAL_REWARDS}
     assert asked['composition'] == ['pairs'] and asked['shared_fairness'] == ['portraits'] and asked['clip_score'] == ['portraits', 'objects', 'pairs']
-    assert J.eval_reward_of(rare_fairness) is J.eval_reward_of(fairness) and J.eval_reward_of(rare_fairness).reward is shared_fairness
+    assert J.eval_reward_of(rare_fairness, EMOJI_EVAL_REWARDS) is J.eval_reward_of(fairness, EMOJI_EVAL_REWARDS) and J.eval_reward_of(rare_fairness, EMOJI_EVAL_REWARDS).reward is shared_fairness
     mine = fairness_reward(lambda images: torch.zeros(len(images)).long())
     assert J.eval_reward_of(mine).reward(torch.rand(16, 3, 4, 4), ['a face'] * 16)[0] == pytest.approx(-.8**.5)     # by its own reader
-    assert J.eval_reward_of(fairness).reward.name == 'shared_fairness' and J.eval_reward_of(redness).reward is redness
+    assert J.eval_reward_of(fairness, EMOJI_EVAL_REWARDS).reward.name == 'shared_fairness' and J.eval_reward_of(redness).reward is redness
 
 # drift
 
@@ -97,6 +102,8 @@ def test_share_kept_by_hand():
     kept = T.share_kept(scores, dict(a='A', b='B'))
     assert kept.loc['both'].tolist() == [.5, .75] and kept.loc['B', 'a'] == -.5 and kept.loc['A'].tolist() == [1, 0]
     assert T.tax_sentences(kept, dict(a='A', b='B')) == ['B pays with a (-50%) of what a specialist gains there', 'both keeps 50% of a, 75% of b']
+    less = T.share_kept(-scores, dict(a='A', b='B'), lower=('a', 'b'))                         # of distances
+    assert less.equals(kept) and T.share_kept(-scores, dict(a='A', b='B'), lower=('a',))['b'].isna().all()
     assert T.share_kept(scores, dict(a='B', b='B'))['a'].isna().all()                         # a specialist that gained nothing has nothing to share
     with pytest.raises(ValueError, match="'C' is no row"): T.share_kept(scores, dict(a='C'))
 
@@ -113,13 +120,12 @@ def watched_trainer(patience=0, epochs=4, train='full', average=0., **watch):
     return trainer
 
 def test_looks_are_recorded_and_cost_the_training_nothing():
-    plain, trainer = watched_trainer(), watched_trainer()
-    plain.callbacks = []
-    plain.fit(); trainer.fit()
-    assert all(torch.equal(a, b) for a, b in zip(plain.params, trainer.params))                # looking changes nothing
+    trainer = watched_trainer()
+    watch = onlooker(trainer.callbacks[0], adds=('watch/', 'drift/'))
+    trainer.fit()
+    assert watch.looked == 2 + 4 * 3                                                           # looking changes nothing
     looks = W.looks_of(trainer.history)
     assert list(looks['epoch']) == [1, 2, 3, 4] and {'trained', 'watched', 'redness', 'paleness', 'drift/CLIP distance', 'drift/high frequency'} <= set(looks)
-    watch = trainer.callbacks[0]
     now = watch.look()
     by_hand = ((redness(now, watch.prompts) - redness(watch.base, watch.prompts)).mean() / redness(watch.base, watch.prompts).std()).item()
     assert looks['trained'].iloc[-1] == pytest.approx(by_hand, abs=1e-6)
@@ -159,6 +165,6 @@ def test_bad_watches():
     policy = Policy(tiny_sd(), num_steps=3)
     for trained, watched, words in (([], [], 'no reward is watched'), ([redness], [redness], "'redness' is trained"), ([], [fairness], 'judges groups')):
         with pytest.raises(ValueError, match=words): W.Watch(policy, trained, watched, ['a cat'])
-    with pytest.raises(ValueError, match="reward 'beauty' does not exist; one of clip_score"): W.named_rewards('clip_score beauty')
-    assert [r.name for r in W.named_rewards('clip_score, preference')] == ['clip_score', 'preference'] and W.named_rewards('clip_score')[0] is clip_score
+    with pytest.raises(ValueError, match="reward 'beauty' does not exist; one of clip_score"): named_rewards('clip_score beauty')
+    assert [r.name for r in named_rewards('clip_score, preference')] == ['clip_score', 'preference'] and named_rewards('clip_score')[0] is clip_score
     assert W.looks_of([]).empty and W.turned(pd.DataFrame()) is None

@@ -10,20 +10,21 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import jpeg_compressibility
 from drl_toolkit.emoji.tiny import tiny_sd
+from drl_toolkit.emoji.evaluation import compare, emoji_prompt_sets, read_pictures, real_pictures, speaks_emoji
 
-PROBES = E.emoji_prompt_sets(.1)
+PROBES = emoji_prompt_sets(.1)
 
 @pytest.fixture(scope='module')
-def clean(): return {p.name: E.read_pictures(p, E.real_pictures(p, seed=5)) for p in PROBES}
+def clean(): return {p.name: read_pictures(p, real_pictures(p, seed=5)) for p in PROBES}
 
 def test_splits_do_not_mix():
-    of = {p.name: p for p in E.emoji_prompt_sets()}
+    of = {p.name: p for p in emoji_prompt_sets()}
     key = lambda name: {world.pair_key(*world.parse(q).names) for q in of[name].prompts}
     assert key('pairs/train') <= world.TRAIN_PAIRS and key('pairs/held_out') <= world.HELD_OUT_PAIRS and key('pairs/unseen') <= world.UNSEEN_PAIRS
     assert {world.parse(q).names[0] for q in of['portraits/held_out'].prompts} == set(world.HELD_OUT_OCCUPATIONS)
     for p in of.values():
         if p.kind == 'portraits': assert all(len({*p.prompts[i:i + 16]}) == 1 for i in range(0, len(p.prompts), 16)) and len(p.prompts) % 16 == 0
-    assert [p.prompts for p in E.emoji_prompt_sets()] == [p.prompts for p in of.values()]
+    assert [p.prompts for p in emoji_prompt_sets()] == [p.prompts for p in of.values()]
 
 def test_clean_scenes_read_as_they_are(clean):
     for name, values in clean.items():
@@ -61,7 +62,7 @@ def test_win_rate_counts_ties_by_half():
     assert E.win_rate(base, base, list('abcd')) == (.5, .5, .5)
 
 def test_a_model_against_itself_and_the_form_of_the_summary(clean):
-    same = E.compare(PROBES, clean, clean)
+    same = compare(PROBES, clean, clean)
     assert all(r.change == 0 and (r.low is None or r.low == r.high == 0) for r in same.rows)
     assert same.summary['parity'].keys() == {'train', 'held_out'} and all(v.keys() == {'base', 'tuned', 'floor'} for v in same.summary['parity'].values())
     assert same.summary['composition'].keys() >= {'seen', 'unseen'} and same.summary['preference'].keys() == {'win_rate', 'low', 'high'}
@@ -77,7 +78,7 @@ def test_changes_have_the_right_sign(clean):
         worse[n]['preference'] = worse[n]['preference'] - 1
         if 'tone' in worse[n]: worse[n]['tone'] = torch.zeros_like(worse[n]['tone']); worse[n]['face'] = worse[n]['face'] * 0
         if 'composition' in worse[n]: worse[n]['composition'] = worse[n]['composition'] / 2
-    result = E.compare(PROBES, clean, worse)
+    result = compare(PROBES, clean, worse)
     of = {(r.objective, r.prompts): r for r in result.rows}
     assert of['parity (distance)', 'training'].tuned == pytest.approx(.8**.5, abs=1e-6) and of['parity (distance)', 'training'].low > 0
     assert of['composition', 'never seen'].high < 0 and of['readable face', 'all'].tuned == 0 and result.summary['preference']['win_rate'] == 0
@@ -85,7 +86,7 @@ def test_changes_have_the_right_sign(clean):
 
 def test_any_model_by_its_tasks():
     policy, task = Policy(tiny_sd(), num_steps=2), Task('small', ['a cat', 'a dog'], jpeg_compressibility, samples=8)
-    assert E.speaks_emoji(policy)
+    assert speaks_emoji(policy)
     prompt_sets = E.task_prompt_sets([task], 12)
     images = E.sample_prompt_sets(policy, prompt_sets)
     assert len(images['small/train']) == 12 and torch.equal(images['small/train'], E.sample_prompt_sets(policy, prompt_sets)['small/train'])
@@ -123,6 +124,6 @@ def test_the_table_clusters_parity_by_prompt(clean):
     (prompt_set,) = [p for p in PROBES if p.name == name]
     prompts = list(dict.fromkeys(prompt_set.prompts))
     changed[name]['tone'] = torch.tensor([i % (1 + prompts.index(p)) for i, p in enumerate(prompt_set.prompts)])    # each prompt has its own mix
-    (row,) = [r for r in E.compare(PROBES, clean, changed).rows if r.objective.startswith('parity') and r.prompts == 'held-out']
+    (row,) = [r for r in compare(PROBES, clean, changed).rows if r.objective.startswith('parity') and r.prompts == 'held-out']
     change = torch.tensor([statistical_parity(a) - statistical_parity(b) for a, b in zip(changed[name]['tone'].split(16), clean[name]['tone'].split(16))])
     assert (row.low, row.high) == pytest.approx(E.bootstrap(change, prompt_set.prompts[::16]))

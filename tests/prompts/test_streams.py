@@ -12,11 +12,13 @@ from drl_toolkit.prompts import streams
 from drl_toolkit.emoji import world
 from drl_toolkit.sampling.embeddings import EmbeddingCache, text_identity
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.prompts.task import Compositions, Task, portraits
+from drl_toolkit.prompts.task import Compositions, Task
+from drl_toolkit.emoji.prompts import portraits
 from drl_toolkit.rewards.reward import jpeg_compressibility, reward
 from drl_toolkit.runs.run import Recorder, Run, resume, training_notes
 from drl_toolkit.prompts.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, Rows, is_held_out, normalised, prompt_files
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import long
 
 ENV = os.environ | dict(PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OMP_NUM_THREADS='1')

@@ -2,8 +2,10 @@
 import pytest, torch
 
 from drl_toolkit.emoji import world
-from drl_toolkit.prompts.task import (ACTIVITIES, ANIMALS, B2_RELATIONS, PAPER_OCCUPATIONS, PAPER_RELATIONS, Compositions, Task, animal_activities, animal_counts, coloured_fruits, counts,
-                                 load_prompts, objects, paper_portraits, pairs, portraits)
+from drl_toolkit.prompts.task import (ACTIVITIES, ANIMALS, B2_RELATIONS, PAPER_OCCUPATIONS, PAPER_RELATIONS,
+                                      Compositions, Task, animal_activities, animal_counts, coloured_fruits,
+                                      load_prompts, paper_portraits)
+from drl_toolkit.emoji.prompts import counts, objects, pairs, portraits
 from drl_toolkit.rewards.reward import jpeg_compressibility, reward
 
 of = lambda prompts: {world.pair_key(*world.parse(p).names) for p in prompts}
@@ -76,7 +78,7 @@ def test_prompts_from_a_file(tmp_path):
     file = tmp_path / 'p.txt'
     file.write_text('\ufeff# mine\n a cat \n\nun café\n', encoding='utf-8')
     with pytest.warns(UserWarning, match='1 line that begins with # is a comment'): assert load_prompts(file) == ['a cat', 'un café']
-    with pytest.raises(ValueError, match="line 4: prompt 'un café'"), pytest.warns(UserWarning): load_prompts(file, vocabulary=True)
+    with pytest.raises(ValueError, match="line 4: prompt 'un café'"), pytest.warns(UserWarning): load_prompts(file, check=world.parse)
     bad = {'empty.txt': (b'\n \n', 'no prompt'), 'bytes.txt': (b'a cat\n\xff\xfe', 'line 2: byte 0'), 'nul.txt': (b'a cat\na\0dog\n', 'line 2: it holds a NUL'),
            'wide.txt': ('a cat\n'.encode('utf-16-le'), 'NUL byte, as UTF-16'), 'nul.jsonl': (b'"a\\u0000cat"\n', 'holds a NUL'), 'nul.json': (b'["a\\u0000cat"]', 'holds a NUL'),
            'a.pdf': (b'a cat', 'ends with'), 'a.csv': (b'caption\na cat\n', "--prompt-column. must be one of 'caption'")}

@@ -10,12 +10,14 @@ from drl_toolkit.ui import plots
 from drl_toolkit.cli.main import main, parse
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import METHODS, RunConfig, fairness_task, load_recipe, make_trainer
+from drl_toolkit.recipes.recipes import fairness_task, load_recipe, make_trainer
+from drl_toolkit.recipes.methods import METHODS
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import METRICS, Diagnostics
-from drl_toolkit.evaluation.held_out import watch_of
+from drl_toolkit.recipes.custom import watch_of
 
 def made(folder, rewards, epochs=None):
     "A run of the recipe clip with these mean rewards, and no weights."
@@ -88,7 +90,7 @@ def test_every_method_has_a_recorded_run_that_raised_its_reward():
     found = {row['method']: row['reward'] for record in records for row in record['verdicts']}
     assert set(METHODS) <= set(found) and all(found[m] > found['base'] for m in METHODS)
 
-def chapter(): return ''.join(''.join(c['source']) + '\n' for c in json.loads((ROOT / 'nbs/17a_compare.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
+def chapter(): return ''.join(''.join(c['source']) + '\n' for c in json.loads((ROOT / 'nbs/recipes/03_compare.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
 
 def test_every_method_has_its_line_in_the_chapter():
     assert re.findall(r'^\| `(\w+)` \|', chapter().split('## Method by method')[1].split('What is not a method')[0], re.M) == list(METHODS)

@@ -83,16 +83,34 @@ def test_the_command_lines_own_file_is_taken(run, world, tmp_path, few_prompt_se
 
 @pytest.mark.parametrize('emoji', [True, False])
 def test_eval_by_the_runs_rewards_on_its_prompts(emoji, run, world, tmp_path, few_prompt_sets, monkeypatch, capsys):
-    if not emoji: monkeypatch.setattr('drl_toolkit.evaluation.evaluate.speaks_emoji', lambda policy: False)
+    if not emoji: monkeypatch.setattr('drl_toolkit.emoji.evaluation.speaks_emoji', lambda policy: False)
     assert main(['eval', str(run), '--out', str(tmp_path / 'e'), '--size', '.1', '--rewards', f'{world}/mine.py:red,colourfulness']) == 0
     summary, table = json.loads((tmp_path / 'e/summary.json').read_text()), (tmp_path / 'e/rewards.csv').read_text()
     assert {'red', 'sharpness'} <= (summary['rewards'] if emoji else summary).keys() and ('parity' in summary) == emoji
     assert 'red,True' in table and 'sharpness,True' in table and 'colourfulness,False' in table
 
+@pytest.mark.parametrize('line, words', [('1 / 0', 'raised ZeroDivisionError (two.py, line 2): division by zero'), ("{}['x']", "raised KeyError (two.py, line 2): 'x'"), ("int('a')", 'raised ValueError (two.py, line 2): invalid')])
+def test_a_reward_that_raises_is_named(line, words, world, tmp_path, monkeypatch, capsys):
+    "It is one of two; the line is that of its file, and nothing is left behind."
+    (tmp_path / 'two.py').write_text(f'def wrong(images, prompts):\n    return {line}\n')
+    monkeypatch.chdir(tmp_path)
+    error = error_of(['train', '--reward', 'sharpness', '--reward', 'two.py:wrong', '--prompts', f'{world}/p.csv', '--model', f'{world}/tiny', '--epochs', '1', '--out', 'r', *SHORT], capsys)
+    assert f"drl train: reward 'wrong' {words}" in error and 'Traceback' not in error and not Path('r').exists()
+
+def test_the_tax_of_runs_with_own_rewards(run, world, tmp_path, few_prompt_sets, capsys):
+    "Several rewards are no specialist; of one, the command line says the file once more."
+    about = json.loads((run / 'config.json').read_text())
+    about['config']['reward'] = f'{world}/mine.py:red'
+    (run / 'config.json').write_text(json.dumps(about))
+    assert 'by --rewards' in error_of(['tax', str(run), '--out', 't'], capsys) and not (world / 'imported').exists() and not Path('t').exists()
+    assert main(['tax', str(run), '--out', str(tmp_path / 't'), '--size', '.1', '--rewards', f'{world}/mine.py:red']) == 0
+    told = json.loads((tmp_path / 't/tax.json').read_text())
+    assert (world / 'imported').exists() and [*told['scores']['base']] == [*told['specialists']] and told['specialists'] == {[*told['specialists']][0]: run.name}
+
 def test_patience_is_not_turned_on_in_a_run_without_the_best_weights():
     "It may be another number, but a checkpoint holds the best weights or it does not."
     from drl_toolkit.cli import main as cli
-    from drl_toolkit.recipes.recipes import RunConfig
+    from drl_toolkit.recipes.config import RunConfig
     class run: folder, about, config = 'runs/x', dict(recipe='clip', model=None), vars(RunConfig(watch='preference')).copy()
     resumed = lambda *more: cli._resumed_config(args := cli.parse(['train', 'clip', '--resume', *more]), run, cli._given(args))
     assert resumed('--watch', 'preference')[0].patience == 0

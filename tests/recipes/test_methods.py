@@ -2,7 +2,9 @@
 import pytest, torch
 
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.recipes.recipes import METHODS, RECIPES, RunConfig, combined, left_behind, load_recipe, make_trainer, method_fields
+from drl_toolkit.recipes.recipes import load_recipe, make_trainer
+from drl_toolkit.recipes.methods import METHODS, combined, left_behind, method_fields
+from drl_toolkit.recipes.config import RunConfig, recipe_names
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
 from tiers import some
@@ -49,9 +51,9 @@ def test_normalisations_are_one_word(name, credit):
     assert all(row['grad_norm'] > 0 and 1 < row['effective_group'] <= 4 for row in rows)
 
 @pytest.mark.parametrize('told, words', [
-    (dict(tree='0 9'), 'splits is .0, 9.; below 5'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree is 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 branch_points'),
-    (dict(tree='0', branching=True), "tree is '0' with branching"), (dict(tree='0', likelihood='matching'), "needs likelihood|likelihood='path' is right"), (dict(tree='0', overlap=True), 'overlap is True with tree'),
-    (dict(objective='draft', branching=True), "objective 'draft'"), (dict(objective='refl', tree='0'), "objective 'refl'")])
+    (dict(tree='0 9'), 'splits is .0, 9.; below 5'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree must be .*got 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 branch_points'),
+    (dict(tree='0', branching=True), "tree must be empty with branching; got '0'"), (dict(tree='0', likelihood='matching'), "likelihood must be 'path' with tree"), (dict(tree='0', overlap=True), 'overlap must be false with tree'),
+    (dict(objective='draft', branching=True), "objective must be 'policy' with branching True; got 'draft'"), (dict(objective='refl', tree='0'), "objective must be 'policy' with tree '0'; got 'refl'")])
 def test_what_does_not_go_together_is_named(told, words):
     with pytest.raises(ValueError, match=words): trainer('ppo', **told)
 
@@ -71,7 +73,7 @@ def test_a_single_picture_has_no_siblings(told):
 
 UNIT = lambda c: (c.objective, c.likelihood) if c.objective == 'policy' else (c.objective,)
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', recipe_names())
 def test_no_weight_of_a_recipe_leaks_into_another_likelihood(recipe):
     "Over all methods: where the likelihood or the objective is another one, weights are the method's own or none."
     own = load_recipe(recipe)[1]

@@ -11,6 +11,7 @@ from drl_toolkit.emoji.pretrain import clip, preference as raters
 from drl_toolkit.emoji.pretrain.tokenizer import CONTEXT, world_tokenizer, world_words
 from drl_toolkit.utils.images import to_pil
 from drl_toolkit.utils.loading import assets_dir
+from drl_toolkit.rewards.fairness import TONES
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_utility_knows_neither_tone_nor_gender():
         picture = raters.random_picture(asked, rng, world.compose(asked, rng))
         person = picture.scene.placed[0]
         values = {raters.utility(replace(picture, scene=replace(picture.scene, placed=(replace(person, tone=t, gender=g),))), asked)
-                  for t in world.TONES for g in world.GENDERS}
+                  for t in TONES for g in world.GENDERS}
         assert len(values) == 1
 
 

@@ -4,7 +4,8 @@ import random
 import pytest, torch
 
 from drl_toolkit.emoji import world
-from drl_toolkit.rewards.composition import Detections, Detector, composition, composition_reward, presence, sorted_boxes, strictness, wanted_classes
+from drl_toolkit.rewards.composition import Detections, Detector, sorted_boxes
+from drl_toolkit.emoji.rewards import composition, composition_reward, presence, strictness, wanted_classes
 from drl_toolkit.utils.images import to_pil, to_tensor
 
 def found(*objects):

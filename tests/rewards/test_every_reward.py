@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from drl_toolkit.emoji import world
 from drl_toolkit.rewards.alignment import answers_reward, caption_reward, nearest_caption, question_reward, siglip_reward
 from drl_toolkit.rewards.attributes import ImageClassifier, PromptClassifier, SkinTone, balance_reward, divergence, fixed_face, monk_class
-from drl_toolkit.rewards.composition import composition, strict_composition
+from drl_toolkit.emoji.rewards import composition, strict_composition
 from drl_toolkit.rewards.diversity import diversity, diversity_reward, mode_coverage, vendi
-from drl_toolkit.rewards.fairness import fairness, rare_fairness, shared_fairness
+from drl_toolkit.emoji.rewards import fairness, rare_fairness, shared_fairness
 from drl_toolkit.rewards.pixels import colourfulness, sharpness, text_reward
 from drl_toolkit.rewards.preference import pick_score, preference, preference_reward
 from drl_toolkit.rewards.reward_models import aesthetic_reward, hps_reward, image_reward
@@ -19,6 +19,7 @@ from drl_toolkit.rewards.reward import CLIP_H, clip_reward, clip_score, jpeg_com
 from drl_toolkit.rewards.zero_shot import ZeroShotDetector, detection_reward
 from drl_toolkit.utils.images import to_tensor
 from drl_toolkit.utils.loading import assets_dir
+from drl_toolkit.rewards.fairness import TONES
 
 A = assets_dir()
 ASKED = ['a portrait of a doctor', 'a cat above a dog', 'three stars', 'an apple'] * 2
@@ -35,7 +36,7 @@ def head(folder, width):
     save_file({'layers.0.weight': torch.randn(1, width, generator=torch.Generator().manual_seed(0)), 'layers.0.bias': torch.zeros(1)}, folder / 'head.safetensors')
     return folder / 'head.safetensors'
 
-def classifier(): return ImageClassifier(A / 'tones', world.TONES)
+def classifier(): return ImageClassifier(A / 'tones', TONES)
 def things(): return PromptClassifier({p: p for p in sorted(set(ASKED))})
 
 # Makers, so that each model is saved only when its own test runs; each takes a function that gives an empty folder.

@@ -5,7 +5,7 @@ import pytest, torch
 from scipy.stats import spearmanr
 
 from drl_toolkit.rewards import lab
-from drl_toolkit.rewards.lab import SHIPPED, base_samples, centred, check_reward, crispness, gradient_slopes, rank_correlation
+from drl_toolkit.rewards.lab import OTHERS, base_samples, centred, check_reward, crispness, gradient_slopes, rank_correlation
 from drl_toolkit.rewards.reward import Reward, clip_score, jpeg_incompressibility
 
 IMAGES, PROMPTS = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), ['a cat', 'a dog'] * 3
@@ -67,7 +67,7 @@ def test_a_function_is_enough_and_seconds_too():
     began = time.process_time()
     report = check_reward(crispness)
     assert time.process_time() - began < 15                                                 # measured: 1 to 3 seconds of one core
-    assert not report.problems and {'adding noise', 'a fine grid'} <= set(report.raised_by) and 'sharpness' in report.tied and set(report.others) == {r.name for r in SHIPPED}
+    assert not report.problems and {'adding noise', 'a fine grid'} <= set(report.raised_by) and 'sharpness' in report.tied and set(report.others) == {r.name for r in OTHERS}
 
 def test_a_warning_about_constants_is_left_to_the_report():
     with warnings.catch_warnings(): warnings.simplefilter('error'); examine(lambda x, p: x.new_ones(len(x)))

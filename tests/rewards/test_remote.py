@@ -237,16 +237,17 @@ def png_of(width, height): return packed(lambda b: Image.new('RGB', (width, heig
 def asked(images): return json.dumps(dict(protocol=1, format='png', images=images, prompts=['a'] * len(images))).encode()
 
 def test_small_files_of_large_pictures_are_unpacked_one_request_at_a_time():
-    "Four at once that unpack to the limit each: 64 MB of floats, from 60 KB."
+    "Eight at once that unpack to the limit each: 64 MB of floats, from 60 KB. One after the other they took 121 to 151 MB, all together 814 to 953."
     if not Path('/proc/self/clear_refs').exists(): pytest.skip('Linux only')
     peak = lambda: int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1024
     body = asked([png_of(2300, 2300)])
-    with running(make_server(Reward(lambda x, p: x[:, 0, 0, 0] + 1, 'corner'), port=0, limit=2**26)) as url, ThreadPoolExecutor(4) as pool:
+    with running(make_server(Reward(lambda x, p: x[:, 0, 0, 0] + 1, 'corner'), port=0, limit=2**26)) as url, ThreadPoolExecutor(8) as pool:
         assert len(body) < 100_000 and post(url, asked([png_of(2400, 2400)]))[0] == 400
+        assert post(url, body)[0] == 200                                 # what the first one loads is no part of it
         Path('/proc/self/clear_refs').write_text('5')
         before = peak()
-        assert [status for status, _ in pool.map(lambda i: post(url, body), range(4))] == [200] * 4
-        assert peak() - before < 220                                     # the floats, the reward's own copy of them, and a picture
+        assert [status for status, _ in pool.map(lambda i: post(url, body), range(8))] == [200] * 8
+        assert peak() - before < 400
 
 def test_a_crowd_is_served_in_line():
     "300 connections at once: none is reset."

@@ -6,8 +6,10 @@ import pytest, tiny_models, torch
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 
 from drl_toolkit.emoji import world
-from drl_toolkit.rewards.composition import Detections, Detector, composition, strict_composition
-from drl_toolkit.rewards.zero_shot import Request, ZeroShotDetector, detection_reward, read_prompt, request_score, singular
+from drl_toolkit.rewards.composition import Detections, Detector
+from drl_toolkit.emoji.rewards import composition, strict_composition
+from drl_toolkit.rewards.zero_shot import Request, ZeroShotDetector, detection_reward, read_prompt, request_score
+from drl_toolkit.utils.words import plural, singular
 from drl_toolkit.utils.images import to_pil, to_tensor
 
 @pytest.mark.parametrize('prompt, names, counts, relation', [
@@ -23,7 +25,7 @@ def test_every_emoji_prompt_is_read_as_the_world_reads_it():
         w = world.random_wanted(rng)
         assert read_prompt(world.prompt_of(w)) == Request((world.PERSON,) if w.kind == 'portrait' else w.names, (w.count,) * len(w.names),
                                                           {'next to': 'beside', None: None}.get(w.relation, w.relation))
-    assert all(singular(world.plural(o)) == o for o in world.OBJECTS)
+    assert all(singular(plural(o)) == o for o in world.OBJECTS)
 
 @pytest.mark.parametrize('prompt', ['', 'happiness', 'a', 'zero cats', 'a dog that rides a bicycle', 'a cat above a dog above a fish', 'cats'])
 def test_a_prompt_without_things_is_one_line(prompt):

@@ -16,13 +16,15 @@ from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, RunError, load_state, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Callback
+from drl_toolkit.recipes.config import RunConfig
+from drl_toolkit.recipes.methods import METHODS, method_fields
 from tiers import LONG, some
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 def trainer_of(epochs, method='ppo', **fields):
-    config = recipes.RunConfig(**dict(epochs=epochs, num_steps=3, train='full', train_steps=1, lr=1e-3, warmup=0, measure_every=2) | recipes.method_fields(method) | dict(back_steps=1) | fields)
+    config = RunConfig(**dict(epochs=epochs, num_steps=3, train='full', train_steps=1, lr=1e-3, warmup=0, measure_every=2) | method_fields(method) | dict(back_steps=1) | fields)
     return recipes.make_trainer(config, [Task('red', ['a cat', 'a dog'], redness, group_size=4, samples=8)], tiny_sd(), callbacks=[])
 
 class Note(Callback):
@@ -47,7 +49,7 @@ def same(a, b, folder_a, folder_b):
 
 SOME = ('b2', 'branch_grpo', 'dpok', 'nft', 'ppo_prompt', 'refl_data')   # one of each kind of sampler and memory
 
-@pytest.mark.parametrize('method', some(sorted(recipes.METHODS), SOME))
+@pytest.mark.parametrize('method', some(sorted(METHODS), SOME))
 def test_every_method_resumes_to_the_bit(method, tmp_path):
     whole = fit(tmp_path / 'whole', 3, method=method)
     fit(tmp_path / 'parts', 1, method=method)
@@ -190,9 +192,9 @@ def test_a_folder_that_may_only_be_read(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match='cannot be written'): Run.create(tmp_path / 'new', {})
     assert Run.open(run).metrics() and sorted((p, p.stat().st_size) for p in run.rglob('*')) == before
 
-@pytest.mark.parametrize('field, value, words', [('lr', 'fast', 'lr is'), ('lr', -1, 'lr is -1'), ('watch', 7, 'watch is 7'), ('branching', 'yes', "branching is 'yes'"), ('num_steps', None, 'num_steps'), ('speed', 3, 'speed')])
+@pytest.mark.parametrize('field, value, words', [('lr', 'fast', 'lr must be'), ('lr', -1, 'lr must be 0 or more; got -1'), ('watch', 7, 'watch must be a word or several; got 7'), ('branching', 'yes', "branching must be true or false; got 'yes'"), ('num_steps', None, 'num_steps'), ('speed', 3, 'speed')])
 def test_a_field_edited_by_hand(field, value, words, tmp_path, capsys):
-    Run.create(tmp_path / 'r', recipes.RunConfig(), 'compressibility').close()
+    Run.create(tmp_path / 'r', RunConfig(), 'compressibility').close()
     about = json.loads((tmp_path / 'r/config.json').read_text())
     about['config'][field] = value
     (tmp_path / 'r/config.json').write_text(json.dumps(about))

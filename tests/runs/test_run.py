@@ -3,15 +3,18 @@ import json, multiprocessing, os, random, shutil, time
 
 import pytest, torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
-from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, resume, save_state
+from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import StopTraining, TrainConfig, Trainer, Callback
+from drl_toolkit.training.trainer import StopTraining, Trainer, Callback
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
+from witnesses import EachEpoch, copied, same
 
 PROMPTS = ['a cat', 'a dog']
 
@@ -119,30 +122,31 @@ def test_state_names_what_does_not_fit(tmp_path):
 
 # the best
 
-@pytest.mark.parametrize('figure, least, average', some([('reward', False, 0.), ('-reward_std', True, .5)], [('-reward_std', True, .5)]))
-def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(figure, least, average, tmp_path):
-    "Against every checkpoint kept: the same run with keep=99."
-    def fit(name, epochs, keep):
-        with (Run.open(tmp_path / name, write=True) if (tmp_path / name).exists() else Run.create(tmp_path / name, dict(keep_best=figure))) as run:
-            t = trainer([Recorder(run, PROMPTS, every=1, keep=keep)], ema_decay=average, epochs=epochs, train_steps=1, lr=3e-2)
+class Figures(Callback):
+    "Writes a number of its own in each epoch's record."
+    def __init__(self, name, values): self.name, self.values = name, values
+    def after_epoch(self, trainer, record): record['tasks']['red'][self.name] = self.values[record['epoch']]
+
+@pytest.mark.parametrize('figure, sign, average', some([('reward', 1., 0.), ('-reward_std', -1., .5)], [('-reward_std', -1., .5)]))
+def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(figure, sign, average, tmp_path):
+    "Stopped and resumed; the best is known an epoch later, changes, and is not the last."
+    epochs, (folder, name) = EachEpoch(), (tmp_path / 'r', figure.removeprefix('-'))
+    for until, best in ((3, 2), (5, 3)):
+        with Run.open(folder, write=True) if folder.exists() else Run.create(folder, dict(keep_best=figure)) as run:
+            values = [sign * v for v in (9., 1., 5., 7., 3.)]                                                  # after so many epochs; of 0 nothing is kept
+            t = trainer([Figures(name, values), Recorder(run, PROMPTS, every=1, keep=1), epochs], ema_decay=average, epochs=until, train_steps=1, lr=3e-2)
             resume(t, run)
             t.fit()
-            return run
-    every = fit('every', 5, 99)
-    fit('few', 3, 1)
-    few = fit('few', 5, 1)
-    name = figure.removeprefix('-')
-    seen = {r['epoch']: r[name] for r in every.metrics() if r['task'] and r['epoch']}                       # of what was there after so many epochs; nothing is kept of 0
-    best = (min if least else max)(seen, key=lambda e: (seen[e], -e if least else e))
-    assert every.best() == (every.folder / f'checkpoints/epoch_{best:04d}', seen[best])
-    kept = {int(p.name[-4:]) for p in few.checkpoints()}
-    assert kept == {5, best} and few.best()[1] == seen[best]
-    assert (tmp_path / 'few/best/pytorch_lora_weights.safetensors').read_bytes() == (tmp_path / 'every/best/pytorch_lora_weights.safetensors').read_bytes()
+        assert run.best() == (folder / f'checkpoints/epoch_{best:04d}', values[best])
+        assert [p.name for p in run.checkpoints()] == [f'epoch_{e:04d}' for e in (best, until)]
+        then = epochs.seen[best][0]
+        with t.policy.swapped([then['average/' * bool(average) + n] for n in t.policy.named_parameters()]): t.policy.save(tmp_path / f'best {best}')
+        written, expected = (load_file(at / 'pytorch_lora_weights.safetensors') for at in (folder / 'best', tmp_path / f'best {best}'))
+        assert same(written, expected)
+        note = (folder / 'best/README.md').read_text()
+        assert f'the weights after {best} of the epochs' in note and name in note
     t = trainer([], ema_decay=average)
-    saved = load_state(every.best()[0], named_state(t))
-    assert saved['epoch'] == best
-    note = (tmp_path / 'every/best/README.md').read_text()
-    assert f'the weights after {best} of the epochs' in note and name in note
+    assert load_state(run.best()[0], named_state(t))['epoch'] == 3 and same(copied(named_state(t)), then)
 
 def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     "Deleting stops at the first file; the next checkpoint sweeps up."
@@ -242,8 +246,9 @@ def test_files_have_the_mode_that_a_new_file_has(tmp_path):
     before = os.umask(0o027)
     try:
         with Run.create(tmp_path / 'r', {}) as run: trainer([Recorder(run, PROMPTS)], epochs=1).fit()
+        for train in ('lora', 'full'): Policy(tiny_sd(), num_steps=3, train=train).save(tmp_path / 'alone' / train)
     finally: os.umask(before)
-    assert {p.stat().st_mode & 0o777 for p in run.folder.rglob('*') if p.is_file()} == {0o640}
+    for folder in (run.folder, tmp_path / 'alone'): assert {p.stat().st_mode & 0o777 for p in folder.rglob('*') if p.is_file()} == {0o640}
 
 def test_a_lost_record_comes_back_from_the_checkpoint(tmp_path):
     "A kill between the checkpoint and the line, or a damaged line."
@@ -255,15 +260,23 @@ def test_a_lost_record_comes_back_from_the_checkpoint(tmp_path):
         assert [*run.metrics()] == rows
 
 def test_a_state_too_large_to_wait_for_is_written_from_a_copy(tmp_path, monkeypatch):
-    "The same files, though the weights change while they are written."
+    "Each checkpoint has the weights and moments of its epoch, though they changed while it was written."
     import drl_toolkit.runs.run as runs
-    with Run.create(tmp_path / 'direct', {}) as run: trainer([Recorder(run, PROMPTS)]).fit()
     monkeypatch.setattr(runs, 'DIRECT', 0)
-    plain, slow = runs.save_file, lambda *a, **k: (time.sleep(.2), plain(*a, **k))
+    plain, changed, epochs = runs.save_file, [], EachEpoch()
+    def slow(tensors, file):
+        end, before = time.monotonic() + 30, copied(named_state(t))
+        while t.epoch < 4 and same(before, copied(named_state(t))) and time.monotonic() < end: time.sleep(.01)       # until the training has gone on
+        changed.append(not same(before, copied(named_state(t))))
+        plain(tensors, file)
     monkeypatch.setattr(runs, 'save_file', slow)
-    with Run.create(tmp_path / 'beside', {}) as run: trainer([Recorder(run, PROMPTS)]).fit()
-    files = lambda name: {p.relative_to(tmp_path / name).as_posix(): p.read_bytes() for p in (tmp_path / name / 'checkpoints').rglob('*.safetensors')}
-    assert files('direct') == files('beside') and len(files('direct')) >= 4
+    with Run.create(tmp_path / 'r', {}) as run:
+        t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, num_minibatches=2)
+        t.fit()
+    assert any(changed) and [p.name for p in run.checkpoints()] == [f'epoch_{e:04d}' for e in (1, 2, 3, 4)]
+    for checkpoint, (weights, moments) in zip(run.checkpoints(), epochs.seen.values()):
+        saved, saved_moments, _ = read_state(checkpoint)
+        assert same(saved, weights) and same(saved_moments, moments) and moments
 
 def test_an_error_beside_the_training_ends_it_in_one_line(tmp_path, monkeypatch):
     import drl_toolkit.runs.run as runs

@@ -180,9 +180,9 @@ def test_a_second_policy_on_a_pipeline(capsys):
 
 def test_an_untrained_lora_is_made_anew_by_another_seed(capsys):
     pipeline = tiny_sd()
-    Policy(pipeline, num_steps=2, seed=0)
-    mine = {n: p.clone() for n, p in Policy(pipeline, num_steps=2, seed=1).named_parameters().items()}
-    fresh = Policy(tiny_sd(), num_steps=2, seed=1).named_parameters()
+    Policy(pipeline, num_steps=2, lora_seed=0)
+    mine = {n: p.clone() for n, p in Policy(pipeline, num_steps=2, lora_seed=1).named_parameters().items()}
+    fresh = Policy(tiny_sd(), num_steps=2, lora_seed=1).named_parameters()
     assert all(torch.equal(mine[n], fresh[n]) for n in fresh) and not capsys.readouterr().err
 
 def test_a_lora_of_one_s_own_is_trained_on_or_is_the_base_of_another(tmp_path, capsys):

@@ -13,7 +13,8 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -8,10 +8,12 @@ from diffusers import UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 from drl_toolkit.sampling.memory import GpuBytes, Load, advise, cuda_autocast, estimate, hollow_pipeline
-from drl_toolkit.sampling.policy import Policy, PolicyConfig
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.sampling.config import PolicyConfig
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import long, some
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))

@@ -7,10 +7,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from drl_toolkit.sampling import policy as policy_module
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.algorithms.objectives import data_loss
-from drl_toolkit.sampling.policy import Policy, PolicyConfig
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.sampling.config import PolicyConfig
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 BUILDERS = dict(sd=tiny_sd, sdxl=tiny_sdxl, sd3=tiny_sd3, flux=tiny_flux, pixart=tiny_pixart)
@@ -205,11 +207,11 @@ def test_checkpointing_is_the_same_gradient():
     assert torch.allclose(*grads, rtol=1e-4, atol=1e-7)
 
 @pytest.mark.parametrize('options, words', [
-    (dict(sde='x'), "sde is 'x'; it should be one of ''"), (dict(precision='fp8'), "precision is 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype is 'int8'"),
-    (dict(guidance_rescale=2.), r'guidance_rescale is 2.0; it should lie in \[0, 1\]'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
+    (dict(sde='x'), "sde must be one of '', .*got 'x'"), (dict(precision='fp8'), "precision must be one of .*got 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype must be one of .*got 'int8'"),
+    (dict(guidance_rescale=2.), r'guidance_rescale must be in \[0, 1\]; got 2.0'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
     (dict(sde_start=3, sde_steps=4), 'stochastic_steps holds 4; indices from 0 to 3'), (dict(scheduler='Adam'), "scheduler is 'Adam'; the name of a scheduler"),
-    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank is 0; it should be a whole number of 1 or more'),
-    (dict(guidance_scale='3'), "guidance_scale is '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler is PNDMScheduler; one of these is right')])
+    (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank must be 1 or more; got 0'),
+    (dict(guidance_scale='3'), "guidance_scale must be a finite number; got '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler is PNDMScheduler; one of these is right')])
 def test_bad_options_are_named(options, words):
     with pytest.raises((TypeError, ValueError), match=words): policy_of('sd', **options)
 

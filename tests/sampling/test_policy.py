@@ -84,8 +84,8 @@ def test_bad_models_are_one_line(tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match='cannot be read') as caught: Policy.from_pretrained(tmp_path / 'cut')
     assert '\n' not in str(caught.value)
-    with pytest.raises(ValueError, match="train is 'half'"): Policy(tiny_sd(), train='half')
-    with pytest.raises(ValueError, match='num_steps is 0'): Policy(tiny_sd(), num_steps=0)
+    with pytest.raises(ValueError, match="train must be one of .*got 'half'"): Policy(tiny_sd(), train='half')
+    with pytest.raises(ValueError, match='num_steps must be 1 or more; got 0'): Policy(tiny_sd(), num_steps=0)
 
 def test_freed_memory_is_used_again():
     "After the first calls the kernel is asked for no more pages; a forward of these rows would need thousands."

@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
-from drl_toolkit.sampling.transitions import PREV_TIMESTEPS, Gaussian, sampler_coefficients, training_tables, transition
+from drl_toolkit.sampling.transitions import Gaussian, sampler_coefficients, training_tables, transition
+from drl_toolkit.sampling.config import PREV_TIMESTEPS
 
 ORACLES = Path(__file__).parents[1] / 'oracles'
 CASES = json.loads((ORACLES / 'oracles.json').read_text())['transitions']

@@ -5,7 +5,9 @@ from drl_toolkit.rewards.composition import shipped_detector
 from drl_toolkit.rewards.fairness import shipped_reader
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.recipes.recipes import METHODS, RunConfig, composition_task, fairness_task, make_trainer, method_fields, preference_task
+from drl_toolkit.recipes.recipes import composition_task, fairness_task, make_trainer, preference_task
+from drl_toolkit.recipes.methods import METHODS, method_fields
+from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.emoji.world import load_demo

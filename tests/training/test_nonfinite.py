@@ -10,7 +10,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, TrainConfig, Trainer
+from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, Trainer
+from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
 @reward
@@ -205,7 +206,7 @@ def test_a_watched_reward_never_ends_a_run(how, tmp_path, capsys):
     assert ("'bad' failed" if how == 'raise' else "1 of 4 images") in capsys.readouterr().out
 
 def test_progress_shows_the_headline_figure():
-    from drl_toolkit.rewards.fairness import fairness
+    from drl_toolkit.emoji.rewards import fairness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.training.trainer import shown
     assert shown(fairness, dict(reward=.003, parity=.41), 'fairness') == ('fairness parity', '0.410')

@@ -9,7 +9,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.training.ratio import explain_ratio, ratio_noise
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer, pick_steps
+from drl_toolkit.training.trainer import Trainer, pick_steps
+from drl_toolkit.training.config import TrainConfig
 
 @reward
 def redness(images, prompts): return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from drl_toolkit.ui import plots as P
 from drl_toolkit.runs.recordings import _STEPS
-from drl_toolkit.emoji.world import TONES
+from drl_toolkit.rewards.fairness import TONES
 from drl_toolkit.utils.images import sheet
 
 ODD = 'a "quoted" $x_1$ prompt / with \\slashes & <b>tags</b> ' + 'that is long ' * 9

@@ -10,7 +10,8 @@ from drl_toolkit.evaluation import evaluate as E
 from drl_toolkit.ui import report as R
 from drl_toolkit.cli.main import main
 from drl_toolkit.evaluation.drift import drift
-from drl_toolkit.evaluation.eval_rewards import EMOJI_EVAL_REWARDS, EvalReward, evaluate_rewards
+from drl_toolkit.evaluation.eval_rewards import EvalReward, evaluate_rewards
+from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
 from drl_toolkit.rewards.pixels import sharpness
 from drl_toolkit.rewards.reward import jpeg_compressibility
 from drl_toolkit.emoji.tiny import tiny_sd
@@ -77,7 +78,7 @@ def test_eval_of_a_run_that_watched(tmp_path, capsys, few_prompt_sets):
     assert nats > 0 and 'seconds' in json.loads((tmp_path / 'e/summary.json').read_text())
 
 def test_eval_of_any_other_model(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(E, 'speaks_emoji', lambda policy: False)                            # the tiny one has the emoji tokenizer
+    monkeypatch.setattr('drl_toolkit.emoji.evaluation.speaks_emoji', lambda policy: False)                            # the tiny one has the emoji tokenizer
     tiny_sd().save_pretrained(tmp_path / 'm')
     assert main(['train', 'compressibility', '--model', str(tmp_path / 'm'), '--out', str(tmp_path / 'run'), '--epochs', '1', '--num-steps', '2', '--train-steps', '1']) == 0
     assert main(['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'e'), '--size', '.1']) == 0

@@ -17,7 +17,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, Observations
 from drl_toolkit.runs.run import Recorder, Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 from drl_toolkit.ui.widgets import BranchExplorer, Demographics, Monitor, PathExplorer, RewardLab, RunComparison, View, function_in, img, live_path, mistake
 
 def brightness(images, prompts): return images.mean((1, 2, 3))
@@ -271,7 +272,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.runs.run import Run
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import TrainConfig, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.config import TrainConfig
 slow, fast = Run.open('runs/slow'), Run.open('runs/fast')
 def patient(images, prompts): time.sleep(.4); return images.mean((1, 2, 3))
 def make(monitor, epochs=60):

@@ -45,11 +45,19 @@ def test_a_signal_asks_once_and_ends_the_second_time(monkeypatch):
             time.sleep(.55)
             with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), number); time.sleep(1)
     assert heard == ['SIGHUP', 'SIGTERM', 'SIGINT'] and signal.getsignal(signal.SIGHUP) == before
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)                                                         # nohup
+
+@pytest.mark.parametrize('ignored', [signal.SIGHUP, signal.SIGINT])
+def test_what_a_shell_ignores_stays_ignored_and_sigterm_asks(ignored):
+    "nohup ignores SIGHUP, and `drl train … &` in a script SIGINT: neither ends the run, and SIGTERM still does so in good order."
+    heard, before = [], signal.signal(ignored, signal.SIG_IGN)
     try:
-        with stop_on_signals(heard.append): os.kill(os.getpid(), signal.SIGHUP)
-    finally: signal.signal(signal.SIGHUP, before)
-    assert len(heard) == 3
+        with stop_on_signals(heard.append):
+            os.kill(os.getpid(), ignored); os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(.55)
+            os.kill(os.getpid(), ignored)
+            with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)
+        assert heard == ['SIGTERM'] and signal.getsignal(ignored) is signal.SIG_IGN
+    finally: signal.signal(ignored, before)
 
 @long
 def test_a_terminal_that_closes_saves_and_leaves(tiny, tmp_path):
@@ -85,7 +93,7 @@ def test_a_full_disk_where_the_output_goes_leaves_nothing_half_written(tiny, tmp
 
 def test_a_second_interrupt_ends_it_though_a_reward_is_awaited(tmp_path):
     "As in an overlapped wait for a remote reward: the thread that waits is not waited for."
-    script = ("import sys, time\\nfrom concurrent.futures import ThreadPoolExecutor\\nfrom drl_toolkit import cli\\n"
+    script = ("import sys, time\\nfrom concurrent.futures import ThreadPoolExecutor\\nfrom drl_toolkit.cli import main as cli\\n"
               "def slow(args): print('waits', flush=True); ThreadPoolExecutor(1).submit(time.sleep, 300).result()\\n"
               "cli.COMMANDS['vote'] = slow\\nsys.argv = ['drl', 'vote', 'x']\\nsys.exit(cli.main())\\n").replace('\\n', '\n')
     process = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
@@ -100,6 +108,14 @@ def test_what_the_terminal_cannot_write_is_escaped(monkeypatch):
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding='ascii'))
     with steady_output() as (out, _): print('half ± of it')
     assert raw.getvalue() == b'half \\xb1 of it\n' and out.broken is None and sys.stdout.errors == 'strict'
+
+def test_what_a_run_names_does_nothing_to_the_terminal(monkeypatch, capsys):
+    "Of every command's stdout: a note, a model, a task's name. Colours stay, and the progress bars of stderr."
+    def command(args): print('model \x1b]0;title\x07 \x1b[2J \r\u202e', '\x1b[1mbold\x1b[0m'); print('\r 50 %\x1b[A', file=sys.stderr)
+    monkeypatch.setitem(cli.COMMANDS, 'vote', command)
+    assert cli.main(['vote', 'x']) == 0
+    out, err = capsys.readouterr()
+    assert out == 'model \\x1b]0;title\\x07 \\x1b[2J \\r\\u202e \x1b[1mbold\x1b[0m\n' and err == '\r 50 %\x1b[A\n'
 
 @pytest.mark.parametrize('fails', ['write', 'flush'])
 @pytest.mark.parametrize('error, status', [(BrokenPipeError(32, 'Broken pipe'), 141), (OSError(28, 'No space left on device'), 2)])

@@ -25,6 +25,7 @@ from drl_toolkit.runs.recordings import read_frames, recorded_epochs
 from drl_toolkit.prompts.task import load_prompts
 from drl_toolkit.runs.run import Control, Run, find_runs
 from drl_toolkit.prompts.streams import PromptStream
+from drl_toolkit.recipes.config import read_config
 
 TIMES, SECONDS, MEGABYTES = int(os.environ.get('FUZZ', 1)), 10, 600
 fuzz = lambda count: settings(max_examples=count * TIMES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -88,7 +89,7 @@ def loaders(tmp_path_factory):
     def ballot():
         b = votes.Ballot(folder / 'ballot')
         b.draw('you'), b.result()
-    def configured(): return recipes.read_config(Run.open(run.folder).config)
+    def configured(): return read_config(Run.open(run.folder).config)
     own = lambda name: run.folder / name
     return {'config.json': (own('config.json'), lambda: find_runs(folder)), 'configuration': (own('config.json'), configured),
             'metrics.jsonl': (own('metrics.jsonl'), run.metrics), 'lock': (own('lock'), lambda: run.alive), 'control.json': (own('control.json'), lambda: Control(run.folder).want),

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from ...prompts import task as P
+from .. import prompts as P
 
 from .. import world
 from ...rewards.composition import shipped_detector
-from ...evaluation.evaluate import OBJECT_PROMPTS, OCCUPATION_PROMPTS, PromptSet, named_by_clip, read_pictures, sample_prompt_sets
-from ...rewards.fairness import ToneReader, tone_shares
+from ...evaluation.evaluate import PromptSet, sample_prompt_sets
+from ..evaluation import OBJECT_PROMPTS, OCCUPATION_PROMPTS, named_by_clip, read_pictures
+from ...rewards.fairness import TONES, ToneReader, tone_shares
 from ...sampling.rollout import rollout
 from ...sampling.policy import Policy
 from . import clip, detector, preference, tones
@@ -56,7 +57,7 @@ def tone_by_colour(
     reach:float=.12,     # largest difference of a channel at which a pixel counts as skin
 ) -> torch.Tensor:       # (B,) long; -1 where no skin is found
     "The tone whose emoji colour most pixels of the picture's middle have."
-    colours = torch.tensor([tones.SKIN[t] for t in world.TONES]) / 255
+    colours = torch.tensor([tones.SKIN[t] for t in TONES]) / 255
     gap = (images[:, None, :, 18:46, 18:46] - colours[None, :, :, None, None]).abs().amax(2)
     nearest = torch.where(gap.amin(1) < reach, gap.argmin(1), -1).flatten(1)
     counts = torch.stack([(nearest == t).sum(1) for t in range(len(colours))], 1)

@@ -24,6 +24,7 @@ from .tokenizer import CONTEXT, world_tokenizer
 from ..world import BACKGROUNDS, OBJECTS, OCCUPATIONS, PAIRS, Scene, Wanted
 from ...utils.images import to_tensor
 from ...utils.loading import assets_dir
+from ...utils.words import article
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #9b63b7c2
 WORK = Path('work/pretrain')      # states while training; not in git
@@ -85,7 +86,7 @@ def near_misses(wanted:Wanted, rng:random.Random) -> list:
     return misses
 
 SHARES = dict(portrait=.3, object=.2, pair=.38, count=.12)    # kinds of request in a batch
-VOCABULARY = [f'a portrait of {world.article(o)}' for o in OCCUPATIONS] + [world.article(o) for o in OBJECTS]
+VOCABULARY = [f'a portrait of {article(o)}' for o in OCCUPATIONS] + [article(o) for o in OBJECTS]
 
 def request(rng:random.Random) -> Wanted:
     "A request of any kind, over all pairs: a judge has no held-out ones."

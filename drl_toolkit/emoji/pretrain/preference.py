@@ -23,6 +23,7 @@ from .core import Plan, Trainee, fit
 from .tokenizer import world_tokenizer
 from ..world import Scene, Wanted
 from ...utils.loading import assets_dir
+from ...rewards.fairness import TONES
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #85727b45
 COSTS = dict(
@@ -137,7 +138,7 @@ def random_picture(asked:Wanted, rng:random.Random, scene:Scene=None) -> Picture
 def other_tone(picture:Picture, rng) -> Picture:
     "The same picture of a person with another skin tone."
     p = picture.scene.placed[0]
-    tone = rng.choice([t for t in world.TONES if t != p.tone])
+    tone = rng.choice([t for t in TONES if t != p.tone])
     return replace(picture, scene=replace(picture.scene, placed=(replace(p, tone=tone),)))
 
 def random_group(k:int, rng:random.Random) -> tuple: # what is asked, k pictures
@@ -213,9 +214,9 @@ def score(
 def tone_scores(model, tokenizer, n:int, rng) -> torch.Tensor: # (5, n)
     "Scores of n clean portraits, each in the five tones and otherwise the same."
     wanted = [world.random_wanted(rng, 'portrait') for _ in range(n)]
-    scenes = [world.compose(w, rng, tone=world.TONES[0]) for w in wanted]
+    scenes = [world.compose(w, rng, tone=TONES[0]) for w in wanted]
     with_tone = lambda s, tone: replace(s, placed=(replace(s.placed[0], tone=tone),))
-    pictures = [Picture(with_tone(s, tone)) for tone in world.TONES for s in scenes]
+    pictures = [Picture(with_tone(s, tone)) for tone in TONES for s in scenes]
     return score(model, tokenizer, pixels_of(pictures, rng), [world.prompt_of(w) for w in wanted] * 5).view(5, n)
 
 def evaluate(

@@ -19,7 +19,8 @@ from transformers import AutoModelForImageClassification, ConvNextImageProcessor
 from .. import world
 from .core import Plan, Trainee, fit
 from .detector import DEVICE, WORK, blurred, handwriting, mixed, refresh_batch_norm, save, some, warp
-from ..world import IMAGE_SIZE, OCCUPATIONS, TONES, Scene
+from ..world import IMAGE_SIZE, OCCUPATIONS, Scene
+from ...rewards.fairness import TONES
 from ...utils.images import to_tensor
 from ...utils.loading import assets_dir
 

@@ -25,7 +25,8 @@ from ...sampling.policy import Policy
 from .base import STEPS, TAUGHT, WORK, Denoiser, scenes_tensor, velocities
 from .card import total_variation
 from .core import Plan, lr_at, write_atomic
-from ..world import OCCUPATIONS, TONE_TABLE, TONES
+from ..world import OCCUPATIONS, TONE_TABLE
+from ...rewards.fairness import TONES
 from ...utils.loading import assets_dir, no_progress_bars
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #48ab0319
