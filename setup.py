@@ -8,6 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+EXTRAS = [key.removesuffix('_requirements') for key in cfg if key.endswith('_requirements')]
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
@@ -17,6 +18,6 @@ setup(
     package_dir={'drl_toolkit.assets': 'assets'},
     package_data={'drl_toolkit.assets': [str(p.relative_to(here / 'assets')) for p in (here / 'assets').rglob('*') if p.is_file()],
                   '': ['templates/*', 'static/*']},
-    install_requires=cfg['requirements'].split(), extras_require={kind: cfg[f'{kind}_requirements'].split() for kind in ('data', 'ocr', 'dev')},
+    install_requires=cfg['requirements'].split(), extras_require={kind: cfg[f'{kind}_requirements'].split() for kind in EXTRAS},
     entry_points={'console_scripts': cfg['console_scripts'].split()}, zip_safe=False,
 )

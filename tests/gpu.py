@@ -19,8 +19,9 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / 'benchmarks')]
 import test_matrix as matrix
 
-from drl_toolkit.sampling.policy import Policy, best_device, prepare_deterministic
+from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.config import PolicyConfig
+from drl_toolkit.utils.devices import best_device, prepare_deterministic
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd
@@ -96,11 +97,11 @@ def first_ratio(args, keep):
     for precision in ('fp32', 'bf16') if args.quick else ('fp32', 'bf16', 'fp16'):
         for name, noise in dict(own=0, moved=1e-2).items():
             policy = tiny(args, precision=precision)
-            exact = policy.call
-            policy.call = lambda x, *rest, exact=exact, noise=noise: exact(x, *rest) + noise * x.mean(0) if noise else exact(x, *rest)
+            exact = policy.adapter.forward
+            policy.adapter.forward = lambda x, *rest, exact=exact, noise=noise: exact(x, *rest) + noise * x.mean(0) if noise else exact(x, *rest)
             trainer = trainer_of(policy, 16, num_minibatches=2, micro_batch=16, train_steps=0)
-            batch = trainer.collect(trainer.tasks[0], 0)
-            stats = trainer.gradient(trainer.plan(batch)[0], batch)
+            batch = trainer.collect(trainer.tasks[0])
+            stats = trainer.updates.gradient(trainer.updates.plan(batch)[0], batch)
             row = {key: float(stats.get(key, 0)) for key in ('ratio_min', 'ratio_max', 'ratio_noise', 'anchored_transitions')}
             row['ok'] = row['ratio_min'] == row['ratio_max'] == 1 and (not noise or row['anchored_transitions'] > 0)
             found[f'{precision} {name}'] = row

@@ -4,7 +4,7 @@ import copy
 import torch
 
 from drl_toolkit.runs.run import named_state, optimizer_tensors
-from drl_toolkit.training.trainer import Callback
+from drl_toolkit.training.callbacks import Callback
 
 HOOKS = ('before_fit', 'after_sample', 'after_plan', 'after_epoch', 'after_fit')
 
@@ -29,7 +29,7 @@ def everything(trainer, args):
     gradients = {f'gradient/{i}': p.grad for i, p in enumerate(trainer.params) if p.grad is not None}
     tensors = weights | moments | copied(learnt_from | gradients)
     modes = [(m.training, [p.requires_grad for p in m.parameters(False)]) for m in trainer.policy.network.modules()]
-    return tensors, (copy.deepcopy(trainer.state()), modes)
+    return tensors, (copy.deepcopy(trainer.state_dict()), modes)
 
 def without(state, prefixes): # prefixes: a tuple, of which an empty one begins no name
     "The same without the figures that a callback may add to the record of an epoch."

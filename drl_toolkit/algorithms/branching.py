@@ -14,7 +14,7 @@ import torch
 from . import advantages
 from ..sampling.rollout import Trajectory, batch_size_for, batches_at_once, prepare_latents, generators_of, in_parallel, joined, sample_seed, denoise
 from ..sampling.policy import Policy
-from ..training.trainer import RolloutSampler
+from .interfaces import RolloutSampler
 
 # %% ../../nbs/algorithms/04_branching.ipynb #eb2cb5aa
 def trained_steps(
@@ -105,36 +105,42 @@ def branch_rollout(
 @dataclass
 class BranchSampler(RolloutSampler):
     "B²-DiffuRL's sampler: backward progressive training, and branches where training begins."
-    first: float = .7       # share of the steps that is trained at the start; 1 trains all from the start
+    first: float = .7         # share of the steps that is trained at the start; 1 trains all from the start
     share_prefix: bool = True # branches; False is backward progressive training alone
-    grow: bool = True       # the trained part grows to all; otherwise it stays as it is
+    grow: bool = True         # the trained part grows to all; otherwise it stays as it is
     schedule: Callable = None # (epoch, epochs, num_steps) -> how many of the last steps are trained; in equal stages from `first` to all by default
+    records_graphs = False
 
     def __post_init__(self):
         trained_steps(0, 1, 1, self.first)                                    # refuses a share that is none
 
-    def check(self, trainer):
+    def check(self, run):
         "The schedule must fit the steps, and a branch needs others beside it."
-        self.steps(trainer)
-        alone = [t.name for t in trainer.tasks if t.group_size < 2] if self.share_prefix else []
-        if alone: raise ValueError(f'task {alone[0]!r} has group_size 1, so that nothing branches; 2 or more is right, or backward progressive training alone')
+        self.steps(run)
+        alone = [task.name for task in run.tasks if task.group_size < 2] if self.share_prefix else []
+        if alone: raise ValueError(f'group_size of task {alone[0]!r} must be 2 or more for branches; got 1 '
+                                   '(or take backward progressive training alone)')
 
-    def steps(self, trainer) -> int:
+    def steps(self,
+        run,       # a `RunContext`
+    ) -> int:
         "How many of the last steps are trained now."
-        epoch, epochs, steps = trainer.epoch if self.grow else 0, trainer.config.epochs, trainer.policy.num_steps
-        count = self.schedule(epoch, epochs, steps) if self.schedule else trained_steps(epoch, epochs, steps, self.first)
-        if not 1 <= count <= steps: raise ValueError(f'schedule says {count!r} in epoch {epoch}; 1 … {steps} (the number of steps) is right')
+        epoch, steps = run.epoch if self.grow else 0, run.policy.num_steps
+        if self.schedule: count = self.schedule(epoch, run.epochs, steps)
+        else: count = trained_steps(epoch, run.epochs, steps, self.first)
+        if not 1 <= count <= steps: raise ValueError(f'schedule must be in 1 … {steps} (the number of steps); got {count!r} in epoch {epoch}')
         return count
 
-    def draw(self, trainer, task, prompts, groups, seed, epoch, first=0) -> Trajectory:
-        "Families with a common prefix."
-        if not self.share_prefix: return super().draw(trainer, task, prompts, groups, seed, epoch, first)
-        return branch_rollout(trainer.policy, prompts, groups, self.steps(trainer), seed, epoch, first=first)
+    def sample(self, run, request):
+        "Groups with a common prefix."
+        if not self.share_prefix: return super().sample(run, request)
+        return branch_rollout(run.policy, request.prompts, request.groups, self.steps(run), request.seed, request.epoch,
+                              first=request.first)
 
-    def trainable(self, trainer) -> torch.Tensor: # (T,) bool
+    def trainable(self, run):
         "The last steps only."
-        count = trainer.policy.num_steps
-        return torch.arange(count) >= count - self.steps(trainer)
+        count = run.policy.num_steps
+        return torch.arange(count) >= count - self.steps(run)
 
 # %% ../../nbs/algorithms/04_branching.ipynb #0c9c53dd
 def depth_credit(
@@ -154,30 +160,35 @@ def depth_credit(
 
 @dataclass
 class TreeSampler(RolloutSampler):
-    "BranchGRPO's sampler: the paths of a group part again and again, and each stretch is credited with what came of it."
+    "BranchGRPO's sampler: the paths of a group part again and again, and each stretch has the advantage of what came of it."
     splits: tuple = (0, 2)  # denoising steps before which all paths part, ascending
+    records_graphs = False
 
     def __post_init__(self):
-        whole = all(isinstance(s, int) and s >= 0 for s in self.splits)
-        if not self.splits or not whole or sorted(set(self.splits)) != list(self.splits): raise ValueError(f'splits is {self.splits!r}; ascending steps such as (0, 2) are right')
+        whole = all(isinstance(step, int) and step >= 0 for step in self.splits)
+        if not self.splits or not whole or sorted(set(self.splits)) != list(self.splits):
+            raise ValueError(f'splits must be ascending steps such as (0, 2); got {self.splits!r}')
 
-    def check(self, trainer):
+    def check(self, run):
         "The steps must exist, and each group must be a whole tree."
-        if self.splits[-1] >= trainer.policy.num_steps: raise ValueError(f'splits is {self.splits!r}; below {trainer.policy.num_steps} (the number of steps) is right')
-        for task in trainer.tasks:
-            if task.group_size < 2: raise ValueError(f'task {task.name!r} has group_size 1, so that nothing parts; {2 ** len(self.splits)} is right for splits {self.splits!r}')
+        steps = run.policy.num_steps
+        if self.splits[-1] >= steps: raise ValueError(f'splits must be below {steps} (the number of steps); got {self.splits!r}')
+        for task in run.tasks:
+            if task.group_size < 2: raise ValueError(f'group_size of task {task.name!r} must be {2 ** len(self.splits)} or another power '
+                                                     f'for splits {self.splits!r}; got 1')
             nodes(torch.zeros(task.group_size), 0, len(self.splits))
 
-    def draw(self, trainer, task, prompts, groups, seed, epoch, first=0) -> Trajectory:
+    def sample(self, run, request):
         "A tree for every group."
-        return tree_rollout(trainer.policy, prompts, groups, self.splits, seed, epoch, first=first)
+        return tree_rollout(run.policy, request.prompts, request.groups, self.splits, request.seed, request.epoch,
+                            first=request.first)
 
-    def trainable(self, trainer) -> torch.Tensor: # (T,) bool
-        "From the first parting on."
-        return torch.arange(trainer.policy.num_steps) >= self.splits[0]
+    def trainable(self, run):
+        "From the first branch point on."
+        return torch.arange(run.policy.num_steps) >= self.splits[0]
 
-    def advantage(self, batch, rows) -> torch.Tensor: # (N,)
+    def advantage(self, batch, transitions):
         "Of the node that a row's step leads through."
-        depth = torch.searchsorted(torch.tensor(self.splits), rows['step'].cpu(), right=True)
-        credit = depth_credit(batch.advantage.cpu(), batch.groups, len(self.splits))                 # in float64
-        return credit[depth, rows['sample'].cpu()].to(batch.advantage.device)
+        depth = torch.searchsorted(torch.tensor(self.splits), transitions['step'].cpu(), right=True)
+        by_depth = depth_credit(batch.advantage.cpu(), batch.groups, len(self.splits))                 # in float64
+        return by_depth[depth, transitions['sample'].cpu()].to(batch.advantage.device)

@@ -267,7 +267,7 @@ def try_epoch(
     return Trial(samples, record['seconds'], memory.peak, noise, record)
 
 def _on_gpu(config):
-    from drl_toolkit.sampling.policy import best_device
+    from drl_toolkit.utils.devices import best_device
     return (config.device or best_device()).startswith('cuda')
 
 def _task_to_try(samples):

@@ -7,6 +7,7 @@ __all__ = ['BUCKET', 'RankSlice', 'rank_slice', 'ProcessError', 'Processes', 'Pu
 
 # %% ../../nbs/distributed/01_processes.ipynb #3a154b0e
 import json, os, re, threading, time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,7 +69,7 @@ class Processes:
         self.exchanged = 0                                            # bytes of tensors that this process gave or took in collective calls
         self.leaving, self.others_leaving = '', ''                    # why this process, or another one, was asked to stop
         self.pulse = None                                             # what the others can read of this process, see `Pulse`
-        self.collectives = None                                           # where weights are sharded: what to do for others who still work (notebook `distributed/02_shards`)
+        self.idle = None                                              # what to do for others who still work, see `while_idle`
         self.meeting = torch.device('cpu') if count == 1 or dist.get_backend() == 'gloo' else self.device    # where tensors must lie to be sent
 
     @property
@@ -80,6 +81,16 @@ class Processes:
     def stop_asked(self) -> str:
         "Why the run should end after this epoch; of other processes it is known since the last `raise_together`."
         return self.leaving or self.others_leaving
+
+    def while_idle(self,
+        help:Callable,   # () -> None; joins the collective calls of those who still work
+    ):
+        "Register what this process does at the end of a stretch while others still work (notebook `distributed/02_shards`)."
+        self.idle = help
+
+    def say(self, words):
+        "Print something, in the main process."
+        if self.main: print(words)
 
     def ask_to_stop(self, reason:str):
         "Remember that this process was asked to leave, such as by a signal."
@@ -209,7 +220,7 @@ def raise_together(self:Processes):
     error = None
     try: yield
     except Exception as e: error = e
-    if self.collectives: self.collectives('nothing')
+    if self.idle: self.idle()
     told = self.all_gather_object([error and f'{type(error).__name__}: {error}', self.leaving])
     self.others_leaving = next((reason for _, reason in told if reason), '')
     if error: raise error

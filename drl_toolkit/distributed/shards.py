@@ -14,21 +14,32 @@ from fastcore.basics import patch
 import torch
 import torch.distributed as dist
 
-from ..sampling.policy import Policy, wide
+from ..sampling.policy import Policy
+from ..utils.devices import wide
 from .processes import Processes
 
 # %% ../../nbs/distributed/02_shards.ipynb #665aa693
 HELD = ('weights', 'base', 'average', 'exp_avg', 'exp_avg_sq', 'other')   # lists of tensors that lie in parts
-NEEDS = ('nothing', 'back', *(f'{verb} {name}' for verb in ('keep', 'exchange', 'gather', 'spread') for name in HELD), 'backward', 'forward', 'gradient')
+NEEDS = ('nothing', 'back', *(f'{verb} {name}' for verb in ('keep', 'exchange', 'gather', 'spread') for name in HELD),
+         'backward', 'forward', 'gradient')   # from the least urgent to the most
 
-def check_shard(trainer):
-    "Refuse what sharded weights cannot do."
-    policy, wrong = trainer.policy, lambda why: ValueError(f'shard is True, but {why}')
-    if trainer.processes.count == 1: raise wrong('there is one process, which has to hold everything; start several by torchrun or accelerate launch, or leave it out')
-    if policy.train != 'full': raise wrong(f"train is {policy.train!r}, whose gradient and moments are small in any case; it should be 'full'")
-    if policy.train_text_encoder: raise wrong('train_text_encoder is True, and only the denoising network is sharded; one of them should be False')
-    if policy.precision == 'fp16': raise wrong("precision is 'fp16', whose scale each process would choose by its own part of the gradient; 'bf16' or 'fp32' is right")
-    if not trainer.objective.one_call: raise wrong(f'{type(trainer.objective).__name__} goes back through several calls of the network at once; the policy gradient does not')
+def check_shard(
+    policy:Policy,
+    objective,            # an `Objective`
+    processes:Processes,
+):
+    "Raise `ValueError` for what sharded weights cannot do."
+    wrong = lambda why: ValueError(f'shard is True, but {why}')
+    if processes.count == 1:
+        raise wrong('there is one process, which has to hold everything; start several by torchrun or accelerate launch, or leave it out')
+    if policy.train != 'full':
+        raise wrong(f"train must be 'full', since the gradient and moments of a LoRA are small in any case; got {policy.train!r}")
+    if policy.train_text_encoder:
+        raise wrong('train_text_encoder is True, and only the denoising network is sharded; one of them should be False')
+    if policy.precision == 'fp16':
+        raise wrong("precision must be 'bf16' or 'fp32', since each process would choose fp16's scale by its own part of the gradient; got 'fp16'")
+    if not objective.single_call:
+        raise wrong(f'{type(objective).__name__} goes back through several calls of the network at once; the policy gradient does not')
     if policy.shards is not None: raise wrong('the policy has been sharded by another trainer; make a new one')
 
 # %% ../../nbs/distributed/02_shards.ipynb #423e70ef
@@ -42,13 +53,14 @@ class Shards:
         self.example = self.pending = None                            # what the network was told first; an answer whose gradient is still to come
         self.exchanged = []                                           # weights that others stand in for
         processes.copy_from_main(policy.parameters())
-        names, base = list(policy.named_parameters()), policy._base
+        names, base = list(policy.named_parameters()), policy.base_weights() if policy.knows_base else None
         _shard(self.network, processes)
         self.whole = list(self.network.parameters())                  # as `fully_shard` sees them
         self.params = [torch.nn.Parameter(p.detach().to_local()) for p in self.whole]
         self.named, self.held = dict(zip(names, self.params)), dict(weights=self.params)
-        if base is not None: self.held['base'] = policy._base = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
-        policy.shards, processes.collectives, self._call, policy.call = self, self.need, policy.call, self.call
+        if base is not None: self.held['base'] = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
+        policy.use_shards(self)
+        processes.while_idle(lambda: self.need('nothing'))
         with torch.no_grad(), policy.uncounted(): policy.forward(torch.zeros(1, *policy.latent_shape, device=policy.device), policy.timesteps[:1], policy.embed(policy.encode([''])))
 
     def part_of(self, whole:torch.Tensor, like, mine:torch.Tensor) -> torch.Tensor:
@@ -99,7 +111,7 @@ def join_collective(self:Shards, need:str):
     "One's own part of what another process needs."
     verb, _, name = need.partition(' ')
     if verb in ('forward', 'gradient'):
-        with torch.set_grad_enabled(verb == 'gradient'), self.policy.autocast(): answer = self._call(*self.example)
+        with torch.set_grad_enabled(verb == 'gradient'), self.policy.autocast(): answer = self.policy.adapter.forward(*self.example)
         if verb == 'gradient': self.pending = answer
     elif verb == 'backward': self._finish()
     else: getattr(self, f'_{verb}')(*([name] if name else []))
@@ -115,7 +127,7 @@ def call(self:Shards, *told) -> torch.Tensor:
     "The network's answer, by all processes together."
     self.need('gradient' if torch.is_grad_enabled() else 'forward')
     if self.example is None: self.example = told
-    answer = self._call(*told)
+    answer = self.policy.adapter.forward(*told)
     if not answer.requires_grad: return answer
     self.pending, seen = answer, answer.view_as(answer)
     seen.register_hook(self._before_backward)
@@ -160,6 +172,16 @@ def _exchange(self:Shards, name):
 def _back(self:Shards):
     for p, mine in zip(self.params, self.exchanged.pop()): p.copy_(mine)
 
+@patch(as_prop=True)
+def knows_base(self:Shards) -> bool:
+    "Whether the base's weights are held."
+    return 'base' in self.held
+
+@patch
+def base_weights(self:Shards) -> list: # of tensors
+    "The base's weights: those of now at the first call."
+    return self.held['base'] if self.knows_base else self.keep_base()
+
 @patch
 def keep_base(self:Shards) -> list: # of tensors
     "Remember the weights of now as the base's, in all processes."
@@ -169,7 +191,6 @@ def keep_base(self:Shards) -> list: # of tensors
 @patch
 def _keep(self:Shards, name):
     self.held[name] = [p.detach().clone() for p in self.params]
-    self.policy._base = self.held['base']
     return self.held[name]
 
 # %% ../../nbs/distributed/02_shards.ipynb #61b922bd
@@ -219,21 +240,28 @@ def gather_optimizer(self:Shards, named:dict, optimizer): # has a `state`, as op
     return SimpleNamespace(state=defaultdict(dict, {whole: dict(step=optimizer.state[p]['step'].clone(), **dict(zip(MOMENTS, moments))) for whole, p, *moments in found}))
 
 @patch
-def take_state(self:Shards, named:dict, optimizer, trainer):
+def take_state(self:Shards,
+    named:dict[str, torch.Tensor], # whole tensors that were read
+    read,                          # has a `state` of them, as optimisers do
+    optimizer:torch.optim.Optimizer, # of the parts
+):
     "The main process takes up whole tensors that were read; all get their parts."
-    whole, known = [named[n] for n in self.named], optimizer.state
+    whole, known = [named[name] for name in self.named], read.state
     self.spread('weights', whole)
-    if trainer.ema is not None: self.spread('average', [named[f'average/{n}'] for n in self.named])
+    if 'average' in self.held: self.spread('average', [named[f'average/{name}'] for name in self.named])
     for key in MOMENTS: self.spread(key, [known[w][key] if w in known else torch.zeros_like(w) for w in whole])
-    for w, p in zip(whole, self.params): trainer.optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
+    for w, p in zip(whole, self.params): optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
 
 @patch
-def follow_main(self:Shards, trainer):
+def follow_main(self:Shards,
+    optimizer:torch.optim.Optimizer, # of the parts
+    owner,                           # has `state_dict` and `load_state_dict`, for JSON
+):
     "What the main process has read is in all parts already; what is no tensor follows."
-    with self.processes.raise_together(): steps = [trainer.optimizer.state[p]['step'].item() for p in self.params]
-    state, steps = self.processes.broadcast_object((trainer.state(), steps))
-    if not self.processes.main: trainer.load_state(state)
-    for p, step in zip(self.params, steps): trainer.optimizer.state[p]['step'].fill_(step)
+    with self.processes.raise_together(): steps = [optimizer.state[p]['step'].item() for p in self.params]
+    state, steps = self.processes.broadcast_object((owner.state_dict(), steps))
+    if not self.processes.main: owner.load_state_dict(state)
+    for p, step in zip(self.params, steps): optimizer.state[p]['step'].fill_(step)
 
 @patch
 @contextmanager

@@ -13,7 +13,7 @@ import pandas as pd, torch
 from .drift import MEASURES, clip_distance
 from ..sampling.rollout import rollout
 from ..rewards.reward import keep_nonfinite
-from ..training.trainer import Callback, StopTraining
+from ..training.callbacks import Callback, StopTraining
 
 # %% ../../nbs/evaluation/04_held_out.ipynb #da7e6c92
 def effects(

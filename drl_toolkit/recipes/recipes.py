@@ -30,14 +30,18 @@ from ..emoji.rewards import composition, strict_composition
 from ..emoji.rewards import fairness, rare_fairness, shared_fairness
 from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together
 from ..rewards.lab import crispness
-from ..sampling.policy import Policy, best_device, check_device, prepare_deterministic
+from ..sampling.policy import Policy
+from ..utils.devices import best_device, check_device, prepare_deterministic
 from ..sampling.config import PolicyConfig
 from ..rewards.preference import preference
 from ..distributed.processes import Processes
 from ..prompts.task import Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
-from ..training.trainer import BaseSamples, AsyncRewardSampler, RolloutSampler, Strategy, Trainer
+from ..training.trainer import Trainer
+from ..algorithms.interfaces import RolloutSampler, Strategy
+from ..algorithms.async_rewards import AsyncRewardSampler
+from ..training.data_loss import BaseSamples
 from .config import RunConfig, parse_splits, recipe_config, recipe_names
 from ..utils.images import to_tensor
 

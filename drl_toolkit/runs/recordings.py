@@ -16,10 +16,9 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 
 from ..utils.files import read_json, read_picture
-from ..algorithms.objectives import clip_pair
 from .run import Run, RunError, atomic_write
 from ..utils.web import printable
-from ..training.trainer import Callback, PolicyGradient
+from ..training.callbacks import Callback
 from ..utils.images import sheet, to_pil
 
 # %% ../../nbs/runs/02_recordings.ipynb #f5655ae9
@@ -231,8 +230,8 @@ def note_of(
     shown:list, # indices of the samples whose pictures are kept
 ) -> dict:      # JSON
     "A task's part of frames.json, without paths."
-    classes = {what: dict(names=list(s.names), values=s.values.tolist()) for what, s in batch.seen.items() if s.names}
-    boxes = [s.values for s in batch.seen.values() if not s.names][:1]
+    classes = {what: dict(names=list(s.names), values=s.values.tolist()) for what, s in batch.observations.items() if s.names}
+    boxes = [s.values for s in batch.observations.values() if not s.names][:1]
     return dict(prompts=batch.trajectory.prompts, seeds=batch.trajectory.seeds, groups=batch.groups.tolist(), advantages=_numbers(batch.advantage),
                 rewards={r.name: _numbers(v) for r, v in zip(batch.task.rewards, batch.values)}, categories=classes,
                 split=shared_steps(batch.trajectory.latents, batch.groups), shown=shown, paths=[],
@@ -261,7 +260,7 @@ class Followed:
     def _ask(self, trainer):
         "What the policy, as it is, predicts at each row."
         with trainer.policy.uncounted():
-            return trainer.in_pieces(lambda rows: trainer.policy.predict(rows['latents'], rows['step'], rows['cond']), self.rows)
+            return trainer.micro_batches.map(lambda rows: trainer.policy.predict(rows['latents'], rows['step'], rows['cond']), self.rows)
 
     def _step(self, trainer, told): return trainer.policy.coefficients.transition(told, self.rows['step'], self.rows['latents'].float())
 
@@ -269,18 +268,12 @@ class Followed:
         "What became of each row by the end of the epoch."
         policy, then, rows = trainer.policy, self._step(trainer, self.told), self.rows
         ratio = (self._step(trainer, self._ask(trainer)).log_prob(rows['next_latents'].float()) - rows['old_log_prob']).exp().cpu()
+        advantage = self.batch.advantage.cpu()[self.rows['sample']]
         kl = torch.full_like(ratio, math.nan)
         if policy.knows_base:
             with policy.reference(): kl = then.kl(self._step(trainer, self._ask(trainer)))
         return dict(steps=rows['step'], timesteps=policy.timesteps[rows['step']], log_prob=rows['old_log_prob'], ratio=ratio, kl=kl,
-                    trained=self.trained, clipped=self.trained & self._beyond(trainer, ratio), noise_std=policy.coefficients.std[rows['step']])
-
-    def _beyond(self, trainer, ratio):
-        "Whether PPO's clip leaves a row no gradient; other surrogates clip something else than this ratio."
-        ours, advantage = trainer.objective, self.batch.advantage.cpu()[self.rows['sample']]
-        if not isinstance(ours, PolicyGradient) or (ours.config.likelihood, ours.config.surrogate) != ('path', 'ppo'): return torch.zeros(len(ratio), dtype=torch.bool)
-        low, high = clip_pair(ours.clip_range)
-        return (ratio > 1 + high) & (advantage > 0) | (ratio < 1 - low) & (advantage < 0)
+                    trained=self.trained, clipped=self.trained & trainer.objective.clipped(ratio, advantage), noise_std=policy.coefficients.std[rows['step']])
 
     def notes(self, trainer) -> list: # of JSON, one for each path
         "Each path's part of frames.json."

@@ -25,8 +25,10 @@ from safetensors.torch import load_file, save_file
 from ..utils.aliases import FIELDS, METRICS, with_new_names
 from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, same_modes, write_manifest
 from ..sampling.rollout import rollout
-from ..sampling.policy import Policy, best_device
-from ..training.trainer import Callback, StopTraining, check_finite
+from ..sampling.policy import Policy
+from ..utils.devices import best_device
+from ..training.callbacks import Callback, StopTraining
+from ..training.nonfinite import check_finite
 from ..utils.images import sheet
 
 # %% ../../nbs/runs/01_run.ipynb #c0d3d418
@@ -630,7 +632,7 @@ def training_notes(trainer) -> str: # Markdown
     rows = [f"| {t.name} | {r.name} | {r.card.what or 'a function of its author'} | {t.pool} | {t.samples} |" for t in trainer.tasks for r in t.rewards]
     c = trainer.config
     return '\n'.join(['## Training', '', '| task | reward | measures | prompts | samples an epoch |', '|---|---|---|---|---|', *rows, '',
-                      f'{trainer.epoch} epoch{"s" * (trainer.epoch != 1)}, {trainer.objective.describe(trainer)}, learning rate {c.lr:g}, KL weight {c.kl_weight:g}, data-loss weight {c.data_weight:g}, seed {c.seed}.',
+                      f'{trainer.epoch} epoch{"s" * (trainer.epoch != 1)}, {trainer.objective.describe(trainer.context)}, learning rate {c.lr:g}, KL weight {c.kl_weight:g}, data-loss weight {c.data_weight:g}, seed {c.seed}.',
                       'A reward measures part of what one wants; look at samples before you trust the rest.'])
 
 class Recorder(Callback):
@@ -653,7 +655,7 @@ class Recorder(Callback):
 
     def after_epoch(self, trainer, record):
         "Checkpoint and record; every `every` epochs and at the end a sheet."
-        self.run.record(State(*state_of(trainer), trainer.state()), record, self.keep)
+        self.run.record(State(*state_of(trainer), trainer.state_dict()), record, self.keep)
         if self.due(trainer): self.sheet(trainer)
 
     def due(self, trainer) -> bool:
@@ -699,8 +701,8 @@ def resume(trainer, run:Run) -> int: # epochs done
 def _take_up(trainer, checkpoint):
     named, optimizer = state_of(trainer)
     state = load_state(checkpoint, named, optimizer, epochs_done(checkpoint))
-    if trainer.shards: trainer.shards.take_state(named, optimizer, trainer)
-    try: trainer.load_state(state)
+    if trainer.shards: trainer.shards.take_state(named, optimizer, trainer.optimizer)
+    try: trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e: raise Damaged(f'checkpoint {str(checkpoint)!r} cannot be read (state.json: {type(e).__name__} {str(e)[:80]})') from None
 
 def _complete(run, history):
@@ -808,7 +810,7 @@ class ControlCallback(Callback):
     def save(self, trainer):
         "A checkpoint, and the weights in diffusers' own format."
         if self.run.saved == trainer.epoch: self.run.settle()
-        else: self.run.checkpoint(trainer.epoch, *state_of(trainer), trainer.state())
+        else: self.run.checkpoint(trainer.epoch, *state_of(trainer), trainer.state_dict())
         with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
 
 # %% ../../nbs/runs/01_run.ipynb #1f5df4fc

@@ -13,7 +13,8 @@ from drl_toolkit.recipes.recipes import load_recipe, make_trainer
 from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Strategy, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.algorithms.interfaces import Strategy
 from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
@@ -67,9 +68,9 @@ def test_a_zero_gradient_is_left_out_of_the_shortest_mixture(normalised):
 def test_a_zero_gradient_has_no_cosine():
     t = trainer(Together(), 1, measure_every=1)
     ones = [torch.ones_like(p) for p in t.params]
-    t.task_gradients = dict(warm=ones, cool=[torch.zeros_like(p) for p in t.params])
-    batches = [t.collect(task, 0) for task in t.tasks]
-    assert not any(k.startswith('cosine/') for row in t.across({'warm': {}, 'cool': {}}, batches).values() for k in row)
+    t.updates.measurement.task_gradients = dict(warm=ones, cool=[torch.zeros_like(p) for p in t.params])
+    batches = [t.collect(task) for task in t.tasks]
+    assert not any(k.startswith('cosine/') for row in t.updates.measurement.compare({'warm': {}, 'cool': {}}, batches).values() for k in row)
 
 def test_progress_and_its_unit_are_the_same_quantity():
     "Of fairness both are of the groups' parity, however the credit is scaled."
@@ -92,7 +93,7 @@ def test_together_takes_the_mean_of_both_tasks_gradients():
     both.fit()
     one = trainer(Strategy(), 1)
     for task in one.tasks:
-        one.gradient(one.plan(one.collect(task, 0))[0])
+        one.updates.gradient(one.updates.plan(one.collect(task))[0])
         alone.append([p.grad.clone() for p in one.params])
     assert len(seen) == 1 and all(torch.allclose(s, (a + b) / 2, atol=1e-7) for s, a, b in zip(seen[0], *alone))
 
@@ -112,9 +113,9 @@ def test_a_kept_task_counts_only_while_it_is_below_its_start():
     for now, multiplier in ((0., 0.), (-.5, 1.), (-.25, 1.5), (1., 0.)):
         way.start, way.now = {'warm': (0., 1.), 'cool': (0., 1.)}, {}
         batch = lambda name, value: type('B', (), dict(task=type('T', (), dict(name=name)), metrics=dict(reward=value, reward_std=1.)))
-        way.see(t, [batch('warm', 0.), batch('cool', now)])
+        way.see(t.context, [batch('warm', 0.), batch('cool', now)])
         assert way.multipliers['cool'] == pytest.approx(multiplier)
-        assert way.weigh(t, torch.eye(2)).tolist() == pytest.approx([1 / (1 + multiplier), multiplier / (1 + multiplier)])
+        assert way.weigh(t.context, torch.eye(2)).tolist() == pytest.approx([1 / (1 + multiplier), multiplier / (1 + multiplier)])
 
 @pytest.mark.parametrize('way', some(['pcgrad', 'balanced', 'constrained'], ['constrained']))
 def test_a_strategy_is_resumed_exactly(way):
@@ -122,16 +123,16 @@ def test_a_strategy_is_resumed_exactly(way):
     whole = trainer(make(), 3); whole.fit()
     first = trainer(make(), 3); first.fit(1)
     then = trainer(make(), 3)
-    then.load_state(first.state())
+    then.load_state_dict(first.state_dict())
     with torch.no_grad(): torch._foreach_copy_(then.params, first.params)
     then.optimizer.load_state_dict(first.optimizer.state_dict())
     then.fit(3)
     assert all(torch.equal(a, b) for a, b in zip(whole.params, then.params))
 
 def test_refusals():
-    with pytest.raises(ValueError, match="keep is empty"): trainer(Constrained())
-    with pytest.raises(ValueError, match="keep is cold"): trainer(Constrained(keep=('cold',)))
-    with pytest.raises(ValueError, match="data_mode is 'joined'"):
+    with pytest.raises(ValueError, match="got nothing"): trainer(Constrained())
+    with pytest.raises(ValueError, match="got cold"): trainer(Constrained(keep=('cold',)))
+    with pytest.raises(ValueError, match="got 'joined'"):
         Trainer(Policy(tiny_sd(), num_steps=3), [Task('warm', ['a cat'], warmth)], TrainConfig(train_steps=2, data_weight=1., data_mode='joined'), data=lambda n, s: None, callbacks=[], strategy=PCGrad())
     with pytest.raises(ValueError, match="strategy must be one of .*got 'vote'"): RunConfig(strategy='vote')
 

@@ -43,17 +43,17 @@ def by_hand(policy, traj, depth):
 @pytest.mark.parametrize('depth', [1, 3])
 def test_the_gradient_is_that_of_a_sampler_written_here(depth):
     t = trainer(DRaFT(depth))
-    batch = t.collect(t.tasks[0], 0)
-    (rows,) = t.plan(batch)
-    t.gradient(rows)
+    batch = t.collect(t.tasks[0])
+    (rows,) = t.updates.plan(batch)
+    t.updates.gradient(rows)
     theirs = torch.autograd.grad(by_hand(t.policy, batch.trajectory, depth), t.params)
     assert all(torch.allclose(p.grad, g, atol=1e-6 + 1e-3 * g.abs().max()) for p, g in zip(t.params, theirs))
 
 @pytest.mark.parametrize('objective', [DRaFT(2), AlignProp(3), DRaFTLV(repeats=3), ReFL(late=.5)], ids=lambda o: type(o).__name__)
 def test_the_gradient_by_finite_differences(objective):
     t = trainer(objective)
-    (rows,) = t.plan(t.collect(t.tasks[0], 0))
-    t.gradient(rows)
+    (rows,) = t.updates.plan(t.collect(t.tasks[0]))
+    t.updates.gradient(rows)
     along = [p.grad.clone() for p in t.params]
     norm = torch.stack([g.square().sum() for g in along]).sum().sqrt()
     def moved(by):
@@ -74,21 +74,24 @@ def test_saturated_pixels_keep_their_gradient():
 
 def test_depths_of_alignprop_and_steps_of_refl_are_all_drawn():
     t, g = trainer(AlignProp(3)), torch.Generator().manual_seed(0)
-    assert {t.objective.count(t, g) for _ in range(60)} == {1, 2, 3}
+    assert {t.objective.count(g) for _ in range(60)} == {1, 2, 3}
     t = trainer(ReFL(late=.4))
-    seen = torch.cat([t.objective.rows(t, t.collect(t.tasks[0], e), torch.Generator().manual_seed(e))['step'] for e in range(4)])
-    assert set(seen.tolist()) == {3, 4}
+    seen = set()
+    for t.epoch in range(4):
+        batch = t.collect(t.tasks[0])
+        seen |= set(t.objective.transitions(t.context, batch, torch.Generator().manual_seed(t.epoch))['step'].tolist())
+    assert seen == {3, 4}
 
 def test_refl_scores_what_the_network_expects():
     t = trainer(ReFL(late=1.))
-    rows = t.objective.rows(t, batch := t.collect(t.tasks[0], 0), torch.Generator().manual_seed(0))
-    with torch.no_grad(): clean, _ = t.objective.pictures(t.policy, rows)
+    rows = t.objective.transitions(t.context, batch := t.collect(t.tasks[0]), torch.Generator().manual_seed(0))
+    with torch.no_grad(): clean, _ = t.objective.finish(t.policy, rows)
     for i, step in enumerate(rows['step'].tolist()):
         alpha, x = t.policy.pipeline.scheduler.alphas_cumprod[t.policy.timesteps[step]], batch.trajectory.latents[step, i:i + 1]
         with torch.no_grad(): v = t.policy.network(x, t.policy.timesteps[step][None], t.policy.encode([batch.trajectory.prompts[i]]).rows()['prompt_embeds']).sample
         assert torch.allclose(clean[i], (alpha.sqrt() * x - (1 - alpha).sqrt() * v)[0], atol=1e-4)
 
-def test_leash_micro_batches_and_resume():
+def test_kl_penalty_micro_batches_and_resume():
     whole, small = (trainer(DRaFT(2), kl_weight=.5, micro_batch=m) for m in (64, 2))
     for t in (whole, small): t.fit()
     assert whole.history[0]['tasks']['warm']['kl'] == pytest.approx(0, abs=1e-12) and whole.history[1]['tasks']['warm']['kl'] > 0
@@ -100,14 +103,14 @@ def test_refl_has_the_pretraining_loss_that_its_paper_has():
     gradients = []
     for told in ({}, dict(data_weight=.3, data_mode='joined', data_batch=4)):
         t = Trainer(Policy(tiny_sd(), num_steps=4, train='full'), [Task('warm', PROMPTS, warmth, samples=6)], TrainConfig(epochs=1, num_minibatches=1, **told), data=data, callbacks=[], objective=ReFL())
-        (rows,) = t.plan(t.collect(t.tasks[0], 0))
-        t.gradient(rows)
+        (rows,) = t.updates.plan(t.collect(t.tasks[0]))
+        t.updates.gradient(rows)
         gradients.append([p.grad.clone() for p in t.params])
     t.optimizer.zero_grad()
-    t._data_gradient(sample_seed(t.config.seed, 0, -2), .3)
+    t.updates.data_loss.add(sample_seed(t.config.seed, 0, -2), .3)
     assert all(torch.allclose(both, alone + p.grad, atol=1e-6) for alone, both, p in zip(*gradients, t.params))
 
-@pytest.mark.parametrize('objective, told, words', [(DRaFT(0), {}, 'steps is 0'), (DRaFT(6), {}, 'steps is 6'), (ReFL(late=0.), {}, 'late is 0'),
+@pytest.mark.parametrize('objective, told, words', [(DRaFT(0), {}, 'steps must be in 1 … 5 .*got 0'), (DRaFT(6), {}, 'steps must be in 1 … 5 .*got 6'), (ReFL(late=0.), {}, r'late must be in \(0, 1\]; got 0'),
                                                     (DRaFT(), dict(reward=jpeg_compressibility), 'has no gradient')])
 def test_what_cannot_be_trained_is_refused(objective, told, words):
     with pytest.raises(ValueError, match=words): trainer(objective, **told)

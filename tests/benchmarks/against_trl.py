@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))                                # for the processes of the contestants
 
-from drl_toolkit.sampling.policy import Policy, best_device
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import best_device
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.prompts import objects
 from drl_toolkit.rewards.reward import reward
@@ -68,9 +69,10 @@ def ours(folder, case, device, compiled=False, **more):
     epoch = iter(range(10**6))
     def run():
         began = time.perf_counter()
-        batch = trainer.collect(trainer.tasks[0], next(epoch)); synchronise(device)
+        trainer.epoch = next(epoch)
+        batch = trainer.collect(trainer.tasks[0]); synchronise(device)
         sampled = time.perf_counter()
-        trainer.learn(batch); synchronise(device)
+        trainer.updates.learn(batch); synchronise(device)
         return sampled - began, time.perf_counter() - sampled
     return run
 

@@ -19,10 +19,12 @@ from against_trl import Contestant, models, place, redness, synchronise, whole
 from shapes import UNETS
 
 from drl_toolkit.algorithms.branching import BranchSampler
-from drl_toolkit.sampling.policy import Policy, best_device
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import best_device
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.emoji.prompts import objects
-from drl_toolkit.training.trainer import RolloutSampler, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.algorithms.interfaces import RolloutSampler
 from drl_toolkit.training.config import TrainConfig
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Lever:
 @contextmanager
 def without_skipping(trainer):
     "Rows whose advantage is zero are computed too."
-    with mock.patch.object(type(trainer.objective), 'useful', lambda self, rows: torch.ones(len(rows['step']), dtype=torch.bool)): yield
+    with mock.patch.object(type(trainer.objective), 'has_gradient', lambda self, rows: torch.ones(len(rows['step']), dtype=torch.bool)): yield
 
 @contextmanager
 def prompts_read_every_time(trainer):
@@ -107,10 +109,11 @@ def make(name, folder, args, device):
     def run():
         with lever.during(trainer):
             began = time.perf_counter()
-            batch = trainer.collect(trainer.tasks[0], next(epoch)); synchronise(device)
+            trainer.epoch = next(epoch)
+            batch = trainer.collect(trainer.tasks[0]); synchronise(device)
             sampled = time.perf_counter()
             if lever.half: batch.advantage[::2] = 0
-            trainer.learn(batch); synchronise(device)
+            trainer.updates.learn(batch); synchronise(device)
             return sampled - began, time.perf_counter() - sampled
     return run
 

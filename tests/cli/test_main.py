@@ -123,10 +123,10 @@ def test_eval(run, tiny, tmp_path, few_prompt_sets, capsys):
     (['train', 'compressibility', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
     (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast'),
-    (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "'nowhere' is no folder"), (['doctor', '--precision', 'fp8'], "got 'fp8'"),
+    (['doctor', '--batch', '0'], 'batch is 0'), (['doctor', '--model', 'nowhere'], "got 'nowhere', which is no folder"), (['doctor', '--precision', 'fp8'], "got 'fp8'"),
     (['train', 'compressibility', '--progressive', '2'], 'progressive must be in [0, 1]; got 2.0'),
-    (['train', 'compressibility', '--scheduler', 'PNDMScheduler'], 'PNDMScheduler; one of these is right'), (['train', 'compressibility', '--sde', 'cps'], "sde is 'cps', but DDIMScheduler"),
-    (['train', 'compressibility', '--sde-start', '8', '--sde-steps', '5'], 'stochastic_steps holds 10')])
+    (['train', 'compressibility', '--scheduler', 'PNDMScheduler'], 'got PNDMScheduler'), (['train', 'compressibility', '--sde', 'cps'], "sde is 'cps', but DDIMScheduler"),
+    (['train', 'compressibility', '--sde-start', '8', '--sde-steps', '5'], 'stochastic_steps must hold indices from 0 to 9; got 10')])
 def test_bad_input_is_one_line_and_status_2(argv, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert status(argv) == 2

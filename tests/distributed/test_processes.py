@@ -23,7 +23,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback, StopTraining, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.callbacks import Callback, StopTraining
 from drl_toolkit.training.config import TrainConfig
 from drl_toolkit.emoji.world import load_demo
 from tiers import some
@@ -67,12 +68,12 @@ def weights(t): return {n: p.detach().clone(memory_format=torch.contiguous_forma
 def equal(folder, name):
     "Train one case; keep the weights, and what they were after every epoch."
     t, digests = CASES[name](name), []
-    before, whole = weights(t), t.epoch_of
-    def epoch_of(epoch):
-        record = whole(epoch)
+    before, whole = weights(t), t.train_epoch
+    def train_epoch():
+        record = whole()
         digests.append(hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in t.params)).hexdigest())
         return record
-    t.epoch_of = epoch_of
+    t.train_epoch = train_epoch
     t.fit()
     save_file({k: (v - before.get(k, 0)).contiguous() for k, v in weights(t).items()}, folder / 'moved.safetensors')
     return dict(digests=digests, history=t.history, count=t.processes.count)

@@ -54,7 +54,7 @@ def equal(folder, name):
     t.fit()
     keep(folder, t, before)
     keep(folder / 'after', t)
-    held = [*t.params, *(t.ema or []), *(m for s in t.optimizer.state.values() for m in s.values() if m.dim()), *(t.policy._base or [])]
+    held = [*t.params, *(t.ema or []), *(m for s in t.optimizer.state.values() for m in s.values() if m.dim()), *(t.policy.base_weights() if t.policy.knows_base else [])]
     with t.processes.raise_together(): seen = rollout(t.policy, PROMPTS, seed=9).images.flatten()[::997].tolist()
     return dict(history=t.history, seen=seen, bytes=sum(m.nbytes for m in held),
                 network=sum(p.to_local().nbytes if hasattr(p, 'to_local') else p.nbytes for p in t.policy.network.parameters()))

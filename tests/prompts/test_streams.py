@@ -360,7 +360,7 @@ def test_processes_share_a_folder(tmp_path, policy):
 def test_the_policy_forgets_the_oldest_when_memory_is_full(monkeypatch):
     policy = Policy(world.load_demo())
     each = policy.encode(['a cat']).tensors['prompt_embeds'].nbytes
-    monkeypatch.setattr(policies, 'REMEMBERED', 10 * each)
+    monkeypatch.setattr(policies, 'MAX_EMBEDDING_BYTES', 10 * each)
     for i in range(30): policy.encode([f'{i} cats'])
     assert list(policy._embeddings) == [f'{i} cats' for i in range(20, 30)]
     assert len(policy.encode([f'{i} dogs' for i in range(25)]).tensors['prompt_embeds']) == 25 and len(policy._embeddings) == 25

@@ -16,7 +16,8 @@ from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import METRICS, Diagnostics
+from drl_toolkit.training.scoring import METRICS
+from drl_toolkit.training.diagnostics import Diagnostics
 from drl_toolkit.recipes.custom import watch_of
 
 def made(folder, rewards, epochs=None):

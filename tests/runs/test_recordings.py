@@ -15,7 +15,8 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, Observations
 from drl_toolkit.runs.run import Control, ControlCallback, Recorder, Run, RunError, Trackers, ask, check_trackers, find_runs, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.callbacks import Callback
 from drl_toolkit.training.config import TrainConfig
 from tiers import some
 from witnesses import onlooker
@@ -94,7 +95,7 @@ def test_numbers_are_those_of_the_policy(run, options):
         assert len(task.paths) == 3 and task.split == (1 if 'clip_range' in options else None)
         assert task.samples['prompt'].tolist() == batch.trajectory.prompts and task.samples['seed'].tolist() == batch.trajectory.seeds
         assert np.allclose(task.samples['redness'], batch.values[0], rtol=1e-4) and np.allclose(task.samples['advantage'], batch.advantage, rtol=1e-4)
-        assert task.samples['side'].tolist() == [('low', 'high')[i] for i in batch.seen['side'].values] and task.categories == {'side': ('low', 'high')}
+        assert task.samples['side'].tolist() == [('low', 'high')[i] for i in batch.observations['side'].values] and task.categories == {'side': ('low', 'high')}
         ranked = [p.advantage for p in task.paths]
         assert ranked == sorted(ranked, reverse=True) and len({task.samples['group'][p.sample] for p in task.paths}) == 1
         for p in task.paths:

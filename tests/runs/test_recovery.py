@@ -15,7 +15,7 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, RunError, load_state, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import Callback
+from drl_toolkit.training.callbacks import Callback
 from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.recipes.methods import METHODS, method_fields
 from tiers import LONG, some
@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_line_and_destroys_nothing(run, tmp_path, monkeypatch
         before = sorted((p.relative_to(run), p.stat().st_size) for p in run.rglob('*') if p.is_file())
         def full(*args, **options): raise OSError(28, 'No space left on device')
         monkeypatch.setattr(runs, 'save_file', full)
-        with pytest.raises(OSError, match='No space left'): r.checkpoint(3, named_state(trainer), trainer.optimizer, trainer.state())
+        with pytest.raises(OSError, match='No space left'): r.checkpoint(3, named_state(trainer), trainer.optimizer, trainer.state_dict())
         monkeypatch.undo()
         assert sorted((p.relative_to(run), p.stat().st_size) for p in run.rglob('*') if p.is_file() and '.part' not in str(p)) == before
         assert resume(trainer, r) == 2

@@ -11,7 +11,8 @@ from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.recordings import FrameRecorder
 from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import StopTraining, Trainer, Callback
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.callbacks import StopTraining, Callback
 from drl_toolkit.training.config import TrainConfig
 from tiers import some
 from witnesses import EachEpoch, copied, same
@@ -353,7 +354,7 @@ def test_a_figure_never_takes_the_place_of_a_metric(tmp_path):
         assert wrong == {None: set(), 'one': {'plain', *(f'figure/{n}' for n in names[:-1])}, 'two': {'liar/plain', *(f'liar/figure/{n}' for n in names[:-1])}}[row['task']]
 
 def test_advice_is_not_given_again_after_a_resume(tmp_path):
-    from drl_toolkit.training.trainer import Diagnostics
+    from drl_toolkit.training.diagnostics import Diagnostics
     flat = reward(lambda images, prompts: torch.zeros(len(images)), name='flat')
     def fit(folder, epochs, open_):
         with open_(folder) as run:

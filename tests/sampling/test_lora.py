@@ -10,13 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from drl_toolkit.cli import main as cli
 
-from drl_toolkit.sampling import policy as policies
+from drl_toolkit.sampling import saving
 from drl_toolkit.sampling.lora import factors_of_file, lora_disabled, pad_to_rank, stacked_factors, tuner_layers
 from drl_toolkit.sampling.pipelines import adapt
-from drl_toolkit.sampling.policy import Policy, base_of
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.sampling.loading import base_of
 from drl_toolkit.runs.run import open_policy
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.utils.loading import no_progress_bars
+from drl_toolkit.sampling.saving import LORA_FILE
 
 BUILDERS = dict(sd=tiny_sd, sdxl=tiny_sdxl, sd3=tiny_sd3, flux=tiny_flux)
 PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
@@ -53,7 +55,7 @@ def plain(base):
 
 def load_plain(pipeline, folder, **options):
     "As a user of diffusers does. Some versions guess the name of the file by asking the hub."
-    pipeline.load_lora_weights(str(folder), weight_name=policies.LORA_FILE, **options)
+    pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, **options)
 
 def same(a, b): return torch.allclose(a, b, atol=2e-5, rtol=1e-4)
 
@@ -66,7 +68,7 @@ def test_a_saved_lora_comes_back_at_its_scale(name, words, alpha, tmp_path):
     moved, folder = answer(policy.pipeline), policy.save(tmp_path / 'tuned', base=str(tmp_path / 'base'))
     assert not same(moved, base)
     again = Policy.from_pretrained(folder)
-    assert torch.equal(answer(again.pipeline), moved) and again._continued
+    assert torch.equal(answer(again.pipeline), moved) and again.continues_lora
     for p, q in zip(policy.parameters(), again.parameters()): assert torch.equal(p, q)
     if words and not diffusers_reads_words(): return
     other = plain(tmp_path / 'base')
@@ -172,7 +174,7 @@ def test_a_second_policy_on_a_pipeline(capsys):
     move(first)
     moved = answer(pipeline)
     again = Policy(pipeline, num_steps=3, lora_rank=2)
-    assert all(p is q for p, q in zip(first.parameters(), again.parameters())) and again._continued and not capsys.readouterr().err
+    assert all(p is q for p, q in zip(first.parameters(), again.parameters())) and again.continues_lora and not capsys.readouterr().err
     with again.reference(): assert torch.equal(answer(pipeline), moved)
     second = Policy(pipeline, num_steps=2, lora_rank=4)
     assert "'default', rank 2" in capsys.readouterr().err
@@ -203,7 +205,7 @@ def test_a_lora_of_one_s_own_is_trained_on_or_is_the_base_of_another(tmp_path, c
         load_plain(other, folder)
         assert same(answer(other), moved) and same(answer(Policy.from_pretrained(folder, base=str(one)).pipeline), moved)
         again = Policy.from_pretrained(folder, num_steps=2)
-        assert again._continued and same(answer(Policy.from_pretrained(again.save(tmp_path / 'three'), num_steps=2).pipeline), moved)
+        assert again.continues_lora and same(answer(Policy.from_pretrained(again.save(tmp_path / 'three'), num_steps=2).pipeline), moved)
 
 @pytest.mark.parametrize('rank', [16, 4])
 def test_a_run_on_the_weights_of_a_run(rank, tmp_path, capsys):
@@ -222,7 +224,7 @@ def test_a_run_on_the_weights_of_a_run(rank, tmp_path, capsys):
 def test_damaged_weights_are_one_line(tmp_path):
     tiny_sd().save_pretrained(tmp_path / 'base')
     folder = Policy.from_pretrained(tmp_path / 'base', num_steps=2, lora_rank=2).save(tmp_path / 'one', base=str(tmp_path / 'base'))
-    file = folder / policies.LORA_FILE
+    file = folder / LORA_FILE
     state = load_file(file)
     key = min(k for k in state if 'down' in k)
     for harm, words in ((lambda s: s.pop(key), 'one matrix'), (lambda s: s.update(x=s[key].clone()), 'no matrix of a LoRA|no part'), (lambda s: s.update({key: s[key][:1]}), 'another rank'),
@@ -252,7 +254,7 @@ def test_two_loras_side_by_side_are_their_sum():
     assert conv[0].shape == (5, 3, 3, 3) and conv[1].shape == (4, 5, 1, 1) and conv[0].sum() == 54
 
 def test_no_method_of_transformers_or_diffusers_that_wants_its_own_peft():
-    for function in (Policy, policies._save, policies._from_pretrained, policies._add_saved_lora, policies._reference):
+    for function in (Policy, Policy.save, Policy.from_pretrained, Policy.reference, saving.save_lora, saving.add_saved_lora):
         assert not {'add_adapter', 'disable_adapters()', 'enable_adapters()', 'load_lora_weights(', 'load_adapter'} & set(inspect.getsource(function).split('.'))
 
 def test_off_and_on():

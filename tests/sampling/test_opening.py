@@ -4,10 +4,11 @@ import json, shutil, socket, time
 import pytest, torch
 from diffusers import AutoencoderTiny
 
-from drl_toolkit.sampling import policy as policy_module
+from drl_toolkit.sampling import loading
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.algorithms.objectives import data_loss
-from drl_toolkit.sampling.policy import Policy, find_model, open_pipeline
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.sampling.loading import find_model, open_pipeline, unreachable
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_sd, tiny_sdxl, tiny_unet
 
 @pytest.fixture(scope='module')
@@ -24,7 +25,7 @@ def folder(saved, tmp_path):
 def weights(folder): return [f for f in folder.rglob('*.safetensors')]
 
 def test_weights_of_a_variant_alone_are_loaded_and_said(folder, saved, capsys, monkeypatch):
-    monkeypatch.setattr(policy_module, '_SAID', set())
+    monkeypatch.setattr('drl_toolkit.utils.messages._SAID', set())
     for file in weights(folder): file.rename(file.with_name(file.name.replace('.safetensors', '.fp16.safetensors')))
     pipeline, plain = open_pipeline(folder), open_pipeline(saved)
     assert capsys.readouterr().err.count('its fp16 weights are the only ones') == 1
@@ -78,14 +79,14 @@ def test_a_hub_name_without_network_is_one_line_at_once(monkeypatch, tmp_path):
     from huggingface_hub import constants
     with pytest.raises(OSError, match="model 'owner/name' is a hub id that is not in this machine's cache, .*HF_HUB_OFFLINE is set"): Policy.from_pretrained('owner/name')
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(policy_module, 'getproxies', dict)
+    monkeypatch.setattr(loading, 'getproxies', dict)
     with socket.socket() as closed: closed.bind(('127.0.0.1', 0)); port = closed.getsockname()[1]
     monkeypatch.setattr(constants, 'ENDPOINT', f'http://127.0.0.1:{port}')
     began = time.monotonic()
     with pytest.raises(OSError, match='out of reach .*[Rr]efused'): Policy.from_pretrained('owner/name')
-    monkeypatch.setattr(policy_module.socket, 'create_connection', lambda *a: time.sleep(3))
-    assert 'no answer in' in policy_module.unreachable('http://127.0.0.1', .2) and time.monotonic() - began < 3
-    monkeypatch.setattr(policy_module, 'unreachable', lambda address: 'no network')
+    monkeypatch.setattr(loading.socket, 'create_connection', lambda *a: time.sleep(3))
+    assert 'no answer in' in unreachable('http://127.0.0.1', .2) and time.monotonic() - began < 3
+    monkeypatch.setattr(loading, 'unreachable', lambda address: 'no network')
     monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda name, file: str(tmp_path / file))
     assert find_model('owner/name') == str(tmp_path)
 

@@ -4,7 +4,6 @@ import json
 import diffusers, pytest, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, PNDMScheduler
 
-from drl_toolkit.sampling import policy as policy_module
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.algorithms.objectives import data_loss
 from drl_toolkit.sampling.policy import Policy
@@ -59,7 +58,7 @@ PUBLISHED += [('DPMSolverMultistep', 'sd', 'DPMSolverMultistepScheduler', 'of or
 @pytest.mark.parametrize('published, name, chosen, words', PUBLISHED)
 def test_every_published_scheduler_is_sampled_by_a_stochastic_one_of_its_process(published, name, chosen, words, capsys, monkeypatch):
     "Said in one line, once; named in the configuration; noise of the same betas or the same path; the same picture as diffusers' with that scheduler."
-    monkeypatch.setattr(policy_module, '_SAID', set())
+    monkeypatch.setattr('drl_toolkit.utils.messages._SAID', set())
     own = getattr(diffusers, f'{published}Scheduler')(**BETAS if name == 'sd' else dict(shift=3.))
     made = lambda: Policy(BUILDERS[name](scheduler=own), num_steps=4)
     policy, _ = made(), made()
@@ -78,7 +77,7 @@ def test_a_solver_on_flow_sigmas_is_sampled_as_the_flow():
     (tiny_sd3, 'DDIMScheduler', "scheduler is 'DDIMScheduler', which is of discrete betas; .* FlowMatchEulerDiscreteScheduler is of flow matching, so FlowMatchEulerDiscreteScheduler is right"),
     (tiny_flux, 'DPMSolverMultistepScheduler', "'DPMSolverMultistepScheduler', which is of discrete betas; .* of flow matching"),
     (tiny_sd, 'FlowMatchEulerDiscreteScheduler', "'FlowMatchEulerDiscreteScheduler', which is of flow matching; the pipeline's own DDIMScheduler is of discrete betas, so DDIMScheduler is right"),
-    (tiny_sd, 'EDMEulerScheduler', 'scheduler is EDMEulerScheduler; one of these is right: DDIMScheduler'), (tiny_sd3, 'PNDMScheduler', 'scheduler is PNDMScheduler; one of these is right'),
+    (tiny_sd, 'EDMEulerScheduler', 'scheduler must be one of DDIMScheduler.*; got EDMEulerScheduler'), (tiny_sd3, 'PNDMScheduler', 'scheduler must be one of .*; got PNDMScheduler'),
     (lambda: tiny_sd(scheduler=diffusers.EDMEulerScheduler()), 'DDIMScheduler', "own EDMEulerScheduler is of EDM's preconditioned σ, so such a pipeline cannot be sampled here"),
     (lambda: tiny_sd(scheduler=diffusers.EDMDPMSolverMultistepScheduler()), '', "scheduler is EDMDPMSolverMultistepScheduler, of EDM's preconditioned σ; a pipeline with a scheduler of discrete betas or flow"),
     (lambda: tiny_sd3(scheduler=DDIMScheduler()), '', 'scheduler is DDIMScheduler, but StableDiffusion3Pipeline is a flow-matching model; FlowMatchEulerDiscreteScheduler is right'),
@@ -131,7 +130,7 @@ def moved_task(): return Task('bright', PROMPTS, lambda images, prompts: images.
 @pytest.mark.parametrize('name, train', some([(n, t) for n in BUILDERS for t in ('lora', 'full')], [('sd', 'lora'), ('sdxl', 'full'), ('sd3', 'lora'), ('flux', 'full'), ('pixart', 'lora'), ('pixart', 'full')]))
 def test_one_step_of_training_moves_what_it_should_and_comes_back(name, train, tmp_path):
     if (name, train) == ('pixart', 'lora'):
-        with pytest.raises(ValueError, match="train is 'lora', but diffusers cannot load one into PixArtSigmaPipeline; it should be 'full'"): policy_of(name, train='lora')
+        with pytest.raises(ValueError, match="train must be 'full': diffusers cannot load a LoRA into PixArtSigmaPipeline; got 'lora'"): policy_of(name, train='lora')
         return
     BUILDERS[name]().save_pretrained(tmp_path / 'base')
     policy = Policy.from_pretrained(tmp_path / 'base', num_steps=3, train=train)
@@ -209,16 +208,16 @@ def test_checkpointing_is_the_same_gradient():
 @pytest.mark.parametrize('options, words', [
     (dict(sde='x'), "sde must be one of '', .*got 'x'"), (dict(precision='fp8'), "precision must be one of .*got 'fp8'"), (dict(latents_dtype='int8'), "latents_dtype must be one of .*got 'int8'"),
     (dict(guidance_rescale=2.), r'guidance_rescale must be in \[0, 1\]; got 2.0'), (dict(noise_level=.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
-    (dict(sde_start=3, sde_steps=4), 'stochastic_steps holds 4; indices from 0 to 3'), (dict(scheduler='Adam'), "scheduler is 'Adam'; the name of a scheduler"),
+    (dict(sde_start=3, sde_steps=4), 'stochastic_steps must hold indices from 0 to 3; got 4'), (dict(scheduler='Adam'), "scheduler must be the name of a scheduler .*; got 'Adam'"),
     (dict(image_size=100), 'image_size is 100; a multiple of 16'), (dict(lora_rank=0), 'lora_rank must be 1 or more; got 0'),
-    (dict(guidance_scale='3'), "guidance_scale must be a finite number; got '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler is PNDMScheduler; one of these is right')])
+    (dict(guidance_scale='3'), "guidance_scale must be a finite number; got '3'"), (dict(scheduler='PNDMScheduler'), 'scheduler must be one of .*; got PNDMScheduler')])
 def test_bad_options_are_named(options, words):
     with pytest.raises((TypeError, ValueError), match=words): policy_of('sd', **options)
 
 def test_other_classes_are_named():
-    with pytest.raises(TypeError, match='one of these is right: StableDiffusionPipeline, StableDiffusionXLPipeline'): Policy(object())
+    with pytest.raises(TypeError, match='must be one of StableDiffusionPipeline, StableDiffusionXLPipeline'): Policy(object())
     with pytest.raises(TypeError, match="unexpected keyword argument 'guidance'"): PolicyConfig(guidance=3.)
-    with pytest.raises(ValueError, match='offload is True, but train_text_encoder'): policy_of('sd', train_text_encoder=True, offload=True)
+    with pytest.raises(ValueError, match='offload must be False with train_text_encoder'): policy_of('sd', train_text_encoder=True, offload=True)
     with pytest.raises(ValueError, match='PixArtSigmaPipeline has no CLIP text encoder'): policy_of('pixart', train_text_encoder=True)
 
 @pytest.mark.parametrize('name', ['sd', 'sdxl', 'sd3', 'flux', 'pixart'])

@@ -5,9 +5,10 @@ import pytest, torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from drl_toolkit.sampling.lora import in_one_product
+from drl_toolkit.sampling.lora_layer import in_one_product
 from drl_toolkit.sampling.rollout import rollout, sample_seed
-from drl_toolkit.sampling.policy import Policy, keep_freed_memory
+from drl_toolkit.sampling.policy import Policy
+from drl_toolkit.utils.devices import keep_freed_memory
 from drl_toolkit.emoji.tiny import tiny_sd
 
 PROMPTS = ['a portrait of a doctor', 'an apple', 'a cat above a dog']
@@ -44,7 +45,7 @@ def test_small_batches_are_filled_up_where_it_is_cheap(options, large, rows, mon
     "And the caller gets as many predictions as it asked for."
     monkeypatch.setattr('drl_toolkit.sampling.policy.LARGE', large)
     policy, seen = Policy(tiny_sd(), num_steps=2, **options), []
-    monkeypatch.setattr(policy, 'call', lambda x, *rest: seen.append(len(x)) or torch.zeros_like(x))
+    monkeypatch.setattr(policy.adapter, 'forward', lambda x, *rest: seen.append(len(x)) or torch.zeros_like(x))
     assert policy.predict(torch.zeros(3, *policy.latent_shape), torch.tensor(0), policy.encode(PROMPTS)).shape[0] == 3 and seen == [rows]
 
 def test_seeds_belong_to_samples():

@@ -210,11 +210,11 @@ def test_the_forward_process_of_a_solver_on_flow_sigmas_is_the_flow():
     same = training_tables(FlowMatchEulerDiscreteScheduler(shift=3.))
     assert all(torch.equal(getattr(forward, k), getattr(same, k)) for k in ('timesteps', 'signal', 'noise'))
     assert torch.allclose(sampled.timesteps / 1000, sampled.noise, atol=1e-3) and torch.allclose(sampled.signal, 1 - sampled.noise, atol=1e-6)
-    with pytest.raises(ValueError, match='use_flow_sigmas is False'): sampler_coefficients(DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', prediction_type='flow_prediction'), 10)
+    with pytest.raises(ValueError, match='use_flow_sigmas must be True'): sampler_coefficients(DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++', prediction_type='flow_prediction'), 10)
 
 @pytest.mark.parametrize('scheduler, steps, words', [
-    (DDIMScheduler(), 1001, 'num_steps is 1001; DDIMScheduler has 1000 timesteps, so 1 to 1000 is right'),
-    (DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++'), 2000, 'num_steps is 2000'),
+    (DDIMScheduler(), 1001, 'num_steps must be in 1 … 1000, the timesteps of DDIMScheduler; got 1001'),
+    (DPMSolverMultistepScheduler(solver_order=1, algorithm_type='sde-dpmsolver++'), 2000, 'num_steps must be in .*; got 2000'),
     (DDIMScheduler(steps_offset=1), 1000, "its first timestep would be 1000, and the network was trained at 0 to 999"),
     (EulerAncestralDiscreteScheduler(timestep_spacing='leading', steps_offset=1), 1000, 'first timestep would be 1000'),
     (DDIMScheduler(timestep_spacing='trailing'), 499, 'cannot part its timesteps'),
@@ -260,23 +260,23 @@ def test_deterministic_steps_have_no_density():
     assert log_prob[0] == 0 and (g.mean.grad[0] == 0).all() and g.mean.grad.isfinite().all() and (g.kl(g) == 0).all()
 
 @pytest.mark.parametrize('attempt, words', [
-    (lambda: sampler_coefficients(EulerDiscreteScheduler(), 10), 'EulerDiscreteScheduler; one of these is right: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, Euler'),
-    (lambda: sampler_coefficients(DDIMScheduler(), 10, eta=-1), 'eta is -1'),
-    (lambda: sampler_coefficients(DDPMScheduler(), 10, eta=.5), 'eta is 0.5; with a DDPMScheduler it should be 0 or 1'),
+    (lambda: sampler_coefficients(EulerDiscreteScheduler(), 10), 'must be one of DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, Euler.*; got EulerDiscreteScheduler'),
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, eta=-1), 'eta must be .*; got -1'),
+    (lambda: sampler_coefficients(DDPMScheduler(), 10, eta=.5), 'eta must be 0 or 1 with a DDPMScheduler; got 0.5'),
     (lambda: sampler_coefficients(DDIMScheduler(thresholding=True), 10), 'thresholding'),
-    (lambda: sampler_coefficients(DDIMScheduler(prediction_type='flow'), 10), "prediction_type is 'flow'; it should be one of 'epsilon'"),
-    (lambda: sampler_coefficients(DDPMScheduler(variance_type='learned'), 10), "variance_type is 'learned'"),
-    (lambda: sampler_coefficients(EulerAncestralDiscreteScheduler(prediction_type='sample'), 10), "prediction_type is 'sample'"),
-    (lambda: sampler_coefficients(DPMSolverMultistepScheduler(), 10), 'solver_order is 2; it should be 1'),
-    (lambda: sampler_coefficients(DPMSolverMultistepScheduler(solver_order=1), 10), "algorithm_type is 'dpmsolver"),
-    (lambda: sampler_coefficients(DDIMScheduler(), 10, prev_timestep='last'), "prev_timestep is 'last'; it should be one of 'schedule', 'diffusers'"),
+    (lambda: sampler_coefficients(DDIMScheduler(prediction_type='flow'), 10), "prediction_type must be one of 'epsilon', .*; got 'flow'"),
+    (lambda: sampler_coefficients(DDPMScheduler(variance_type='learned'), 10), "variance_type must be .*; got 'learned'"),
+    (lambda: sampler_coefficients(EulerAncestralDiscreteScheduler(prediction_type='sample'), 10), "prediction_type must be .*; got 'sample'"),
+    (lambda: sampler_coefficients(DPMSolverMultistepScheduler(), 10), 'solver_order must be 1, .*; got 2'),
+    (lambda: sampler_coefficients(DPMSolverMultistepScheduler(solver_order=1), 10), "algorithm_type must be .*; got 'dpmsolver"),
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, prev_timestep='last'), "prev_timestep must be one of 'schedule', 'diffusers'; got 'last'"),
     (lambda: sampler_coefficients(DDIMScheduler(), 10, sde='cps'), "sde is 'cps', but DDIMScheduler has noise of its own"),
-    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, sde='x'), "sde is 'x'; it should be one of 'flow', 'dance', 'cps'"),
-    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, noise_level=-1), 'noise_level is -1'),
-    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, sde='cps', noise_level=2.), 'at most 1'),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, sde='x'), "sde must be one of 'flow', 'dance', 'cps'; got 'x'"),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, noise_level=-1), 'noise_level must be a number of at least 0 .*; got -1'),
+    (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(), 10, sde='cps', noise_level=2.), r'noise_level must be in \[0, 1\]'),
     (lambda: sampler_coefficients(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), 10), "that is sde='cps' with noise_level=1"),
-    (lambda: sampler_coefficients(DDIMScheduler(), 10, stochastic_steps=[10]), 'stochastic_steps holds 10; indices from 0 to 9'),
-    (lambda: transition(DDIMScheduler(), None, 1, torch.zeros(1)), 'num_steps is None'),
-    (lambda: Gaussian(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).log_prob(torch.zeros(1, 1, 1, 1), 'max'), "reduce is 'max'")])
+    (lambda: sampler_coefficients(DDIMScheduler(), 10, stochastic_steps=[10]), 'stochastic_steps must hold indices from 0 to 9; got 10'),
+    (lambda: transition(DDIMScheduler(), None, 1, torch.zeros(1)), 'num_steps must be .*; got None'),
+    (lambda: Gaussian(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).log_prob(torch.zeros(1, 1, 1, 1), 'max'), "reduce must be 'mean' or 'sum'; got 'max'")])
 def test_refusals_name_what_is_wrong(attempt, words):
     with pytest.raises((TypeError, ValueError), match=words): attempt()

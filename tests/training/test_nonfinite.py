@@ -3,6 +3,7 @@ import math
 
 import pytest, torch
 
+from drl_toolkit.algorithms.minibatches import LossOutput
 from drl_toolkit.algorithms.reward_gradients import DRaFT
 from drl_toolkit.algorithms.multi_task import MGDA, PCGrad
 from drl_toolkit.sampling.policy import Policy
@@ -10,7 +11,9 @@ from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.runs.run import Recorder, Run, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
-from drl_toolkit.training.trainer import MOST_SKIPPED, AsyncRewardSampler, Trainer
+from drl_toolkit.training.trainer import Trainer
+from drl_toolkit.training.nonfinite import MOST_SKIPPED
+from drl_toolkit.algorithms.async_rewards import AsyncRewardSampler
 from drl_toolkit.training.config import TrainConfig
 from tiers import some
 
@@ -30,11 +33,11 @@ def trainer(train='lora', callbacks=(), objective=None, of=None, sampler=None, s
 def spoil(t, how, when=lambda t: True, sample=3):
     "Of one sample the loss is NaN, or only its gradient."
     loss = t.objective.loss
-    def spoilt(trainer, rows):
-        value, stats = loss(trainer, rows)
-        if not when(trainer) or sample not in rows['sample'].tolist(): return value, stats
-        zero = sum((p * 0).sum() for p in trainer.params)
-        return value + (zero * math.nan if how == 'loss' else zero.abs().sqrt()), stats
+    def spoilt(run, rows):
+        value, stats = loss(run, rows)
+        if not when(run) or sample not in rows['sample'].tolist(): return LossOutput(value, stats)
+        zero = sum((p * 0).sum() for p in run.policy.parameters())
+        return LossOutput(value + (zero * math.nan if how == 'loss' else zero.abs().sqrt()), stats)
     t.objective.loss = spoilt
 
 def state(t): return {n: p.detach().clone() for n, p in named_state(t).items()} | {f'moment/{i}/{k}': v.clone() for i, p in enumerate(t.params) for k, v in t.optimizer.state.get(p, {}).items()}
@@ -48,13 +51,13 @@ def test_a_bad_step_is_left_out_and_the_sample_is_named(kind, train, how, capsys
     "In the second epoch one sample spoils its minibatch: the other step is made, the third epoch goes on."
     t, seen = trainer(train, **KINDS[kind]()), []
     spoil(t, how, lambda t: t.epoch == 1)
-    step, before = t.step, {}
+    step, before = t.updates.step, {}
     def stepped(*args):
         before = state(t)
         norm = step(*args)
         seen.append((t.epoch, bool(norm.isfinite()), same(before, state(t))))
         return norm
-    t.step = stepped
+    t.updates.step = stepped
     rows = [r['tasks']['red'] for r in t.fit()]
     assert [r['skipped_steps'] for r in rows] == [0, rows[1]['skipped_steps'], 0] and rows[1]['skipped_steps'] in (1, 2)
     assert all(good != kept for _, good, kept in seen) and len(seen) == 6             # a bad step changes no weight, moment or average; a good one does
@@ -72,11 +75,11 @@ def test_too_many_in_a_row_end_the_run(kind, tmp_path, capsys):
         t.callbacks = [Recorder(run, ['a cat'], every=1)]
         with pytest.raises(FloatingPointError, match=f'That was the {MOST_SKIPPED + 1}th step in a row') as e: t.fit()
         assert '\n' not in str(e.value) and t.epoch == 2 + MOST_SKIPPED and not (tmp_path / 'r/weights').exists()
-        assert capsys.readouterr().out.count('left out') == MOST_SKIPPED
+        assert capsys.readouterr().out.count('the step is skipped') == MOST_SKIPPED
         assert [r['skipped_steps'] for r in run.metrics() if r['task']] == [0, 0] + [1] * MOST_SKIPPED
         good = trainer(**KINDS[kind]())
         resume(good, run)
-        assert same(state(t), state(good)) and good.skipped == MOST_SKIPPED           # a resume knows how many there were
+        assert same(state(t), state(good)) and good.updates.nonfinite.skipped == MOST_SKIPPED           # a resume knows how many there were
 
 @pytest.mark.parametrize('strategy', [MGDA, PCGrad])
 def test_strategies_that_mix_gradients(strategy, capsys):
@@ -84,7 +87,7 @@ def test_strategies_that_mix_gradients(strategy, capsys):
     spoil(t, 'loss', lambda t: t.epoch == 1)
     rows = t.fit()
     for name in ('red', 'warm'): assert [r['tasks'][name]['skipped_steps'] for r in rows] == [0, 1, 0]
-    assert all(p.isfinite().all() for p in t.params) and capsys.readouterr().out.count('left out') == 1
+    assert all(p.isfinite().all() for p in t.params) and capsys.readouterr().out.count('the step is skipped') == 1
 
 def test_a_spoilt_data_loss(capsys):
     data = lambda count, seed: (torch.full((count, 3, 64, 64), math.nan), ['a cat'] * count)
@@ -95,12 +98,12 @@ def test_a_spoilt_data_loss(capsys):
 
 def test_overflow_in_fp16_is_how_the_scale_is_found(capsys):
     t = trainer(precision='fp16', num_minibatches=1, epochs=2, train_steps=1)
-    t.scaler = torch.amp.GradScaler('cpu', init_scale=2.**60, backoff_factor=2.**-50)
+    t.updates.optimization.scaler = torch.amp.GradScaler('cpu', init_scale=2.**60, backoff_factor=2.**-50)
     before = state(t)
     rows = [r['tasks']['red']['skipped_steps'] for r in t.fit()]
-    assert rows == [1, 0] and t.skipped == 0 and not same(before, state(t)) and 'left out' not in capsys.readouterr().out
+    assert rows == [1, 0] and t.updates.nonfinite.skipped == 0 and not same(before, state(t)) and 'the step is skipped' not in capsys.readouterr().out
     t = trainer(num_minibatches=1, epochs=9, train_steps=1)
-    t.scaler = torch.amp.GradScaler('cpu', init_scale=2.)
+    t.updates.optimization.scaler = torch.amp.GradScaler('cpu', init_scale=2.)
     spoil(t, 'loss')
     with pytest.raises(FloatingPointError, match='in a row'): t.fit()
     assert t.epoch == 1 + MOST_SKIPPED                                                # the first halved the scale to 1
@@ -144,7 +147,7 @@ def test_bad_weights_are_never_written(tmp_path):
         with pytest.raises(FloatingPointError, match='not recorded|not finite') as e: t.fit(epochs=2)
         t.params[0].data[:1].fill_(math.inf)                                          # the fit that failed has put the weights back
         with pytest.raises(FloatingPointError, match="weights' is not written"): run.save_weights(t.policy)
-        with pytest.raises(FloatingPointError, match="epoch_0002' is not written"): run.checkpoint(2, named_state(t), t.optimizer, t.state())
+        with pytest.raises(FloatingPointError, match="epoch_0002' is not written"): run.checkpoint(2, named_state(t), t.optimizer, t.state_dict())
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == good
 
 def spoilt(how, count=1):
@@ -165,12 +168,12 @@ def test_a_skipped_sample_changes_nothing_but_itself(how, kind, train, capsys):
     weight = dict(kl_weight=.1)
     t = trainer(train, of=[Task('odd', ['a cat'], spoilt(how), samples=8)], on_nonfinite='skip', epochs=2, **KINDS[kind]() | weight)
     rows = []
-    collect, plan = t.collect, t.plan
+    collect, plan = t.collect, t.updates.plan
     def planned(batch):
         made = plan(batch)
         rows.append((batch, {i for part in made for i in part['sample'].tolist()}))
         return made
-    t.plan = planned
+    t.updates.plan = planned
     records = [r['tasks']['odd'] for r in t.fit()]
     for record, (batch, used) in zip(records, rows):
         assert used == set(range(7)) and batch.advantage[7] == 0 and record['skipped_samples'] == 1
@@ -208,9 +211,9 @@ def test_a_watched_reward_never_ends_a_run(how, tmp_path, capsys):
 def test_progress_shows_the_headline_figure():
     from drl_toolkit.emoji.rewards import fairness
     from drl_toolkit.rewards.reward import jpeg_compressibility
-    from drl_toolkit.training.trainer import shown
-    assert shown(fairness, dict(reward=.003, parity=.41), 'fairness') == ('fairness parity', '0.410')
-    assert shown(jpeg_compressibility, dict(reward=-2.), 'small') == ('small', '-2.000 kB, negative')
+    from drl_toolkit.training.callbacks import headline
+    assert headline(fairness, dict(reward=.003, parity=.41), 'fairness') == ('fairness parity', '0.410')
+    assert headline(jpeg_compressibility, dict(reward=-2.), 'small') == ('small', '-2.000 kB, negative')
 
 def test_values_that_float32_does_not_hold_are_named():
     from drl_toolkit.rewards.reward import reward

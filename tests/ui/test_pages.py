@@ -206,3 +206,86 @@ def test_all_pages_say_one_number(run):
     assert 'Of 2 training rewards, 1 is clearly better than the base, 1 shows no clear change, by drl eval' in overview
     assert '0.431 → 0.317' in overview and '-0.150 to -0.080' in overview and 'measures 0.211' in overview and '97% of the base' in overview and 'not judged' not in overview
     assert 'went from 0.431 to 0.317' in fairness and 'measures 0.211' in fairness and '0.431 0.317' in costs
+    later = os.stat(folder / 'table.md').st_mtime + 600
+    os.utime(run.folder / 'metrics.jsonl', (later, later))                                      # the run has gone on since
+    assert '0.45 → 0.35' in text(draw('overview', run)) and 'by drl eval' not in text(draw('overview', run))
+
+@pytest.mark.parametrize('world', [True, False])
+def test_report_pages_and_summary_agree_to_the_digit(run, world, monkeypatch):
+    "Of the emoji world's own table, and of a run's own rewards; and the tax of the same pictures, too."
+    from drl_toolkit.evaluation import evaluate as E
+    from drl_toolkit.evaluation.alignment_tax import score_table
+    from drl_toolkit.evaluation.drift import drift
+    from drl_toolkit.evaluation.eval_rewards import EvalReward, evaluate_rewards
+    from drl_toolkit.prompts.task import Task
+    from drl_toolkit.rewards.fairness import fairness_reward, parity_floor, statistical_parity
+    from drl_toolkit.ui.report import Evaluation, write_report
+    tone = lambda images: (images[:, 0, 0, 0] * 5).long().clamp(max=4)
+    tasks = [Task(name, ['a portrait of a doctor', 'a portrait of a cook'], fairness_reward(tone), group_size=16, samples=32) for name in ('fairness', 'composition')]
+    prompt_sets = [E.PromptSet(f'{"portraits" if world else t.name}/train', ('a portrait of a doctor',) * 48 + ('a portrait of a cook',) * 48) for t in tasks[:1 + (not world)]]
+    base, tuned = ({p.name: torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(i)) ** power for i, p in enumerate(prompt_sets)} for power in (3., 1.))
+    if world:
+        name, parities = prompt_sets[0].name, lambda images: torch.tensor([statistical_parity(t) for t in tone(images).split(16)])
+        row = E.paired_row('parity (distance)', 'training', *(parities(m[name]) for m in (base, tuned)), prompt_sets[0].prompts[::16], 'lower', parity_floor(16), 96)
+        summary = dict(parity=dict(train=dict(base=row.base, tuned=row.tuned, floor=row.floor)))
+        result, said = E.Comparison([row], summary), summary['parity']['train']
+    else:
+        result = E.compare_rewards(tasks, prompt_sets, base, tuned)
+        said = result.summary['fairness']
+    judge = EvalReward(fairness_reward(tone, 'shared'), ())
+    found = Evaluation(result, evaluate_rewards([judge], prompt_sets, base, tuned), drift(*(torch.cat([*m.values()]) for m in (base, tuned)), [q for p in prompt_sets for q in p.prompts]), prompt_sets, base, tuned, ('demo', 'r'), run=run)
+    write_report(run.folder / 'eval', found)
+    first, last = (f"{json.loads((run.folder / 'eval/summary.json').read_text())['parity']['train'][k] if world else said[k]:.3f}" for k in ('base', 'tuned'))
+    overview, fairness = (text(draw(page, run)) for page in ('overview', 'fairness'))
+    cells = text((run.folder / 'eval/report.html').read_text())
+    assert first != last and f'{first} → {last}' in overview and f'went from {first} to {last}' in fairness and f'{first} {last}' in cells and f'{first} {last}' in text(draw('costs', run))
+    scores = score_table(dict(fairness=judge), [E.PromptSet('portraits/train', prompt_sets[0].prompts)], {n: {'portraits/train': m[prompt_sets[0].name]} for n, m in dict(base=base, tuned=tuned).items()})['fairness']
+    assert [f'{v:.3f}' for v in scores] == [first, last]
+
+def test_overview_and_fairness_agree_without_an_evaluation(run):
+    assert '0.45 → 0.35' in text(draw('overview', run)) and 'went from 0.45 to 0.35' in text(draw('fairness', run)) and 'measures 0.21' in text(draw('fairness', run))
+
+def test_an_epoch_without_a_path_shows_the_nearest_that_has_one(tmp_path):
+    run = make_run(tmp_path / 'paths', epochs=9)
+    for epoch in (4, 5, 6, 7, 8):
+        file = run.folder / f'frames/epoch_{epoch:04d}/frames.json'
+        about = json.loads(file.read_text())
+        for task in about['tasks'].values(): task['paths'] = []
+        file.write_text(json.dumps(about))
+    assert 'epoch 3' in pages.trajectories(run, 7) and 'epoch 3' in pages.trajectories(run) and 'epoch 2' in pages.trajectories(run, 2) and pages.path_choices(run, 7)
+
+def test_two_hundred_runs_are_listed_within_a_second(tmp_path):
+    import shutil, time
+    first = make_run(tmp_path / 'runs/000', epochs=2, sheets=False)
+    for i in range(1, 200): shutil.copytree(first.folder, tmp_path / f'runs/{i:03d}', ignore=shutil.ignore_patterns('frames'))
+    library = Library(tmp_path / 'runs')
+    runs, broken = library.scan()
+    cold = time.perf_counter(); listed = pages.runs_page(runs, broken, 'runs', '000'); warm = time.perf_counter(); pages.runs_page(runs, broken, 'runs', '000'); end = time.perf_counter()
+    print(f'cold {warm - cold:.2f} s, warm {end - warm:.2f} s')
+    assert len(runs) == 200 == listed.count('<a class="card') and end - warm < 1 * max(1, os.getloadavg()[0] / os.cpu_count())
+
+def test_results_and_tax_are_shown(run):
+    folder = run.folder / 'eval'; folder.mkdir()
+    (folder / 'summary.json').write_text('{}'); (folder / 'table.md').write_text('| objective | base |\n|---|---|\n| parity | 0.431234 |\n')
+    (folder / 'drift.csv').write_text('measure,value\nSSIM,0.91234\n')
+    Image.new('RGB', (8, 8)).save(folder / 'samples.png')
+    (run.folder.parent / 'tax').mkdir(); (run.folder.parent / 'tax/tax.json').write_text(json.dumps(dict(kept=dict(base=dict(fair=0.), joint=dict(fair=.81, small=None), small=dict(fair=-.2)))))
+    told = text(draw('costs', run))
+    assert '0.431' in told and 'SSIM 0.912' in told and 'joint 81 % –' in told and '-20 %' in told and 'base' not in told.split('The alignment tax')[1].split('Base against')[0].split('joint')[1]
+
+@pytest.mark.parametrize('recipe, epochs, words', [('joint; ls', 3, "recipe is 'joint; ls'"), (None, 3, 'recipe is'), ('joint', 0, 'epochs is 0'), ('joint', 999, 'epochs is 999'), ('joint', '3', "epochs is '3'"), ('joint', True, 'epochs is True'), ('joint', math.nan, 'epochs is nan')])
+def test_the_bench_takes_recipes_and_small_numbers_only(tmp_path, recipe, epochs, words):
+    with pytest.raises(ValueError, match=re.escape(words)): Bench(tmp_path, ('joint',)).start(recipe, epochs)
+    assert not list(tmp_path.iterdir())
+
+def test_the_bench_has_limits(tmp_path):
+    bench = Bench(tmp_path, ('joint',), most=1)
+    (tmp_path / 'here-joint-1').mkdir()
+    with pytest.raises(RunError, match='1 runs'): bench.start('joint', 1)
+    with pytest.raises(RunError, match='nothing is being trained'): bench.tell('stop')
+
+def test_a_thousand_epochs_are_drawn_quickly(tmp_path):
+    import time
+    run, start = long_run(tmp_path / 'long'), time.perf_counter()
+    html = draw('overview', run)
+    assert time.perf_counter() - start < 2 and len(html) < 400_000 and '1000 of 1000' in html

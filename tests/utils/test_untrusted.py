@@ -11,7 +11,7 @@ from PIL import Image
 
 from drl_toolkit.ui import pages
 
-from drl_toolkit.sampling import policy
+from drl_toolkit.sampling import loading
 
 from drl_toolkit.recipes import recipes
 
@@ -96,7 +96,7 @@ def loaders(tmp_path_factory):
             'frames.json': (frames / 'frames.json', looked_at), 'webp': (next(frames.glob('*.pictures.webp')), strips), 'path webp': (next(frames.glob('*.path_*.webp')), strips),
             'sheet': (own('samples/fuzz.png'), lambda: pages.open_picture(run, 'samples', 'fuzz.png')), 'tax.json': (folder / 'tax.json', lambda: pages._kept(folder / 'tax.json')),
             **{name: (folder / 'state' / name, state) for name in ('weights.safetensors', 'optimizer.safetensors', 'state.json')},
-            'policy.json': (folder / 'policy.json', lambda: policy._note(folder / 'policy.json')),
+            'policy.json': (folder / 'policy.json', lambda: loading.read_note(folder / 'policy.json')),
             'pairs.json': (folder / 'ballot/pairs.json', ballot), 'votes.jsonl': (folder / 'ballot/votes.jsonl', ballot), 'ballot png': (folder / 'ballot/0000_a.png', ballot),
             'list': (folder / 'prompts.txt', lambda: load_prompts(folder / 'prompts.txt')), **{kind: (folder / f'prompts.{kind}', stream(kind)) for kind in ('txt', 'csv', 'tsv', 'jsonl', 'json', 'parquet')}}
 
