@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from .remote import FORMATS, PROTOCOL, read_request
 from .reward import Reward
@@ -128,8 +127,9 @@ def reward_app(
                 return await refuse(body.refusal, request) if body.refusal else _told(await judge.answer(body.data))
         except TimeoutError: return await refuse(Refusal(503, 'this server is busy'), request)
 
-    @app.exception_handler(HTTPException)
-    async def elsewhere(request:Request, error:HTTPException):
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def elsewhere(request:Request, error:Exception):
         return await refuse(Refusal(error.status_code, f'nothing is at {request.url.path[:80]!r}; ask at /'), request)
 
     return app

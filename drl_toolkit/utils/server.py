@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-import h11, uvicorn
+import uvicorn
 from fastapi import Request
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, h11
 
 from .web import Access, Refusal, check_port
 

@@ -114,7 +114,7 @@ def test_make_installs_them_for_every_set_up():
 OF_THE_NOTEBOOK = {'ipykernel'}                                       # asked only where a notebook runs, which has it
 TRACKERS = {'trackio'}                                                # the user's choice, named by an error where it is missing
 
-OF_A_MODULE = {'panel.py': ('panel',), 'widgets.py': ('widgets',)}     # modules that need an extra as a whole
+OF_A_MODULE = dict.fromkeys(('panel.py', 'voting.py', 'server.py', 'serving.py'), ('panel',)) | {'widgets.py': ('widgets',)}     # modules that need an extra as a whole
 
 def test_a_training_machine_needs_no_gradio():
     "Nor widgets: what the command imports before it trains."
