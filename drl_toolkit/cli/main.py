@@ -681,7 +681,7 @@ def app(args):
 # %% ../../nbs/cli/02_main.ipynb #ce5296ed
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
 
-EXTRAS = dict(app=('panel', 'gradio'))   # command -> the extra that it needs, and by what that is known
+EXTRAS = dict(app=('panel', 'gradio'), vote=('panel', 'fastapi'), serve=('panel', 'fastapi'))   # command -> the extra that it needs, and by what that is known
 
 def _check_extra(command):
     "Name the extra that a command needs, where it is not installed."
