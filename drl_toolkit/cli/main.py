@@ -362,7 +362,7 @@ def _record(policy, model, out) -> dict: # what all pictures of a call share
     "What remakes a picture, beside its prompt and its noise."
     from drl_toolkit.sampling.loading import base_of
     from drl_toolkit.runs.run import SAMPLER, Run, is_run
-    from drl_toolkit.sampling.config import SDES
+    from drl_toolkit.sampling.transitions import SDES
     base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
     how = {name: getattr(policy, name) for name in (*SAMPLER, 'latents_dtype')}
     how |= dict(scheduler=type(policy.pipeline.scheduler).__name__, image_size=policy.adapter.image_size)

@@ -20,9 +20,9 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..rewards.fairness import TONES
 from ..rewards.reward import headline_of
-from ..rewards.attributes import distance, measure_floor, shares_of, target_shares
+from ..rewards.attributes import measure_floor, target_shares
+from ..rewards.fairness import TONES, distance, shares_of
 from ..utils.images import sheet
 
 # %% ../../nbs/ui/01_plots.ipynb #6a1be410
