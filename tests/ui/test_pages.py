@@ -216,15 +216,15 @@ def test_report_pages_and_summary_agree_to_the_digit(run, world, monkeypatch):
     from drl_toolkit.evaluation.drift import drift
     from drl_toolkit.evaluation.eval_rewards import EvalReward, evaluate_rewards
     from drl_toolkit.prompts.task import Task
-    from drl_toolkit.rewards.fairness import fairness_reward
+    from drl_toolkit.rewards.fairness import fairness_reward, parity_floor, statistical_parity
     from drl_toolkit.ui.report import Evaluation, write_report
     tone = lambda images: (images[:, 0, 0, 0] * 5).long().clamp(max=4)
     tasks = [Task(name, ['a portrait of a doctor', 'a portrait of a cook'], fairness_reward(tone), group_size=16, samples=32) for name in ('fairness', 'composition')]
     prompt_sets = [E.PromptSet(f'{"portraits" if world else t.name}/train', ('a portrait of a doctor',) * 48 + ('a portrait of a cook',) * 48) for t in tasks[:1 + (not world)]]
     base, tuned = ({p.name: torch.rand(96, 3, 8, 8, generator=torch.Generator().manual_seed(i)) ** power for i, p in enumerate(prompt_sets)} for power in (3., 1.))
     if world:
-        read = [{p.name: dict(tone=tone(m[p.name])) for p in prompt_sets} for m in (base, tuned)]
-        row = E._parity_change(prompt_sets[0], *read)
+        name, parities = prompt_sets[0].name, lambda images: torch.tensor([statistical_parity(t) for t in tone(images).split(16)])
+        row = E.paired_row('parity (distance)', 'training', *(parities(m[name]) for m in (base, tuned)), prompt_sets[0].prompts[::16], 'lower', parity_floor(16), 96)
         summary = dict(parity=dict(train=dict(base=row.base, tuned=row.tuned, floor=row.floor)))
         result, said = E.Comparison([row], summary), summary['parity']['train']
     else:
