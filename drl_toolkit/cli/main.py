@@ -242,7 +242,6 @@ def train(args):
     from drl_toolkit.distributed.processes import Processes
     from drl_toolkit.recipes.recipes import make_trainer
     from drl_toolkit.recipes.config import RunConfig
-    from drl_toolkit.runs.run import Run
     processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
     if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
     with ExitStack() as stack:
@@ -362,7 +361,7 @@ def _record(policy, model, out) -> dict: # what all pictures of a call share
     "What remakes a picture, beside its prompt and its noise."
     from drl_toolkit.sampling.loading import base_of
     from drl_toolkit.runs.run import SAMPLER, Run, is_run
-    from drl_toolkit.sampling.config import SDES
+    from drl_toolkit.sampling.transitions import SDES
     base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
     how = {name: getattr(policy, name) for name in (*SAMPLER, 'latents_dtype')}
     how |= dict(scheduler=type(policy.pipeline.scheduler).__name__, image_size=policy.adapter.image_size)

@@ -143,7 +143,8 @@ class Pulse:
         return [note(rank) for rank in range(self.count)]
 
 # %% ../../nbs/distributed/01_processes.ipynb #aa0aefbe
-def _launched(cls,
+@patch(cls_method=True)
+def launched(cls:Processes,
     minutes:float=30.,   # after which a process that does not answer counts as gone
 ) -> Processes:
     "Those that torchrun or `accelerate launch` started; alone, where neither did."
@@ -158,7 +159,6 @@ def _launched(cls,
     found = cls(state.process_index, state.num_processes, state.device, minutes)
     found.pulse = Pulse(found.rank, found.count)
     return found
-Processes.launched = classmethod(_launched)
 
 @patch
 def talk(self:Processes, call, *args):

@@ -22,7 +22,7 @@ from ..sampling.rollout import Trajectory, rollout
 from ..sampling.policy import Policy
 from .reward import Card, Reward, groups_of, seen_in_place, told_of
 from ..utils.web import Access, RequestHandler, Server, TimedReader, access_to, exposure, open_server, printable
-from ..utils.images import to_pil, to_tensor
+from ..utils.images import to_pil
 
 # %% ../../nbs/rewards/03_remote.ipynb #98ff8308
 PROTOCOL = 1

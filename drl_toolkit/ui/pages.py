@@ -13,7 +13,7 @@ __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'SAYS', 'SKIN', 'HUES', 'FI
            'ballot_page', 'count_page', 'results_of', 'ballot_of', 'ballot_or_none', 'taxes', 'markdown_table', 'costs']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
-import base64, csv, io, json, math, re, shlex, statistics
+import base64, csv, io, math, re, shlex, statistics
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path

@@ -27,7 +27,7 @@ from .pages import complaint, note
 from ..recipes.config import recipe_names
 from ..utils.files import open_plain
 from ..runs.run import Run, RunError, ask, check_out, find_runs, open_policy, sampler_of
-from ..evaluation.votes import CHOICES, Ballot, Voters
+from ..evaluation.votes import Ballot, Voters
 from ..utils.web import Access, access_to, check_port, exposure
 from ..emoji.world import parse
 from ..utils.loading import assets_dir

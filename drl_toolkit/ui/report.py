@@ -7,14 +7,13 @@ __all__ = ['INK', 'GOOD', 'BAD', 'forest', 'over_optimisation', 'Evaluation', 's
 
 # %% ../../nbs/ui/02_report.ipynb #31f3eca6
 import base64, io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd, torch
 from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
 
 from . import plots
 from ..evaluation.drift import alarms

@@ -187,8 +187,8 @@ def spreads(
 ) -> Figure:
     "How rewards, or the classes that a reward saw, are spread: now in colour, in the first epoch in gray."
     fig = Figure(figsize=(3. * len(now), 2.5), layout='constrained')
-    for ax, (task, (rewards, classes, names)) in zip(fig.subplots(1, len(now), squeeze=False)[0], now.items()):
-        if classes is None: _reward_bars(ax, first[task][0], rewards)
+    for ax, (task, (values, classes, names)) in zip(fig.subplots(1, len(now), squeeze=False)[0], now.items()):
+        if classes is None: _reward_bars(ax, first[task][0], values)
         else: _class_bars(ax, first[task][1], classes, names)
         ax.set_title(f'{task}: now, and at first (gray)')
     return fig
