@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from ..rewards.reward import headline_of
-from ..rewards.attributes import distance, measure_floor, shares_of, target_shares
+from ..rewards.attributes import measure_floor, target_shares
+from ..rewards.fairness import distance, shares_of
 from ..rewards.fairness import TONES
 from ..utils.images import sheet
 

@@ -118,7 +118,7 @@ def test_eval(run, tiny, tmp_path, few_prompt_sets, capsys):
 @pytest.mark.parametrize('argv, words', [
     (['train', 'beauty'], "got 'beauty'"), (['train', 'joint', '--lrr', '1'], 'did you mean --lr?'), (['train', 'joint', '--lr', '-1'], 'lr must be 0 or more; got -1'),
     (['train', 'joint', '--lr', 'nan'], 'lr must be a finite number; got nan'), (['train', 'joint', '--epochs', '1.5'], 'epochs'), (['train', 'joint', '--lr'], '--lr'),
-    (['train', 'joint', '--train', 'half'], "train must be one of 'lora', 'full'; got 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
+    (['train', 'joint', '--train', 'half'], "train must be one of 'lora', 'full'; got 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps must be 9 or less'),
     (['train', 'compressibility', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
     (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast'),
