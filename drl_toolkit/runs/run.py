@@ -22,7 +22,7 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..utils.aliases import FIELDS, METRICS, with_new_names
+from ..utils.aliases import FIELDS, METRICS, record_with_new_names, with_new_names
 from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, same_modes, write_manifest
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy
@@ -701,6 +701,7 @@ def resume(trainer, run:Run) -> int: # epochs done
 def _take_up(trainer, checkpoint):
     named, optimizer = state_of(trainer)
     state = load_state(checkpoint, named, optimizer, epochs_done(checkpoint))
+    if 'history' in state: state['history'] = [record_with_new_names(record) for record in state['history']]
     if trainer.shards: trainer.shards.take_state(named, optimizer, trainer.optimizer)
     try: trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e: raise Damaged(f'checkpoint {str(checkpoint)!r} cannot be read (state.json: {type(e).__name__} {str(e)[:80]})') from None
