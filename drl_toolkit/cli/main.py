@@ -242,7 +242,6 @@ def train(args):
     from drl_toolkit.distributed.processes import Processes
     from drl_toolkit.recipes.recipes import make_trainer
     from drl_toolkit.recipes.config import RunConfig
-    from drl_toolkit.runs.run import Run
     processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
     if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
     with ExitStack() as stack:

@@ -340,7 +340,8 @@ def check_out(folder:Path) -> Path:
     except OSError as e: raise RunError(f'output folder {str(folder)!r} cannot be written ({e.strerror}); a folder of yours is right') from None
     return folder
 
-def _create(cls,
+@patch(cls_method=True)
+def create(cls:Run,
     folder:Path,
     config,            # a dataclass or a dict: what the run was told
     recipe:str=None,   # its name
@@ -355,9 +356,9 @@ def _create(cls,
                  versions=versions(), created=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
     write_json(folder / 'config.json', about)
     return cls(folder, about, lock)
-Run.create = classmethod(_create)
 
-def _open(cls,
+@patch(cls_method=True)
+def open(cls:Run,
     folder:Path,
     write:bool=False,  # take the lock, so as to go on with it
 ) -> Run:
@@ -372,7 +373,6 @@ def _open(cls,
     run = cls(folder, about, Lock(check_out(folder)) if write else None)
     if write: tidy(folder); run._drop_torn_line()
     return run
-Run.open = classmethod(_open)
 
 def _check_about(about, folder):
     "Refuse a config.json that is none of ours, before anybody counts on its parts."

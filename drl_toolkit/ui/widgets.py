@@ -212,8 +212,8 @@ def spreads(
     "How rewards, or the classes that a reward saw, are spread: now in colour, in the first epoch in gray."
     fig = Figure(figsize=(3. * len(now), 2.5), layout='constrained')
     axes = fig.subplots(1, len(now), squeeze=False)[0]
-    for ax, (task, (rewards, classes, names)) in zip(axes, now.items()):
-        if classes is None: _reward_bars(ax, first[task][0], rewards)
+    for ax, (task, (values, classes, names)) in zip(axes, now.items()):
+        if classes is None: _reward_bars(ax, first[task][0], values)
         else: _class_bars(ax, first[task][1], classes, names)
         ax.set_title(f'{task}: now, and at first (gray)')
     return fig

@@ -1,7 +1,7 @@
 """Sharded weights in 2 and 3 real processes (gloo): the weights of an unsharded run, from a share of its memory.
 
 As in `test_processes.py`, this file is also what is run: `python tests/distributed/test_shards.py FOLDER`."""
-import json, os, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))   # as a script it is not found by pytest

@@ -2,7 +2,7 @@
 import json, re
 from pathlib import Path
 
-import pandas as pd, pytest, torch
+import pandas as pd, pytest
 
 from drl_toolkit.recipes import compare as C
 

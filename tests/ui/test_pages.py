@@ -10,7 +10,8 @@ from drl_toolkit.ui import panel as app, pages
 from drl_toolkit.ui.pages import PageContext
 from drl_toolkit.ui.panel import Bench, Library, draw
 from drl_toolkit.runs.run import Run, RunError
-from panel import add_weights, long_run, make_run, quick
+from panel import add_weights, long_run, make_run
+from panel import quick   # noqa: F401 (a fixture)
 
 @pytest.fixture
 def run(tmp_path): return make_run(tmp_path / 'runs/one')
@@ -166,7 +167,7 @@ def test_links_lead_nowhere(tmp_path):
     run = make_run(home / 'good')
     (home / 'link').symlink_to(secret / 'elsewhere')
     assert set(Library(home).scan()[0]) == {'good'}
-    shown = draw('overview', run)
+    draw('overview', run)
     (run.folder / 'samples/epoch_0000.png').unlink(); (run.folder / 'samples/epoch_0000.png').symlink_to(secret / 'word.png')
     assert 'note error' in draw('overview', run, 1) and 'leads out' in draw('overview', run, 1)
     for name, target in (('frames', 'elsewhere/frames'), ('weights', 'elsewhere/weights'), ('eval', 'elsewhere')):

@@ -10,7 +10,8 @@ import httpx, pytest
 from drl_toolkit.ui import panel as app
 from drl_toolkit.runs.run import Run
 from tiers import long, some
-from panel import add_ballot, add_epoch, add_weights, long_run, make_run, quick, serving
+from panel import add_ballot, add_weights, long_run, make_run, serving
+from panel import quick   # noqa: F401 (a fixture)
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
@@ -321,8 +322,8 @@ def test_read_only_has_nothing_to_train_with(panel, tmp_path):
 SECRET = '/etc/passwd'
 
 @pytest.mark.parametrize('path', [f'gradio_api/file={SECRET}', f'file={SECRET}', f'gradio_api/file/{SECRET}', f'gradio_api/file=../../../../..{SECRET}', f'gradio_api/file=%2e%2e/%2e%2e{SECRET}', f'static/../../../../../..{SECRET}',
-    f'assets/..%2f..%2f..%2f..%2f..%2f..{SECRET}', f'static/%2e%2e/%2e%2e/%2e%2e/%2e%2e{SECRET}', f'assets//{SECRET}', f'gradio_api/proxy=http://127.0.0.1:22/', f'gradio_api/custom_component/x/y/z/..%2f..{SECRET}', f'svelte/..{SECRET}', 'gradio_api/deep_link',
-    f'weights?run=joint&file={SECRET}', f'weights?run=joint&file=../config.json', f'weights?run=..&file={SECRET}', f'weights?run={SECRET}&file=x', 'weights?run=joint&file=unet', 'weights?run=joint', 'monitoring', 'gradio_api/runs', 'gradio_api/openapi.json', 'docs', 'openapi.json', 'gradio_api/vibe-code',
+    f'assets/..%2f..%2f..%2f..%2f..%2f..{SECRET}', f'static/%2e%2e/%2e%2e/%2e%2e/%2e%2e{SECRET}', f'assets//{SECRET}', 'gradio_api/proxy=http://127.0.0.1:22/', f'gradio_api/custom_component/x/y/z/..%2f..{SECRET}', f'svelte/..{SECRET}', 'gradio_api/deep_link',
+    f'weights?run=joint&file={SECRET}', 'weights?run=joint&file=../config.json', f'weights?run=..&file={SECRET}', f'weights?run={SECRET}&file=x', 'weights?run=joint&file=unet', 'weights?run=joint', 'monitoring', 'gradio_api/runs', 'gradio_api/openapi.json', 'docs', 'openapi.json', 'gradio_api/vibe-code',
     'gradio_api/app_id', 'gradio_api/dev/reload', f'%00{SECRET}', f'..{SECRET}', f'//{SECRET}', 'weights?run=joint&file=unet%2fmodel.safetensors%00.json'])
 def test_nothing_else_is_answered(panel, path):
     "Raw requests, since clients tidy paths."
@@ -483,7 +484,7 @@ def test_thirty_viewers(panel):
     load, tick = known['load'], known['tick']
     def viewer(i):
         with httpx.Client(base_url=panel, timeout=120) as client:
-            call = lambda f, *data: client.post(f'/gradio_api/run/predict?run=long', json=dict(fn_index=f['id'], data=list(data), session_hash=f'viewer{i}'))
+            call = lambda f, *data: client.post('/gradio_api/run/predict?run=long', json=dict(fn_index=f['id'], data=list(data), session_hash=f'viewer{i}'))
             return [client.get('/').status_code, call(load).status_code] + [call(tick, None, 'long', 1000, None, None, None).status_code for _ in range(6)]
     with ThreadPoolExecutor(30) as pool: answers = [s for statuses in pool.map(viewer, range(30)) for s in statuses]
     assert answers == [200] * 240

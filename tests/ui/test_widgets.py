@@ -19,7 +19,7 @@ from drl_toolkit.runs.run import Recorder, Run, RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig
-from drl_toolkit.ui.widgets import BranchExplorer, Demographics, Monitor, PathExplorer, RewardLab, RunComparison, View, function_in, img, live_path, mistake
+from drl_toolkit.ui.widgets import BranchExplorer, Demographics, Monitor, PathExplorer, RewardLab, RunComparison, View, img, live_path
 
 def brightness(images, prompts): return images.mean((1, 2, 3))
 
