@@ -22,7 +22,7 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..utils.aliases import FIELDS, METRICS, with_new_names
+from ..utils.aliases import FIELDS, METRICS, record_with_new_names, with_new_names
 from ..utils.files import MANIFEST, Damaged, check_manifest, open_plain, parse_json, path_inside, read_json, read_picture, read_plain, same_modes, write_manifest
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy
@@ -340,7 +340,8 @@ def check_out(folder:Path) -> Path:
     except OSError as e: raise RunError(f'output folder {str(folder)!r} cannot be written ({e.strerror}); a folder of yours is right') from None
     return folder
 
-def _create(cls,
+@patch(cls_method=True)
+def create(cls:Run,
     folder:Path,
     config,            # a dataclass or a dict: what the run was told
     recipe:str=None,   # its name
@@ -355,9 +356,9 @@ def _create(cls,
                  versions=versions(), created=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
     write_json(folder / 'config.json', about)
     return cls(folder, about, lock)
-Run.create = classmethod(_create)
 
-def _open(cls,
+@patch(cls_method=True)
+def open(cls:Run,
     folder:Path,
     write:bool=False,  # take the lock, so as to go on with it
 ) -> Run:
@@ -372,7 +373,6 @@ def _open(cls,
     run = cls(folder, about, Lock(check_out(folder)) if write else None)
     if write: tidy(folder); run._drop_torn_line()
     return run
-Run.open = classmethod(_open)
 
 def _check_about(about, folder):
     "Refuse a config.json that is none of ours, before anybody counts on its parts."
@@ -701,6 +701,7 @@ def resume(trainer, run:Run) -> int: # epochs done
 def _take_up(trainer, checkpoint):
     named, optimizer = state_of(trainer)
     state = load_state(checkpoint, named, optimizer, epochs_done(checkpoint))
+    if 'history' in state: state['history'] = [record_with_new_names(record) for record in state['history']]
     if trainer.shards: trainer.shards.take_state(named, optimizer, trainer.optimizer)
     try: trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e: raise Damaged(f'checkpoint {str(checkpoint)!r} cannot be read (state.json: {type(e).__name__} {str(e)[:80]})') from None

@@ -7,10 +7,9 @@ __all__ = ['CONVOLUTIONS', 'GROUP_NORMS', 'WORKSPACE', 'HALF', 'SINGLE', 'LiveBy
            'parameter_bytes', 'estimate', 'cuda_autocast', 'options_that_help', 'advise']
 
 # %% ../../nbs/sampling/13_memory.ipynb #855e9aa5
-import json, weakref
+import weakref
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from unittest.mock import patch
 
 import diffusers, torch, transformers

@@ -7,7 +7,6 @@ from skimage.measure import shannon_entropy
 
 from drl_toolkit.evaluation import drift as D, evaluate as E, eval_rewards as J, alignment_tax as T, held_out as W
 
-from drl_toolkit.emoji import world
 from drl_toolkit.rewards.fairness import fairness_reward
 from drl_toolkit.emoji.rewards import fairness, rare_fairness, shared_fairness
 from drl_toolkit.rewards.lab import EDITS, base_samples
