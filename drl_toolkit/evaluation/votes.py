@@ -18,7 +18,8 @@ from PIL import Image
 from scipy.stats import beta
 
 from ..utils.files import open_plain, parse_json, read_json, read_picture, read_plain
-from ..runs.run import RunError, write_json, atomic_write
+from ..runs.folder import RunError
+from ..utils.atomic import write_json, atomic_write
 from ..utils.web import Access, RequestHandler, Server, access_to, open_server
 from ..utils.images import to_pil
 

@@ -28,7 +28,8 @@ from ..utils.files import read_json, read_picture, read_plain
 from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.reward import headline_of
 from ..recipes.recipes import load_recipe
-from ..runs.run import Run, RunError
+from ..runs.run import Run
+from ..runs.folder import RunError
 from ..evaluation.votes import Ballot
 
 # %% ../../nbs/ui/04_pages.ipynb #75abc99f

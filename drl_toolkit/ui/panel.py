@@ -26,7 +26,10 @@ from ..runs.recordings import recorded_epochs
 from .pages import complaint, note
 from ..recipes.config import recipe_names
 from ..utils.files import open_plain
-from ..runs.run import Run, RunError, ask, check_out, find_runs, open_policy, sampler_of
+from ..runs.run import Run, find_runs
+from ..runs.models import open_policy, sampler_of
+from ..runs.control import ask
+from ..runs.folder import RunError, check_out
 from ..evaluation.votes import CHOICES, Ballot, Voters
 from ..utils.web import Access, access_to, check_port, exposure
 from ..emoji.world import parse

@@ -30,7 +30,10 @@ from ..rewards.lab import base_samples, check_reward
 from ..sampling.rollout import Trajectory
 from ..sampling.policy import Policy
 from ..rewards.reward import Reward, headline_of
-from ..runs.run import RUN_COMMANDS, ControlCallback, Run, RunError, rows_of
+from ..runs.run import Run
+from ..runs.control import RUN_COMMANDS, ControlCallback
+from ..runs.metrics import rows_of
+from ..runs.folder import RunError
 from ..utils.images import sheet, to_pil
 from ..rewards.fairness import TONES
 

@@ -11,7 +11,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.training.ratio import RatioNoise
 from drl_toolkit.recipes.recipes import make_policy
 from drl_toolkit.recipes.config import RunConfig
-from drl_toolkit.runs.run import Run, save_state
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.state import save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 
 @pytest.mark.parametrize('mine, theirs, wants, words', [

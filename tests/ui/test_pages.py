@@ -7,7 +7,8 @@ from PIL import Image
 
 from drl_toolkit.ui import panel as app, pages
 from drl_toolkit.ui.panel import Bench, Library, draw
-from drl_toolkit.runs.run import Run, RunError
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.folder import RunError
 from panel import add_weights, long_run, make_run, quick
 
 @pytest.fixture
