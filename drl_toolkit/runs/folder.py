@@ -106,10 +106,12 @@ def tidy(
     "Clear what was left half-written. What was about to be replaced comes back, unless its successor is there."
     for path in _leftovers(folder):
         name, _, kind = path.name[1:].rpartition('.')
-        successor = path.with_name(name)
-        comes_back = kind == 'old' and not successor.exists() and (path.parent.name != 'checkpoints' or _vouched(path))
-        if comes_back: path.rename(successor)
+        if kind == 'old' and _comes_back(path, path.with_name(name)): path.rename(path.with_name(name))
         else: remove(path)
+
+def _comes_back(old, successor):
+    "Whether what was to be replaced is needed again."
+    return not successor.exists() and (old.parent.name != 'checkpoints' or _vouched(old))
 
 def _vouched(folder):
     "Whether a folder has a manifest and is as it says."
