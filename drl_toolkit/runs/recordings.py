@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['MOST_PIXELS', 'SCHEMA', 'COLUMNS', 'QUALITIES', 'cells', 'Path', 'TaskFrames', 'Frames', 'recorded_epochs',
            'read_frames', 'save_frames', 'shown_samples', 'followed_samples', 'shared_steps', 'note_of', 'Followed',
-           'FrameRecorder', 'slim_copy']
+           'DecodedPath', 'FinishedPaths', 'FrameRecorder', 'slim_copy']
 
 # %% ../../nbs/runs/08_recordings.ipynb #f5be5391
 import io, json, math, re, shutil, time
 from functools import cached_property
-from pathlib import Path as File                                                 # a `Path` is something else in this chapter
+from pathlib import Path as File                 # a `Path` is something else in this chapter
+from typing import NamedTuple
 
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from PIL import Image
 
 from ..utils.files import read_json, read_picture
@@ -26,22 +27,24 @@ from ..utils.images import sheet, to_pil
 # %% ../../nbs/runs/08_recordings.ipynb #f5655ae9
 def cells(
     canvas:Image.Image,
-    columns:int,
-    count:int,      # of pictures, row by row
-) -> list:          # of PIL images
-    "The pictures of a grid without gaps."
+    columns:int,    # images in a row
+    count:int,      # of images, row by row
+) -> list[Image.Image]:
+    "The images of a grid without gaps."
     rows = -(-count // columns)
-    if canvas.width % columns or canvas.height % rows: raise ValueError(f'{canvas.width} × {canvas.height} pixels are no {columns} × {rows} cells')
+    if canvas.width % columns or canvas.height % rows:
+        raise ValueError(f'{canvas.width} × {canvas.height} pixels are no {columns} × {rows} cells')
     w, h = canvas.width // columns, canvas.height // rows
-    return [canvas.crop((i % columns * w, i // columns * h, (i % columns + 1) * w, (i // columns + 1) * h)) for i in range(count)]
+    corners = [(i % columns * w, i // columns * h) for i in range(count)]
+    return [canvas.crop((x, y, x + w, y + h)) for x, y in corners]
 
 MOST_PIXELS = 2**25   # of a file of frames; those that are written here have a tenth at most, and a small file can claim more than fits in memory
 
 def _open_grid(file, columns, count):
-    "The pictures of a WebP file; any other file is an error that names it."
-    try:
-        return cells(read_picture(file, 'WEBP', most=MOST_PIXELS).convert('RGB'), columns, count)
-    except Exception as e: raise RunError(f'{str(file)!r} cannot be shown ({type(e).__name__}); it should be a WebP picture of {count} cells') from None
+    "The images of a WebP file; any other file is an error that names it."
+    try: return cells(read_picture(file, 'WEBP', most=MOST_PIXELS).convert('RGB'), columns, count)
+    except Exception as e:
+        raise RunError(f'{str(file)!r} cannot be shown ({type(e).__name__}); it must be a WebP image of {count} cells') from None
 
 # %% ../../nbs/runs/08_recordings.ipynb #6383f184
 SCHEMA = 1                      # of frames.json; a reader refuses a later one
@@ -52,16 +55,21 @@ class Path:
     """A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
 
     steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
-    timesteps  as the network is told
+    timesteps  as the network takes them
     log_prob   of the step that was taken, mean over latent dimensions, nats; 0 where the step is deterministic
     ratio      likelihood under the policy after the epoch / under the one that sampled, of the same mean
-    kl         of the policy that sampled from the base model, nats; NaN where the run knows no base
+    kl         of the policy that sampled from the reference, nats; NaN where the run knows no reference
     trained    whether an update learnt from it
     clipped    whether the update has moved its ratio out of the clip range, where it has no gradient any more
     noise_std  of the noise that the step adds
     """
-    def __init__(self, note, prompt, strip):
-        self.sample, self.prompt, self.advantage, self._strip = int(note['sample']), prompt, _number(note['advantage']), strip
+    def __init__(self,
+        note:dict,    # the path's part of frames.json
+        prompt:str,
+        strip:File,   # of its images
+    ):
+        self.sample, self.advantage = int(note['sample']), _number(note['advantage'])
+        self.prompt, self._strip = prompt, strip
         for name, kind in _STEPS.items(): setattr(self, name, np.array([_number(v) for v in note[name]]).astype(kind))
         if len({len(note[name]) for name in _STEPS}) > 1 or not len(self.steps): raise ValueError('the columns of a path differ in length')
 
@@ -72,12 +80,13 @@ class Path:
         return both[:count], both[count:-1]
 
     @property
-    def noisy(self) -> list: # of PIL images, one more than there are steps
+    def noisy(self) -> list[Image.Image]: # one more than there are steps
         "The latents before each step and at the end, decoded."
         return self._pictures[0]
+
     @property
-    def predicted(self) -> list: # of PIL images
-        "The picture that the policy predicted at each step."
+    def predicted(self) -> list[Image.Image]:
+        "The image that the policy predicted at each step."
         return self._pictures[1]
 
 def _number(value): return math.nan if value is None else float(value)
@@ -102,42 +111,65 @@ class TaskFrames:
         own = ('prompt', 'seed', 'group', 'advantage')
         self.rewards = tuple(f'{name} (reward)' if name in own else name for name in note['rewards'])
         self.samples = self._table(note)
+        known = self._known
         self.categories = {what: tuple(map(str, c['names'])) for what, c in note['categories'].items()}
         self.split = None if note['split'] is None else int(note['split'])
-        self.shown, self._file = [self._known(i) for i in note['shown']], inside(f'{index}.pictures.webp')
-        self.boxes = {self._known(i): [(str(n), float(s), tuple(map(float, box))) for n, s, *box in found] for i, found in note['boxes'].items()}
-        self.paths = [Path(p, self.samples['prompt'][self._known(p['sample'])], inside(f'{index}.path_{i}.webp')) for i, p in enumerate(note['paths'])]
+        self.shown = [known(i) for i in note['shown']]
+        self._file = inside(f'{index}.pictures.webp')
+        self.boxes = {known(i): [_box(entry) for entry in found] for i, found in note['boxes'].items()}
+        prompts = self.samples['prompt']
+        self.paths = [Path(p, prompts[known(p['sample'])], inside(f'{index}.path_{i}.webp')) for i, p in enumerate(note['paths'])]
 
     def _table(self, note):
         "A row per sample."
-        columns = dict(prompt=[str(p) for p in note['prompts']], seed=[int(s) for s in note['seeds']], group=[int(g) for g in note['groups']], advantage=[_number(a) for a in note['advantages']])
-        columns |= {name: [_number(v) for v in values] for name, values in zip(self.rewards, note['rewards'].values())}
-        named = lambda c: [c['names'][i] if i >= 0 else None for i in c['values']]
-        return pd.DataFrame(columns | {what: pd.Series(named(c), dtype=object) for what, c in note['categories'].items()})
+        import pandas as pd
+        columns = dict(prompt=list(map(str, note['prompts'])), seed=list(map(int, note['seeds'])),
+                       group=list(map(int, note['groups'])), advantage=list(map(_number, note['advantages'])))
+        for name, values in zip(self.rewards, note['rewards'].values()): columns[name] = list(map(_number, values))
+        for what, c in note['categories'].items():
+            named = [c['names'][i] if i >= 0 else None for i in c['values']]
+            columns[what] = pd.Series(named, dtype=object)
+        return pd.DataFrame(columns)
 
     def _known(self, sample):
+        "A sample's index, if there is such a sample."
         if not 0 <= int(sample) < len(self.samples): raise ValueError(f'sample {sample} of {len(self.samples)} is shown')
         return int(sample)
 
     @cached_property
-    def pictures(self) -> dict: # sample -> PIL image
-        "The finished pictures that were kept."
+    def pictures(self) -> dict[int, Image.Image]: # sample -> image
+        "The finished images that were kept."
         if not self.shown: return {}
         return dict(zip(self.shown, _open_grid(self._file, min(COLUMNS, len(self.shown)), len(self.shown))))
 
+def _box(entry):
+    "(name, confidence, (x0, y0, x1, y1)) of a detection."
+    name, confidence, *corners = entry
+    return str(name), float(confidence), tuple(map(float, corners))
+
 class Frames:
     "What is kept of an epoch: `epoch`, and `tasks`, a `TaskFrames` by name."
-    def __init__(self, epoch:int, note:dict, inside):
+    def __init__(self,
+        epoch:int,   # as in metrics.jsonl
+        note:dict,   # what frames.json holds
+        inside,      # file name -> path in the epoch's folder
+    ):
         if not isinstance(note['schema'], int) or note['schema'] > SCHEMA: raise ValueError(f"schema {note['schema']!r:.20} is later than {SCHEMA}, which this version reads")
-        self.epoch, self.tasks = epoch, {name: TaskFrames(name, task, inside) for name, task in note['tasks'].items()}
+        self.epoch = epoch
+        self.tasks = {name: TaskFrames(name, task, inside) for name, task in note['tasks'].items()}
 
-def recorded_epochs(run:Run) -> list: # of numbers as in metrics.jsonl, ascending
+def recorded_epochs(
+    run:Run,
+) -> list[int]: # as in metrics.jsonl, ascending
     "The epochs of which something was kept. A half-written one has another name."
     try: names = [p.name for p in run.inside('frames').iterdir()]
     except (FileNotFoundError, NotADirectoryError): return []
     return sorted(int(n.removeprefix('epoch_')) for n in names if re.fullmatch(r'epoch_\d{4,9}', n, re.ASCII))
 
-def read_frames(run:Run, epoch:int) -> Frames:
+def read_frames(
+    run:Run,
+    epoch:int,   # one of `recorded_epochs`
+) -> Frames:
     "What is kept of an epoch. Raises `RunError` that names the file that is wrong."
     folder = f'epoch_{epoch:04d}'
     inside = lambda name: run.inside('frames', folder, name)
@@ -155,10 +187,13 @@ QUALITIES = ((256, 80), (160, 70), (96, 60), (64, 40), (32, 20))                
 def _webp(pictures, columns, side, quality):
     "A grid as bytes, its cells no larger than a side."
     share = side / max(pictures[0].size)
-    small = [p.resize([max(1, round(s * share)) for s in p.size], Image.LANCZOS) for p in pictures] if share < 1 else pictures
+    if share < 1: pictures = [_scaled(picture, share) for picture in pictures]
     file = io.BytesIO()
-    sheet(small, columns, pad=0).save(file, 'WEBP', quality=quality)
+    sheet(pictures, columns, pad=0).save(file, 'WEBP', quality=quality)
     return file.getvalue()
+
+def _scaled(picture, share):
+    return picture.resize([max(1, round(side * share)) for side in picture.size], Image.LANCZOS)
 
 def _files(tasks, side, quality):
     "File name -> bytes, of all pictures."
@@ -167,18 +202,20 @@ def _files(tasks, side, quality):
         if shown: found[f'{i}.pictures.webp'] = _webp(shown, min(COLUMNS, len(shown)), side, quality)
         for j, (noisy, predicted) in enumerate(paths):
             blank = Image.new('RGB', noisy[0].size, 'white')
-            found[f'{i}.path_{j}.webp'] = _webp([*noisy, *predicted, blank], len(noisy), side // 2 if side > 128 else side, quality)
+            smaller = side // 2 if side > 128 else side
+            found[f'{i}.path_{j}.webp'] = _webp([*noisy, *predicted, blank], len(noisy), smaller, quality)
     return found
 
 def save_frames(
     run:Run,
-    epoch:int,
+    epoch:int,            # as in metrics.jsonl
     notes:dict,           # task's name -> its part of frames.json
     pictures:dict,        # task's name -> (list of PIL images, list of (noisy, predicted)), as `shown` and `paths` say
     size:int=1_000_000,   # bytes that an epoch takes at most
 ) -> File:                # the folder
     "Write an epoch's frames, whole or not at all."
-    text = json.dumps(dict(schema=SCHEMA, epoch=epoch, tasks={name: dict(index=i) | note for i, (name, note) in enumerate(notes.items())}), allow_nan=False, separators=(',', ':')).encode()
+    tasks = {name: dict(index=i) | note for i, (name, note) in enumerate(notes.items())}
+    text = json.dumps(dict(schema=SCHEMA, epoch=epoch, tasks=tasks), allow_nan=False, separators=(',', ':')).encode()
     for side, quality in QUALITIES:
         files = _files([pictures[name] for name in notes], side, quality)
         if len(text) + sum(map(len, files.values())) <= size: break
@@ -190,8 +227,8 @@ def save_frames(
 # %% ../../nbs/runs/08_recordings.ipynb #222ced9a
 def shown_samples(
     groups:torch.Tensor, # (B,) long
-    count:int,
-) -> list:               # of sample indices
+    count:int,           # samples at most
+) -> list[int]:          # indices
     "Whole groups as long as they fit; of a first one that is too large, a part."
     members = {}
     for i, g in enumerate(groups.tolist()): members.setdefault(g, []).append(i)
@@ -202,18 +239,19 @@ def shown_samples(
     return shown or next(iter(members.values()))[:count]
 
 def followed_samples(
-    shown:list,              # of sample indices
+    shown:list[int],         # indices
     groups:torch.Tensor,     # (B,) long
     advantage:torch.Tensor,  # (B,)
-    count:int,
-) -> list:                   # of sample indices, the most praised first
+    count:int,               # samples at most
+) -> list[int]:              # indices, the largest advantage first
     "Some samples of the group that was judged most differently; of all, where nobody shares a group."
     members = {}
     for i in shown: members.setdefault(groups[i].item(), []).append(i)
     spread = lambda rows: (advantage[rows].max() - advantage[rows].min()).item()
     group = max(members.values(), key=spread) if len(members) < len(shown) else shown
     ranked = sorted(group, key=lambda i: -advantage[i].item())
-    return [ranked[i] for i in torch.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().long().unique().tolist()]
+    places = torch.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().long().unique()
+    return [ranked[i] for i in places.tolist()]
 
 def shared_steps(
     latents:torch.Tensor, # (T+1, B, C, H, W)
@@ -225,19 +263,27 @@ def shared_steps(
     return int(same.cumprod(0).sum()) - 1 if len(rows) > 1 and same[0] else None
 
 # %% ../../nbs/runs/08_recordings.ipynb #d98cdefd
-def _numbers(values): return [float(f'{v:.6g}') if math.isfinite(v) else None for v in torch.as_tensor(values).flatten().tolist()]
+def _numbers(values):
+    "Six digits of each number, for JSON; None where it is not finite."
+    return [float(f'{v:.6g}') if math.isfinite(v) else None for v in torch.as_tensor(values).flatten().tolist()]
 
 def note_of(
-    batch,      # a trainer's `Batch`
-    shown:list, # indices of the samples whose pictures are kept
-) -> dict:      # JSON
+    batch,            # a trainer's `Batch`
+    shown:list[int],  # indices of the samples whose images are kept
+) -> dict[str, object]:  # JSON
     "A task's part of frames.json, without paths."
+    trajectory = batch.trajectory
     classes = {what: dict(names=list(s.names), values=s.values.tolist()) for what, s in batch.observations.items() if s.names}
-    boxes = [s.values for s in batch.observations.values() if not s.names][:1]
-    return dict(prompts=batch.trajectory.prompts, seeds=batch.trajectory.seeds, groups=batch.groups.tolist(), advantages=_numbers(batch.advantage),
-                rewards={r.name: _numbers(v) for r, v in zip(batch.task.rewards, batch.values)}, categories=classes,
-                split=shared_steps(batch.trajectory.latents, batch.groups), shown=shown, paths=[],
-                boxes={i: [[name, *_numbers([score, *box])] for name, score, box in found[i]] for found in boxes for i in shown})
+    rewards = {reward.name: _numbers(values) for reward, values in zip(batch.task.rewards, batch.values)}
+    return dict(prompts=trajectory.prompts, seeds=trajectory.seeds, groups=batch.groups.tolist(), advantages=_numbers(batch.advantage),
+                rewards=rewards, categories=classes, split=shared_steps(trajectory.latents, batch.groups), shown=shown, paths=[],
+                boxes=_boxes(batch.observations, shown))
+
+def _boxes(observations, shown):
+    "What a detector saw in the samples that are shown: of the first detector that was asked."
+    detected = [s.values for s in observations.values() if not s.names]
+    if not detected: return {}
+    return {i: [[name, *_numbers([score, *box])] for name, score, box in detected[0][i]] for i in shown}
 
 # %% ../../nbs/runs/08_recordings.ipynb #412e76cf
 class Followed:
@@ -253,62 +299,95 @@ class Followed:
         self.samples, self.batch = samples, batch
         self.steps = torch.linspace(0, count - 1, min(steps, count)).round().long()
         sample, step = torch.tensor(samples).repeat_interleave(len(self.steps)), self.steps.repeat(len(samples))
+        cond = trainer.policy.encode([traj.prompts[i] for i in sample])
         self.rows = dict(latents=traj.latents[step, sample], next_latents=traj.latents[step + 1, sample], step=step, sample=sample,
-                         old_log_prob=traj.log_probs[step, sample], cond=trainer.policy.encode([traj.prompts[i] for i in sample]))
+                         old_log_prob=traj.log_probs[step, sample], cond=cond)
         learnt = {pair for rows in minibatches for pair in zip(rows['sample'].tolist(), rows['step'].tolist())}
         self.trained = torch.tensor([pair in learnt for pair in zip(sample.tolist(), step.tolist())])
-        self.told = self._ask(trainer)
+        self.prediction = self._predict(trainer)
 
-    def _ask(self, trainer):
+    def _predict(self, trainer):
         "What the policy, as it is, predicts at each row."
-        with trainer.policy.uncounted():
-            return trainer.micro_batches.map(lambda rows: trainer.policy.predict(rows['latents'], rows['step'], rows['cond']), self.rows)
+        predict = lambda rows: trainer.policy.predict(rows['latents'], rows['step'], rows['cond'])
+        with trainer.policy.uncounted(): return trainer.micro_batches.map(predict, self.rows)
 
-    def _step(self, trainer, told): return trainer.policy.coefficients.transition(told, self.rows['step'], self.rows['latents'].float())
+    def _transition(self, trainer, prediction):
+        return trainer.policy.coefficients.transition(prediction, self.rows['step'], self.rows['latents'].float())
 
-    def columns(self, trainer) -> dict: # name -> (rows,)
+    def columns(self,
+        trainer,
+    ) -> dict[str, torch.Tensor]: # name -> (rows,)
         "What became of each row by the end of the epoch."
-        policy, then, rows = trainer.policy, self._step(trainer, self.told), self.rows
-        ratio = (self._step(trainer, self._ask(trainer)).log_prob(rows['next_latents'].float()) - rows['old_log_prob']).exp().cpu()
-        advantage = self.batch.advantage.cpu()[self.rows['sample']]
+        policy, rows = trainer.policy, self.rows
+        then, now = self._transition(trainer, self.prediction), self._transition(trainer, self._predict(trainer))
+        ratio = (now.log_prob(rows['next_latents'].float()) - rows['old_log_prob']).exp().cpu()
+        advantage = self.batch.advantage.cpu()[rows['sample']]
         kl = torch.full_like(ratio, math.nan)
         if policy.knows_base:
-            with policy.reference(): kl = then.kl(self._step(trainer, self._ask(trainer)))
+            with policy.reference(): kl = then.kl(self._transition(trainer, self._predict(trainer)))
+        clipped = self.trained & trainer.objective.clipped(ratio, advantage)
         return dict(steps=rows['step'], timesteps=policy.timesteps[rows['step']], log_prob=rows['old_log_prob'], ratio=ratio, kl=kl,
-                    trained=self.trained, clipped=self.trained & trainer.objective.clipped(ratio, advantage), noise_std=policy.coefficients.std[rows['step']])
+                    trained=self.trained, clipped=clipped, noise_std=policy.coefficients.std[rows['step']])
 
-    def notes(self, trainer) -> list: # of JSON, one for each path
+    def _of_path(self, i):
+        "The rows of a path."
+        return slice(i * len(self.steps), (i + 1) * len(self.steps))
+
+    def notes(self,
+        trainer,
+    ) -> list[dict]: # JSON, one for each path
         "Each path's part of frames.json."
-        columns, count = self.columns(trainer), len(self.steps)
-        part = lambda v, i: v[i * count:(i + 1) * count]
-        row = lambda i: {k: part(v, i).tolist() if v.dtype in (torch.bool, torch.long) else _numbers(part(v, i)) for k, v in columns.items()}
-        return [dict(sample=s, advantage=_numbers(self.batch.advantage[s])[0]) | row(i) for i, s in enumerate(self.samples)]
+        columns, found = self.columns(trainer), []
+        for i, sample in enumerate(self.samples):
+            head = dict(sample=sample, advantage=_numbers(self.batch.advantage[sample])[0])
+            found.append(head | {name: _json(values[self._of_path(i)]) for name, values in columns.items()})
+        return found
 
-    def pictures(self, trainer) -> list: # of (noisy, predicted), lists of PIL images
+    def pictures(self,
+        trainer,
+    ) -> list['DecodedPath']:
         "Each path decoded."
-        policy, rows, count = trainer.policy, self.rows, len(self.steps)
-        noisy = to_pil(policy.decode(policy.coefficients.model_input(rows['latents'].float(), rows['step'])))
-        clean = to_pil(policy.decode(policy.coefficients.clean_and_noise(self.told, rows['step'], rows['latents'].float())[0]))
+        policy, rows = trainer.policy, self.rows
+        latents, step = rows['latents'].float(), rows['step']
+        noisy = to_pil(policy.decode(policy.coefficients.model_input(latents, step)))
+        clean = to_pil(policy.decode(policy.coefficients.clean_and_noise(self.prediction, step, latents).clean))
         last = to_pil(self.batch.trajectory.images[self.samples])
-        return [(noisy[i * count:(i + 1) * count] + [last[i]], clean[i * count:(i + 1) * count]) for i in range(len(self.samples))]
+        return [DecodedPath(noisy[self._of_path(i)] + [last[i]], clean[self._of_path(i)]) for i in range(len(self.samples))]
+
+class DecodedPath(NamedTuple):
+    "The images of a path."
+    noisy: list       # of PIL images: the latents before each step and at the end
+    predicted: list   # of PIL images: what the policy predicted at each step
+
+def _json(values):
+    return values.tolist() if values.dtype in (torch.bool, torch.long) else _numbers(values)
 
 # %% ../../nbs/runs/08_recordings.ipynb #a9623587
+class FinishedPaths(NamedTuple):
+    "The paths of a task."
+    notes: list      # JSON, one for each path
+    pictures: list   # of `DecodedPath`
+
 class FrameRecorder(Callback):
     "Keeps something of an epoch to look at, within a share of the training time."
     def __init__(self,
         run:Run,
         paths:int=2,       # that are followed, of each task
-        pictures:int=16,   # that are kept, of each task
+        pictures:int=16,   # images that are kept, of each task
         share:float=.03,   # of the training time that this may take; the first and the last epoch are kept whatever it takes
         steps:int=12,      # of a path that are kept at most
     ):
         for name, value, low in (('paths', paths, 0), ('pictures', pictures, 1), ('steps', steps, 2)):
-            if not isinstance(value, int) or value < low: raise ValueError(f'{name} is {value!r}; it should be a whole number of {low} or more')
-        if not share > 0: raise ValueError(f'share is {share!r}; it should be above 0')
-        self.run, self.paths, self.pictures, self.share, self.steps = run, paths, pictures, share, steps
-        self.epoch, self.trained, self.within = None, 0., 0.             # seconds of training, of them ours
-        self.spent, self.cost, self.last = dict(pictures=0., paths=0.), {}, {}
-        self.chosen, self.kept, self.followed, self.took = None, {}, {}, {}
+            if not isinstance(value, int) or value < low: raise ValueError(f'{name} must be an integer of at least {low}; got {value!r}')
+        if not share > 0: raise ValueError(f'share must be above 0; got {share!r}')
+        self.run, self.share = run, share
+        self.paths, self.pictures, self.steps = paths, pictures, steps
+        self.epoch = None                                  # the one that is being recorded
+        self.chosen = None                                 # names of the tasks whose paths are kept in it; None keeps nothing
+        self.kept, self.followed = {}, {}                  # task -> its note and images; task -> `Followed`
+        self.trained = self.within = 0.                    # seconds of training; of them those of this callback in this epoch
+        self.spent = dict(pictures=0., paths=0.)           # seconds of all epochs
+        self.took, self.cost, self.last = {}, {}, {}       # task -> seconds of its paths now; the last time; in which epoch
 
     def after_plan(self, trainer, batch, minibatches):
         "Keep what is gone after the epoch."
@@ -323,14 +402,19 @@ class FrameRecorder(Callback):
     def begin(self, trainer):
         "Decide what of this epoch is kept."
         self.epoch, self.kept, self.followed, self.took = trainer.epoch, {}, {}, {}
-        names, latest = [t.name for t in trainer.tasks], trainer.history[-1]['seconds'] if trainer.history else 0.
+        names = [t.name for t in trainer.tasks]
+        latest = trainer.history[-1]['seconds'] if trainer.history else 0.
         self.chosen = set(names)
         if self.epoch == 0 or self.epoch == trainer.config.epochs - 1 or trainer.time_used(2 * latest) > 1: return
-        left = {kind: part * self.share * (self.trained + latest) - self.spent[kind] for kind, part in (('pictures', 1 / 3), ('paths', 2 / 3))}
+        budget = self.share * (self.trained + latest)
+        for_pictures, for_paths = 1 / 3 * budget - self.spent['pictures'], 2 / 3 * budget - self.spent['paths']
         last = sum(self.cost.values())                                               # is put aside for the last epoch
-        self.chosen = self.affordable(names, left['paths'] - last) if left['pictures'] >= 0 else None
+        self.chosen = self.affordable(names, for_paths - last) if for_pictures >= 0 else None
 
-    def affordable(self, names, seconds) -> set:
+    def affordable(self,
+        names:list[str],    # of tasks
+        seconds:float,      # that there are
+    ) -> set[str]:
         "The tasks whose paths were not kept for longest, as many as there is time for."
         found = set()
         for name in sorted(names, key=lambda n: self.last.get(n, -1)):
@@ -350,19 +434,27 @@ class FrameRecorder(Callback):
         "Finish the paths, and write."
         start = time.perf_counter()
         if self.chosen is not None:
-            paths = {name: self.finish(trainer, name, f) for name, f in self.followed.items()}
-            notes = {name: note | dict(paths=paths.get(name, ([], []))[0]) for name, (note, _) in self.kept.items()}
-            save_frames(self.run, record['epoch'], notes, {name: (shown, paths.get(name, ([], []))[1]) for name, (_, shown) in self.kept.items()})
+            notes, pictures = {}, {}
+            paths = {name: self.finish(trainer, name, followed) for name, followed in self.followed.items()}
+            for name, (note, shown) in self.kept.items():
+                path = paths.get(name, FinishedPaths([], []))
+                notes[name] = note | dict(paths=path.notes)
+                pictures[name] = shown, path.pictures
+            save_frames(self.run, record['epoch'], notes, pictures)
         ours = self.within + time.perf_counter() - start
         self.trained += record['seconds'] - self.within
         self.spent['paths'] += sum(self.took.values())
         self.spent['pictures'] += ours - sum(self.took.values())
         self.cost, self.within = self.cost | self.took, 0.
 
-    def finish(self, trainer, name, followed) -> tuple: # notes, pictures
+    def finish(self,
+        trainer,
+        name:str,            # of a task
+        followed:Followed,   # its paths
+    ) -> 'FinishedPaths':
         "The rest of a task's paths."
         start = time.perf_counter()
-        found = followed.notes(trainer), followed.pictures(trainer)
+        found = FinishedPaths(followed.notes(trainer), followed.pictures(trainer))
         self.took[name] += time.perf_counter() - start
         return found
 
@@ -380,5 +472,6 @@ def slim_copy(
     "A run as it is shown to others: without checkpoints, locks and what trackers wrote."
     Run.open(run)
     left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | ({'weights'} if not weights else set())
-    skip = lambda at, name: name.startswith('.') or File(at) == File(run) and name in left_out or (File(at) / name).is_symlink()
-    return atomic_write(folder, lambda part: shutil.copytree(run, part, ignore=lambda at, names: [n for n in names if skip(at, n)]))
+    def skipped(at, names):
+        return [name for name in names if name.startswith('.') or File(at) == File(run) and name in left_out or (File(at) / name).is_symlink()]
+    return atomic_write(folder, lambda part: shutil.copytree(run, part, ignore=skipped))

@@ -99,7 +99,7 @@ def test_numbers_are_those_of_the_policy(run, options):
         assert len(task.paths) == 3 and task.split == (1 if 'clip_range' in options else None)
         assert task.samples['prompt'].tolist() == batch.trajectory.prompts and task.samples['seed'].tolist() == batch.trajectory.seeds
         assert np.allclose(task.samples['redness'], batch.values[0], rtol=1e-4) and np.allclose(task.samples['advantage'], batch.advantage, rtol=1e-4)
-        assert task.samples['side'].tolist() == [('low', 'high')[i] for i in batch.seen['side'].values] and task.categories == {'side': ('low', 'high')}
+        assert task.samples['side'].tolist() == [('low', 'high')[i] for i in batch.observations['side'].values] and task.categories == {'side': ('low', 'high')}
         ranked = [p.advantage for p in task.paths]
         assert ranked == sorted(ranked, reverse=True) and len({task.samples['group'][p.sample] for p in task.paths}) == 1
         for p in task.paths:

@@ -264,7 +264,7 @@ def test_a_picture_that_unfolds(loaders):
 
 def test_the_source_unpickles_nothing():
     "Whatever can run code that is hidden in data."
-    source = {p: p.read_text() for p in (Path(__file__).parents[2] / 'drl_toolkit').glob('*.py')}
+    source = {p: p.read_text() for p in (Path(__file__).parents[2] / 'drl_toolkit').rglob('*.py')}
     for pattern in (r'\bpickle\.', r'import (pickle|dill|joblib|shelve|marshal)', r'allow_pickle\s*=\s*True', r'weights_only\s*=\s*False', r'\byaml\.(load|unsafe_load)\(', r'read_pickle', r'(?<![\w.])eval\(', r'use_safetensors\s*=\s*False'):
         assert not [p.name for p, text in source.items() if re.search(pattern, text)], pattern
     assert [p.name for p, text in source.items() if re.search(r'(?<![\w./])exec\(', text)] == ['widgets.py']      # the cell in which the reader of a notebook writes a reward
