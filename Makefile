@@ -61,7 +61,7 @@ readme: $(VENV)/.installed-dev
 # What settings.ini allows, at both ends. Each has an environment of its own and begins with an empty one.
 test-newest:
 	rm -rf .venv-newest
-	$(MAKE) test VENV=.venv-newest CONSTRAINTS= EXTRAS=dev,data,ocr
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS= EXTRAS=$(ALL)
 
 NEW := .venv-newest/constraints.txt
 renew-constraints: test-newest
@@ -71,10 +71,11 @@ renew-constraints: test-newest
 
 test-oldest:
 	rm -rf .venv-oldest
-	$(MAKE) test-python VENV=.venv-oldest CONSTRAINTS=tests/constraints-oldest.txt EXTRAS=dev,data,ocr TESTS='tests/sampling tests/rewards/test_alignment.py tests/emoji/test_tiny.py tests/training/test_trainer.py tests/project/test_install.py'
+	$(MAKE) test-python VENV=.venv-oldest CONSTRAINTS=tests/constraints-oldest.txt EXTRAS=$(ALL) TESTS='tests/sampling tests/rewards/test_alignment.py tests/emoji/test_tiny.py tests/training/test_trainer.py tests/project/test_install.py'
 
 # A stamp is newer than the package's metadata and the tested versions when the environment is up to date.
-EXTRAS ?= dev
+EXTRAS ?= panel,widgets,dev
+ALL := panel,widgets,data,ocr,dev
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 $(BIN)/python:
@@ -82,7 +83,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(METADATA) | $(BIN)/python
 	@echo '== Set-up: the package and what it needs, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[panel,widgets]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ('data', 'ocr', 'dev')
+EXTRAS = ('panel', 'widgets', 'data', 'ocr', 'dev')
 OF_A_GPU = re.compile(r'nvidia-|cuda-|triton$')        # torch's own metadata pins them, for each platform others
 
 def settings():
@@ -55,6 +55,6 @@ def tested() -> str: # a constraints file
 def oldest() -> str: # a constraints file
     "The floors of what the package imports, and of the extras that users install."
     floor = lambda r: next((s.version for s in r.specifier if s.operator == '>='), None)
-    return ''.join(f'{canonicalize_name(r.name)}=={floor(r)}\n' for r in requirements('data', 'ocr'))
+    return ''.join(f'{canonicalize_name(r.name)}=={floor(r)}\n' for r in requirements('panel', 'widgets', 'data', 'ocr'))
 
 if __name__ == '__main__': print(dict(tested=tested, oldest=oldest)[sys.argv[1]](), end='')

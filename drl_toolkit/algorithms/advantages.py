@@ -42,7 +42,7 @@ def batch(
 # %% ../../nbs/algorithms/01_advantages.ipynb #4a0c36f9
 def _moments(r, groups):
     "Per sample: the mean and variance of its group, and the group's size."
-    if groups is None: raise ValueError('groups is None; (B,) group ids are right for group-relative credit')
+    if groups is None: raise ValueError('groups is None; (B,) group ids are right for a group-relative advantage')
     if len(groups) != len(r): raise ValueError(f'groups has {len(groups)} ids for {len(r)} rewards; one each is right')
     _, index = groups.to(r.device).unique(return_inverse=True)
     count = torch.zeros(int(index.max()) + 1, dtype=r.dtype, device=r.device).index_add_(0, index, torch.ones_like(r))
@@ -134,7 +134,7 @@ class MovingAverage:
         mean, variance = self.mean / share, max(0., self.square / share - (self.mean / share)**2)
         return _clamped((r - mean) / (variance + self.eps) ** .5, self.clamp)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, float]:
         "What must be saved for an exact resume."
         return dict(calls=self.calls, mean=self.mean, square=self.square)
 
@@ -197,7 +197,7 @@ class PerPrompt:
         if len(own) >= self.min_count: return own.mean(), own.std(correction=0)
         return (batch.mean(), batch.std(correction=0)) if self.warmup == 'batch' else (own.mean(), within)
 
-    def state_dict(self) -> dict: # prompt -> list of rewards, oldest first; goes into JSON as it is
+    def state_dict(self) -> dict[str, list]: # prompt -> rewards, oldest first; goes into JSON as it is
         "What must be saved for an exact resume."
         return {p: list(values) for p, values in self.stats.items()}
 
@@ -250,7 +250,7 @@ class Contrastive:
             if p not in rows: self.memory[p].append([])              # a round went by without this prompt
         return z
 
-    def state_dict(self) -> dict: # prompt -> list of lists
+    def state_dict(self) -> dict[str, list]: # prompt -> lists of rewards
         "What must be saved for an exact resume."
         return {p: [list(r) for r in past] for p, past in self.memory.items()}
 
@@ -322,10 +322,14 @@ def credit_stats(
     rewards:torch.Tensor,     # (B,) float
     advantages:torch.Tensor,  # (B,) as made of them
     groups:torch.Tensor=None, # (B,) long
-) -> dict:                    # of numbers
-    "What a run should record about credit: how many samples count, in all and in a group, how many and which share of the groups teach nothing, and how large it got."
-    found = dict(no_credit=(advantages == 0).float().mean().item(), largest_advantage=advantages.abs().max().item(), effective_samples=effective_samples(advantages))
-    if groups is None or len(groups.unique()) == len(groups): return found
-    flat, sizes = frac_zero_std(rewards, groups).cpu(), [effective_samples(advantages[groups == g]) for g in groups.unique()]
-    counted = [size for size in sizes if size]                                # groups in which somebody has credit
-    return found | dict(frac_zero_std=len(groups.cpu()[flat].unique()) / len(groups.unique()), effective_group=sum(counted) / max(1, len(counted)))
+) -> dict[str, float]:
+    "What a run should record about advantages: how many samples count, in all and in a group, how many have none, and how large they got."
+    metrics = dict(no_credit=(advantages == 0).float().mean().item(), largest_advantage=advantages.abs().max().item(),
+                   effective_samples=effective_samples(advantages))
+    names = [] if groups is None else groups.unique()
+    if groups is None or len(names) == len(groups): return metrics
+    flat = frac_zero_std(rewards, groups).cpu()
+    sizes = [effective_samples(advantages[groups == group]) for group in names]
+    counted = [size for size in sizes if size]                                # groups in which somebody has an advantage
+    return metrics | dict(frac_zero_std=len(groups.cpu()[flat].unique()) / len(names),
+                          effective_group=sum(counted) / max(1, len(counted)))

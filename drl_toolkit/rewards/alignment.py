@@ -11,19 +11,17 @@ from collections.abc import Callable
 from functools import cache
 
 import torch, torch.nn.functional as F
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from .reward import Card, Reward, image_features, processed, text_features
-from ..utils.loading import no_progress_bars
+from .reward import Card, Loaded, Reward, image_features, load_frozen, processed, text_features
 
 # %% ../../nbs/rewards/04_alignment.ipynb #8f6d147c
 @cache
 def load_dual_encoder(
     model:str,        # folder or hub id
     device:str='cpu'
-) -> tuple:           # (model in eval mode without gradients, processor)
-    "A transformers model with a picture and a text encoder."
-    with no_progress_bars(): return AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval().requires_grad_(False), AutoProcessor.from_pretrained(model)
+) -> Loaded:
+    "A transformers model with an image and a text encoder."
+    return load_frozen('AutoModel', model, device=device)
 
 def siglip_reward(
     model:str='google/siglip-so400m-patch14-384', # folder or hub id of a SigLIP or SigLIP 2
@@ -44,10 +42,9 @@ def load_text_encoder(
     model:str,            # folder or hub id
     tokenizer:str=None,   # folder or hub id; the model's own by default
     device:str='cpu'
-) -> tuple:               # (model in eval mode without gradients, tokenizer)
+) -> Loaded:              # its processor is the tokenizer
     "A language model to compare texts with."
-    with no_progress_bars(): net = AutoModel.from_pretrained(model, dtype=torch.float32).to(device).eval().requires_grad_(False)
-    return net, AutoTokenizer.from_pretrained(tokenizer or model)
+    return load_frozen('AutoModel', model, 'AutoTokenizer', tokenizer, device)
 
 def token_embeddings(
     texts:list,
@@ -87,9 +84,7 @@ class Viewer:
         device:str='cpu',
         longest:int=40,    # of a reply, tokens
     ):
-        with no_progress_bars():
-            self.model = AutoModelForImageTextToText.from_pretrained(str(model), dtype=torch.float32).to(device).eval().requires_grad_(False)
-            self.processor = AutoProcessor.from_pretrained(str(model))
+        self.model, self.processor = load_frozen('AutoModelForImageTextToText', model, device=device)
         self.processor.tokenizer.padding_side, self.longest, self.name = 'left', longest, str(model)
 
     def inputs(self,

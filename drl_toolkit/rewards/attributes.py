@@ -12,11 +12,9 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from .fairness import leave_one_out, unreadable_last
-from .reward import Card, Reward, Observations, image_features, processed, text_features, together
-from ..utils.loading import no_progress_bars
+from .reward import Card, Reward, Observations, image_features, load_frozen, processed, text_features, together
 
 # %% ../../nbs/rewards/06_attributes.ipynb #782c1630
 ITA_CLASSES = ('very light', 'light', 'intermediate', 'tan', 'brown', 'dark')
@@ -116,9 +114,7 @@ class ImageClassifier:
         surest:float=0.,  # an answer with a smaller probability is unreadable
         device:str=None,  # where it computes; where the pictures are when None
     ):
-        with no_progress_bars():
-            self.model = AutoModelForImageClassification.from_pretrained(str(model), dtype=torch.float32).eval().requires_grad_(False)
-            self.processor = AutoImageProcessor.from_pretrained(str(model))
+        self.model, self.processor = load_frozen('AutoModelForImageClassification', model, 'AutoImageProcessor')
         all_labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.names, self.surest, self.device = tuple(labels or all_labels), surest, device
         if unknown := [n for n in self.names if n not in all_labels]: raise ValueError(f'classifier {str(model)!r}: no label {unknown[0]!r}; its labels are {all_labels}')

@@ -11,8 +11,8 @@ from functools import cache
 
 import torch
 
-from .reward import processed, together
-from ..utils.loading import assets_dir, no_progress_bars
+from .reward import load_frozen, processed, together
+from ..utils.loading import assets_dir
 
 # %% ../../nbs/rewards/08_composition.ipynb #f3dde115
 @dataclass(frozen=True)
@@ -72,11 +72,9 @@ class Detector:
         model:str=None,   # folder or hub id; the shipped detector when None
         device:str=None,  # where it computes; where the pictures are when None
     ):
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection   # here: reading this module waits for no library
-        source, self.device = str(model or assets_dir() / 'detector'), device
-        with no_progress_bars():
-            self.model = AutoModelForObjectDetection.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-            self.processor = AutoImageProcessor.from_pretrained(source)
+        source = model or assets_dir() / 'detector'
+        self.model, self.processor = load_frozen('AutoModelForObjectDetection', source, 'AutoImageProcessor')
+        self.device = device
         self.names = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
     def __call__(self,

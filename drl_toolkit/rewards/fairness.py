@@ -14,7 +14,7 @@ from itertools import combinations_with_replacement
 
 import torch, torch.nn.functional as F
 
-from .reward import Card, Reward, Observations, together
+from .reward import Card, Reward, Observations, load_frozen, together
 from ..utils.loading import assets_dir
 
 # %% ../../nbs/rewards/05_fairness.ipynb #edc655c7
@@ -26,10 +26,8 @@ class ToneReader:
         model:str=None,   # folder or hub id; the shipped reader when None
         device:str=None,  # where it computes; where the pictures are when None
     ):
-        from transformers import AutoImageProcessor, AutoModelForImageClassification   # here: reading this module waits for no library
         source = str(model or assets_dir() / 'tones')
-        self.model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-        processor = AutoImageProcessor.from_pretrained(source)
+        self.model, processor = load_frozen('AutoModelForImageClassification', source, 'AutoImageProcessor')
         self.side = processor.size['shortest_edge'] or processor.size['height']   # pixels of the square that the model takes
         self.device, self.mean, self.std = device, *(torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
         labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]

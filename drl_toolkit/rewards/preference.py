@@ -8,10 +8,7 @@ __all__ = ['preference', 'preference_reward', 'load_transformers_clip', 'pick_sc
 # %% ../../nbs/rewards/10_preference.ipynb #89f103ea
 from functools import cache
 
-import torch
-from transformers import AutoProcessor, CLIPModel
-
-from .reward import Card, Reward, image_features, load_clip, processed, text_features
+from .reward import Card, Loaded, Reward, image_features, load_clip, load_frozen, processed, text_features
 from ..utils.loading import assets_dir
 
 # %% ../../nbs/rewards/10_preference.ipynb #0c3ca78a
@@ -38,9 +35,9 @@ def load_transformers_clip(
     model:str,         # folder or hub id of a CLIPModel
     processor:str,     # folder or hub id of its processor
     device:str='cpu'
-) -> tuple:            # model in eval mode without gradients, processor
+) -> Loaded:
     "A CLIP in transformers' format."
-    return CLIPModel.from_pretrained(model).to(device).eval().requires_grad_(False), AutoProcessor.from_pretrained(processor)
+    return load_frozen('CLIPModel', model, processor_source=processor, device=device)
 
 def pick_score(
     model:str='yuvalkirstain/PickScore_v1',

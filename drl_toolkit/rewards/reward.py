@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLIP_H', 'clip_score', 'NotFinite', 'keep_nonfinite', 'Card', 'Observations', 'told_of', 'headline_of', 'Reward',
            'seen_in_place', 'groups_of', 'reward', 'jpeg_kilobytes', 'jpeg_compressibility', 'jpeg_incompressibility',
-           'weights_file', 'load_tensors', 'load_clip', 'clip_pixels', 'image_features', 'text_features', 'clip_reward',
-           'processed', 'together', 'Combination']
+           'weights_file', 'load_tensors', 'LoadedClip', 'load_clip', 'clip_pixels', 'image_features', 'text_features',
+           'clip_reward', 'Loaded', 'load_frozen', 'processed', 'together', 'Combination']
 
 # %% ../../nbs/rewards/01_reward.ipynb #30356d34
 import copy, io, math, operator, warnings
@@ -17,14 +17,14 @@ from dataclasses import dataclass, fields
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
+from typing import NamedTuple
 
-import open_clip, torch, torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
+import torch, torch.nn.functional as F
 from fastcore.basics import patch
+from safetensors.torch import load_file
 from torch import nn
 
-from ..utils.loading import assets_dir
+from ..utils.loading import assets_dir, no_progress_bars
 from ..utils.images import to_pil
 
 # %% ../../nbs/rewards/01_reward.ipynb #421509b0
@@ -285,23 +285,30 @@ def weights_file(
     owner, name, *rest = [*str(source).split('/', 2), '', '']
     if not owner or owner.startswith('.') or not rest[0]:
         raise FileNotFoundError(f"weights {str(source)!r}: no such file; a file, or 'owner/name/file' on the hub is right")
+    from huggingface_hub import hf_hub_download
     return hf_hub_download(f'{owner}/{name}', rest[0])
 
 def load_tensors(
     source:str # a safetensors or torch file, or 'owner/name/file' on the hub
-) -> dict:     # of tensors by name
+) -> dict[str, torch.Tensor]:
     "The tensors of a checkpoint, on the CPU; nothing is unpickled."
     path = weights_file(source)
     tensors = load_file(path) if path.endswith('.safetensors') else torch.load(path, map_location='cpu', weights_only=True)
     return tensors.get('state_dict', tensors)
+
+class LoadedClip(NamedTuple):
+    "A CLIP of open_clip and what its texts go through."
+    model: nn.Module      # in evaluation mode; its weights take no gradient
+    tokenizer: Callable   # list of texts -> (B, L) tokens
 
 @cache
 def load_clip(
     model:str,          # a folder in open_clip's format, 'hf-hub:owner/name', or an architecture such as 'ViT-H-14'
     weights:str=None,   # for an architecture: a tag that open_clip knows, a file, or 'owner/name/file' on the hub
     device:str='cpu'
-) -> tuple:             # (model in eval mode without gradients, tokenizer)
+) -> LoadedClip:
     "An open_clip model. Nothing is downloaded for a folder."
+    import open_clip   # here: it takes seconds, and most rewards do without
     if model in open_clip.list_models():
         tags = open_clip.list_pretrained_tags_by_model(model)
         if not weights: raise ValueError(f"clip {model!r} is an architecture; it needs weights: {', '.join(map(repr, tags)) or 'a file'} is right")
@@ -312,7 +319,7 @@ def load_clip(
                                     f"an architecture such as 'ViT-H-14' or 'hf-hub:owner/name' is right")
         model = f'local-dir:{Path(model)}'
     clip = open_clip.create_model(model, weights, device=device, require_pretrained=True)
-    return clip.eval().requires_grad_(False), open_clip.get_tokenizer(model)
+    return LoadedClip(clip.eval().requires_grad_(False), open_clip.get_tokenizer(model))
 
 def clip_pixels(
     model:nn.Module,     # of open_clip
@@ -368,11 +375,30 @@ def clip_reward(
 clip_score = clip_reward()
 
 # %% ../../nbs/rewards/01_reward.ipynb #96f65246
+class Loaded(NamedTuple):
+    "A model of transformers and what its inputs go through."
+    model: nn.Module      # in float32 and evaluation mode; its weights take no gradient
+    processor: Callable   # images or texts -> what the model takes
+
+def load_frozen(
+    kind:str,                       # class of transformers, such as 'AutoModelForObjectDetection'
+    source:str,                     # folder or hub id
+    processor:str='AutoProcessor',  # class of its processor or tokenizer
+    processor_source:str=None,      # folder or hub id of that; the model's own by default
+    device:str=None                 # where the model goes; None leaves it on the CPU
+) -> Loaded:
+    "A model that is only asked, never trained."
+    import transformers   # here: most rewards do without
+    with no_progress_bars():
+        model = getattr(transformers, kind).from_pretrained(str(source), dtype=torch.float32).eval().requires_grad_(False)
+    return Loaded(model if device is None else model.to(device),
+                  getattr(transformers, processor).from_pretrained(str(processor_source or source)))
+
 def processed(
     processor,            # of transformers, with torchvision behind it
     images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
     **texts,              # further arguments of the processor, such as text and padding
-) -> dict:                # what the model takes, on the pictures' device
+) -> dict[str, torch.Tensor]: # what the model takes, on the images' device
     "Pictures as a transformers model wants them, by its own processor, with their graph."
     return processor(images=list(images.float()), do_rescale=False, return_tensors='pt', **texts).to(images.device)
 

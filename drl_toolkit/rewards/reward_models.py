@@ -12,9 +12,8 @@ from functools import cache
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel, CLIPImageProcessor
 
-from .reward import Card, Reward, clip_reward, image_features, load_tensors, processed
+from .reward import Card, Loaded, Reward, clip_reward, image_features, load_tensors, processed
 
 # %% ../../nbs/rewards/11_reward_models.ipynb #38d6e412
 def linear_head(
@@ -96,6 +95,7 @@ def _depth(tensors, before): return 1 + max(int(k.removeprefix(before).split('.'
 
 def _vision_encoder(tensors):
     "BLIP's ViT with the sizes and the weights of a checkpoint."
+    from transformers import BlipVisionConfig, BlipVisionModel
     _, width = tensors['pos_embed'].shape[1:]
     patch, places = tensors['patch_embed.proj.weight'].shape[-1], tensors['pos_embed'].shape[1] - 1
     config = BlipVisionConfig(hidden_size=width, intermediate_size=len(tensors['blocks.0.mlp.fc1.weight']), num_hidden_layers=_depth(tensors, 'blocks.'),
@@ -104,6 +104,7 @@ def _vision_encoder(tensors):
 
 def _text_encoder(tensors):
     "BLIP's BERT with cross-attention, with the sizes and the weights of a checkpoint."
+    from transformers import BlipTextConfig, BlipTextModel
     words, width = tensors['embeddings.word_embeddings.weight'].shape
     config = BlipTextConfig(vocab_size=words, hidden_size=width, num_hidden_layers=_depth(tensors, 'encoder.layer.'), num_attention_heads=width // 64,
                             bos_token_id=None, sep_token_id=None, encoder_hidden_size=tensors['encoder.layer.0.crossattention.self.key.weight'].shape[1], projection_dim=width,
@@ -127,6 +128,7 @@ class ImageRewardModel(nn.Module):
         part = lambda prefix: {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
         if not (vision := part('blip.visual_encoder.')): raise ValueError(f"ImageReward: the checkpoint has {sorted(tensors)[:3]}…; 'blip.visual_encoder.…' and so on are right")
         self.vision, self.text, self.head = _vision_encoder(vision), _text_encoder(part('blip.text_encoder.')), linear_head(tensors, 'mlp.')
+        from transformers import CLIPImageProcessor
         side = self.vision.config.image_size
         self.processor = CLIPImageProcessor(size=dict(shortest_edge=side), crop_size=dict(height=side, width=side))
 
@@ -145,9 +147,11 @@ def load_image_reward(
     model:str,      # as in `rewards.load_tensors`
     tokenizer:str,  # folder or hub id
     device:str='cpu'
-) -> tuple:         # (model in eval mode without gradients, tokenizer)
+) -> Loaded:        # its processor is the tokenizer
     "ImageReward and the tokenizer of its BERT."
-    return ImageRewardModel(load_tensors(model)).to(device).eval().requires_grad_(False), AutoTokenizer.from_pretrained(tokenizer)
+    from transformers import AutoTokenizer
+    network = ImageRewardModel(load_tensors(model)).to(device).eval().requires_grad_(False)
+    return Loaded(network, AutoTokenizer.from_pretrained(tokenizer))
 
 def image_reward(
     model:str='THUDM/ImageReward/ImageReward.pt', # a file, or 'owner/name/file' on the hub

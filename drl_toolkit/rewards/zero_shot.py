@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from .composition import Detections, near_count, shipped_detector, side_credit, sorted_boxes
-from .reward import Card, Reward, processed, together
-from ..utils.loading import no_progress_bars
+from .reward import Card, Reward, load_frozen, processed, together
 from ..utils.words import article, singular
 
 # %% ../../nbs/rewards/09_zero_shot.ipynb #cc2e3af9
@@ -84,9 +82,7 @@ class ZeroShotDetector:
         model:str='google/owlv2-base-patch16-ensemble', # folder or hub id, for instance also 'IDEA-Research/grounding-dino-tiny'
         device:str=None,  # where it computes; where the pictures are when None
     ):
-        with no_progress_bars():
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(str(model), dtype=torch.float32).eval().requires_grad_(False)
-            self.processor = AutoProcessor.from_pretrained(str(model))
+        self.model, self.processor = load_frozen('AutoModelForZeroShotObjectDetection', model)
         families = {'owlvit': self._by_phrase, 'owlv2': self._by_phrase, 'grounding-dino': self._by_token, 'mm-grounding-dino': self._by_token}
         kind = self.model.config.model_type
         if kind not in families: raise ValueError(f"detector {str(model)!r} is of type {kind!r}; {', '.join(families)} are right")

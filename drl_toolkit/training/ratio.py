@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'HALF_ROUNDING', 'GPU_ROUNDING', 'TOLERATED', 'off_one', 'ratio_error', 'suspects', 'rounding_of',
-           'explain_ratio', 'RatioNoise', 'ratio_noise']
+           'RatioExplanation', 'explain_ratio', 'RatioNoise', 'ratio_noise']
 
 # %% ../../nbs/training/01_ratio.ipynb #3193777d
 import math
@@ -92,7 +92,9 @@ def _precisions(policy): # list of str
     cast = any(p.dtype != torch.float32 for module in (policy.network, *policy.text_encoders) for p in module.parameters())
     return [] if cast else [p for p in PRECISIONS if p != policy.precision]
 
-def suspects(policy:Policy) -> dict: # name -> contexts to try
+def suspects(
+    policy:Policy,
+) -> dict[str, list]: # name -> contexts to try
     "What may differ between sampling and training, and how to undo it."
     scales = {1., policy.config.guidance_scale} - {policy.guidance_scale}
     return {'dropout': [_still(policy)] if _loud(policy) else [],
@@ -107,33 +109,62 @@ def rounding_of(policy:Policy) -> float: # of a mean log-prob
     "What other rows in a batch, or another order of sums, make of a mean log-prob at most."
     return HALF_ROUNDING.get(policy.precision, ROUNDING if policy.device.type == 'cpu' else GPU_ROUNDING)
 
+class RatioExplanation(NamedTuple):
+    "Why a ratio is not 1."
+    sentence: str
+    left: dict[str, float]   # suspect -> the largest |ratio - 1| that is left without it
+
 def explain_ratio(
     policy:Policy,
     trajectory:Trajectory,  # as this policy sampled it
     error:float=None,       # the largest |ratio - 1| that was seen; looked for when None
     rows:int=None,          # rows of the network that the search may take; as many as it likes when None
-) -> tuple:                 # a sentence; {suspect: the error that is left without it}
+) -> RatioExplanation:
     "Why the ratio is not 1 before an update, by trying each suspect that can be tried."
-    contexts = [(name, c) for name, tried in suspects(policy).items() for c in tried]
-    count, spent, failed, left = 32 if rows is None else max(1, min(32, rows // (8 * _branches(policy)))), 0, [], {}
-    each = max(count * _branches(policy), policy.min_call_batch)                     # rows of a trial; a small network fills up its batches
-    affordable = lambda: rows is None or spent + each <= rows
-    def attempt(name, look):
+    search = _Search(policy, trajectory, rows)
+    with policy.uncounted(): search.run(error)
+    words = ''.join(f'; {words}' for words in search.failed if search.error)
+    return RatioExplanation(_verdict(policy, search.error, search.left) + words, search.left)
+
+class _Search:
+    "Tries one suspect after the other, within a number of network rows."
+    def __init__(self, policy, trajectory, rows):
+        self.policy, self.trajectory, self.rows = policy, trajectory, rows
+        self.count = 32 if rows is None else max(1, min(32, rows // (8 * _branches(policy))))   # transitions that are looked at
+        self.each = max(self.count * _branches(policy), policy.min_call_batch)                  # rows of a trial; a small network fills up its batches
+        self.spent, self.failed, self.left = 0, [], {}
+
+    def run(self, error):
+        as_is = error
+        if error is None or self.affordable: as_is = ratio_error(self.policy, self.trajectory, self.count)
+        self.error = as_is if error is None else error
+        self.spent += self.each
+        if as_is <= .1 * self.error: self.left['batch shape'] = as_is              # the same rows in another batch: nothing else differs
+        if not self.left: self._try_suspects()
+        if not self.explained: self._attempt('batch shape', lambda: min(as_is, self._as_sampled()))
+
+    @property
+    def affordable(self): return self.rows is None or self.spent + self.each <= self.rows
+
+    @property
+    def explained(self): return any(error <= .1 * self.error for error in self.left.values())
+
+    def _try_suspects(self):
+        for name, contexts in suspects(self.policy).items():
+            for context in contexts:
+                if not self.affordable or self.rows is not None and self.explained: return
+                self._attempt(name, lambda: _tried(self.policy, self.trajectory, context, self.count))
+                self.spent += self.each
+
+    def _as_sampled(self):
+        return _as_sampled(self.policy, self.trajectory, None if self.rows is None else self.rows - self.spent)
+
+    def _attempt(self, name, look):
         try: found = look()
-        except Exception as e: failed.append(f'{name} could not be tried ({type(e).__name__}: {" ".join(str(e).split())[:120]})')
-        else: left.update({name: min(found, left.get(name, found))} if found < float('inf') else {})
-    explained = lambda: any(e <= .1 * error for e in left.values())
-    with policy.uncounted():
-        as_is = ratio_error(policy, trajectory, count) if error is None or affordable() else error
-        if error is None: error = as_is
-        spent += each
-        if as_is <= .1 * error: left['batch shape'] = as_is                       # the same rows in another batch: nothing else differs
-        for name, context in contexts if not left else ():
-            if not affordable() or rows is not None and explained(): break
-            attempt(name, lambda: _tried(policy, trajectory, context, count))
-            spent += each
-        if not explained(): attempt('batch shape', lambda: min(as_is, _as_sampled(policy, trajectory, None if rows is None else rows - spent)))
-    return _verdict(policy, error, left) + ''.join(f'; {words}' for words in failed if error), left
+        except Exception as e:
+            self.failed.append(f'{name} could not be tried ({type(e).__name__}: {" ".join(str(e).split())[:120]})')
+            return
+        if found < float('inf'): self.left[name] = min(found, self.left.get(name, found))
 
 def _verdict(policy, error, left):
     if not error: return 'the ratio is exactly 1'

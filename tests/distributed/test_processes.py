@@ -69,12 +69,12 @@ def weights(t): return {n: p.detach().clone(memory_format=torch.contiguous_forma
 def equal(folder, name):
     "Train one case; keep the weights, and what they were after every epoch."
     t, digests = CASES[name](name), []
-    before, whole = weights(t), t.epoch_of
-    def epoch_of(epoch):
-        record = whole(epoch)
+    before, whole = weights(t), t.train_epoch
+    def train_epoch():
+        record = whole()
         digests.append(hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in t.params)).hexdigest())
         return record
-    t.epoch_of = epoch_of
+    t.train_epoch = train_epoch
     t.fit()
     save_file({k: (v - before.get(k, 0)).contiguous() for k, v in weights(t).items()}, folder / 'moved.safetensors')
     return dict(digests=digests, history=t.history, count=t.processes.count)

@@ -104,6 +104,29 @@ def test_make_installs_them_for_every_set_up():
 OF_THE_NOTEBOOK = {'ipykernel'}                                       # asked only where a notebook runs, which has it
 TRACKERS = {'trackio'}                                                # the user's choice, named by an error where it is missing
 
+OF_A_MODULE = {'panel.py': ('panel',), 'widgets.py': ('widgets',)}     # modules that need an extra as a whole
+
+def test_a_training_machine_needs_no_gradio():
+    "Nor widgets: what the command imports before it trains."
+    code = '''
+import sys
+for name in ('gradio', 'fastapi', 'uvicorn', 'ipywidgets', 'anywidget'): sys.modules[name] = None
+from drl_toolkit.cli import main
+import drl_toolkit.recipes.custom, drl_toolkit.runs.recordings, drl_toolkit.ui.plots, drl_toolkit.cli.doctor
+print('ready')'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == 'ready', done.stderr[-2000:]
+
+def test_what_is_declared_is_imported():
+    "In the package, or by a library that needs it and does not ask for it itself."
+    text = ''.join(p.read_text(encoding='utf-8') for p in (ROOT / 'drl_toolkit').rglob('*.py'))
+    named = {'scikit-image': 'skimage', 'pillow': 'PIL', 'open-clip-torch': 'open_clip', 'ipython': 'IPython'}
+    by_others = {'accelerate', 'onnxruntime', 'uvicorn'}                 # diffusers' fast loading, rapidocr's engine, and what FastAPI is served by
+    for requirement in versions.requirements('panel', 'widgets', 'data', 'ocr'):
+        name = canonicalize_name(requirement.name)
+        module = named.get(name, name.replace('-', '_'))
+        assert name in by_others or re.search(rf'\b(import|from) ([\w., ]*\b)?{module}\b', text), name
+
 def test_what_is_imported_is_declared():
     "Every library that a module imports is one that pip installs; what only a function imports may be in an extra."
     names = {'skimage': 'scikit-image', 'PIL': 'pillow', 'open_clip': 'open-clip-torch', 'IPython': 'ipython'}
@@ -113,5 +136,5 @@ def test_what_is_imported_is_declared():
         for node in ast.walk(tree):
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {n.partition('.')[0] for n in found} - set(sys.stdlib_module_names) - {'drl_toolkit'} - OF_THE_NOTEBOOK - TRACKERS:
-                extras = () if node in tree.body else ('data', 'ocr')
+                extras = OF_A_MODULE.get(file.name, ()) if node in tree.body else ('panel', 'widgets', 'data', 'ocr')
                 assert canonicalize_name(names.get(name, name)) in declared(*extras), f'{file.name} imports {name}'
