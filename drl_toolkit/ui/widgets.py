@@ -272,7 +272,7 @@ def after_sample(self:Monitor, trainer, task, trajectory, rewards, advantage):
 def after_plan(self:Monitor, trainer, batch, minibatches):
     "The classes that a reward saw, if it did."
     with self.accounted():
-        for seen in batch.seen.values():
+        for seen in batch.observations.values():
             if seen.names: self.now[batch.task.name] = (batch.values[0].cpu(), seen.values.cpu(), seen.names)
 
 @patch
