@@ -60,6 +60,32 @@ class Run:
         "Whether a process is writing this run now."
         return is_locked(self.folder)
 
+    def beside(self,
+        work:Callable,   # function without arguments
+    ):
+        "Do something in a thread while the training goes on. `settle` waits for it."
+        self.settle()
+        def guarded():
+            try: work()
+            except Exception as e: self._failed = e
+        self._writing = threading.Thread(target=guarded, name='drl-writer')
+        self._writing.start()
+
+    def settle(self):
+        "Wait for what is done `beside`, and raise what went wrong there."
+        if self._writing: self._writing.join()
+        failed, self._writing, self._failed = self._failed, None, None
+        if failed is None: return
+        self.check_there()                                        # a folder that is gone is the reason, and not the file that is missing
+        raise failed
+
+    def close(self):
+        "Wait for what is still being written, and give the lock back."
+        try: self.settle()
+        finally:
+            if self._lock: self._lock.close()
+            self._lock = None
+
     def __enter__(self): return self
 
     def __exit__(self, kind, *error):
@@ -315,35 +341,6 @@ def record(self:Run,
         sync_entry(self.folder / 'metrics.jsonl')
         self.prune(keep)
     self.beside(secure)
-
-@patch
-def beside(self:Run,
-    work:Callable,   # function without arguments
-):
-    "Do something in a thread while the training goes on. `settle` waits for it."
-    self.settle()
-    def guarded():
-        try: work()
-        except Exception as e: self._failed = e
-    self._writing = threading.Thread(target=guarded, name='drl-writer')
-    self._writing.start()
-
-@patch
-def settle(self:Run):
-    "Wait for what is done `beside`, and raise what went wrong there."
-    if self._writing: self._writing.join()
-    failed, self._writing, self._failed = self._failed, None, None
-    if failed is None: return
-    self.check_there()                                        # a folder that is gone is the reason, and not the file that is missing
-    raise failed
-
-@patch
-def close(self:Run):
-    "Wait for what is still being written, and give the lock back."
-    try: self.settle()
-    finally:
-        if self._lock: self._lock.close()
-        self._lock = None
 
 # %% ../../nbs/runs/04_run.ipynb #dc5b980d
 class FoundRuns(NamedTuple):

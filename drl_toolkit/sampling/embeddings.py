@@ -83,7 +83,9 @@ class EmbeddingCache:
             size = part.stat().st_size                               # before another process may delete it again
             os.replace(part, path)
             self._room -= size
-        except OSError as e: warnings.warn(f'embeddings are not kept in {str(self.folder)!r} ({e.strerror or e})', stacklevel=2)
+        except (OSError, SafetensorError) as e:                          # a full disk, or another process made room meanwhile
+            reason = getattr(e, 'strerror', None) or e
+            warnings.warn(f'embeddings are not kept in {str(self.folder)!r} ({reason})', stacklevel=2)
         if self._room < 0: self._trim()
 
     def _trim(self):

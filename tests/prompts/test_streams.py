@@ -340,8 +340,8 @@ def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_run(tmp_path,
     with pytest.warns(UserWarning, match='not kept in .*No space left'): assert cache(lambda p: dict(x=torch.ones(1, 2)), ['a'])['x'].shape == (1, 2)
 
 @pytest.mark.parametrize('make, error, words', [
-    (lambda p, d: EmbeddingCache(d, p, max_bytes=0), ValueError, 'max_bytes is 0'), (lambda p, d: EmbeddingCache(__file__, p), NotADirectoryError, 'is a file'),
-    (lambda p, d: EmbeddingCache(d, Policy(world.load_demo(), train_text_encoder=True)), ValueError, 'train_text_encoder is True')])
+    (lambda p, d: EmbeddingCache(d, p, max_bytes=0), ValueError, 'max_bytes must be .*; got 0'), (lambda p, d: EmbeddingCache(__file__, p), NotADirectoryError, 'is a file'),
+    (lambda p, d: EmbeddingCache(d, Policy(world.load_demo(), train_text_encoder=True)), ValueError, 'train_text_encoder must be False')])
 def test_bad_caches_are_one_line(tmp_path, policy, make, error, words):
     with pytest.raises(error, match=words): make(policy, tmp_path)
 

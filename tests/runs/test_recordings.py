@@ -285,7 +285,7 @@ def test_the_time_it_takes_is_bounded(run, monkeypatch, epoch, paths, light):
 
 def test_wrong_settings_are_named(run):
     for wrong, name in ((dict(paths=-1), 'paths'), (dict(pictures=0), 'pictures'), (dict(share=0), 'share'), (dict(steps=1), 'steps'), (dict(paths=1.5), 'paths')):
-        with pytest.raises(ValueError, match=f'{name} is'): FrameRecorder(run, **wrong)
+        with pytest.raises(ValueError, match=f'{name} must be'): FrameRecorder(run, **wrong)
     trainer([FrameRecorder(run, paths=0)], epochs=1).fit()
     assert read_frames(run, 0).tasks['red'].paths == []
 
