@@ -299,10 +299,22 @@ def best_of(
     return keep.to(rewards.device)
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #036634a8
-ADVANTAGES = dict(batch=lambda: batch, per_prompt=PerPrompt, group=lambda: group, leave_one_out=lambda: leave_one_out, moving_average=MovingAverage, rank=lambda: rank,
-               contrastive=Contrastive, reward_weighted=lambda: reward_weighted, top_share=lambda: top_share, best_of=lambda: best_of)
+# name -> a function that makes the estimator; one with a memory is made anew for every reward
+ADVANTAGES = dict(
+    batch=lambda: batch,
+    per_prompt=PerPrompt,
+    group=lambda: group,
+    leave_one_out=lambda: leave_one_out,
+    moving_average=MovingAverage,
+    rank=lambda: rank,
+    contrastive=Contrastive,
+    reward_weighted=lambda: reward_weighted,
+    top_share=lambda: top_share,
+    best_of=lambda: best_of,
+)
 
-WITHIN_GROUPS = (group, leave_one_out, centred, rank, reward_weighted, best_of)   # they compare the samples of a group with each other
+# they compare the samples of a group with each other
+WITHIN_GROUPS = (group, leave_one_out, centred, rank, reward_weighted, best_of)
 
 def needs_group(
     credit # from rewards to advantages, as tasks and `ADVANTAGES` have it

@@ -24,29 +24,31 @@ def trained_steps(
     first:float=.7,   # share of the steps that is trained at the start
 ) -> int:             # how many of the last steps are trained, 1 … T
     "Backward progressive training: a share at the start, all at the end, in equal stages. [B², run_process.sh]"
-    if not 0 < first <= 1: raise ValueError(f'first is {first!r}; it should lie in (0, 1]')
+    if not 0 < first <= 1: raise ValueError(f'first must be in (0, 1]; got {first!r}')
     start = max(1, round(first * num_steps))
     return min(num_steps, start + epoch * (num_steps - start + 1) // max(1, epochs))
 
 # %% ../../nbs/algorithms/04_branching.ipynb #01e0e687
 def nodes(
-    groups:torch.Tensor,  # (B,) long: families; the rows of a family lie together
-    depth:int,            # branch_points so far, 0 … `branch_points`
-    branch_points:int,         # in all
-) -> torch.Tensor:        # (B,) long, ascending: rows with the same number share their path until the next parting
-    "At which node of its family's tree each row is."
+    groups:torch.Tensor,  # (B,) long; the rows of a group lie together
+    depth:int,            # branch points so far, 0 … `branch_points`
+    branch_points:int,    # in all
+) -> torch.Tensor:        # (B,) long, ascending: rows with the same number share their path until the next branch point
+    "At which node of its group's tree each row is."
     found, count = [], 0
     for size in groups.unique_consecutive(return_counts=True)[1].tolist():
         ways = round(size ** (1 / branch_points))
-        if ways ** branch_points != size: raise ValueError(f'a group has {size} samples, which {branch_points} branch_points do not make; a number such as {2 ** branch_points} or {3 ** branch_points} is right')
+        if ways ** branch_points != size:
+            raise ValueError(f'group_size must be a power such as {2 ** branch_points} or {3 ** branch_points} with {branch_points} '
+                             f'branch points; a group has {size} samples')
         found.append(count + torch.arange(size) // ways ** (branch_points - depth))
         count += ways ** depth
     return torch.cat(found)
 
 def tree_rollout(
     policy:Policy,
-    prompts:list,          # of B strings; those of a family are equal
-    groups:torch.Tensor,   # (B,) long: families; the rows of a family lie together
+    prompts:list,          # of B strings; those of a group are equal
+    groups:torch.Tensor,   # (B,) long; the rows of a group lie together
     splits:tuple,          # denoising steps before which paths part, ascending
     seed:int=0,            # of the run
     epoch:int=0,
@@ -54,43 +56,51 @@ def tree_rollout(
     first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
 ) -> Trajectory:
     "Samples whose paths are one within a group at first, and part again and again."
-    families = torch.arange(len(prompts)).split(groups.unique_consecutive(return_counts=True)[1].tolist())
-    mixed = [f for f in families if len({prompts[i] for i in f}) > 1]
-    if mixed: raise ValueError(f'group {groups[mixed[0][0]].item()} has several prompts; the samples of a family share one')
-    policy.encode(prompts)                                                                    # once, before the threads ask for it
-    batches = [torch.cat(b) for b in _batches(families, batch_size_for(policy, len(prompts), batch_size))]
-    parts = list(in_parallel(lambda rows: _trees(policy, prompts, rows.tolist(), groups[rows], splits, lambda i: sample_seed(seed, epoch, i), first), batches, batches_at_once(policy)))
-    return joined(policy, parts, prompts, [sample_seed(seed, epoch, first + i) for i in range(len(prompts))])
+    members = torch.arange(len(prompts)).split(groups.unique_consecutive(return_counts=True)[1].tolist())
+    mixed = [rows for rows in members if len({prompts[i] for i in rows}) > 1]
+    if mixed: raise ValueError(f'prompts must be equal within a group; group {groups[mixed[0][0]].item()} has several prompts')
+    policy.encode(prompts)                                               # once, before the threads ask for it
+    size, seed_of = batch_size_for(policy, len(prompts), batch_size), lambda name: sample_seed(seed, epoch, name)
+    sample = lambda rows: _trees(policy, prompts, rows.tolist(), groups[rows], splits, seed_of, first)
+    batches = [torch.cat(rows) for rows in _whole_groups(members, size)]
+    parts = list(in_parallel(sample, batches, batches_at_once(policy)))
+    return joined(policy, parts, prompts, [seed_of(first + i) for i in range(len(prompts))])
 
-def _batches(families, size):
-    "Whole families, about `size` samples at a time."
+def _whole_groups(members, size):
+    "Whole groups, about `size` samples at a time."
     out = [[]]
-    for family in families:
-        if out[-1] and sum(map(len, out[-1])) + len(family) > size: out.append([])
-        out[-1].append(family)
+    for rows in members:
+        if out[-1] and sum(map(len, out[-1])) + len(rows) > size: out.append([])
+        out[-1].append(rows)
     return out
 
 def _trees(policy, prompts, rows, groups, splits, seed_of, first):
-    "(T+1, B, C, H, W) latents and (T, B) log-probs of some families. A node is computed once, and its steps are written into all rows that share it."
-    latents, told, marks = [], [], (0, *splits, policy.num_steps)
+    "(T+1, B, C, H, W) latents and (T, B) log-probs of some groups. A node is computed once, and its steps are written into all rows that share it."
+    latents, log_probs, marks = [], [], (0, *splits, policy.num_steps)
     for depth, (start, stop) in enumerate(zip(marks, marks[1:])):
         node = nodes(groups, depth, len(splits))
-        at = node.diff(prepend=node.new_tensor([-1])).nonzero().flatten()                                    # the first row of each node
+        at = node.diff(prepend=node.new_tensor([-1])).nonzero().flatten()               # the first row of each node
         heads = [rows[i] for i in at]
-        name = 'root ' if not depth else f'node {depth} ' if depth < len(splits) else ''                     # a leaf's noise is its sample's
-        noise = generators_of([seed_of(f'{name}{first + i}') for i in heads])
-        before = latents[-1][-1, at] if depth else prepare_latents(policy, noise)
+        name = _stretch_name(depth, len(splits))
+        generators = generators_of([seed_of(f'{name}{first + i}') for i in heads])
+        before = latents[-1][-1, at] if depth else prepare_latents(policy, generators)
         if not depth: latents.append(before[None, node])
         if start == stop: continue
-        after, scored = denoise(policy, before, policy.encode([prompts[i] for i in heads]), noise, range(start, stop))
+        cond = policy.encode([prompts[i] for i in heads])
+        after, scored = denoise(policy, before, cond, generators, range(start, stop))
         latents.append(after[:, node])
-        told.append(scored[:, node])
-    return torch.cat(latents), torch.cat(told)
+        log_probs.append(scored[:, node])
+    return torch.cat(latents), torch.cat(log_probs)
+
+def _stretch_name(depth, branch_points):
+    "What the noise of a stretch is drawn for; a leaf's noise is its sample's."
+    if not depth: return 'root '
+    return f'node {depth} ' if depth < branch_points else ''
 
 def branch_rollout(
     policy:Policy,
-    prompts:list,          # of B strings; those of a family are equal
-    groups:torch.Tensor,   # (B,) long: which samples share a prefix; the rows of a family lie together
+    prompts:list,          # of B strings; those of a group are equal
+    groups:torch.Tensor,   # (B,) long: which samples share a prefix; the rows of a group lie together
     branching:int,         # how many of the last steps each sample takes on its own
     seed:int=0,            # of the run
     epoch:int=0,
@@ -98,7 +108,8 @@ def branch_rollout(
     first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
 ) -> Trajectory:
     "Samples that share the first part of their path within a group: a tree that parts once."
-    if not 1 <= branching <= policy.num_steps: raise ValueError(f'branching is {branching!r}; 1 … {policy.num_steps} (the number of steps) is right')
+    if not 1 <= branching <= policy.num_steps:
+        raise ValueError(f'branching must be in 1 … {policy.num_steps} (the number of steps); got {branching!r}')
     return tree_rollout(policy, prompts, groups, (policy.num_steps - branching,), seed, epoch, batch_size, first)
 
 # %% ../../nbs/algorithms/04_branching.ipynb #1829714b
@@ -145,9 +156,9 @@ class BranchSampler(RolloutSampler):
 # %% ../../nbs/algorithms/04_branching.ipynb #0c9c53dd
 def depth_credit(
     advantage:torch.Tensor, # (B,) of the leaves
-    groups:torch.Tensor,    # (B,) long: families
+    groups:torch.Tensor,    # (B,) long
     branch_points:int,
-) -> torch.Tensor:          # (branch_points + 1, B): of each row's steps before the first parting, after it, …
+) -> torch.Tensor:          # (branch_points + 1, B): of each row's steps before the first branch point, after it, …
     """What each node of a tree is worth, beside the others of its depth. [after BranchGRPO, whose deviation is the unbiased one]
 
     The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp hold at every depth."""

@@ -125,7 +125,7 @@ def encode_images(
     images:torch.Tensor,              # (B, 3, H, W) in [0, 1]
     generator:torch.Generator=None    # for a draw from the encoder's distribution; its mean when None
 ) -> torch.Tensor:                    # (B, C, h, w) clean latents
-    "Pictures to scaled latents, by the policy's own VAE."
+    "Images to scaled latents, by the policy's own VAE."
     return policy.adapter.to_latents(images, generator)
 
 class Noised(NamedTuple):
@@ -149,11 +149,12 @@ def data_loss(
     prompts:list,                   # of B captions
     generator:torch.Generator,      # on the CPU: timesteps and noise are the same on every device
     timesteps:torch.Tensor=None,    # (K,) long: which timesteps to draw from; all of training by default
-    share:RankSlice=None,               # which of a larger batch these are, whose others another process has; all of it by default
+    share:RankSlice=None,           # which of all processes' images these are; all of them by default
 ) -> torch.Tensor:                  # scalar, a mean over these
     "Plain denoising MSE, the loss of pretraining, without guidance. [P Eq 8]"
     table = training_tables(policy.pipeline.scheduler, policy.device)
-    clean = images.to(policy.device) if tuple(images.shape[1:]) == tuple(policy.latent_shape) else encode_images(policy, images)
+    are_latents = tuple(images.shape[1:]) == tuple(policy.latent_shape)
+    clean = images.to(policy.device) if are_latents else encode_images(policy, images)
     choice = torch.arange(len(table.timesteps)) if timesteps is None else timesteps.cpu()
     share = share or RankSlice(0, len(clean), len(clean))
     step = choice[share.of(torch.randint(len(choice), (share.count,), generator=generator))].to(policy.device)
@@ -178,10 +179,17 @@ class PathLikelihood:
         "The papers' ε for this model's dimensions."
         return scale_clip(self.dims(policy))
 
-    def transitions(self, policy, trajectory, steps, generator, rank_slice=None) -> Transitions:
+    def transitions(self,
+        policy,                    # a `Policy`
+        trajectory,                # a `Trajectory` of it
+        steps:torch.Tensor,        # (B, k) long: which steps of each sample
+        generator:torch.Generator, # on the CPU, in the same state in all processes
+        rank_slice:RankSlice=None, # which of all processes' samples these are; all of them when None
+    ) -> Transitions:
         "Transitions as they were sampled, with their log-probs of then."
         rows = trajectory.transitions(steps)
-        return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']], timestep_weights=policy.coefficients.timestep_weights[rows['step']])
+        return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']],
+                           timestep_weights=policy.coefficients.timestep_weights[rows['step']])
 
     def log_prob(self, policy, rows:Transitions) -> LikelihoodOutput: # of a Gaussian
         "Of the stored transitions under the policy as it is."
@@ -190,7 +198,8 @@ class PathLikelihood:
 
     def divergence(self, policy, rows:Transitions, now, weights) -> torch.Tensor: # scalar
         "KL to the reference model in nats per step."
-        return kl_penalty(now, policy.coefficients.transition(rows['reference'], rows['step'], rows['latents'].float()), weights)
+        reference = policy.coefficients.transition(rows['reference'], rows['step'], rows['latents'].float())
+        return kl_penalty(now, reference, weights)
 
 class MatchingLikelihood:
     "Minus the squared error with which the policy denoises its own images, mean over dimensions. [AWM Eq 9]"
@@ -204,7 +213,7 @@ class MatchingLikelihood:
         "ε for ratios of squared errors, which are of order 1 in any model."
         return .01
 
-    def transitions(self, policy, trajectory, steps, generator, rank_slice=None) -> Transitions: # `rank_slice`: which of all processes' samples these are
+    def transitions(self, policy, trajectory, steps, generator, rank_slice=None) -> Transitions:
         "The finished latents, noised afresh to the timesteps of these steps, with what the policy should answer."
         sample, step = fold_steps(steps)
         rank_slice = rank_slice or RankSlice(0, len(steps), len(steps))

@@ -50,10 +50,11 @@ class Shards:
         processes:Processes,
     ):
         self.policy, self.processes, self.network, self.kind = policy, processes, policy.network, type(policy.network)
-        self.example = self.pending = None                            # what the network was told first; an answer whose gradient is still to come
-        self.exchanged = []                                           # weights that others stand in for
+        self.example = self.pending = None     # arguments of the first call; an output whose gradient is still to come
+        self.exchanged = []                    # weights that others stand in for
         processes.copy_from_main(policy.parameters())
-        names, base = list(policy.named_parameters()), policy.base_weights() if policy.knows_base else None
+        names = list(policy.named_parameters())
+        base = policy.base_weights() if policy.knows_base else None
         _shard(self.network, processes)
         self.whole = list(self.network.parameters())                  # as `fully_shard` sees them
         self.params = [torch.nn.Parameter(p.detach().to_local()) for p in self.whole]
@@ -61,7 +62,14 @@ class Shards:
         if base is not None: self.held['base'] = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
         policy.use_shards(self)
         processes.while_idle(lambda: self.need('nothing'))
-        with torch.no_grad(), policy.uncounted(): policy.forward(torch.zeros(1, *policy.latent_shape, device=policy.device), policy.timesteps[:1], policy.embed(policy.encode([''])))
+        self._first_call()
+
+    @torch.no_grad()
+    def _first_call(self):
+        "So that every process knows arguments of the network."
+        policy = self.policy
+        latents = torch.zeros(1, *policy.latent_shape, device=policy.device)
+        with policy.uncounted(): policy.forward(latents, policy.timesteps[:1], policy.embed(policy.encode([''])))
 
     def part_of(self, whole:torch.Tensor, like, mine:torch.Tensor) -> torch.Tensor:
         "This process's rows of a whole tensor."
@@ -206,7 +214,8 @@ def _gather(self:Shards, name):
     from torch.distributed.tensor import DTensor
     found = []
     for like, part in zip(self.whole, self.held[name]):
-        whole = DTensor.from_local(part.detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()
+        cut = DTensor.from_local(part.detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+        whole = cut.full_tensor()
         if self.processes.main: found.append(whole.cpu())
     return found
 
@@ -221,23 +230,29 @@ def spread(self:Shards, name:str, whole:list):
 def _spread(self:Shards, name, whole=None):
     parts = self.held.setdefault(name, [torch.empty_like(p) for p in self.params])
     for i, (like, part) in enumerate(zip(self.whole, parts)):
-        sent = torch.empty(like.shape, dtype=part.dtype, device=self.processes.meeting) if whole is None else whole[i].detach().to(self.processes.meeting).contiguous()
+        device = self.processes.meeting
+        if whole is None: sent = torch.empty(like.shape, dtype=part.dtype, device=device)
+        else: sent = whole[i].detach().to(device).contiguous()
         self.processes.talk(dist.broadcast, sent, 0)
         part.copy_(self.part_of(sent, like, part))
 
 @patch
 def hold(self:Shards, optimizer, average):
     "Have AdamW's moments, and the average of the weights where there is one, among what is held."
-    for p in self.params: optimizer.state[p] = dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    self.held |= {key: [optimizer.state[p][key] for p in self.params] for key in MOMENTS} | ({} if average is None else dict(average=average))
+    for p in self.params:
+        optimizer.state[p] = dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+    self.held |= {key: [optimizer.state[p][key] for p in self.params] for key in MOMENTS}
+    if average is not None: self.held['average'] = average
 
 MOMENTS = ('exp_avg', 'exp_avg_sq')
 
 @patch
 def gather_optimizer(self:Shards, named:dict, optimizer): # has a `state`, as optimisers do
     "What the optimiser knows of whole tensors."
-    found = zip(list(named.values()), self.params, *(self.gather(key) for key in MOMENTS))
-    return SimpleNamespace(state=defaultdict(dict, {whole: dict(step=optimizer.state[p]['step'].clone(), **dict(zip(MOMENTS, moments))) for whole, p, *moments in found}))
+    state, moments = defaultdict(dict), [self.gather(key) for key in MOMENTS]
+    for whole, p, *both in zip(list(named.values()), self.params, *moments):
+        state[whole] = dict(step=optimizer.state[p]['step'].clone()) | dict(zip(MOMENTS, both))
+    return SimpleNamespace(state=state)
 
 @patch
 def take_state(self:Shards,

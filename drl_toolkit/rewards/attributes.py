@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ITA_CLASSES', 'ITA_CUTS', 'MONK', 'ita', 'ita_class', 'monk_lab', 'monk_class', 'lbp_faces', 'fixed_face', 'skin_lab',
-           'SkinTone', 'ImageClassifier', 'PromptClassifier', 'shares_of', 'distance', 'divergence', 'absence',
-           'target_shares', 'measure_floor', 'own_credit', 'balance_reward']
+           'SkinTone', 'ImageClassifier', 'PromptClassifier', 'divergence', 'absence', 'target_shares', 'measure_floor',
+           'own_credit', 'balance_reward']
 
 # %% ../../nbs/rewards/06_attributes.ipynb #3926ac34
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from .fairness import leave_one_out, unreadable_last
+from .fairness import distance, leave_one_out, parity_floor, shares_of, unreadable_last
 from .reward import Card, Reward, Observations, image_features, load_frozen, processed, text_features, together
 
 # %% ../../nbs/rewards/06_attributes.ipynb #782c1630
@@ -155,20 +155,6 @@ def _answers(p, surest):
     return best.indices.where((best.values >= surest) & (best.values >= 1 - p.sum(1) - 1e-6), -1)
 
 # %% ../../nbs/rewards/06_attributes.ipynb #23a1e3d1
-def shares_of(
-    classes:torch.Tensor, # (n,) long; -1 is unreadable
-    target:torch.Tensor,  # (K,) sums to 1
-) -> torch.Tensor:        # (K,) sums to 1
-    "The share of each class; unreadable pictures count with the one most above its target."
-    counts, n = torch.bincount(classes[classes >= 0], minlength=len(target)).float(), max(1, len(classes))
-    if len(counts) > len(target): raise ValueError(f'class {len(counts) - 1} was read; the target has {len(target)} classes')
-    counts[(counts / n - target).argmax()] += (classes < 0).sum()
-    return counts / n
-
-def distance(shares:torch.Tensor, target:torch.Tensor) -> torch.Tensor: # (..., K), (K,) -> (...)
-    "Statistical parity towards any target: the L2 distance. [P Eq 12]"
-    return (shares - target).norm(dim=-1)
-
 def divergence(shares:torch.Tensor, target:torch.Tensor) -> torch.Tensor: # (..., K), (K,) -> (...) nats
     "KL of the shares from the target; a class that should not occur makes it infinite."
     return (torch.special.xlogy(shares, shares) - torch.special.xlogy(shares, target)).sum(-1)
@@ -194,14 +180,16 @@ def target_shares(
 
 @cache
 def measure_floor(
-    n:int,               # pictures in a group
+    n:int,               # images in a group
     target:tuple,        # of K shares
     measure:Callable=distance,
     draws:int=4000,
 ) -> float:
-    "What a model scores on average that is exactly on target: n pictures are a random sample. Simulated, always with the same seed."
-    if n < 1: raise ValueError(f'n is {n}; the number of pictures in a group is right')
-    chosen = torch.multinomial(torch.tensor(target), n * draws, replacement=True, generator=torch.Generator().manual_seed(0)).view(draws, n)
+    "What a model scores on average that is exactly on target: n images are a random sample. Simulated, always with the same seed; exact for the distance from uniform."
+    if measure is distance and len(set(target)) == 1: return parity_floor(n, len(target))
+    if n < 1: raise ValueError(f'n must be 1 or more, the images in a group; got {n}')
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.multinomial(torch.tensor(target), n * draws, replacement=True, generator=generator).view(draws, n)
     counts = torch.nn.functional.one_hot(chosen, len(target)).sum(1)
     return measure(counts / n, torch.tensor(target)).mean().item()
 

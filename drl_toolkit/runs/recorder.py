@@ -18,6 +18,7 @@ from .run import Run, epochs_done
 from .state import State, load_state, read_state
 from ..sampling.rollout import rollout
 from ..training.callbacks import Callback
+from ..utils.aliases import record_with_new_names
 from ..utils.atomic import remove
 from ..utils.files import Damaged
 
@@ -155,6 +156,7 @@ def _take_up(trainer, checkpoint):
     "Give a trainer the state of a checkpoint."
     named, optimizer = state_of(trainer)
     state = load_state(checkpoint, named, optimizer, epochs_done(checkpoint))
+    if 'history' in state: state['history'] = [record_with_new_names(record) for record in state['history']]
     if trainer.shards: trainer.shards.take_state(named, optimizer, trainer.optimizer)
     try: trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e:

@@ -64,6 +64,7 @@ class PolicyGradient(Objective):
         self.config = config
         self.likelihood = objectives.LIKELIHOODS[config.likelihood]
         self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]
+        self.name = type(surrogate).__name__ if surrogate else config.surrogate
         self.dims = self.likelihood.dims(policy)
         low = config.clip_range or self.surrogate.clip_range(self.likelihood, policy)
         self.clip_range = (low, config.clip_high) if config.clip_high else low
@@ -76,6 +77,8 @@ class PolicyGradient(Objective):
     def check(self, run):
         "There must be as many trainable steps as are to be trained, and groups where the advantage compares them."
         check_groups(run.tasks, self.config.advantage)
+        fits, likelihood = self.surrogate.likelihoods, self.config.likelihood
+        if likelihood not in fits: raise ValueError(f'likelihood must be {fits[0]!r} with surrogate {self.name!r}; got {likelihood!r}')
         if self.likelihood.needs_noise and not run.policy.stochastic.any():
             raise ValueError(f'eta must be above 0 with likelihood {self.config.likelihood!r}, since no denoising step is stochastic '
                              f"and there is nothing to learn from; got {run.policy.eta} (or take likelihood='matching')")
@@ -102,7 +105,7 @@ class PolicyGradient(Objective):
         counts = ' or '.join(map(str, able))
         clip = '/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range)) if self.clip_range else ''
         words = f' with clip range {clip}' if clip else ''
-        return f'trains {counts} steps of each by {self.config.surrogate} on the {self.config.likelihood}{words}'
+        return f'trains {counts} steps of each by {self.name} on the {self.config.likelihood}{words}'
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #2fa00b80
 @patch

@@ -134,7 +134,7 @@ class Trainer:
     def collect(self,
         task:Task,
     ) -> Batch:
-        "Sample, score, compute advantages. Each process does its share; all know all values, and so the same advantages."
+        "Sample, score, compute advantages. Each process samples its share; all know all values."
         prompts, groups = task.draw(self.seed_of(task), self.epoch)
         own = self.processes.share(groups)
         with self.processes.raise_together(): trajectory, outputs = self.sample(task, prompts, groups, own)
@@ -142,10 +142,12 @@ class Trainer:
         finite = self._finite(task, scores.values, prompts)
         found = self.advantages(task, scores.values, prompts, groups, finite)
         advantage = own.of(found.advantage)
-        metrics = scores.metrics | self._advantage_metrics(scores.values[0], found.advantage, groups, finite) | found.shares
+        about = self._advantage_metrics(scores.values[0], found.advantage, groups, finite)
+        metrics = scores.metrics | about | found.shares
         self._notify('after_sample', task, trajectory, own.of(scores.values[0]), advantage)
-        return Batch(task, self.epoch, trajectory, advantage, metrics, own.of(groups), [own.of(v) for v in scores.values],
-                     _all_observations(outputs), own, own.of(finite))
+        values = [own.of(v) for v in scores.values]
+        return Batch(task, self.epoch, trajectory, advantage, metrics, own.of(groups), values, _all_observations(outputs),
+                     own, own.of(finite))
 
 def _all_observations(outputs):
     "Of all rewards."
@@ -174,7 +176,8 @@ def sample(self:Trainer,
     "Stage 1: a trajectory for every prompt of this process, and what the task's rewards say of it."
     if not own.size: return Sampled(None, [])
     run, seed = self.context, self.seed_of(task)
-    request = SampleRequest(task, own.of(prompts), own.of(groups), seed, self.epoch, own.first, self._recorded_steps(task, own))
+    recorded = self._recorded_steps(task, own)
+    request = SampleRequest(task, own.of(prompts), own.of(groups), seed, self.epoch, own.first, recorded)
     keep = keep_nonfinite if self.config.on_nonfinite == 'skip' else nullcontext
     try:
         with keep():
@@ -211,7 +214,8 @@ def advantages(self:Trainer,
 ) -> TaskAdvantage:             # 0 where a sample does not count
     "Stage 3: rewards to advantages, inside this task's batch."
     kept = [prompt for prompt, good in zip(prompts, finite.tolist()) if good]
-    found = task_advantage(task, [v[finite] for v in values], kept, groups[finite.cpu()], self.estimators, self.config.advantage_clip)
+    found = task_advantage(task, [v[finite] for v in values], kept, groups[finite.cpu()], self.estimators,
+                           self.config.advantage_clip)
     mask = finite.to(found.advantage.device)
     whole = torch.zeros(len(mask), device=mask.device).masked_scatter(mask, found.advantage)
     return TaskAdvantage(whole, found.shares)
@@ -222,7 +226,12 @@ def _finite(self:Trainer, task:Task, values:list, prompts:list) -> torch.Tensor:
     return finite_samples(values, names, prompts, task.name, self.seed_of(task), self.epoch, self.processes)
 
 @patch
-def _advantage_metrics(self:Trainer, values:torch.Tensor, advantage:torch.Tensor, groups:torch.Tensor, finite:torch.Tensor) -> dict[str, float]:
+def _advantage_metrics(self:Trainer,
+    values:torch.Tensor,     # (B,) of the first reward
+    advantage:torch.Tensor,  # (B,)
+    groups:torch.Tensor,     # (B,) long
+    finite:torch.Tensor,     # (B,) bool
+) -> dict[str, float]:
     "How many samples count, and how much; of those with finite rewards."
     good = finite.cpu()
     metrics = dict(credit_stats(values.cpu()[good], advantage.cpu()[good], groups[good]))
@@ -248,18 +257,21 @@ def has_time(self:Trainer) -> bool:
     "Whether an epoch as long as the last ones would end in time."
     last = max((record['seconds'] for record in self.history[-3:]), default=0.)
     fits = self.processes.broadcast_object(self.time_used(last) <= 1)
-    if not fits: self.processes.say(f'{self.epoch} of {self.config.epochs} epochs; there is no time for another within {self.config.minutes:g} minutes')
+    if not fits:
+        done = f'{self.epoch} of {self.config.epochs} epochs'
+        self.processes.say(f'{done}; there is no time for another within {self.config.minutes:g} minutes')
     return fits
 
 # %% ../../nbs/training/02_trainer.ipynb #5d5b6abc
 @patch
 def state_dict(self:Trainer) -> dict[str, object]: # JSON
     "What a checkpoint must keep besides tensors."
-    updates = self.updates
+    updates, streams = self.updates, [task for task in self.tasks if isinstance(task.prompts, Stream)]
+    memories = {name: e.state_dict() for name, e in self.estimators.items() if hasattr(e, 'state_dict')}
     return dict(epoch=self.epoch, history=self.history, draws=updates.data_loss.draws, skipped=updates.nonfinite.skipped,
-                scaler=updates.optimization.scaler.state_dict(), kl_weight=self.kl_penalty.weight, strategy=self.strategy.state_dict(),
-                prompts={task.name: task.prompts.state_dict() for task in self.tasks if isinstance(task.prompts, Stream)},
-                credit={name: e.state_dict() for name, e in self.estimators.items() if hasattr(e, 'state_dict')})
+                scaler=updates.optimization.scaler.state_dict(), kl_weight=self.kl_penalty.weight,
+                strategy=self.strategy.state_dict(), credit=memories,
+                prompts={task.name: task.prompts.state_dict() for task in streams})
 
 @patch
 def load_state_dict(self:Trainer,
@@ -299,7 +311,7 @@ def _check(self:Trainer):
     if not names: raise ValueError('tasks is empty; give at least one Task')
     if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
     if self.config.data_weight and self.data is None:
-        raise ValueError(f'data_weight is {self.config.data_weight} but data is None; give a function (count, seed) -> (images, captions)')
+        raise ValueError(f'data is None with data_weight {self.config.data_weight}; give a function (count, seed) -> (images, captions)')
     if self.config.reuse_graphs: self._check_graphs()
     if self.config.deterministic: prepare_deterministic(self.policy.device)
     for part in (self.sampler, self.objective, self.strategy): part.check(self.context)
@@ -309,10 +321,11 @@ def _check(self:Trainer):
 @patch
 def _check_graphs(self:Trainer):
     "Refuse what cannot use the graphs of its sampling."
-    reasons = {f'the sampler {type(self.sampler).__name__}; take independent samples': not self.sampler.records_graphs,
-               f'the objective {type(self.objective).__name__}; take the policy gradient': not self.objective.reuses_graphs,
-               'shard True: weights in parts are gathered anew for the update; take shard=False': self.config.shard,
-               'train_text_encoder True: sampling encodes prompts without gradient; take train_text_encoder=False': self.policy.train_text_encoder,
-               'checkpointing True: the one spends memory to save a forward, the other the reverse; take one of them': self.policy.checkpointing}
-    for words, wrong in reasons.items():
-        if wrong: raise ValueError(f'reuse_graphs is True with {words}')
+    wrong = lambda words: ValueError(f'reuse_graphs is True with {words}')
+    if not self.sampler.records_graphs: raise wrong(f'the sampler {type(self.sampler).__name__}; take independent samples')
+    if not self.objective.reuses_graphs: raise wrong(f'the objective {type(self.objective).__name__}; take the policy gradient')
+    if self.config.shard: raise wrong('shard True: weights in parts are gathered anew for the update; take shard=False')
+    if self.policy.train_text_encoder:
+        raise wrong('train_text_encoder True: sampling encodes prompts without gradient; take train_text_encoder=False')
+    if self.policy.checkpointing:
+        raise wrong('checkpointing True: the one spends memory to save a forward, the other the reverse; take one of them')

@@ -1,7 +1,6 @@
 "The doctor against faked machines and damaged runs."
-import json, shutil, time
+import importlib, json, shutil, time
 from email.message import Message
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
@@ -12,7 +11,6 @@ from drl_toolkit.training.ratio import RatioNoise
 from drl_toolkit.recipes.recipes import make_policy
 from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.runs.run import Run
-from drl_toolkit.runs.state import save_state
 from drl_toolkit.emoji.tiny import tiny_sd
 
 @pytest.mark.parametrize('mine, theirs, wants, words', [
@@ -100,8 +98,10 @@ def test_the_device_field(monkeypatch):
     assert asked == ['cuda', 'cpu', 'cuda:1'] and make_policy(RunConfig(num_steps=2), tiny_sd()).device.type == 'cpu'
 
 def test_libraries_that_do_not_fit_are_told_by_every_command(monkeypatch, capsys):
-    def broken(): raise RuntimeError('operator torchvision::nms does not exist')
-    monkeypatch.setattr('drl_toolkit.recipes.config.RunConfig', broken)
+    def broken(name):
+        if name == 'drl_toolkit.recipes.recipes': raise RuntimeError('operator torchvision::nms does not exist')
+        return importlib.import_module(name)
+    monkeypatch.setattr(cli, 'import_module', broken)
     monkeypatch.setattr(D, 'version', dict(torch='2.8.0', torchvision='0.24.0').get)
     monkeypatch.setattr(D, 'requires', lambda name: ['torch==2.9.0'])
     assert cli.main(['train', 'joint']) == 2

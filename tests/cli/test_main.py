@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 
-from drl_toolkit.cli import main as cli
 from drl_toolkit.cli.main import main
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
@@ -62,7 +61,7 @@ def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_pa
     own = PNDMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', skip_prk_steps=True, steps_offset=1)
     tiny_sd(prediction_type='epsilon', scheduler=own).save_pretrained(tmp_path / 'sd')
     (tmp_path / 'prompts.txt').write_text('a cat\n')
-    model, told = str(tmp_path / 'sd'), {}
+    model = str(tmp_path / 'sd')
     draw = lambda name, *more: main(['sample', model, '--prompts', str(tmp_path / 'prompts.txt'), '--n', '1', '--num-steps', '3', '--out', str(tmp_path / name), *more])
     assert draw('a') == 0 and draw('b', '--scheduler', 'DDIMScheduler') == 0 and draw('c', '--scheduler', 'EulerAncestralDiscreteScheduler') == 0
     a, b, c = ((tmp_path / name / '0000_00.png').read_bytes() for name in 'abc')
@@ -119,7 +118,7 @@ def test_eval(run, tiny, tmp_path, few_prompt_sets, capsys):
 @pytest.mark.parametrize('argv, words', [
     (['train', 'beauty'], "got 'beauty'"), (['train', 'joint', '--lrr', '1'], 'did you mean --lr?'), (['train', 'joint', '--lr', '-1'], 'lr must be 0 or more; got -1'),
     (['train', 'joint', '--lr', 'nan'], 'lr must be a finite number; got nan'), (['train', 'joint', '--epochs', '1.5'], 'epochs'), (['train', 'joint', '--lr'], '--lr'),
-    (['train', 'joint', '--train', 'half'], "train must be one of 'lora', 'full'; got 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps is 40'),
+    (['train', 'joint', '--train', 'half'], "train must be one of 'lora', 'full'; got 'half'"), (['train', 'joint', '--train-steps', '40'], 'train_steps must be 9 or less'),
     (['train', 'compressibility', '--eta', '0'], 'eta'), (['train', 'joint', '--model', 'no-such-model'], 'no-such-model'), (['train'], 'RECIPE'), (['fly'], 'fly'), ([], 'required'),
     (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'), (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
     (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'), (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'), (['doctor', '--fast'], '--fast'),

@@ -17,7 +17,7 @@ from drl_toolkit.emoji.prompts import portraits
 from drl_toolkit.rewards.reward import jpeg_compressibility, reward
 from drl_toolkit.runs.run import Run
 from drl_toolkit.runs.recorder import Recorder, resume, training_notes
-from drl_toolkit.prompts.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, Rows, is_held_out, normalised, prompt_files
+from drl_toolkit.prompts.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, is_held_out, normalised, prompt_files
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig
 from tiers import long

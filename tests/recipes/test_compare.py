@@ -2,7 +2,7 @@
 import json, re
 from pathlib import Path
 
-import pandas as pd, pytest, torch
+import pandas as pd, pytest
 
 from drl_toolkit.recipes import compare as C
 
@@ -79,7 +79,7 @@ def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     table = C.verdicts(tmp_path, ['ppo', 'draft'], 1, load_recipe('clip')[0][0])
     assert set(table.index) == {'ppo', 'draft'} and json.loads((tmp_path / 'ppo-0' / 'judged.json').read_text())['reward'] == pytest.approx(table.loc['ppo', 'reward'])
     assert parse(['compare', 'clip', '--methods', 'ppo', '--out', 'x', '--', '--epochs', '3']).options == ['--epochs', '3']
-    for argv, word in ((['clip', '--methods', 'fame'], "method 'fame'"), (['beauty', '--methods', 'ppo'], "recipe 'beauty'"), (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0'),
+    for argv, word in ((['clip', '--methods', 'fame'], "got 'fame'"), (['beauty', '--methods', 'ppo'], "recipe 'beauty'"), (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0'),
                        (['clip', '--methods', ','], "methods is ','")):
         assert main(['compare', *argv, '--out', str(tmp_path / 'x')]) == 2
         assert word in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_a_damaged_config_says_so(run, capsys):
     (['--reward', 'sharpness', '--prompts', 'p.csv', '--clip-range', '2'], 'clip_range'), (['--reward', 'sharpness', '--prompts', 'p.csv', '--clip-range', '.1', '--clip-high', 'inf'], 'clip_high'),
     (['--reward', 'sharpness', '--prompts', 'p.csv', '--watch', 'sharpness'], 'is trained'), (['--reward', 'sharpness', '--prompts', 'p.csv', '--trackers', 'paper'], 'paper'),
     (['--reward', 'sharpness', '--prompts', 'p.csv', '--model', 'nowhere/at-all/x'], 'nowhere'), (['clip', '--reward', 'sharpness'], 'recipe'), (['joint', '--group-size', '8'], 'tasks'),
-    (['--reward', 'sharpness', '--prompts', 'p.csv', '--keep-best', 'watch/watched'], 'nothing is watched'), (['--reward', 'sharpness', '--prompts', 'p.csv', '--device', 'abacus'], 'device'),
+    (['--reward', 'sharpness', '--prompts', 'p.csv', '--keep-best', 'watch/watched'], 'watch is empty'), (['--reward', 'sharpness', '--prompts', 'p.csv', '--device', 'abacus'], 'device'),
     (['--reward', 'sharpness', '--prompts', 'p.csv', '--method', 'magic'], 'magic'), (['--reward', 'shared_fairness', '--prompts', 'p.csv', '--group-size', '1'], 'group_size'),
     (['--reward', 'mine.py:broken', '--prompts', 'p.csv', *SHORT], 'broke')])
 def test_what_is_refused_leaves_nothing_behind(words, said, world, tmp_path, monkeypatch, capsys):

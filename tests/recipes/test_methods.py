@@ -51,7 +51,7 @@ def test_normalisations_are_one_word(name, credit):
     assert all(row['grad_norm'] > 0 and 1 < row['effective_group'] <= 4 for row in rows)
 
 @pytest.mark.parametrize('told, words', [
-    (dict(tree='0 9'), 'splits is .0, 9.; below 5'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree must be .*got 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 branch_points'),
+    (dict(tree='0 9'), 'splits must be below 5 .*got .0, 9.'), (dict(tree='2 0'), 'ascending steps'), (dict(tree='a'), "tree must be .*got 'a'"), (dict(tree='0 1 2'), 'a group has 4 samples, which 3 branch_points'),
     (dict(tree='0', branching=True), "tree must be empty with branching; got '0'"), (dict(tree='0', likelihood='matching'), "likelihood must be 'path' with tree"), (dict(tree='0', overlap=True), 'overlap must be false with tree'),
     (dict(objective='draft', branching=True), "objective must be 'policy' with branching True; got 'draft'"), (dict(objective='refl', tree='0'), "objective must be 'policy' with tree '0'; got 'refl'")])
 def test_what_does_not_go_together_is_named(told, words):
@@ -69,7 +69,7 @@ def test_group_credit_without_a_group_is_refused_before_anything_is_sampled(name
 @pytest.mark.parametrize('told', [dict(branching=True), dict(tree='0')])
 def test_a_single_picture_has_no_siblings(told):
     config = RunConfig(num_steps=5, train_steps=0, **told)
-    with pytest.raises(ValueError, match='group_size 1'): make_trainer(config, [Task('warm', ['a cat'], warmth)], tiny_sd(), callbacks=[])
+    with pytest.raises(ValueError, match='group_size of task .*got 1'): make_trainer(config, [Task('warm', ['a cat'], warmth)], tiny_sd(), callbacks=[])
 
 UNIT = lambda c: (c.objective, c.likelihood) if c.objective == 'policy' else (c.objective,)
 

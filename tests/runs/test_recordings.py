@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from drl_toolkit.runs import recordings as F, run as runs
+from drl_toolkit.runs import recordings as F
 from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.runs.recordings import FrameRecorder, read_frames, recorded_epochs, save_frames
 from drl_toolkit.sampling.policy import Policy

@@ -2,7 +2,6 @@
 import json, multiprocessing, os, random, shutil, time
 
 import pytest, torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from drl_toolkit.sampling.policy import Policy
@@ -105,7 +104,7 @@ def test_folders_that_are_refused(tmp_path):
     with pytest.raises(RunError, match='no run'): Run.open(tmp_path / 'r')
 
 def _hold(folder, ready):
-    run = Run.open(folder, write=True)
+    _run = Run.open(folder, write=True)                 # holds the lock
     ready.set(); time.sleep(60)
 
 def test_one_writer_at_a_time_and_a_killed_one_lets_go(tmp_path):
@@ -305,7 +304,7 @@ def test_a_run_that_vanishes_is_noticed_at_once(harm, tmp_path):
     assert not (tmp_path / 'r').exists() or os.listdir(tmp_path / 'r') == ['config.json']
 
 def test_a_deleted_lock_lets_nobody_in(tmp_path):
-    with Run.create(tmp_path / 'r', {}) as run:
+    with Run.create(tmp_path / 'r', {}):
         (tmp_path / 'r/lock').unlink()
         assert Run.open(tmp_path / 'r').alive
         with pytest.raises(RunError, match='another process'): Run.open(tmp_path / 'r', write=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from drl_toolkit.cli import main as cli
 
 from drl_toolkit.sampling import saving
-from drl_toolkit.sampling.lora import factors_of_file, lora_disabled, pad_to_rank, stacked_factors, tuner_layers
+from drl_toolkit.sampling.lora import lora_disabled, pad_to_rank, stacked_factors, tuner_layers
 from drl_toolkit.sampling.pipelines import adapt
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.loading import base_of

@@ -3,7 +3,6 @@ import io, json
 from html.parser import HTMLParser
 
 import pandas as pd, pytest, torch
-from PIL import Image
 
 from drl_toolkit.evaluation import evaluate as E
 

@@ -13,13 +13,11 @@ from drl_toolkit.ui import pages
 
 from drl_toolkit.sampling import loading
 
-from drl_toolkit.recipes import recipes
 
 from drl_toolkit.rewards import remote
 
 
 from drl_toolkit.evaluation import votes
-from drl_toolkit.utils.files import open_plain, parse_json, read_plain
 from drl_toolkit.runs.recordings import read_frames, recorded_epochs
 from drl_toolkit.prompts.task import load_prompts
 from drl_toolkit.runs.run import Run, find_runs
@@ -74,10 +72,10 @@ def loaders(tmp_path_factory):
     run, frames, net, optimizer = recorded(folder)
     def looked_at():
         found = read_frames(run, recorded_epochs(run)[-1])
-        for task in found.tasks.values(): assert len(task.samples) >= 0 and [p.steps for p in task.paths] is not None and task.boxes is not None
+        for task in found.tasks.values(): assert len(task.samples) >= 0 and all(p.steps is not None for p in task.paths) and task.boxes is not None
         return found
     def strips():
-        for task in looked_at().tasks.values(): assert task.pictures is not None and [p.noisy for p in task.paths] is not None
+        for task in looked_at().tasks.values(): assert task.pictures is not None and all(p.noisy is not None for p in task.paths)
     def state():
         before = [p.detach().clone() for p in net.parameters()]
         try: return load_state(folder / 'state', dict(net.named_parameters()), optimizer)
@@ -253,7 +251,7 @@ def test_a_million_brackets_and_endless_lines(loaders):
 
 def test_a_picture_that_unfolds(loaders):
     "A PNG of a few kilobytes that claims more pixels than fit in memory."
-    import io, struct, zlib
+    import struct, zlib
     part = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     bomb = b'\x89PNG\r\n\x1a\n' + part(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)) + part(b'IDAT', zlib.compress(b'\0' * 10**6)) + part(b'IEND', b'')
     for name in ('sheet', 'ballot png', 'webp'):
