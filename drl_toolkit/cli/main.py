@@ -578,7 +578,8 @@ def tax(args):
 # %% ../../nbs/cli/02_main.ipynb #cee8245d
 def vote(args):
     "`drl vote`"
-    from drl_toolkit.evaluation.votes import Ballot, vote_server
+    from drl_toolkit.evaluation.votes import Ballot
+    from drl_toolkit.ui.voting import vote_server
     from drl_toolkit.utils.web import access_to, exposure
     ballot, access = Ballot(args.ballot), access_to(args.host, tuple(args.allow_host), args.open)
     with vote_server(ballot, args.host, args.port, access) as server:
@@ -665,20 +666,21 @@ def doctor(args) -> int: # exit status
 # %% ../../nbs/cli/02_main.ipynb #99a2f4e7
 def serve(args):
     "`drl serve`"
-    from drl_toolkit.rewards import remote
     from drl_toolkit.recipes.custom import named_reward
-    remote.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
+    from drl_toolkit.rewards import serving
+    serving.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../../nbs/cli/02_main.ipynb #1059687d
 def app(args):
     "`drl app`"
+    from drl_toolkit.recipes.panel import panel_world
     from drl_toolkit.ui.panel import serve as open_panel
-    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path)
+    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path, panel_world())
 
 # %% ../../nbs/cli/02_main.ipynb #ce5296ed
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
 
-EXTRAS = dict(app=('panel', 'gradio'))   # command -> the extra that it needs, and by what that is known
+EXTRAS = dict(app=('panel', 'gradio'), vote=('panel', 'fastapi'), serve=('panel', 'fastapi'))   # command -> the extra that it needs, and by what that is known
 
 def _check_extra(command):
     "Name the extra that a command needs, where it is not installed."
