@@ -12,7 +12,7 @@ NOTEBOOKS = ROOT / 'nbs'
 HIDDEN = re.compile(r'^#\| *(hide|default_exp)|nbdev_export\(\)', re.M)          # cells that are for nbdev
 CONFIG = dict(
     project='drl_toolkit', author='the drl_toolkit authors', extensions=['myst_nb', 'sphinx_copybutton'], html_theme='furo', root_doc='index',
-    exclude_patterns=[], html_title='drl_toolkit', html_show_sphinx=False, nb_execution_mode='off', nb_merge_streams=True,
+    exclude_patterns=[], html_title='drl_toolkit', html_show_sphinx=False, nb_execution_mode='off', html_math_renderer='mathml', nb_merge_streams=True,
     myst_enable_extensions=['dollarmath', 'amsmath'], myst_heading_anchors=3, myst_url_schemes=['http', 'https', 'mailto'],
     html_theme_options=dict(navigation_with_keys=True),
     suppress_warnings=['mystnb.unknown_mime_type', 'myst.header', 'myst.xref_missing', 'toc.not_included', 'misc.highlighting_failure', 'image.not_readable'])
@@ -105,6 +105,15 @@ def navigation() -> str:
     tree = lambda caption, names: f'```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n' + '\n'.join(names) + '\n```\n'
     return tree('Start', ['architecture', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY']) + '\n' + tree('Rooms', [f'{room}/index' for room in rooms()])
 
+def mathml(self, node):
+    "A formula as MathML, which browsers draw without a script from elsewhere."
+    from docutils import nodes
+    from latex2mathml.converter import convert
+    block = isinstance(node, nodes.math_block)
+    made = convert(node.astext(), display='block' if block else 'inline')
+    self.body.append(f'<div class="math">{made}</div>' if block else made)
+    raise nodes.SkipNode
+
 def build(
     folder:Path,   # of the site
 ) -> int:          # 0 where all went well
@@ -112,6 +121,7 @@ def build(
     from sphinx.application import Sphinx
     stage(folder / 'source')
     app = Sphinx(folder / 'source', None, folder / 'html', folder / 'doctrees', 'html', confoverrides=CONFIG, warning=sys.stderr)
+    app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
     app.build()
     return app.statuscode
 
