@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 from drl_toolkit.recipes.panel import panel_world
 from drl_toolkit.ui.panel import make_app
 from drl_toolkit.runs.recordings import save_frames
-from drl_toolkit.runs.run import Run, write_json
+from drl_toolkit.runs.run import Run
+from drl_toolkit.utils.atomic import write_json
 from drl_toolkit.rewards.fairness import TONES
 from drl_toolkit.utils.images import to_tensor
 

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy.stats import beta
 
 from ..utils.files import open_plain, parse_json, read_json, read_picture, read_plain
-from ..runs.run import RunError, write_json, atomic_write
+from ..runs.folder import RunError
+from ..utils.atomic import write_json, atomic_write
 from ..utils.images import to_pil
 
 # %% ../../nbs/evaluation/06_votes.ipynb #6f1a4248

@@ -29,7 +29,8 @@ from ..utils.files import read_json, read_picture, read_plain
 from ..utils.templates import EncodedImage, encode_figure, inline, number, render
 from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.reward import Card, headline_of
-from ..runs.run import Run, RunError
+from ..runs.run import Run
+from ..runs.folder import RunError
 
 # %% ../../nbs/ui/04_pages.ipynb #75abc99f
 @dataclass(frozen=True)

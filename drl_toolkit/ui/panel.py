@@ -37,7 +37,10 @@ from .voting import VotingPage
 from ..utils.files import open_plain
 from ..utils.server import HEADERS, Guard, Server, plain_refusal, read_body, with_cookie
 from ..utils.templates import WEBP, EncodedImage, encode_image, render, static_text
-from ..runs.run import Run, RunError, ask, check_out, find_runs, open_policy, sampler_of
+from ..runs.run import Run, find_runs
+from ..runs.models import open_policy, sampler_of
+from ..runs.control import ask
+from ..runs.folder import RunError, check_out
 from ..evaluation.votes import Ballot
 from ..utils.web import Access, Refusal, access_to, exposure
 from ..utils.loading import assets_dir

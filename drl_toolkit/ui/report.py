@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from . import plots
 from ..evaluation.drift import alarms
 from ..evaluation.evaluate import Comparison, table
-from ..runs.run import Run, write_json, atomic_write
+from ..runs.run import Run
+from ..utils.atomic import write_json, atomic_write
 from ..evaluation.votes import make_ballot
 from ..evaluation.held_out import looks_of, turned
 from ..utils.images import to_pil

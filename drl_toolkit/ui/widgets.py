@@ -34,7 +34,10 @@ from ..sampling.rollout import Trajectory
 from ..sampling.policy import Policy
 from ..rewards.fairness import TONES
 from ..rewards.reward import Reward, headline_of
-from ..runs.run import RUN_COMMANDS, ControlCallback, Run, RunError, rows_of
+from ..runs.run import Run
+from ..runs.control import RUN_COMMANDS, ControlCallback
+from ..runs.metrics import rows_of
+from ..runs.folder import RunError
 from ..utils.images import sheet, to_pil
 from ..utils.templates import EncodedImage, duration, encode_image, environment
 

@@ -77,7 +77,7 @@ def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_pa
 def test_a_line_of_images_jsonl_remakes_its_picture(run, tmp_path, capsys):
     "By the command to the bit, by `rollout`, and in words: model, sampler and noise stand there, and no path of this machine."
     from drl_toolkit.sampling.rollout import rollout
-    from drl_toolkit.runs.run import open_policy
+    from drl_toolkit.runs.models import open_policy
     from drl_toolkit.utils.images import to_pil
     (tmp_path / 'prompts.txt').write_text('a cat\na portrait of a doctor\n')
     assert main(['sample', str(run), '--prompts', str(tmp_path / 'prompts.txt'), '--n', '3', '--seed', '3', '--num-steps', '4', '--eta', '.5', '--guidance-scale', '2', '--out', str(tmp_path / 'a')]) == 0

@@ -17,7 +17,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.distributed.processes import Processes
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.recipes.config import RunConfig
-from drl_toolkit.runs.run import Recorder, Run, named_state, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig

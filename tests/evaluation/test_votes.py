@@ -9,7 +9,7 @@ from scipy.stats import binom
 from drl_toolkit.evaluation import votes as V
 from drl_toolkit.ui.voting import vote_server
 from drl_toolkit.cli.main import main
-from drl_toolkit.runs.run import RunError
+from drl_toolkit.runs.folder import RunError
 
 PROMPTS = [f'picture {i}' for i in range(12)]
 BLACK, WHITE = torch.zeros(12, 3, 8, 8), torch.ones(12, 3, 8, 8)

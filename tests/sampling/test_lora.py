@@ -15,7 +15,7 @@ from drl_toolkit.sampling.lora import lora_disabled, pad_to_rank, stacked_factor
 from drl_toolkit.sampling.pipelines import adapt
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.loading import base_of
-from drl_toolkit.runs.run import open_policy
+from drl_toolkit.runs.models import open_policy
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.utils.loading import no_progress_bars
 from drl_toolkit.sampling.saving import LORA_FILE

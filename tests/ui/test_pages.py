@@ -9,7 +9,8 @@ from drl_toolkit.recipes.panel import cards_of
 from drl_toolkit.ui import panel as app, pages
 from drl_toolkit.ui.pages import PageContext
 from drl_toolkit.ui.panel import Bench, Library, draw
-from drl_toolkit.runs.run import Run, RunError
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.folder import RunError
 from panel import add_weights, long_run, make_run
 from panel import quick   # noqa: F401 (a fixture)
 

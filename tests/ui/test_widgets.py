@@ -15,7 +15,9 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, Observations
-from drl_toolkit.runs.run import Recorder, Run, RunError
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder
+from drl_toolkit.runs.folder import RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig

@@ -16,14 +16,15 @@ from drl_toolkit.sampling import loading
 
 from drl_toolkit.rewards import remote
 
-from drl_toolkit.runs import run as runs
 
 from drl_toolkit.evaluation import votes
 from drl_toolkit.runs.recordings import read_frames, recorded_epochs
 from drl_toolkit.prompts.task import load_prompts
-from drl_toolkit.runs.run import Control, Run, find_runs
+from drl_toolkit.runs.run import Run, find_runs
+from drl_toolkit.runs.control import Control
 from drl_toolkit.prompts.streams import PromptStream
 from drl_toolkit.recipes.config import read_config
+from drl_toolkit.runs.state import load_state, save_state
 
 TIMES, SECONDS, MEGABYTES = int(os.environ.get('FUZZ', 1)), 10, 600
 fuzz = lambda count: settings(max_examples=count * TIMES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -50,7 +51,7 @@ def recorded(folder):
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward(); optimizer.step()
-    runs.save_state(folder / 'state', dict(net.named_parameters()), optimizer, dict(epoch=3, history=[dict(epoch=0, tasks={})]))
+    save_state(folder / 'state', dict(net.named_parameters()), optimizer, dict(epoch=3, history=[dict(epoch=0, tasks={})]))
     votes.make_ballot(folder / 'ballot', ['a cat', 'a dog'], torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
     votes.Ballot(folder / 'ballot').vote('0000', 'left', 'me')
     words = ['a cat', 'a dog, "quoted"', 'a key ⏰'] * 5
@@ -77,7 +78,7 @@ def loaders(tmp_path_factory):
         for task in looked_at().tasks.values(): assert task.pictures is not None and all(p.noisy is not None for p in task.paths)
     def state():
         before = [p.detach().clone() for p in net.parameters()]
-        try: return runs.load_state(folder / 'state', dict(net.named_parameters()), optimizer)
+        try: return load_state(folder / 'state', dict(net.named_parameters()), optimizer)
         except Exception:
             assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))        # refused whole
             raise
@@ -261,7 +262,7 @@ def test_a_picture_that_unfolds(loaders):
 
 def test_the_source_unpickles_nothing():
     "Whatever can run code that is hidden in data."
-    source = {p: p.read_text() for p in (Path(__file__).parents[2] / 'drl_toolkit').glob('*.py')}
+    source = {p: p.read_text() for p in (Path(__file__).parents[2] / 'drl_toolkit').rglob('*.py')}
     for pattern in (r'\bpickle\.', r'import (pickle|dill|joblib|shelve|marshal)', r'allow_pickle\s*=\s*True', r'weights_only\s*=\s*False', r'\byaml\.(load|unsafe_load)\(', r'read_pickle', r'(?<![\w.])eval\(', r'use_safetensors\s*=\s*False'):
         assert not [p.name for p, text in source.items() if re.search(pattern, text)], pattern
     assert [p.name for p, text in source.items() if re.search(r'(?<![\w./])exec\(', text)] == ['widgets.py']      # the cell in which the reader of a notebook writes a reward
