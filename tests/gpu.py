@@ -23,7 +23,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.config import PolicyConfig
 from drl_toolkit.utils.devices import best_device, prepare_deterministic
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.runs.run import Recorder, Run, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 import pytest, uvicorn
 from PIL import Image, ImageDraw
 
+from drl_toolkit.recipes.panel import panel_world
 from drl_toolkit.ui.panel import make_app
 from drl_toolkit.runs.recordings import save_frames
-from drl_toolkit.runs.run import Run, write_json
+from drl_toolkit.runs.run import Run
+from drl_toolkit.utils.atomic import write_json
 from drl_toolkit.rewards.fairness import TONES
 from drl_toolkit.utils.images import to_tensor
 
@@ -82,7 +84,7 @@ def add_ballot(run, pairs=3):
 @contextmanager
 def serving(folder, **options):
     "A panel's address, while it is served; and the application."
-    app = make_app(folder, **options)
+    app = make_app(folder, **dict(world=panel_world()) | options)
     server = uvicorn.Server(uvicorn.Config(app, host='127.0.0.1', port=0, log_level='critical'))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

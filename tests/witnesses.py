@@ -3,7 +3,8 @@ import copy
 
 import torch
 
-from drl_toolkit.runs.run import named_state, optimizer_tensors
+from drl_toolkit.runs.recorder import named_state
+from drl_toolkit.runs.state import optimizer_tensors
 from drl_toolkit.training.callbacks import Callback
 
 HOOKS = ('before_fit', 'after_sample', 'after_plan', 'after_epoch', 'after_fit')

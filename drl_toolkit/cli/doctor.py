@@ -8,9 +8,8 @@ __all__ = ['Finding', 'matching_libraries', 'gpu_in_use', 'all_cores', 'gigabyte
            'Trial', 'try_epoch', 'trial_findings']
 
 # %% ../../nbs/cli/01_doctor.ipynb #5327a697
-import os, shutil, tempfile, threading, time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+import os, shutil, tempfile, threading
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from operator import gt, lt
 from pathlib import Path

@@ -242,7 +242,6 @@ def train(args):
     from drl_toolkit.distributed.processes import Processes
     from drl_toolkit.recipes.recipes import make_trainer
     from drl_toolkit.recipes.config import RunConfig
-    from drl_toolkit.runs.run import Run
     processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
     if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
     with ExitStack() as stack:
@@ -296,7 +295,8 @@ def _tell_where(out, trainer):
 
 def _tell_ruin(run):
     "Where the end is much worse than what was there before, say which checkpoint is kept."
-    from drl_toolkit.runs.run import epochs_done, gains
+    from drl_toolkit.runs.run import epochs_done
+    from drl_toolkit.runs.metrics import gains
     known, best = gains(run.metrics()), run.kept()
     if best is None or best[1] - known[last := max(known)] < 1: return
     print(f'the training reward was best after {epochs_done(best[0])} epochs, {best[1] - known[last]:.1f} standard deviations above that of the end: {best[0]} is kept')
@@ -318,7 +318,9 @@ def _interruptible(processes):
 def _equip(trainer, config, run):
     "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
     from drl_toolkit.runs.recordings import FrameRecorder
-    from drl_toolkit.runs.run import ControlCallback, Recorder, Trackers, check_trackers, resume
+    from drl_toolkit.runs.trackers import Trackers, check_trackers
+    from drl_toolkit.runs.control import ControlCallback
+    from drl_toolkit.runs.recorder import Recorder, resume
     from drl_toolkit.training.diagnostics import Diagnostics
     from drl_toolkit.training.callbacks import Progress
     from drl_toolkit.recipes.custom import watch_of
@@ -336,7 +338,8 @@ def compare(args):
         if getattr(args, name) < 1: raise ValueError(f'{name} is {getattr(args, name)}; it should be 1 or more')
     from drl_toolkit.ui import plots
     from drl_toolkit.recipes.compare import compare_methods, read_comparison
-    from drl_toolkit.runs.run import check_out, atomic_write
+    from drl_toolkit.runs.folder import check_out
+    from drl_toolkit.utils.atomic import atomic_write
     methods = list(dict.fromkeys(m.strip() for m in args.methods.split(',') if m.strip()))
     if not methods: raise ValueError(f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right')
     with _no_empty_folders(Path(args.out)):
@@ -350,7 +353,7 @@ def compare(args):
 # %% ../../nbs/cli/02_main.ipynb #d52d3b30
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
-    from drl_toolkit.runs.run import sampler_of
+    from drl_toolkit.runs.models import sampler_of
     asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale', 'scheduler')}
     return sampler_of(config) | {k: v for k, v in asked.items() if v is not None}
 
@@ -361,7 +364,8 @@ def _named_from(model, folder) -> str:
 def _record(policy, model, out) -> dict: # what all pictures of a call share
     "What remakes a picture, beside its prompt and its noise."
     from drl_toolkit.sampling.loading import base_of
-    from drl_toolkit.runs.run import SAMPLER, Run, is_run
+    from drl_toolkit.runs.run import Run, is_run
+    from drl_toolkit.runs.models import SAMPLER
     from drl_toolkit.sampling.transitions import SDES
     base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
     how = {name: getattr(policy, name) for name in (*SAMPLER, 'latents_dtype')}
@@ -373,7 +377,7 @@ def _record(policy, model, out) -> dict: # what all pictures of a call share
 
 def _write_pictures(out, rows, images):
     "The PNG files, and a line of images.jsonl for each."
-    from drl_toolkit.runs.run import atomic_write
+    from drl_toolkit.utils.atomic import atomic_write
     for row, image in zip(rows, images): atomic_write(out / row['file'], lambda part: image.save(part, 'PNG'))
     return ''.join(json.dumps(row) + '\n' for row in rows)
 
@@ -387,7 +391,9 @@ def sample(args):
     from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
-    from drl_toolkit.runs.run import check_out, open_policy, atomic_write
+    from drl_toolkit.runs.models import open_policy
+    from drl_toolkit.runs.folder import check_out
+    from drl_toolkit.utils.atomic import atomic_write
     from drl_toolkit.utils.images import to_pil
     load_prompts(args.prompts, column=args.prompt_column)                      # a missing file is told before a model is loaded
     policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
@@ -428,7 +434,9 @@ def _sample_again(args):
         if getattr(args, name) is not None: raise ValueError(f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out')
     from drl_toolkit.utils.aliases import FIELDS, with_new_names
     from drl_toolkit.sampling.rollout import rollout
-    from drl_toolkit.runs.run import SAMPLER, check_out, open_policy, atomic_write
+    from drl_toolkit.runs.models import SAMPLER, open_policy
+    from drl_toolkit.runs.folder import check_out
+    from drl_toolkit.utils.atomic import atomic_write
     from drl_toolkit.utils.images import to_pil
     file, row = _line_of(args.again)
     row = with_new_names(row, FIELDS)
@@ -508,7 +516,8 @@ def _evaluation(args):
     from drl_toolkit.evaluation.drift import drift
     from drl_toolkit.evaluation.eval_rewards import evaluate_rewards, eval_reward_of
     from drl_toolkit.ui.report import Evaluation
-    from drl_toolkit.runs.run import Run, is_run, open_policy
+    from drl_toolkit.runs.run import Run, is_run
+    from drl_toolkit.runs.models import open_policy
     run = Run.open(args.model) if is_run(args.model) else None
     tasks = _run_tasks(run, args.rewards) if run else []
     base, options = _base_of(args.model, args.against), _options(args, run.config if run else {})
@@ -538,7 +547,7 @@ def evaluate(args):
     if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
     from drl_toolkit.evaluation.evaluate import table
     from drl_toolkit.ui.report import sentences, write_report
-    from drl_toolkit.runs.run import check_out
+    from drl_toolkit.runs.folder import check_out
     with _no_empty_folders(Path(args.out)): out, found = check_out(args.out), _evaluation(args)
     write_report(out, found, ' '.join(['drl', *args.argv]))
     print('\n' + table(found.comparison) + '\n')
@@ -554,7 +563,10 @@ def tax(args):
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.ui import plots
     from drl_toolkit.evaluation.eval_rewards import eval_reward_of
-    from drl_toolkit.runs.run import Run, check_out, open_policy, write_json, atomic_write
+    from drl_toolkit.runs.run import Run
+    from drl_toolkit.runs.models import open_policy
+    from drl_toolkit.runs.folder import check_out
+    from drl_toolkit.utils.atomic import write_json, atomic_write
     from drl_toolkit.evaluation.alignment_tax import score_table, share_kept, tax_sentences
     runs = {Path(r).resolve().name: Run.open(r) for r in args.runs}
     if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
@@ -579,7 +591,8 @@ def tax(args):
 # %% ../../nbs/cli/02_main.ipynb #cee8245d
 def vote(args):
     "`drl vote`"
-    from drl_toolkit.evaluation.votes import Ballot, vote_server
+    from drl_toolkit.evaluation.votes import Ballot
+    from drl_toolkit.ui.voting import vote_server
     from drl_toolkit.utils.web import access_to, exposure
     ballot, access = Ballot(args.ballot), access_to(args.host, tuple(args.allow_host), args.open)
     with vote_server(ballot, args.host, args.port, access) as server:
@@ -666,20 +679,21 @@ def doctor(args) -> int: # exit status
 # %% ../../nbs/cli/02_main.ipynb #99a2f4e7
 def serve(args):
     "`drl serve`"
-    from drl_toolkit.rewards import remote
     from drl_toolkit.recipes.custom import named_reward
-    remote.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
+    from drl_toolkit.rewards import serving
+    serving.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../../nbs/cli/02_main.ipynb #1059687d
 def app(args):
     "`drl app`"
+    from drl_toolkit.recipes.panel import panel_world
     from drl_toolkit.ui.panel import serve as open_panel
-    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path)
+    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path, panel_world())
 
 # %% ../../nbs/cli/02_main.ipynb #ce5296ed
 COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
 
-EXTRAS = dict(app=('panel', 'gradio'))   # command -> the extra that it needs, and by what that is known
+EXTRAS = dict(app=('panel', 'gradio'), vote=('panel', 'fastapi'), serve=('panel', 'fastapi'))   # command -> the extra that it needs, and by what that is known
 
 def _check_extra(command):
     "Name the extra that a command needs, where it is not installed."

@@ -161,7 +161,8 @@ class Pulse:
         return [note(rank) for rank in range(self.count)]
 
 # %% ../../nbs/distributed/01_processes.ipynb #aa0aefbe
-def _launched(cls,
+@patch(cls_method=True)
+def launched(cls:Processes,
     minutes:float=30.,   # after which a process that does not answer counts as gone
 ) -> Processes:
     "Those that torchrun or `accelerate launch` started; alone, where neither did."
@@ -177,7 +178,6 @@ def _launched(cls,
     processes = cls(state.process_index, state.num_processes, state.device, minutes)
     processes.pulse = Pulse(processes.rank, processes.count)
     return processes
-Processes.launched = classmethod(_launched)
 
 def _world_size():
     "As the launcher says."

@@ -6,6 +6,8 @@
 __all__ = ['score_table', 'share_kept', 'tax_sentences']
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #da73a054
+import math
+
 import pandas as pd, torch
 
 from .eval_rewards import groups_in, judged
@@ -13,46 +15,57 @@ from .eval_rewards import groups_in, judged
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #ed036c3a
 def score_table(
     judges:dict,         # objective -> `EvalReward`
-    prompt_sets:list,         # of `PromptSet`
-    models:dict,         # name -> {prompt_set's name -> images}
-) -> pd.DataFrame:       # models × objectives: means of the rewards, or of their headline figures where they have one
+    prompt_sets:list,    # of `PromptSet`
+    models:dict,         # name -> {prompt set's name -> images (B, 3, H, W)}
+) -> pd.DataFrame:       # models × objectives: means of the rewards, or of their headline metrics where they have one
     "What every model reaches on every objective."
-    mean = lambda judge, images: _mean_headline(judge, prompt_sets, images) if judge.reward.headline else torch.cat([judged(judge, p, images[p.name])[0] for p in prompt_sets if judge.asked(p)]).mean().item()
-    return pd.DataFrame({objective: {name: mean(judge, images) for name, images in models.items()} for objective, judge in judges.items()})
+    scores = {objective: {name: _mean_of(judge, prompt_sets, images) for name, images in models.items()}
+              for objective, judge in judges.items()}
+    return pd.DataFrame(scores)
+
+def _mean_of(judge, prompt_sets, images):
+    "Over the prompt sets that a reward is asked about."
+    asked = list(filter(judge.asked, prompt_sets))
+    if judge.reward.headline: return _mean_headline(judge, asked, images)
+    return torch.cat([judged(judge, p, images[p.name]).values for p in asked]).mean().item()
 
 def _mean_headline(judge, prompt_sets, images):
-    "Of all groups of the prompt sets that a judge is asked about."
-    total, count, name = 0., 0, judge.reward.headline.removeprefix('-')
-    for prompt_set in filter(judge.asked, prompt_sets):
-        groups, prompts = groups_in(prompt_set), list(prompt_set.prompts)
-        figures = judge.reward.report(images[prompt_set.name], prompts, groups)[1]
-        total, count = total + figures[name] * len(groups.unique()), count + len(groups.unique())
+    "Over all groups."
+    name = judge.reward.headline.removeprefix('-')
+    total, count = 0., 0
+    for prompt_set in prompt_sets:
+        groups = groups_in(prompt_set)
+        metrics = judge.reward.report(images[prompt_set.name], list(prompt_set.prompts), groups)[1]
+        total += metrics[name] * len(groups.unique())
+        count += len(groups.unique())
     return total / count
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #cfe788e6
 def share_kept(
     scores:pd.DataFrame,   # of `score_table`, with a row for the base
     specialists:dict,      # objective -> name of the model trained for it alone
-    base:str='base',
+    base:str='base',       # name of its row
     least:float=1e-6,      # a specialist's gain below this is no gain to share
     lower:tuple=(),        # objectives of which less is better
 ) -> pd.DataFrame:         # models × objectives; NaN where the specialist gained nothing
     "Each model's gain as a share of the specialist's."
     for name in (base, *specialists.values()):
-        if name not in scores.index: raise ValueError(f'share_kept: {name!r} is no row of the scores; one of {", ".join(map(repr, scores.index))} is right')
-    gain = (scores - scores.loc[base]) * pd.Series({o: -1 if o in lower else 1 for o in scores.columns})
-    best = pd.Series({o: gain.loc[specialists[o], o] if o in specialists else float('nan') for o in scores.columns})
+        if name not in scores.index: raise ValueError(f'share_kept: {name!r} is no row of the scores; choose one of {", ".join(map(repr, scores.index))}')
+    sign = pd.Series({o: -1 if o in lower else 1 for o in scores.columns})
+    gain = (scores - scores.loc[base]) * sign
+    best = pd.Series({o: gain.loc[specialists[o], o] if o in specialists else math.nan for o in scores.columns})
     return gain / best.where(best > least)
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #c6319e39
 def tax_sentences(
     kept:pd.DataFrame,    # of `share_kept`
     specialists:dict,     # objective -> model
-    base:str='base',
+    base:str='base',      # name of its row
     least:float=.1,       # share of the specialist's gain that is worth a word
 ) -> list:                # of sentences
-    "Who pays for whom."
-    found, only = [], set(specialists.values())
+    "What each specialist loses on other objectives, and what the joint models keep."
+    found = []
+    only = set(specialists.values())
     for model in kept.index.drop(base):
         row = kept.loc[model].dropna()
         lost = [f'{o} ({v:+.0%})' for o, v in row.items() if v < -least]

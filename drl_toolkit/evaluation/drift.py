@@ -27,7 +27,8 @@ def path_kl(
     batch_size:int=64,
 ) -> torch.Tensor:          # (T, B) nats, summed over the latent dimensions; 0 at deterministic steps
     "KL of a policy's steps from the base's, along the policy's own paths; its sum over steps is a sample of the whole paths' KL."
-    if not torch.equal(policy.timesteps, base.timesteps): raise ValueError(f'path_kl: {policy.num_steps} and {base.num_steps} steps or other timesteps; two policies with one sampler are right')
+    if not torch.equal(policy.timesteps, base.timesteps):
+        raise ValueError(f'path_kl: both policies must have the same timesteps; got {policy.num_steps} and {base.num_steps} steps')
     found = []
     for rows in torch.arange(len(trajectory.prompts)).split(batch_size):
         prompts = [trajectory.prompts[i] for i in rows]
@@ -36,27 +37,39 @@ def path_kl(
     return torch.cat(found, 1)
 
 # %% ../../nbs/evaluation/03_drift.ipynb #b150f9af
-def brightness(images:torch.Tensor) -> torch.Tensor: # (B, 3, H, W) -> (B, H, W)
-    "Rec. 601's."
+def brightness(
+    images:torch.Tensor # (B, 3, H, W)
+) -> torch.Tensor:      # (B, H, W)
+    "Luma of Rec. 601."
     return torch.einsum('bchw,c->bhw', images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
 
-def edge_density(images:torch.Tensor, threshold:float=.1) -> torch.Tensor: # (B, 3, H, W) -> (B,) share of pixels
-    "How much of the picture is edge."
-    return torch.tensor([(sobel(gray) > threshold).mean() for gray in brightness(images).cpu().numpy()], dtype=torch.float32)
+def edge_density(
+    images:torch.Tensor,  # (B, 3, H, W)
+    threshold:float=.1,   # of the Sobel filter
+) -> torch.Tensor:        # (B,) share of pixels
+    "How much of the image is edge."
+    gray = brightness(images).cpu().numpy()
+    return torch.tensor([(sobel(image) > threshold).mean() for image in gray], dtype=torch.float32)
 
-def colour_entropy(images:torch.Tensor, bins:int=8) -> torch.Tensor: # (B, 3, H, W) -> (B,) bits
+def colour_entropy(
+    images:torch.Tensor,  # (B, 3, H, W)
+    bins:int=8,           # of each channel
+) -> torch.Tensor:        # (B,) bits
     "How many colours, and how evenly used."
     level = (images.clamp(0, 1) * bins).long().clamp(max=bins - 1)
     colour = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1)
     shares = torch.stack([torch.bincount(c, minlength=bins**3) for c in colour]).cpu().double() / colour.shape[1]
     return (torch.special.entr(shares).sum(1) / np.log(2)).float().cpu()
 
-def high_frequency(images:torch.Tensor, cut:float=.25) -> torch.Tensor: # (B, 3, H, W) -> (B,) share of the energy
-    "How much of the picture is fine texture."
+def high_frequency(
+    images:torch.Tensor,  # (B, 3, H, W)
+    cut:float=.25,        # cycles per pixel; Nyquist is a half
+) -> torch.Tensor:        # (B,) share of the energy
+    "How much of the image is fine texture."
     gray = brightness(images)
     power = torch.fft.fft2(gray - gray.mean((1, 2), keepdim=True)).abs().square()
     y, x = (torch.fft.fftfreq(n, device=gray.device) for n in gray.shape[1:])
-    fine = (y[:, None].square() + x.square()).sqrt() > cut                      # cycles per pixel; Nyquist is a half
+    fine = (y[:, None].square() + x.square()).sqrt() > cut
     return (power[:, fine].sum(1) / power.sum((1, 2)).clamp(min=1e-12)).cpu()
 
 # %% ../../nbs/evaluation/03_drift.ipynb #0f4a5b56
@@ -74,9 +87,10 @@ def clip_distance(
     base:torch.Tensor,    # (B, 3, H, W)
     tuned:torch.Tensor,   # (B, 3, H, W): same prompts, same seeds
 ) -> torch.Tensor:        # (B,)
-    "One minus the cosine of paired pictures in CLIP's space."
-    with torch.no_grad(): parts = [1 - (image_features(a) * image_features(b)).sum(1) for a, b in zip(base.split(256), tuned.split(256))]
-    return torch.cat(parts).clamp(min=0).cpu()
+    "One minus the cosine of paired images in the space of CLIP."
+    batches = zip(base.split(256), tuned.split(256))
+    with torch.no_grad(): cosines = [(image_features(a) * image_features(b)).sum(1) for a, b in batches]
+    return (1 - torch.cat(cosines)).clamp(min=0).cpu()
 
 def drift(
     base:torch.Tensor,        # (B, 3, H, W)
@@ -90,19 +104,22 @@ def drift(
     for measure in MEASURES:
         b, t = measure.of(base), measure.of(tuned)
         low, high = bootstrap(t - b, prompts)
-        rows.append(dict(measure=measure.name, unit=measure.unit, base=b.mean().item(), tuned=t.mean().item(), change=(t - b).mean().item(), low=low, high=high,
-                         effect=(t - b).mean().item() / max(b.std().item(), 1e-12)))
+        change = (t - b).mean().item()
+        rows.append(dict(measure=measure.name, unit=measure.unit, base=b.mean().item(), tuned=t.mean().item(), change=change,
+                         low=low, high=high, effect=change / max(b.std().item(), 1e-12)))
     return pd.DataFrame(rows)
 
 def _distance(name, unit, values, clusters):
     "A row of a measure that is a change by itself."
     low, high = bootstrap(values, clusters)
-    return dict(measure=name, unit=unit, base=0., tuned=values.mean().item(), change=values.mean().item(), low=low, high=high, effect=np.nan)
+    mean = values.mean().item()
+    return dict(measure=name, unit=unit, base=0., tuned=mean, change=mean, low=low, high=high, effect=np.nan)
 
 def alarms(
     table:pd.DataFrame,   # of `drift`
-    most:float=.5,        # standard deviations of the base's pictures
+    most:float=.5,        # standard deviations of the base's images
 ) -> list:                # of sentences; none when nothing moved far
     "Which measures moved further than they should, in words."
     moved = table[(table['effect'].abs() > most) & ((table['low'] > 0) | (table['high'] < 0))]
-    return [f"{r.measure} went {'up' if r.change > 0 else 'down'} by {abs(r.effect):.1f} of the base's standard deviations ({r.base:.3g} to {r.tuned:.3g} {r.unit})" for r in moved.itertuples()]
+    return [f"{r.measure} went {'up' if r.change > 0 else 'down'} by {abs(r.effect):.1f} of the base's standard deviations "
+            f'({r.base:.3g} to {r.tuned:.3g} {r.unit})' for r in moved.itertuples()]

@@ -17,81 +17,99 @@ from ..training.callbacks import Callback, StopTraining
 
 # %% ../../nbs/evaluation/04_held_out.ipynb #da7e6c92
 def effects(
-    rewards:list,          # of `Reward`, each of single pictures
+    rewards:list,          # of `Reward`, each of single images
     base:torch.Tensor,     # (B, 3, H, W)
     now:torch.Tensor,      # (B, 3, H, W): same prompts, same seeds
     prompts:list,          # of B strings
-) -> dict:                 # name -> mean change in standard deviations of the base's values
-    "How far each reward moved."
+) -> dict[str, float]:     # name -> mean change in standard deviations of the base's values
+    "How far each reward moved. One that fails is left out, and the reason is printed."
     found = {}
     for reward in rewards:
         try:
             with keep_nonfinite(): b, n = (reward(x, prompts) for x in (base, now))
-        except Exception as e: print(f'reward {reward.name!r} failed and is left out of this look ({type(e).__name__}: {str(e)[:160]})'); continue
+        except Exception as e:
+            print(f'reward {reward.name!r} failed and is left out of this look ({type(e).__name__}: {str(e)[:160]})')
+            continue
         good = b.isfinite() & n.isfinite()
-        if not good.all(): print(f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not finite; they are left out of this look (the first shows {prompts[good.tolist().index(False)]!r})')
-        if good.sum() > 1: found[reward.name] = ((n - b)[good].mean() / b[good].std().clamp(min=1e-8)).item()
+        if not good.all():
+            first = prompts[good.tolist().index(False)]
+            print(f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not finite; '
+                  f'they are left out of this look (the first shows {first!r})')
+        if good.sum() > 1:
+            change, spread = (n - b)[good].mean(), b[good].std().clamp(min=1e-8)
+            found[reward.name] = (change / spread).item()
     return found
 
 class Watch(Callback):
-    "Looks at rewards that are not trained, and stops when they turn."
+    "Evaluate held-out rewards while training, and stop when they turn."
     def __init__(self,
         policy,                # to be trained; its base is remembered now
         trained:list,          # rewards of the run
-        watched:list,          # rewards that nobody is paid for
-        prompts:list,          # of the looks; pictures of one prompt may be several
+        watched:list,          # held-out rewards
+        prompts:list,          # of the looks; one may be there several times
         every:int=2,           # epochs between looks
         patience:int=0,        # looks without a new best after which training stops; 0 never stops
         tolerance:float=.05,   # standard deviations by which a new best must be better
-        seed:int=5,            # of the looks; no picture of training has it
+        seed:int=5,            # of the looks; no image of training has it
     ):
-        both = [r.name for r in (*trained, *watched) if r.level != 'sample']
-        if both: raise ValueError(f'watch: reward {both[0]!r} judges groups; a reward of single pictures is right')
+        for reward in (*trained, *watched):
+            if reward.level != 'sample': raise ValueError(f'watch must name rewards of single images; got {reward.name!r}, which judges groups')
         if not watched: raise ValueError('watch: no reward is watched; name one that is not trained')
-        if paid := {r.name for r in trained} & {r.name for r in watched}: raise ValueError(f'watch: {paid.pop()!r} is trained; a reward that is not is right')
+        if both := {r.name for r in trained} & {r.name for r in watched}: raise ValueError(f'watch must name held-out rewards; {both.pop()!r} is trained')
         self.policy, self.trained, self.watched, self.prompts = policy, list(trained), list(watched), list(prompts)
         self.every, self.patience, self.tolerance, self.seed, self.base = every, patience, tolerance, seed, None
         if policy.train == 'full': policy.base_weights()                        # remembered before training begins
         self.best = [p.detach().clone() for p in policy.parameters()] if patience else []
 
     def look(self) -> torch.Tensor: # (B, 3, H, W)
-        "The pictures of now."
+        "Images of the weights of now."
         return rollout(self.policy, self.prompts, seed=self.seed, epoch='watch').images.cpu()
 
     def before_fit(self, trainer):
-        "The base's pictures; the same after a resume."
+        "Images of the base; the same after a resume."
         with self.policy.reference(): self.base = self.look()
 
     def after_epoch(self, trainer, record):
-        "Look, write down, keep the best, and stop when it is long past."
+        "Evaluate, record, keep the best weights, and stop when they are long past."
         if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs: return
         record |= self.figures(self.shown(trainer))
         if not self.patience or not math.isfinite(record['watch/watched']): return
-        looks = [r['watch/watched'] for r in trainer.history if math.isfinite(r.get('watch/watched') or math.nan) or r.get('watch/watched') == 0]
+        looks = [r['watch/watched'] for r in trainer.history if _is_look(r)]
         best = best_look(looks, self.tolerance)
         if best == len(looks): self.keep(trainer)
-        elif len(looks) - best >= self.patience:
-            raise StopTraining(f'{record["epoch"] + 1} epochs; the watched rewards have had no new best for {self.patience} looks, while the trained ones went to {record["watch/trained"]:+.2f}: '
-                               f'the weights are put back to those of {f"epoch {best * self.every}" if best else "the base"}')
+        elif len(looks) - best >= self.patience: self._stop(record, best)
+
+    def _stop(self, record, best):
+        where = f'epoch {best * self.every}' if best else 'the base'
+        raise StopTraining(f'{record["epoch"] + 1} epochs; the held-out rewards have had no new best for {self.patience} looks, while '
+                           f'the training rewards went to {record["watch/trained"]:+.2f}: the weights are put back to those of {where}')
 
     def shown(self, trainer):
-        "The pictures of the weights that would be saved."
+        "Images of the weights that would be saved."
         if trainer.ema is None: return self.look()
         with self.policy.swapped(trainer.ema): return self.look()
 
-    def figures(self, now:torch.Tensor) -> dict: # of numbers to record
-        "Effects of every reward and measure, and how far the pictures are from the base's."
-        paid, others = (effects(rewards, self.base, now, self.prompts) for rewards in (self.trained, self.watched))
-        mean = lambda found: sum(found.values()) / len(found) if found else math.nan
-        drifts = {f'drift/{m.name}': ((m.of(now) - m.of(self.base)).mean() / m.of(self.base).std().clamp(min=1e-8)).item() for m in MEASURES}
-        return {'watch/trained': mean(paid), 'watch/watched': mean(others)} | {f'watch/{k}': v for k, v in (paid | others).items()} | \
-            {'drift/CLIP distance': clip_distance(self.base, now).mean().item()} | drifts
+    def figures(self,
+        now:torch.Tensor      # (B, 3, H, W)
+    ) -> dict[str, float]:
+        "Metrics to record: effects of every reward and measure, and how far the images are from the base's."
+        training = effects(self.trained, self.base, now, self.prompts)
+        held_out = effects(self.watched, self.base, now, self.prompts)
+        found = {'watch/trained': _mean(training), 'watch/watched': _mean(held_out)}
+        found |= {f'watch/{name}': effect for name, effect in (training | held_out).items()}
+        found['drift/CLIP distance'] = clip_distance(self.base, now).mean().item()
+        for measure in MEASURES:
+            before, after = measure.of(self.base), measure.of(now)
+            found[f'drift/{measure.name}'] = ((after - before).mean() / before.std().clamp(min=1e-8)).item()
+        return found
 
     def keep(self, trainer):
         "These weights are the best so far."
         for mine, p in zip(self.best, trainer.ema or trainer.params): mine.copy_(p.detach())
 
-    def tensors(self): return {f'best/{i}': t for i, t in enumerate(self.best)}
+    def tensors(self) -> dict[str, torch.Tensor]:
+        "What a checkpoint keeps of it."
+        return {f'best/{i}': t for i, t in enumerate(self.best)}
 
     def after_fit(self, trainer):
         "The best weights, where training was stopped or ended past them."
@@ -100,9 +118,16 @@ class Watch(Callback):
             for weights in (trainer.params, trainer.ema or []):
                 for p, b in zip(weights, self.best): p.copy_(b)
 
+def _mean(found): return sum(found.values()) / len(found) if found else math.nan
+
+def _is_look(record):
+    "Whether a record of the history holds a finite effect of the held-out rewards."
+    effect = record.get('watch/watched')
+    return effect is not None and math.isfinite(effect)
+
 def best_look(
     looks:list,          # of effects, oldest first; before them stands the base with 0
-    tolerance:float
+    tolerance:float      # by which a new best must be better
 ) -> int:                # 0 is the base, 1 the first look
     "The last look that was better than all before it by the tolerance."
     best, value = 0, 0.
@@ -114,15 +139,17 @@ def best_look(
 def looks_of(
     rows:list            # of a run's `metrics()`, or of a trainer's `history`
 ) -> pd.DataFrame:       # a row for each look; columns epoch, trained, watched, each reward, each drift
-    "What a `Watch` saw."
-    seen = [r for r in rows if r.get('watch/watched') is not None]
-    return pd.DataFrame([dict(epoch=r['epoch'] + 1) | {k.removeprefix('watch/'): v for k, v in r.items() if k.startswith(('watch/', 'drift/'))} for r in seen])
+    "What a `Watch` recorded."
+    looks = [r for r in rows if r.get('watch/watched') is not None]
+    measured = lambda r: {k.removeprefix('watch/'): v for k, v in r.items() if k.startswith(('watch/', 'drift/'))}
+    return pd.DataFrame([dict(epoch=r['epoch'] + 1) | measured(r) for r in looks])
 
 def turned(
     table:pd.DataFrame,  # of `looks_of`
-    tolerance:float=.05,
-):                       # the epoch of the best look, or None when the last look is the best
-    "Since when the watched rewards have only fallen, or not risen."
+    tolerance:float=.05, # by which a new best must be better
+) -> int|None:           # epoch of the best look, 0 for the base; None when the last look is the best
+    "Since when the held-out rewards have only fallen, or not risen."
     if not len(table): return None
     best = best_look(list(table['watched']), tolerance)
-    return None if best == len(table) else int(table['epoch'][best - 1]) if best else 0
+    if best == len(table): return None
+    return int(table['epoch'][best - 1]) if best else 0

@@ -24,7 +24,10 @@ from .recipes import load_recipe
 from .methods import combined, method_fields
 from .config import FREE_ON_RESUME, RunConfig
 from ..rewards.reward import image_features
-from ..runs.run import Run, RunError, checked_weights, is_run, write_json
+from ..runs.run import Run, is_run
+from ..runs.models import checked_weights
+from ..runs.folder import RunError
+from ..utils.atomic import write_json
 
 # %% ../../nbs/recipes/03_compare.ipynb #5f9ecf2a
 def run_folder(out:Path, method:str, seed:int) -> Path:

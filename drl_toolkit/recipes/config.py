@@ -7,7 +7,7 @@ __all__ = ['OBJECTIVE_NAMES', 'STRATEGY_NAMES', 'DATA_NAMES', 'HELD_OUT', 'FREE_
            'RunConfig', 'parse_splits', 'read_config', 'recipe_names', 'recipe_config']
 
 # %% ../../nbs/recipes/00_config.ipynb #ebb27790
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from ..sampling.config import PolicyConfig
 from ..training.config import TrainConfig

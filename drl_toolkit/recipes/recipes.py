@@ -16,7 +16,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from diffusers import DiffusionPipeline
 
 from ..algorithms import advantages
@@ -42,7 +41,7 @@ from ..training.trainer import Trainer
 from ..algorithms.interfaces import RolloutSampler, Strategy
 from ..algorithms.async_rewards import AsyncRewardSampler
 from ..training.data_loss import BaseSamples
-from .config import RunConfig, parse_splits, recipe_config, recipe_names
+from .config import RunConfig, parse_splits, recipe_config
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #455d6fdb

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .config import ATTENTION
 from .transitions import noise_process
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #dee344a8

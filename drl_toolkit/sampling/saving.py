@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file
 

@@ -35,7 +35,8 @@ def open_plain(
 ):                     # a binary file
     "Open what is a file: no folder, no pipe, no device. It never waits; `OSError` where there is none."
     flags = _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC
-    handle = os.open(path, flags, 0o666) if inside is None else _open_below(Path(path), Path(inside), flags)
+    if inside is None: handle = os.open(path, flags, 0o666)
+    else: handle = _open_below(Path(path), Path(inside), flags)
     if stat.S_ISREG(os.fstat(handle).st_mode): return os.fdopen(handle, mode)
     os.close(handle)
     raise OSError(f'{str(path)!r} is no plain file; a folder, a pipe or a device is not read')
@@ -61,9 +62,10 @@ def read_plain(
 ) -> bytes:
     "All of a plain file. `OSError` where it cannot be opened, `ValueError` where it is too large."
     with open_plain(path, inside=inside) as file:
-        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else b''
-        if len(data) > most or not data and os.fstat(file.fileno()).st_size: raise ValueError(f'{str(path)!r} is larger than the {most:,} bytes that such a file may have')
-    return data
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b''          # it may grow while it is read
+        if len(data) <= most and (data or not os.fstat(file.fileno()).st_size): return data
+    raise ValueError(f'{str(path)!r} is larger than the {most:,} bytes that such a file may have')
 
 # %% ../../nbs/utils/01_files.ipynb #736a7db8
 def read_json(
@@ -75,12 +77,14 @@ def read_json(
     return parse_json(read_plain(path, most, inside), repr(str(path)))
 
 def parse_json(
-    data:bytes,
-    what:str,   # for the error
-):
+    data:bytes,  # UTF-8
+    what:str,    # for the error
+):               # what JSON can hold
     "The value in some bytes of JSON; NaN and infinities become None."
     try: return json.loads(data.decode('utf-8'), parse_constant=lambda name: None, parse_float=_float)
-    except (ValueError, RecursionError) as e: raise ValueError(f'{what} is no JSON ({type(e).__name__}: {str(e).splitlines()[0][:80]})') from None
+    except (ValueError, RecursionError) as e:
+        reason = str(e).splitlines()[0][:80]
+        raise ValueError(f'{what} is no JSON ({type(e).__name__}: {reason})') from None
 
 def _float(text):
     value = float(text)
@@ -99,58 +103,68 @@ def read_picture(
             image = Image.open(file, formats=formats)
             if image.width * image.height > most: raise ValueError(f'{image.width} × {image.height} pixels')
             image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ValueError(f'{str(path)!r} is not a picture that can be read ({type(e).__name__})') from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            raise ValueError(f'{str(path)!r} is not a picture that can be read ({type(e).__name__})') from None
     return image
 
 # %% ../../nbs/utils/01_files.ipynb #79147580
 def same_modes(
     folder:Path,
-    pattern:str='*'  # of the files' names
+    pattern:str='*', # of the files' names
 ):
     "Every file may be read by whom the folder's own mode says: safetensors makes private ones."
     mode = Path(folder).stat().st_mode & 0o666
     for file in Path(folder).rglob(pattern):
         if file.is_file() and not file.is_symlink(): file.chmod(mode)
 
-def instead_of_file(path:Path) -> str:
+def instead_of_file(
+    path:Path,
+) -> str:      # for an error
     "What is where a file should be."
     path = Path(path)
-    return 'it is a folder' if path.is_dir() else 'it is no plain file' if path.exists() else 'there is none'
+    if path.is_dir(): return 'it is a folder'
+    return 'it is no plain file' if path.exists() else 'there is none'
 
 # %% ../../nbs/utils/01_files.ipynb #45d2fb97
 MANIFEST = 'manifest.json'
 
-class Damaged(ValueError): "A file that is not what was written; the message names it and says why."
+class Damaged(ValueError):
+    "A file that is not what was written; the message names it and says why."
 
 def write_manifest(
     folder:Path,
     **about,      # JSON, such as the epoch
 ):
     "Vouch for every file below a folder but model cards. To be called when all of them are written."
-    files = [p for p in sorted(Path(folder).rglob('*')) if p.is_file() and p.suffix != '.md' and p.name != MANIFEST]
-    stated = {p.relative_to(folder).as_posix(): dict(size=p.stat().st_size, sha256=_digest(p, folder)) for p in files}
-    (Path(folder) / MANIFEST).write_text(json.dumps(dict(schema=1, **about, files=stated), indent=1), encoding='utf-8')
+    stated = {}
+    for path in sorted(Path(folder).rglob('*')):
+        if not path.is_file() or path.suffix == '.md' or path.name == MANIFEST: continue
+        stated[path.relative_to(folder).as_posix()] = dict(size=path.stat().st_size, sha256=_digest(path, folder))
+    manifest = dict(schema=1, **about, files=stated)
+    (Path(folder) / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding='utf-8')
 
 def check_manifest(
     folder:Path
-) -> dict:      # what it says; None where there is no manifest: an older version wrote the folder
+) -> dict[str, object]:  # what it says; None where there is no manifest: an older version wrote the folder
     "Read every file that a folder's manifest vouches for. `Damaged` names the first that is not as it was written."
     file = Path(folder) / MANIFEST
     try: stated = read_json(file, 2**22, folder)
     except FileNotFoundError: return None
     except (OSError, ValueError) as e: raise Damaged(str(e)) from None
     files = stated.get('files') if isinstance(stated, dict) else None
-    if files is not None and stated.get('schema') != 1: raise Damaged(f'{str(file)!r} has schema {stated.get("schema")!r:.20}; this version reads 1')
+    if files is not None and stated.get('schema') != 1:
+        raise Damaged(f'{str(file)!r} has schema {stated.get("schema")!r:.20}; this version reads 1')
     if not isinstance(files, dict) or not all(isinstance(v, dict) for v in files.values()): raise Damaged(f'{str(file)!r} lists no files')
-    for name, was in files.items(): _check_file(Path(folder), name, was)
+    for name, written in files.items(): _check_file(Path(folder), name, written)
     return stated
 
-def _check_file(folder, name, was):
+def _check_file(folder, name, written):
+    "Compare a file with what its manifest says."
     path = folder / name
     try:
         with open_plain(path, inside=folder) as file: size = os.fstat(file.fileno()).st_size
-        if size != was.get('size'): raise Damaged(f'{str(path)!r} has {size:,} bytes where {was.get("size")!r:.20} were written')
-        if _digest(path, folder) != was.get('sha256'): raise Damaged(f'{str(path)!r} is not what was written: its SHA-256 is another')
+        if size != written.get('size'): raise Damaged(f'{str(path)!r} has {size:,} bytes where {written.get("size")!r:.20} were written')
+        if _digest(path, folder) != written.get('sha256'): raise Damaged(f'{str(path)!r} is not what was written: its SHA-256 is another')
     except FileNotFoundError: raise Damaged(f'{str(path)!r} is missing') from None
     except OSError as e: raise Damaged(str(e)) from None
 

@@ -12,30 +12,32 @@ from PIL import Image, ImageDraw
 
 # %% ../../nbs/utils/02_images.ipynb #2f0a11c5
 def to_tensor(
-    images # list of PIL images of one size
+    images,        # list of PIL images of one size
 ) -> torch.Tensor: # (B, 3, H, W), float in [0, 1]
-    "Pictures as the rewards take them."
-    return torch.from_numpy(np.stack([np.asarray(im.convert('RGB')) for im in images])).permute(0, 3, 1, 2).float() / 255
+    "Images as the rewards take them."
+    arrays = np.stack([np.asarray(im.convert('RGB')) for im in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
 
 def to_pil(
-    images:torch.Tensor # (B, 3, H, W) in [0, 1]
-) -> list:              # of PIL images
-    "Pictures as people take them; values are rounded, not truncated."
-    arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(a) for a in arrays]
+    images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
+) -> list[Image.Image]:
+    "Images as people take them; values are rounded, not truncated."
+    levels = (images.detach().float().clamp(0, 1) * 255).round().byte()
+    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 # %% ../../nbs/utils/02_images.ipynb #2f0a11c8
 def sheet(
     images,             # list of PIL images, or a tensor (B, 3, H, W) in [0, 1]
-    columns:int=8,
+    columns:int=8,      # images in a row
     scale:int=1,        # nearest-neighbour enlargement
-    pad:int=2,          # white pixels between pictures
+    pad:int=2,          # white pixels between images
     labels:list=None,   # a short text under each image, such as its score; none by default
 ) -> Image.Image:
-    "Pictures side by side on one canvas."
+    "Images side by side on one canvas."
     if torch.is_tensor(images): images = to_pil(images)
-    w, h = (s * scale for s in images[0].size)
-    rows, cell = -(-len(images) // columns), h + pad + (LABEL if labels else 0)
+    w, h = (side * scale for side in images[0].size)
+    rows = -(-len(images) // columns)
+    cell = h + pad + (LABEL if labels else 0)
     canvas = Image.new('RGB', (columns * (w + pad) - pad, rows * cell - pad), 'white')
     for i, im in enumerate(images):
         x, y = i % columns * (w + pad), i // columns * cell

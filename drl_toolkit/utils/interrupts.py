@@ -14,11 +14,13 @@ from .web import printable_in_colour
 # %% ../../nbs/utils/05_interrupts.ipynb #abacdf4e
 @contextmanager
 def stop_on_signals(
-    ask,            # function of a reason such as 'SIGTERM', called at the first signal; it must only remember
-    alone:bool=True # whether this is the only process of its run; otherwise it may wait for others where no handler runs
+    ask,             # function of a reason such as 'SIGTERM', called at the first signal; it must only remember
+    alone:bool=True, # whether this is the only process of its run; otherwise it may wait for others where no handler runs
 ):
     "The first Ctrl-C, SIGTERM or SIGHUP asks a run to stop after its epoch, a second one ends it at once."
-    if threading.current_thread() is not threading.main_thread(): yield; return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     first = None
     def handle(number, frame):
         nonlocal first
@@ -30,7 +32,8 @@ def stop_on_signals(
             for n in before: signal.signal(n, signal.SIG_DFL)
         _write_line(f'{signal.Signals(number).name}: stopping after this epoch, and saving; once more stops at once')
         ask(signal.Signals(number).name)
-    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]      # nohup ignores SIGHUP, and so do we then
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    wanted = [n for n in signals if signal.getsignal(n) is not signal.SIG_IGN]      # nohup ignores SIGHUP, and so do we then
     before = {n: signal.signal(n, handle) for n in wanted}
     try: yield
     finally:
@@ -46,11 +49,17 @@ class SteadyStream:
     def __init__(self,
         stream,     # such as `sys.stdout`
         clean=str,  # function of a text: what of it is written
-    ): self.stream, self.clean, self.broken, self.on_break = stream, clean, None, None
+    ):
+        self.stream, self.clean = stream, clean
+        self.broken = None      # the error after which nothing was written
+        self.on_break = None    # function of that error
 
-    def __getattr__(self, name): return getattr(self.stream, name)
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
-    def write(self, text):
+    def write(self,
+        text:str,
+    ) -> int:   # characters
         "As that of the stream."
         self._try(lambda: self.stream.write(self.clean(text)))
         return len(text)
@@ -69,7 +78,9 @@ class SteadyStream:
 
     def _drop(self):
         "What is still in its buffer goes nowhere, now and when Python ends."
-        try: nowhere, mine = os.open(os.devnull, os.O_WRONLY), self.stream.fileno()
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            mine = self.stream.fileno()
         except (OSError, ValueError): return
         os.dup2(nowhere, mine)
         os.close(nowhere)
@@ -77,7 +88,8 @@ class SteadyStream:
 @contextmanager
 def steady_output():
     "stdout and stderr as `SteadyStream`; what their encoding lacks is escaped, and on stdout what would steer the terminal."
-    before, errors = (sys.stdout, sys.stderr), [getattr(s, 'errors', None) for s in (sys.stdout, sys.stderr)]
+    before = sys.stdout, sys.stderr
+    errors = [getattr(stream, 'errors', None) for stream in before]
     for stream in before: _escape(stream, 'backslashreplace')
     sys.stdout, sys.stderr = (s and SteadyStream(s, clean) for s, clean in zip(before, (printable_in_colour, str)))   # None where there is none
     try: yield sys.stdout, sys.stderr
@@ -95,7 +107,7 @@ PARENT = 'DRL_PARENT'   # environment variable: the process whose end is also th
 
 def end_with_parent(
     parent:int=None,    # its number; whoever is the parent now by default
-    every:float=1.      # seconds between two looks
+    every:float=1.,     # seconds between two looks
 ):
     "From now on this process gets a SIGTERM when its parent ends."
     parent = os.getppid() if parent is None else parent
@@ -107,10 +119,11 @@ def end_with_parent(
 
 # %% ../../nbs/utils/05_interrupts.ipynb #e58e42b7
 def leave(
-    status:int  # of the process
-):
+    status:int,  # of the process
+) -> int:        # the same, where it may end by itself
     "End a process at once where another thread still waits for something, such as a slow reward; return the status otherwise."
-    waiting = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    main = threading.main_thread()
+    waiting = [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]
     if not waiting: return status
     for stream in (sys.stdout, sys.stderr):
         if stream: stream.flush()

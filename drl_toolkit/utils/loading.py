@@ -23,8 +23,12 @@ def no_progress_bars():
     "Inside this context the libraries draw no progress bars while they read or write files of a second, and give no advice."
     from diffusers.utils import logging as d
     from transformers.utils import logging as t
-    levels = [(lib, lib.get_verbosity()) for lib in (d, t)]
-    for lib, _ in levels: lib.disable_progress_bar(); lib.set_verbosity_error()
+    levels = [(library, library.get_verbosity()) for library in (d, t)]
+    for library, _ in levels:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     try: yield
     finally:
-        for lib, level in levels: lib.enable_progress_bar(); lib.set_verbosity(level)
+        for library, level in levels:
+            library.enable_progress_bar()
+            library.set_verbosity(level)

@@ -2,7 +2,6 @@
 import math
 
 import pytest, torch
-from diffusers import DDIMScheduler
 
 from drl_toolkit.algorithms.objectives import NegativeAware, data_loss, kl_penalty, ppo_clip, reinforce, scale_clip, transition_weights
 from drl_toolkit.sampling.policy import Policy

@@ -1,7 +1,6 @@
 "The doctor against faked machines and damaged runs."
 import importlib, json, shutil, time
 from email.message import Message
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
@@ -11,7 +10,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.training.ratio import RatioNoise
 from drl_toolkit.recipes.recipes import make_policy
 from drl_toolkit.recipes.config import RunConfig
-from drl_toolkit.runs.run import Run, save_state
+from drl_toolkit.runs.run import Run
 from drl_toolkit.emoji.tiny import tiny_sd
 
 @pytest.mark.parametrize('mine, theirs, wants, words', [

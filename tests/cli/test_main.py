@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest, torch
 from PIL import Image
 
-from drl_toolkit.cli import main as cli
 from drl_toolkit.cli.main import main
 from drl_toolkit.rewards.reward import reward
 from drl_toolkit.emoji.tiny import tiny_sd
@@ -62,7 +61,7 @@ def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_pa
     own = PNDMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', skip_prk_steps=True, steps_offset=1)
     tiny_sd(prediction_type='epsilon', scheduler=own).save_pretrained(tmp_path / 'sd')
     (tmp_path / 'prompts.txt').write_text('a cat\n')
-    model, told = str(tmp_path / 'sd'), {}
+    model = str(tmp_path / 'sd')
     draw = lambda name, *more: main(['sample', model, '--prompts', str(tmp_path / 'prompts.txt'), '--n', '1', '--num-steps', '3', '--out', str(tmp_path / name), *more])
     assert draw('a') == 0 and draw('b', '--scheduler', 'DDIMScheduler') == 0 and draw('c', '--scheduler', 'EulerAncestralDiscreteScheduler') == 0
     a, b, c = ((tmp_path / name / '0000_00.png').read_bytes() for name in 'abc')
@@ -78,7 +77,7 @@ def test_a_plain_stable_diffusion_folder_is_sampled_trained_and_evaluated(tmp_pa
 def test_a_line_of_images_jsonl_remakes_its_picture(run, tmp_path, capsys):
     "By the command to the bit, by `rollout`, and in words: model, sampler and noise stand there, and no path of this machine."
     from drl_toolkit.sampling.rollout import rollout
-    from drl_toolkit.runs.run import open_policy
+    from drl_toolkit.runs.models import open_policy
     from drl_toolkit.utils.images import to_pil
     (tmp_path / 'prompts.txt').write_text('a cat\na portrait of a doctor\n')
     assert main(['sample', str(run), '--prompts', str(tmp_path / 'prompts.txt'), '--n', '3', '--seed', '3', '--num-steps', '4', '--eta', '.5', '--guidance-scale', '2', '--out', str(tmp_path / 'a')]) == 0

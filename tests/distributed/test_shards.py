@@ -1,7 +1,7 @@
 """Sharded weights in 2 and 3 real processes (gloo): the weights of an unsharded run, from a share of its memory.
 
 As in `test_processes.py`, this file is also what is run: `python tests/distributed/test_shards.py FOLDER`."""
-import json, os, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))   # as a script it is not found by pytest
@@ -17,7 +17,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.distributed.processes import Processes
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.recipes.config import RunConfig
-from drl_toolkit.runs.run import Recorder, Run, named_state, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig

@@ -7,14 +7,14 @@ from skimage.measure import shannon_entropy
 
 from drl_toolkit.evaluation import drift as D, evaluate as E, eval_rewards as J, alignment_tax as T, held_out as W
 
-from drl_toolkit.emoji import world
 from drl_toolkit.rewards.fairness import fairness_reward
 from drl_toolkit.emoji.rewards import fairness, rare_fairness, shared_fairness
 from drl_toolkit.rewards.lab import EDITS, base_samples
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, clip_score, reward
-from drl_toolkit.runs.run import Recorder, Run, named_state, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig
@@ -90,7 +90,7 @@ def test_path_kl_refuses_other_samplers():
     a, b = Policy(tiny_sd(), num_steps=3), Policy(tiny_sd(), num_steps=4)
     from drl_toolkit.sampling.rollout import rollout
     traj = rollout(a, ['x', 'y'], seed=0)
-    with pytest.raises(ValueError, match='path_kl: 3 and 4 steps'): D.path_kl(a, b, traj)
+    with pytest.raises(ValueError, match='same timesteps; got'): D.path_kl(a, b, traj)
     nats = D.path_kl(a, Policy(tiny_sd(seed=1), num_steps=3), traj, batch_size=1)
     assert nats.shape == (3, 2) and (nats[a.stochastic] > 0).all() and (nats[~a.stochastic] == 0).all()
     assert torch.allclose(nats, D.path_kl(a, Policy(tiny_sd(seed=1), num_steps=3), traj), rtol=1e-3, atol=1e-4)

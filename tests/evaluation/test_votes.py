@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 
 from drl_toolkit.evaluation import votes as V
+from drl_toolkit.ui.voting import vote_server
 from drl_toolkit.cli.main import main
-from drl_toolkit.runs.run import RunError
+from drl_toolkit.runs.folder import RunError
 
 PROMPTS = [f'picture {i}' for i in range(12)]
 BLACK, WHITE = torch.zeros(12, 3, 8, 8), torch.ones(12, 3, 8, 8)
@@ -77,8 +78,8 @@ def test_the_interval_covers(n, p):
     assert covered > .87
 
 @contextmanager
-def serving(ballot, access=None):
-    server = V.vote_server(ballot, port=0, access=access)
+def serving(ballot, access=None, voters=None):
+    server = vote_server(ballot, port=0, access=access, voters=voters)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     def ask(method, path, body=None, **headers):
         connection = http.client.HTTPConnection(*server.server_address, timeout=10)
@@ -91,7 +92,7 @@ def serving(ballot, access=None):
 def test_the_page_is_blind_and_takes_votes(ballot):
     with serving(ballot) as ask:
         status, cookie, page = ask('GET', '/')
-        mine = dict(Cookie=cookie.split(';')[0])
+        mine, page = dict(Cookie=cookie.split(';')[0]), page.partition(b'</head>')[2]                # names of colours stand in the style sheet
         assert status == 200 and 'HttpOnly' in cookie and b'white' not in page and b'black' not in page and b'picture' in page
         id = page.decode().split('name="pair" value="')[1][:4]
         left, right = (ask('GET', f'/{id}/{side}.png', **mine)[2] for side in ('left', 'right'))
@@ -130,12 +131,10 @@ def test_a_vote_needs_a_voter_and_none_is_made_up(ballot):
     with serving(ballot) as ask:                                                                # another process knows who voted
         assert ask('POST', '/', 'pair=0002&choice=tie', **mine)[0] == 303 and ballot.result().voters == 1
 
-def test_an_address_has_so_many_voters(ballot, monkeypatch):
-    monkeypatch.setattr(V, 'Voters', lambda: V_Voters(most=3))
-    with serving(ballot) as ask:
+def test_an_address_has_so_many_voters(ballot):
+    with serving(ballot, voters=V.Voters(most=3)) as ask:
         assert [ask('POST', '/', 'pair=0001&choice=tie', **voter(ask))[0] for _ in range(5)] == [303] * 3 + [403] * 2
     assert ballot.result().voters == 3
-V_Voters = V.Voters
 
 @pytest.mark.parametrize('headers', [dict(Origin='http://evil.example'), dict(Origin='null'), dict(Host='evil.example'), dict(Host='evil.example', Origin='http://evil.example'), dict(Origin='http://127.0.0.1:1')])
 def test_a_page_of_another_site_votes_for_nobody(ballot, headers):

@@ -28,10 +28,20 @@ def python(site, code, cwd):
     return done.stdout.strip()
 
 def test_every_module_is_there(site):
-    inside = lambda root: {str(p.relative_to(root)) for p in (root / 'drl_toolkit').rglob('*.py')}
-    assert inside(ROOT) <= inside(site)
+    inside = lambda root, pattern: {str(p.relative_to(root)) for p in (root / 'drl_toolkit').rglob(pattern)}
+    for pattern in ('*.py', '*.html', '*.css', '*.js'): assert inside(ROOT, pattern) and inside(ROOT, pattern) <= inside(site, pattern)
     assets = {str(p.relative_to(ROOT / 'assets')) for p in (ROOT / 'assets').rglob('*') if p.is_file()}
     assert assets <= {str(p.relative_to(site / 'drl_toolkit/assets')) for p in (site / 'drl_toolkit/assets').rglob('*') if p.is_file()}
+
+def test_pages_are_made_from_the_installed_package(site, tmp_path):
+    "Templates, style sheets and scripts are files beside the modules."
+    code = """
+from drl_toolkit.utils.templates import PACKAGE, environment, render
+print(PACKAGE)
+assert '.note' in render('ui/templates/head.html') and '<h2>here</h2>' in render('ui/templates/note.html', title='here', lines=[], command='', kind='')
+for name in environment.list_templates(['html']): environment.get_template(name)
+"""
+    assert Path(python(site, code, tmp_path)).is_relative_to(site)
 
 def test_the_models_load_from_the_installed_package(site, tmp_path):
     code = """
@@ -104,7 +114,7 @@ def test_make_installs_them_for_every_set_up():
 OF_THE_NOTEBOOK = {'ipykernel'}                                       # asked only where a notebook runs, which has it
 TRACKERS = {'trackio'}                                                # the user's choice, named by an error where it is missing
 
-OF_A_MODULE = {'panel.py': ('panel',), 'widgets.py': ('widgets',)}     # modules that need an extra as a whole
+OF_A_MODULE = dict.fromkeys(('panel.py', 'voting.py', 'server.py', 'serving.py'), ('panel',)) | {'widgets.py': ('widgets',)}     # modules that need an extra as a whole
 
 def test_a_training_machine_needs_no_gradio():
     "Nor widgets: what the command imports before it trains."

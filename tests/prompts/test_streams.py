@@ -15,8 +15,9 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Compositions, Task
 from drl_toolkit.emoji.prompts import portraits
 from drl_toolkit.rewards.reward import jpeg_compressibility, reward
-from drl_toolkit.runs.run import Recorder, Run, resume, training_notes
-from drl_toolkit.prompts.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, Rows, is_held_out, normalised, prompt_files
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, resume, training_notes
+from drl_toolkit.prompts.streams import BLOCK, HUB, WINDOW, Filtered, HubSet, Mixed, PromptStream, is_held_out, normalised, prompt_files
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig
 from tiers import long
@@ -339,8 +340,8 @@ def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_run(tmp_path,
     with pytest.warns(UserWarning, match='not kept in .*No space left'): assert cache(lambda p: dict(x=torch.ones(1, 2)), ['a'])['x'].shape == (1, 2)
 
 @pytest.mark.parametrize('make, error, words', [
-    (lambda p, d: EmbeddingCache(d, p, max_bytes=0), ValueError, 'max_bytes is 0'), (lambda p, d: EmbeddingCache(__file__, p), NotADirectoryError, 'is a file'),
-    (lambda p, d: EmbeddingCache(d, Policy(world.load_demo(), train_text_encoder=True)), ValueError, 'train_text_encoder is True')])
+    (lambda p, d: EmbeddingCache(d, p, max_bytes=0), ValueError, 'max_bytes must be .*; got 0'), (lambda p, d: EmbeddingCache(__file__, p), NotADirectoryError, 'is a file'),
+    (lambda p, d: EmbeddingCache(d, Policy(world.load_demo(), train_text_encoder=True)), ValueError, 'train_text_encoder must be False')])
 def test_bad_caches_are_one_line(tmp_path, policy, make, error, words):
     with pytest.raises(error, match=words): make(policy, tmp_path)
 

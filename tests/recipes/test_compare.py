@@ -2,7 +2,7 @@
 import json, re
 from pathlib import Path
 
-import pandas as pd, pytest, torch
+import pandas as pd, pytest
 
 from drl_toolkit.recipes import compare as C
 
@@ -14,7 +14,8 @@ from drl_toolkit.recipes.recipes import fairness_task, load_recipe, make_trainer
 from drl_toolkit.recipes.methods import METHODS
 from drl_toolkit.recipes.config import RunConfig
 from drl_toolkit.rewards.reward import reward
-from drl_toolkit.runs.run import Run, RunError
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.folder import RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.scoring import METRICS
 from drl_toolkit.training.diagnostics import Diagnostics

@@ -13,7 +13,8 @@ from drl_toolkit.rewards import remote
 from drl_toolkit.cli.main import main
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.rewards.remote import Pending, decode_images, encode_images, load_reward, make_server, read_reply, read_request, remote_reward, scored_rollout
+from drl_toolkit.rewards.remote import Pending, decode_images, encode_images, load_reward, read_reply, read_request, remote_reward, scored_rollout
+from drl_toolkit.rewards.serving import make_server
 from drl_toolkit.rewards.reward import Reward, reward
 from drl_toolkit.emoji.tiny import tiny_sd
 
@@ -220,7 +221,13 @@ def test_the_server_survives_everything():
         assert post(url, b'nonsense')[0] == 400 and post(url, ask(PROMPTS[:2]))[0] == 400 and 'protocol 0' in post(url, ask(PROMPTS, protocol=0))[1]['error']
         assert post(url + '/other', b'{}')[0] == 404 and post(url, b'{}', **{'Content-Type': 'text/plain'})[0] == 415
         for size in (21, 24, 26): assert post(url, b' ' * 2**size)[0] == 413               # more than any socket buffers: it can still read why
-        assert post(url, b'{}', **{'Content-Length': '-1'})[0] == 411
+        with socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), 5) as line:
+            line.sendall(b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: -1\r\n\r\n{}')
+            assert b' 400 ' in line.recv(1000)                                            # h11's own answer
+            line.close()
+        with socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), 5) as line:
+            line.sendall(b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n')
+            assert b' 411 ' in line.recv(1000)
         status, told = post(url, ask(['boom'] * 6)); assert status == 500 and told['error'] == 'RuntimeError: out of memory'
         status, told = post(url, ask(PROMPTS)); assert status == 200 and torch.allclose(torch.tensor(told['values']), mean(IMAGES, PROMPTS))
         with pytest.raises(ValueError, match='smaller batch_size'): remote_reward(url)(torch.rand(6, 3, 200, 200), PROMPTS)
@@ -249,12 +256,12 @@ def test_a_crowd_is_served_in_line():
 
 @pytest.mark.parametrize('sent', [b'POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{', b'GET / HT', b'GET / HTTP/1.1\r\nHost: loc'])
 def test_half_a_request_is_not_held(sent):
-    server = make_server(mean, port=0)
-    server.RequestHandlerClass.seconds = .3
+    server = make_server(mean, port=0, seconds=.3)
     with running(server), socket.create_connection(server.server_address, 5) as line:
         began = time.monotonic()
         line.sendall(sent)
-        assert line.recv(1000) == b'' and time.monotonic() - began < 3
+        answer = b''.join(iter(lambda: line.recv(1000), b''))
+        assert (not answer or b' 408 ' in answer) and time.monotonic() - began < 3
 
 def test_only_who_may_ask_is_answered():
     from drl_toolkit.utils.web import access_to

@@ -1,13 +1,12 @@
 from drl_toolkit.utils.loading import assets_dir
 from drl_toolkit.utils.images import to_pil, to_tensor
 "The contract that every reward keeps, and the shipped ones against independent computations."
-import io, warnings
+import warnings
 
 import numpy as np, open_clip, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from drl_toolkit.emoji import world
 from drl_toolkit.rewards.reward import (Card, Reward, clip_pixels, clip_reward, clip_score, image_features, jpeg_compressibility,
                                  jpeg_incompressibility, load_clip, reward)
 

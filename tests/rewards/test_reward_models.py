@@ -4,7 +4,6 @@ import json, pickle
 import open_clip, pytest, tiny_models, torch
 from safetensors.torch import load_file, save_file
 
-from drl_toolkit.emoji import world
 from drl_toolkit.rewards.reward_models import MEAN, STD, ImageRewardModel, aesthetic_reward, fit_head, hps_reward, image_reward, linear_head
 from drl_toolkit.rewards.reward import image_features, load_clip, load_tensors, text_features, weights_file
 from drl_toolkit.utils.images import to_pil

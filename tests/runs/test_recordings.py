@@ -7,13 +7,17 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from drl_toolkit.runs import recordings as F, run as runs
+from drl_toolkit.runs import recordings as F
 from drl_toolkit.algorithms.branching import BranchSampler
 from drl_toolkit.runs.recordings import FrameRecorder, read_frames, recorded_epochs, save_frames
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, Observations
-from drl_toolkit.runs.run import Control, ControlCallback, Recorder, Run, RunError, Trackers, ask, check_trackers, find_runs, named_state, resume
+from drl_toolkit.runs.run import Run, find_runs
+from drl_toolkit.runs.trackers import Trackers, check_trackers
+from drl_toolkit.runs.control import Control, ControlCallback, ask
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
+from drl_toolkit.runs.folder import RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.callbacks import Callback
@@ -281,7 +285,7 @@ def test_the_time_it_takes_is_bounded(run, monkeypatch, epoch, paths, light):
 
 def test_wrong_settings_are_named(run):
     for wrong, name in ((dict(paths=-1), 'paths'), (dict(pictures=0), 'pictures'), (dict(share=0), 'share'), (dict(steps=1), 'steps'), (dict(paths=1.5), 'paths')):
-        with pytest.raises(ValueError, match=f'{name} is'): FrameRecorder(run, **wrong)
+        with pytest.raises(ValueError, match=f'{name} must be'): FrameRecorder(run, **wrong)
     trainer([FrameRecorder(run, paths=0)], epochs=1).fit()
     assert read_frames(run, 0).tasks['red'].paths == []
 
@@ -357,7 +361,7 @@ def test_a_wish_that_comes_while_another_is_met_is_not_forgotten(run, monkeypatc
             others.append(Thread(target=ask, args=(run.folder, 'stop')))
             others[0].start(); others[0].join(.3)
         replace(*args)
-    monkeypatch.setattr('drl_toolkit.runs.run.os.replace', slowly)
+    monkeypatch.setattr('os.replace', slowly)
     control.met('run')
     others[0].join(10)
     assert control.want == 'stop'
@@ -368,7 +372,7 @@ def test_a_wish_that_cannot_be_read_is_none(run, text):
     assert Control(run.folder).want == 'run'
 
 def test_wishes_are_checked(run, tmp_path):
-    with pytest.raises(RunError, match='want is'): ask(run.folder, 'dance')
+    with pytest.raises(RunError, match="want must be one of .*; got 'dance'"): ask(run.folder, 'dance')
     run.close()
     with pytest.raises(RunError, match='not being trained'): ask(run.folder, 'stop')
     with pytest.raises(RunError, match='holds no run'): ask(tmp_path, 'stop')
@@ -401,4 +405,4 @@ def test_trackers_that_are_not_there_are_refused(monkeypatch):
     from accelerate import tracking
     monkeypatch.setattr(tracking, '_available_trackers', [])
     with pytest.raises(ValueError, match='pip install wandb'): check_trackers('wandb')
-    with pytest.raises(ValueError, match="'neptune' is not known"): check_trackers('neptune')
+    with pytest.raises(ValueError, match="got 'neptune'"): check_trackers('neptune')

@@ -8,12 +8,17 @@ from safetensors import safe_open
 
 from drl_toolkit.recipes import recipes
 
+from pathlib import Path
+
 from drl_toolkit.runs import run as runs
 from drl_toolkit.cli.main import main
 from drl_toolkit.runs.recordings import FrameRecorder, read_frames, recorded_epochs
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
-from drl_toolkit.runs.run import Recorder, Run, RunError, load_state, named_state, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
+from drl_toolkit.runs.state import load_state
+from drl_toolkit.runs.folder import RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.callbacks import Callback
 from drl_toolkit.recipes.config import RunConfig
@@ -150,12 +155,11 @@ def test_damaged_checkpoints_are_named_and_left_alone(run, tmp_path):
 
 def test_a_full_disk_is_one_line_and_destroys_nothing(run, tmp_path, monkeypatch):
     trainer = trainer_of(3)
-    import drl_toolkit.runs.run as runs
     with Run.open(run, write=True) as r:
         resume(trainer, r)
         before = sorted((p.relative_to(run), p.stat().st_size) for p in run.rglob('*') if p.is_file())
         def full(*args, **options): raise OSError(28, 'No space left on device')
-        monkeypatch.setattr(runs, 'save_file', full)
+        monkeypatch.setattr('drl_toolkit.runs.state.save_file', full)
         with pytest.raises(OSError, match='No space left'): r.checkpoint(3, named_state(trainer), trainer.optimizer, trainer.state_dict())
         monkeypatch.undo()
         assert sorted((p.relative_to(run), p.stat().st_size) for p in run.rglob('*') if p.is_file() and '.part' not in str(p)) == before
@@ -184,10 +188,9 @@ def test_a_disk_that_is_really_full(limit, tmp_path):
 
 def test_a_folder_that_may_only_be_read(run, tmp_path, monkeypatch):
     "A resume needs to write, and says so; looking does not. (The kernel refuses root nothing, so the refusal is played.)"
-    import drl_toolkit.runs.run as runs
     def refused(self, *args, **options): raise PermissionError(13, 'Permission denied', str(self))
     before = sorted((p, p.stat().st_size) for p in run.rglob('*'))
-    monkeypatch.setattr(runs.Path, 'touch', refused)
+    monkeypatch.setattr(Path, 'touch', refused)
     with pytest.raises(RunError, match='cannot be written .Permission denied.'): Run.open(run, write=True)
     with pytest.raises(RunError, match='cannot be written'): Run.create(tmp_path / 'new', {})
     assert Run.open(run).metrics() and sorted((p, p.stat().st_size) for p in run.rglob('*')) == before

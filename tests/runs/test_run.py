@@ -2,14 +2,18 @@
 import json, multiprocessing, os, random, shutil, time
 
 import pytest, torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
+from drl_toolkit.runs import state
 from drl_toolkit.runs.recordings import FrameRecorder
-from drl_toolkit.runs.run import ControlCallback, Recorder, Run, RunError, load_state, named_state, read_state, resume, save_state
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.control import ControlCallback
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
+from drl_toolkit.runs.state import load_state, read_state, save_state
+from drl_toolkit.runs.folder import RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.callbacks import StopTraining, Callback
@@ -100,7 +104,7 @@ def test_folders_that_are_refused(tmp_path):
     with pytest.raises(RunError, match='no run'): Run.open(tmp_path / 'r')
 
 def _hold(folder, ready):
-    run = Run.open(folder, write=True)
+    _run = Run.open(folder, write=True)                 # holds the lock
     ready.set(); time.sleep(60)
 
 def test_one_writer_at_a_time_and_a_killed_one_lets_go(tmp_path):
@@ -151,13 +155,12 @@ def test_the_best_checkpoint_outlives_newer_ones_and_its_weights_are_written(fig
 
 def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     "Deleting stops at the first file; the next checkpoint sweeps up."
-    import drl_toolkit.runs.run as runs
     weight = torch.nn.Parameter(torch.zeros(2))
     save = lambda run, epoch: run.checkpoint(epoch, dict(weight=weight), None, dict(epoch=epoch))
     with Run.create(tmp_path / 'r', {}) as run:
         for epoch in (1, 2): save(run, epoch)
         def killed(path): next(path.iterdir()).unlink(); raise KeyboardInterrupt
-        monkeypatch.setattr(runs.shutil, 'rmtree', killed)
+        monkeypatch.setattr(shutil, 'rmtree', killed)
         with pytest.raises(KeyboardInterrupt): save(run, 3)
         monkeypatch.undo()
         assert [p.name for p in run.checkpoints()] == ['epoch_0002', 'epoch_0003'] and all(len(list(p.iterdir())) == 3 for p in run.checkpoints())
@@ -167,7 +170,7 @@ def test_a_kill_while_old_ones_are_deleted_leaves_no_half_checkpoint(tmp_path, m
         assert [p.name for p in run.checkpoints()][-1] == 'epoch_10000'                                       # by number, not by letters
 
 def test_what_is_the_best_of_the_metrics():
-    from drl_toolkit.runs.run import merits
+    from drl_toolkit.runs.metrics import merits
     rows = [{'epoch': 0, 'task': 'a', 'reward': 1.}, {'epoch': 0, 'task': 'b', 'reward': 3.}, {'epoch': 1, 'task': 'a', 'reward': None, 'parity': .5}, {'epoch': 1, 'task': None, 'watch/watched': .2, 'seconds': 1.}]
     assert merits(rows, 'reward') == {0: 2.} and merits(rows, '-parity') == {1: -.5} and merits(rows, 'watch/watched') == {2: .2} and merits(rows, 'nothing') == {}
 
@@ -237,7 +240,7 @@ def test_weights_that_are_no_numbers_are_refused_though_vouched_for(tmp_path):
     assert net.weight.isfinite().all()
 
 def test_final_weights_are_vouched_for(tmp_path):
-    from drl_toolkit.runs.run import open_policy
+    from drl_toolkit.runs.models import open_policy
     with Run.create(tmp_path / 'r', {}) as run: trainer([Recorder(run, PROMPTS)], epochs=1).fit()
     file = next((run.folder / 'weights').rglob('*.safetensors'))
     data = bytearray(file.read_bytes()); data[-1] ^= 1; file.write_bytes(data)
@@ -262,15 +265,14 @@ def test_a_lost_record_comes_back_from_the_checkpoint(tmp_path):
 
 def test_a_state_too_large_to_wait_for_is_written_from_a_copy(tmp_path, monkeypatch):
     "Each checkpoint has the weights and moments of its epoch, though they changed while it was written."
-    import drl_toolkit.runs.run as runs
-    monkeypatch.setattr(runs, 'DIRECT', 0)
-    plain, changed, epochs = runs.save_file, [], EachEpoch()
+    monkeypatch.setattr('drl_toolkit.runs.run.DIRECT', 0)
+    plain, changed, epochs = state.save_file, [], EachEpoch()
     def slow(tensors, file):
         end, before = time.monotonic() + 30, copied(named_state(t))
         while t.epoch < 4 and same(before, copied(named_state(t))) and time.monotonic() < end: time.sleep(.01)       # until the training has gone on
         changed.append(not same(before, copied(named_state(t))))
         plain(tensors, file)
-    monkeypatch.setattr(runs, 'save_file', slow)
+    monkeypatch.setattr(state, 'save_file', slow)
     with Run.create(tmp_path / 'r', {}) as run:
         t = trainer([Recorder(run, PROMPTS, keep=9), epochs], epochs=4, num_minibatches=2)
         t.fit()
@@ -280,11 +282,10 @@ def test_a_state_too_large_to_wait_for_is_written_from_a_copy(tmp_path, monkeypa
         assert same(saved, weights) and same(saved_moments, moments) and moments
 
 def test_an_error_beside_the_training_ends_it_in_one_line(tmp_path, monkeypatch):
-    import drl_toolkit.runs.run as runs
     def full(handle): raise OSError(28, 'No space left on device')
     with Run.create(tmp_path / 'r', {}) as run:
         t = trainer([Recorder(run, PROMPTS)])
-        monkeypatch.setattr(runs.os, 'fsync', full)
+        monkeypatch.setattr(os, 'fsync', full)
         with pytest.raises(OSError, match='No space left') as e: t.fit()
         assert str(tmp_path) in str(e.value)                                                               # it names the path
         monkeypatch.undo()
@@ -303,7 +304,7 @@ def test_a_run_that_vanishes_is_noticed_at_once(harm, tmp_path):
     assert not (tmp_path / 'r').exists() or os.listdir(tmp_path / 'r') == ['config.json']
 
 def test_a_deleted_lock_lets_nobody_in(tmp_path):
-    with Run.create(tmp_path / 'r', {}) as run:
+    with Run.create(tmp_path / 'r', {}):
         (tmp_path / 'r/lock').unlink()
         assert Run.open(tmp_path / 'r').alive
         with pytest.raises(RunError, match='another process'): Run.open(tmp_path / 'r', write=True)

@@ -10,7 +10,8 @@ import pytest, torch
 
 from drl_toolkit.cli.main import main
 from drl_toolkit.recipes.config import read_config
-from drl_toolkit.runs.run import Run, open_policy
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.models import open_policy
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.utils.aliases import FIELDS, METRICS
 

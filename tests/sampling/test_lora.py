@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from drl_toolkit.cli import main as cli
 
 from drl_toolkit.sampling import saving
-from drl_toolkit.sampling.lora import factors_of_file, lora_disabled, pad_to_rank, stacked_factors, tuner_layers
+from drl_toolkit.sampling.lora import lora_disabled, pad_to_rank, stacked_factors, tuner_layers
 from drl_toolkit.sampling.pipelines import adapt
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.loading import base_of
-from drl_toolkit.runs.run import open_policy
+from drl_toolkit.runs.models import open_policy
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.utils.loading import no_progress_bars
 from drl_toolkit.sampling.saving import LORA_FILE

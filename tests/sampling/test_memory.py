@@ -35,7 +35,7 @@ def measured(folder, config, load):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         policy = Policy.from_pretrained(folder, **vars(config))
         task = Task('bright', ['a cat'], lambda images, prompts: images.mean((1, 2, 3)), samples=load.samples)
-        train = TrainConfig(train_steps=load.train_steps, micro_batch=load.micro_batch, kl_weight=.1 * load.kl, ema=.5 * load.ema, num_minibatches=1, measure_every=int(load.measured), reuse_graphs=load.reuse_graphs)
+        train = TrainConfig(train_steps=load.train_steps, micro_batch=load.micro_batch, kl_weight=.1 * load.kl, ema_decay=.5 * load.ema, num_minibatches=1, measure_every=int(load.measured), reuse_graphs=load.reuse_graphs)
         Trainer(policy, [task], train, callbacks=[]).fit(1)
     live = peak = 0
     for event in sorted((e for e in record.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):

@@ -9,7 +9,7 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.algorithms.objectives import data_loss
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.loading import find_model, open_pipeline, unreachable
-from drl_toolkit.emoji.tiny import tiny_flux, tiny_sd, tiny_sdxl, tiny_unet
+from drl_toolkit.emoji.tiny import tiny_flux, tiny_sd, tiny_sdxl
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):

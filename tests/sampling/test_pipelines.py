@@ -2,7 +2,7 @@
 import json
 
 import diffusers, pytest, torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, IPNDMScheduler, PNDMScheduler
 
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.algorithms.objectives import data_loss

@@ -1,12 +1,12 @@
 "A configuration needs no torch, and what it may be told is what there is."
-import subprocess, sys, time
+import subprocess, sys
 from dataclasses import fields
 
 import pytest
 
 from drl_toolkit.recipes.config import DATA_NAMES, OBJECTIVE_NAMES, RECIPE_CONFIGS, STRATEGY_NAMES, RunConfig, recipe_config, recipe_names
-from drl_toolkit.sampling.config import PRECISION_NAMES, SDE_NAMES, PolicyConfig
-from drl_toolkit.training.config import ADVANTAGE_NAMES, LIKELIHOOD_NAMES, SURROGATE_LIKELIHOODS, TrainConfig
+from drl_toolkit.sampling.config import PRECISION_NAMES, SDE_NAMES
+from drl_toolkit.training.config import ADVANTAGE_NAMES, LIKELIHOOD_NAMES, SURROGATE_LIKELIHOODS
 
 def test_the_words_of_a_configuration_are_those_of_the_tables():
     "Declared without torch, they could differ from what is there."

@@ -8,7 +8,8 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.recipes.recipes import composition_task, fairness_task, make_trainer, preference_task
 from drl_toolkit.recipes.methods import METHODS, method_fields
 from drl_toolkit.recipes.config import RunConfig
-from drl_toolkit.runs.run import Recorder, Run, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, resume
 from drl_toolkit.emoji.tiny import tiny_flux, tiny_pixart, tiny_sd, tiny_sd3, tiny_sdxl
 from drl_toolkit.emoji.world import load_demo
 from fake_cuda import CUDA, Far, fake_cuda

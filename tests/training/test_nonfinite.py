@@ -9,7 +9,8 @@ from drl_toolkit.algorithms.multi_task import MGDA, PCGrad
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
-from drl_toolkit.runs.run import Recorder, Run, named_state, resume
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder, named_state, resume
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.nonfinite import MOST_SKIPPED
@@ -51,7 +52,7 @@ def test_a_bad_step_is_left_out_and_the_sample_is_named(kind, train, how, capsys
     "In the second epoch one sample spoils its minibatch: the other step is made, the third epoch goes on."
     t, seen = trainer(train, **KINDS[kind]()), []
     spoil(t, how, lambda t: t.epoch == 1)
-    step, before = t.updates.step, {}
+    step = t.updates.step
     def stepped(*args):
         before = state(t)
         norm = step(*args)
@@ -64,7 +65,7 @@ def test_a_bad_step_is_left_out_and_the_sample_is_named(kind, train, how, capsys
     assert all(math.isfinite(r['grad_norm']) for r in rows)
     told = capsys.readouterr().out
     prompts, _ = t.tasks[0].draw(t.seed_of(t.tasks[0]), 1)
-    assert f'epoch 1: a gradient is not finite' in told and f"task 'red', {prompts[3]!r}, seed " in told and f'({how})' in told
+    assert 'epoch 1: a gradient is not finite' in told and f"task 'red', {prompts[3]!r}, seed " in told and f'({how})' in told
     assert 'more' not in told and told.count('seed') == rows[1]['skipped_steps']
 
 @pytest.mark.parametrize('kind', some(KINDS, ['ppo']))
@@ -144,7 +145,7 @@ def test_bad_weights_are_never_written(tmp_path):
         good = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
         step = t.optimizer.step
         t.optimizer.step = lambda *args: (step(*args), t.params[0].data[:1].fill_(math.inf))
-        with pytest.raises(FloatingPointError, match='not recorded|not finite') as e: t.fit(epochs=2)
+        with pytest.raises(FloatingPointError, match='not recorded|not finite'): t.fit(epochs=2)
         t.params[0].data[:1].fill_(math.inf)                                          # the fit that failed has put the weights back
         with pytest.raises(FloatingPointError, match="weights' is not written"): run.save_weights(t.policy)
         with pytest.raises(FloatingPointError, match="epoch_0002' is not written"): run.checkpoint(2, named_state(t), t.optimizer, t.state_dict())
@@ -168,7 +169,7 @@ def test_a_skipped_sample_changes_nothing_but_itself(how, kind, train, capsys):
     weight = dict(kl_weight=.1)
     t = trainer(train, of=[Task('odd', ['a cat'], spoilt(how), samples=8)], on_nonfinite='skip', epochs=2, **KINDS[kind]() | weight)
     rows = []
-    collect, plan = t.collect, t.updates.plan
+    plan = t.updates.plan
     def planned(batch):
         made = plan(batch)
         rows.append((batch, {i for part in made for i in part['sample'].tolist()}))

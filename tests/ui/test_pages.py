@@ -5,10 +5,14 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from drl_toolkit.recipes.panel import cards_of
 from drl_toolkit.ui import panel as app, pages
+from drl_toolkit.ui.pages import PageContext
 from drl_toolkit.ui.panel import Bench, Library, draw
-from drl_toolkit.runs.run import Run, RunError
-from panel import add_weights, long_run, make_run, quick
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.folder import RunError
+from panel import add_weights, long_run, make_run
+from panel import quick   # noqa: F401 (a fixture)
 
 @pytest.fixture
 def run(tmp_path): return make_run(tmp_path / 'runs/one')
@@ -21,10 +25,10 @@ def test_every_page_of_a_whole_run(run, page):
     if page == 'costs': assert 'drl eval' in html; return
     assert 'note error' not in html and '<h1' in html
     assert all('alt="' in tag for tag in re.findall(r'<img[^>]*>', html))
-    assert not re.search(r'(src|href)="(?!data:|\?|weights)', html)                             # nothing comes from elsewhere
+    assert not re.search(r'(src|href)="(?!images/|\?|weights)', html)                             # nothing comes from elsewhere
 
 def test_overview_says_what_is_better(run):
-    told = text(pages.overview(run))
+    told = text(pages.overview(run, context=PageContext(cards=cards_of)))
     assert 'too early to say whether anything changes' in told and '6 of 6 epochs' in told and 'Fairness' in told.title()
     assert 'colour casts and painted faces' in told.lower()                                     # the card's warning
     assert re.search(r'0\.45 → 0\.35', told)                                                  # epoch 0, and the mean of the last
@@ -35,7 +39,7 @@ def test_overview_says_what_is_better(run):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.one_of(st.none(), st.floats(-1e6, 1e6)))
 def test_sparklines_stay_in_their_box(values, floor):
     found = pages.spark(values, floor)
-    points = [tuple(map(float, p.split(','))) for p in found['line'].split()]
+    points = [tuple(map(float, p.split(','))) for p in found.line.split()]
     assert len(points) == min(len(values), 90) and all(0 <= x <= 100 and 4 <= y <= 36 for x, y in points)
 
 def rows_of(values, epoch=0):
@@ -164,7 +168,7 @@ def test_links_lead_nowhere(tmp_path):
     run = make_run(home / 'good')
     (home / 'link').symlink_to(secret / 'elsewhere')
     assert set(Library(home).scan()[0]) == {'good'}
-    shown = draw('overview', run)
+    draw('overview', run)
     (run.folder / 'samples/epoch_0000.png').unlink(); (run.folder / 'samples/epoch_0000.png').symlink_to(secret / 'word.png')
     assert 'note error' in draw('overview', run, 1) and 'leads out' in draw('overview', run, 1)
     for name, target in (('frames', 'elsewhere/frames'), ('weights', 'elsewhere/weights'), ('eval', 'elsewhere')):
@@ -201,7 +205,7 @@ def test_all_pages_say_one_number(run):
     folder = run.folder / 'eval'; folder.mkdir()
     (folder / 'summary.json').write_text('{}'); (folder / 'table.md').write_text(TABLE)
     overview, fairness, costs = (text(draw(page, run)) for page in ('overview', 'fairness', 'costs'))
-    assert 'Of 2 rewards it is paid for, 1 is clearly better than the base, 1 shows no clear change, by drl eval' in overview
+    assert 'Of 2 training rewards, 1 is clearly better than the base, 1 shows no clear change, by drl eval' in overview
     assert '0.431 → 0.317' in overview and '-0.150 to -0.080' in overview and 'measures 0.211' in overview and '97% of the base' in overview and 'not judged' not in overview
     assert 'went from 0.431 to 0.317' in fairness and 'measures 0.211' in fairness and '0.431 0.317' in costs
     later = os.stat(folder / 'table.md').st_mtime + 600
@@ -273,11 +277,11 @@ def test_results_and_tax_are_shown(run):
 
 @pytest.mark.parametrize('recipe, epochs, words', [('joint; ls', 3, "recipe is 'joint; ls'"), (None, 3, 'recipe is'), ('joint', 0, 'epochs is 0'), ('joint', 999, 'epochs is 999'), ('joint', '3', "epochs is '3'"), ('joint', True, 'epochs is True'), ('joint', math.nan, 'epochs is nan')])
 def test_the_bench_takes_recipes_and_small_numbers_only(tmp_path, recipe, epochs, words):
-    with pytest.raises(ValueError, match=re.escape(words)): Bench(tmp_path).start(recipe, epochs)
+    with pytest.raises(ValueError, match=re.escape(words)): Bench(tmp_path, ('joint',)).start(recipe, epochs)
     assert not list(tmp_path.iterdir())
 
 def test_the_bench_has_limits(tmp_path):
-    bench = Bench(tmp_path, most=1)
+    bench = Bench(tmp_path, ('joint',), most=1)
     (tmp_path / 'here-joint-1').mkdir()
     with pytest.raises(RunError, match='1 runs'): bench.start('joint', 1)
     with pytest.raises(RunError, match='nothing is being trained'): bench.tell('stop')

@@ -15,11 +15,13 @@ from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import Reward, Observations
-from drl_toolkit.runs.run import Recorder, Run, RunError
+from drl_toolkit.runs.run import Run
+from drl_toolkit.runs.recorder import Recorder
+from drl_toolkit.runs.folder import RunError
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.training.trainer import Trainer
 from drl_toolkit.training.config import TrainConfig
-from drl_toolkit.ui.widgets import BranchExplorer, Demographics, Monitor, PathExplorer, RewardLab, RunComparison, View, function_in, img, live_path, mistake
+from drl_toolkit.ui.widgets import BranchExplorer, Demographics, Monitor, PathExplorer, RewardLab, RunComparison, View, img, live_path
 
 def brightness(images, prompts): return images.mean((1, 2, 3))
 
@@ -49,7 +51,7 @@ def pictures_in(page): return [Image.open(io.BytesIO(base64.b64decode(part.split
 
 def test_what_people_wrote_stays_text():
     page = img(Image.new('RGB', (3, 2)), '<script>"a" & b')
-    assert '<script>' not in page and '&lt;script&gt;&quot;a&quot; &amp; b' in page and pictures_in(page)[0].size == (3, 2)
+    assert '<script>' not in page and '&lt;script&gt;&#34;a&#34; &amp; b' in page and pictures_in(page)[0].size == (3, 2)
 
 class Plain(View):
     what = 'a plain view'
@@ -105,7 +107,7 @@ def test_no_wish_is_forgotten_for_another(tmp_path):
         monitor = Monitor(run)
         trainer = tiny_trainer(Both(monitor, {}), monitor)
         assert len(trainer.fit()) == 1 and [p.name for p in run.checkpoints()] == ['epoch_0001']
-    with pytest.raises(ValueError, match="want is 'sleep'"): monitor.ask('sleep')
+    with pytest.raises(ValueError, match="want must be one of .*got 'sleep'"): monitor.ask('sleep')
 
 def test_an_error_is_not_called_an_end():
     def broken(images, prompts): raise RuntimeError('no such luck')
@@ -155,7 +157,7 @@ def test_drawing_keeps_to_its_share_of_the_time():
 
 def test_time_left_obeys_the_limit_in_minutes():
     trainer = SimpleNamespace(epoch=10, config=TrainConfig(epochs=20, minutes=2.), history=[dict(seconds=6.)] * 10)
-    assert widgets.time_left(trainer) == 60 and widgets.span(59.6) == '1 min 0 s'
+    assert widgets.time_left(trainer) == 60
     trainer.config.minutes = 0.
     assert widgets.time_left(trainer) == 60
     trainer.config.minutes = 1.5
@@ -221,7 +223,7 @@ def test_runs_without_what_is_asked_for_are_named(tmp_path, runs):
     empty = Run.create(tmp_path / 'empty', {}); empty.close()
     with pytest.raises(RunError, match='empty.*no classes'): Demographics(empty)
     with pytest.raises(RunError, match='no epochs|no sheets'): RunComparison({'a': empty, 'b': empty})
-    with pytest.raises(ValueError, match='1 names; two'): RunComparison({'a': runs['slow']})
+    with pytest.raises(ValueError, match='two runs with different names; got 1'): RunComparison({'a': runs['slow']})
 
 def test_two_runs_are_compared_at_the_same_epochs(runs):
     view = RunComparison(runs)
@@ -243,7 +245,7 @@ def test_an_edited_reward_is_scored(lab):
     assert '<b>blue</b>' in lab.page.value and torch.allclose(lab.values, lab.images[:, 2].mean((1, 2)))
 
 @pytest.mark.parametrize('text, told', (
-    ('def f(images, prompts) return 1', 'SyntaxError in line 1'), ('x = 3', 'defines no function'), ('', 'defines no function'),
+    ('def f(images, prompts) return 1', 'SyntaxError in line 1'), ('x = 3', 'must define a function'), ('', 'must define a function'),
     ('def f(images, prompts):\n    y = images\n    return y.nope', 'AttributeError in line 3'), ('def f(images, prompts): return images.mean()', 'shape'),
     ('def f(images, prompts): return images.mean((1, 2, 3)) * float("nan")', 'NaN'), ('raise SystemExit\ndef f(images, prompts): pass', 'SystemExit in line 1'), ('def f(images): return 1', 'TypeError')))
 def test_mistakes_are_shown_and_nothing_breaks(lab, text, told):

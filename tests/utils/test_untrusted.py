@@ -13,19 +13,18 @@ from drl_toolkit.ui import pages
 
 from drl_toolkit.sampling import loading
 
-from drl_toolkit.recipes import recipes
 
 from drl_toolkit.rewards import remote
 
-from drl_toolkit.runs import run as runs
 
 from drl_toolkit.evaluation import votes
-from drl_toolkit.utils.files import open_plain, parse_json, read_plain
 from drl_toolkit.runs.recordings import read_frames, recorded_epochs
 from drl_toolkit.prompts.task import load_prompts
-from drl_toolkit.runs.run import Control, Run, find_runs
+from drl_toolkit.runs.run import Run, find_runs
+from drl_toolkit.runs.control import Control
 from drl_toolkit.prompts.streams import PromptStream
 from drl_toolkit.recipes.config import read_config
+from drl_toolkit.runs.state import load_state, save_state
 
 TIMES, SECONDS, MEGABYTES = int(os.environ.get('FUZZ', 1)), 10, 600
 fuzz = lambda count: settings(max_examples=count * TIMES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -52,7 +51,7 @@ def recorded(folder):
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.ones(1, 3)).sum().backward(); optimizer.step()
-    runs.save_state(folder / 'state', dict(net.named_parameters()), optimizer, dict(epoch=3, history=[dict(epoch=0, tasks={})]))
+    save_state(folder / 'state', dict(net.named_parameters()), optimizer, dict(epoch=3, history=[dict(epoch=0, tasks={})]))
     votes.make_ballot(folder / 'ballot', ['a cat', 'a dog'], torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
     votes.Ballot(folder / 'ballot').vote('0000', 'left', 'me')
     words = ['a cat', 'a dog, "quoted"', 'a key ⏰'] * 5
@@ -73,13 +72,13 @@ def loaders(tmp_path_factory):
     run, frames, net, optimizer = recorded(folder)
     def looked_at():
         found = read_frames(run, recorded_epochs(run)[-1])
-        for task in found.tasks.values(): assert len(task.samples) >= 0 and [p.steps for p in task.paths] is not None and task.boxes is not None
+        for task in found.tasks.values(): assert len(task.samples) >= 0 and all(p.steps is not None for p in task.paths) and task.boxes is not None
         return found
     def strips():
-        for task in looked_at().tasks.values(): assert task.pictures is not None and [p.noisy for p in task.paths] is not None
+        for task in looked_at().tasks.values(): assert task.pictures is not None and all(p.noisy is not None for p in task.paths)
     def state():
         before = [p.detach().clone() for p in net.parameters()]
-        try: return runs.load_state(folder / 'state', dict(net.named_parameters()), optimizer)
+        try: return load_state(folder / 'state', dict(net.named_parameters()), optimizer)
         except Exception:
             assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))        # refused whole
             raise
@@ -252,7 +251,7 @@ def test_a_million_brackets_and_endless_lines(loaders):
 
 def test_a_picture_that_unfolds(loaders):
     "A PNG of a few kilobytes that claims more pixels than fit in memory."
-    import io, struct, zlib
+    import struct, zlib
     part = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     bomb = b'\x89PNG\r\n\x1a\n' + part(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)) + part(b'IDAT', zlib.compress(b'\0' * 10**6)) + part(b'IEND', b'')
     for name in ('sheet', 'ballot png', 'webp'):
@@ -263,7 +262,7 @@ def test_a_picture_that_unfolds(loaders):
 
 def test_the_source_unpickles_nothing():
     "Whatever can run code that is hidden in data."
-    source = {p: p.read_text() for p in (Path(__file__).parents[2] / 'drl_toolkit').glob('*.py')}
+    source = {p: p.read_text() for p in (Path(__file__).parents[2] / 'drl_toolkit').rglob('*.py')}
     for pattern in (r'\bpickle\.', r'import (pickle|dill|joblib|shelve|marshal)', r'allow_pickle\s*=\s*True', r'weights_only\s*=\s*False', r'\byaml\.(load|unsafe_load)\(', r'read_pickle', r'(?<![\w.])eval\(', r'use_safetensors\s*=\s*False'):
         assert not [p.name for p, text in source.items() if re.search(pattern, text)], pattern
     assert [p.name for p, text in source.items() if re.search(r'(?<![\w./])exec\(', text)] == ['widgets.py']      # the cell in which the reader of a notebook writes a reward

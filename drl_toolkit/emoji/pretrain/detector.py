@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch, torch.nn.functional as F
 from torch import nn
-from torchvision.ops import box_iou
-from transformers import (AutoImageProcessor, AutoModelForObjectDetection, RTDetrConfig, RTDetrForObjectDetection,
+from transformers import (RTDetrConfig, RTDetrForObjectDetection,
                           RTDetrImageProcessor, RTDetrResNetConfig)
 
 from .. import world

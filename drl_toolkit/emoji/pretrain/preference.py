@@ -17,7 +17,7 @@ import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 
 from .. import world
-from .clip import (WORK, content, load, logits_of, near_misses, new_clip, normalize, request, save_with_curve, scene_of,
+from .clip import (WORK, content, load, near_misses, new_clip, normalize, request, save_with_curve, scene_of,
                                        settle, shown)
 from .core import Plan, Trainee, fit
 from .tokenizer import world_tokenizer

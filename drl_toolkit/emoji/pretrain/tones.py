@@ -13,12 +13,12 @@ import argparse, random
 from dataclasses import replace
 from functools import cache
 
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from transformers import AutoModelForImageClassification, ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
 from .. import world
 from .core import Plan, Trainee, fit
-from .detector import DEVICE, WORK, blurred, handwriting, mixed, refresh_batch_norm, save, some, warp
+from .detector import DEVICE, WORK, blurred, mixed, refresh_batch_norm, save, some, warp
 from ..world import IMAGE_SIZE, OCCUPATIONS, Scene
 from ...rewards.fairness import TONES
 from ...utils.images import to_tensor
@@ -46,7 +46,7 @@ SKIN = {'light': (249, 221, 189), 'medium-light': (224, 187, 149), 'medium': (18
 @cache
 def face_box(name:str, gender:str) -> tuple: # left, top, right, bottom, in shares of the sprite's square
     "Where the face of a sprite is, from the skin of its medium tone."
-    rgba = torch.from_numpy(world.np.array(world.sprite(name, 'medium', gender))).float()
+    rgba = torch.from_numpy(np.array(world.sprite(name, 'medium', gender))).float()
     skin = (rgba[..., :3] - torch.tensor(SKIN['medium'])).abs().amax(-1) < 12
     n = world.SPRITE_SIZE
     skin[:, :n // 4] = False; skin[:, 3 * n // 4:] = False; skin[:n // 4] = False; skin[3 * n // 4:] = False  # hands, ears
