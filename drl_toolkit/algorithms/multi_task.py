@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 
 from ..sampling.rollout import sample_seed
 from ..rewards.reward import headline_of
-from .interfaces import Batch, FailedPart, RunContext, Stages, Strategy, Updates
+from .interfaces import Batch, FailedPart, RunContext, Strategy, Updates
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #8af86f54
 def without_conflicts(
