@@ -19,7 +19,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .. import world
-from .core import Plan, Trainee, fit, load_average, write_atomic
+from .core import Plan, Trainee, fit, load_average
+from ...utils.atomic import atomic_write
 from .tokenizer import world_tokenizer
 from ...utils.images import to_tensor
 from ...utils.loading import assets_dir
@@ -108,8 +109,8 @@ def encode_scenes(
             captions += [s.caption for s in scenes]
             if i % (100 * batch) == 0: print(f'encoded {i}/{count}', flush=True)
     latents = torch.cat(latents).contiguous()
-    write_atomic(words, lambda part: part.write_text(json.dumps(captions)))
-    write_atomic(file, lambda part: save_file({'latents': latents}, part))
+    atomic_write(words, lambda part: part.write_text(json.dumps(captions)))
+    atomic_write(file, lambda part: save_file({'latents': latents}, part))
     return latents, captions
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #3359c1ae

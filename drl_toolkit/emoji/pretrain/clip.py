@@ -19,7 +19,8 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from .. import world
-from .core import Plan, Trainee, fit, write_atomic
+from .core import Plan, Trainee, fit
+from ...utils.atomic import atomic_write
 from .tokenizer import CONTEXT, world_tokenizer
 from ..world import BACKGROUNDS, OBJECTS, OCCUPATIONS, PAIRS, Scene, Wanted
 from ...utils.images import to_tensor
@@ -170,7 +171,7 @@ def save_open_clip(model:CLIP, folder:Path) -> None:
     (folder / 'open_clip_config.json').write_text(json.dumps(config, indent=1))
     world_tokenizer().save_pretrained(folder)
     small = lambda v: (v.half() if v.ndim > 1 else v).contiguous()
-    write_atomic(folder / 'open_clip_model.safetensors', lambda part: save_file({k: small(v) for k, v in model.state_dict().items()}, part))
+    atomic_write(folder / 'open_clip_model.safetensors', lambda part: save_file({k: small(v) for k, v in model.state_dict().items()}, part))
 
 def save_with_curve(model:CLIP, name:str) -> CLIP:
     "Save a trained model to the assets, and the curve of its training beside it."

@@ -24,7 +24,8 @@ from ...sampling.rollout import rollout
 from ...sampling.policy import Policy
 from .base import STEPS, TAUGHT, WORK, Denoiser, scenes_tensor, velocities
 from .card import total_variation
-from .core import Plan, lr_at, write_atomic
+from .core import Plan, lr_at
+from ...utils.atomic import atomic_write
 from ..world import OCCUPATIONS, TONE_TABLE
 from ...rewards.fairness import TONES
 from ...utils.loading import assets_dir, no_progress_bars
@@ -193,8 +194,8 @@ def calibrate(
     "Teach the words of the occupations whose tones are farthest from the table. Goes on where it was, with what its record says."
     folder.mkdir(parents=True, exist_ok=True)
     file, pipeline = folder / 'record.json', untaught()
-    keep = lambda rows, r: write_atomic(folder / f'rows_{r}.safetensors', lambda part: save_file({'rows': rows.detach().clone()}, part))
-    note = lambda record: write_atomic(file, lambda part: part.write_text(json.dumps(record)))
+    keep = lambda rows, r: atomic_write(folder / f'rows_{r}.safetensors', lambda part: save_file({'rows': rows.detach().clone()}, part))
+    note = lambda record: atomic_write(file, lambda part: part.write_text(json.dumps(record)))
     if not file.exists():
         keep(word_rows(pipeline), 0)
         note(new_record(word_rows(pipeline).detach(), n, above, seed))
