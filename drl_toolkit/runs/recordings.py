@@ -52,7 +52,9 @@ COLUMNS = 8                     # of the pictures
 _STEPS = dict(steps=int, timesteps=float, log_prob=float, ratio=float, kl=float, trained=bool, clipped=bool, noise_std=float)
 
 class Path:
-    """A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
+    """
+    steps: np.ndarray   # (T,), set with the other columns of `_STEPS`
+A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
 
     steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
     timesteps  as the network takes them

@@ -48,7 +48,8 @@ class Run:
         self.folder, self.about = Path(folder), about
         self.saved = None                               # the epochs of the last checkpoint that this object wrote
         self._lock = lock
-        self._writing = self._failed = None             # a thread that writes, and the error that it ended with
+        self._writing:threading.Thread|None = None      # that writes,
+        self._failed = None                             # and the error that it ended with
 
     @property
     def config(self) -> dict[str, object]:

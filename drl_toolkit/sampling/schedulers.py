@@ -26,7 +26,7 @@ def another_scheduler(
 
     `ValueError` where the class is unknown, has no such schedule, or belongs to another noise process."""
     kind = getattr(diffusers, name, None)
-    if not isinstance(kind, type) or not name.endswith('Scheduler'):
+    if not hasattr(kind, 'from_config') or not name.endswith('Scheduler'):
         raise ValueError(f"scheduler must be the name of a scheduler of diffusers, such as 'DDIMScheduler'; got {name!r}")
     config = scheduler.config
     try: made = kind.from_config(config, clip_sample=config.get('clip_sample', False), **conversion(name, config))
