@@ -53,7 +53,6 @@ _STEPS = dict(steps=int, timesteps=float, log_prob=float, ratio=float, kl=float,
 
 class Path:
     """
-    steps: np.ndarray   # (T,), set with the other columns of `_STEPS`
 A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
 
     steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
@@ -65,6 +64,8 @@ A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an ar
     clipped    whether the update has moved its ratio out of the clip range, where it has no gradient any more
     noise_std  of the noise that the step adds
     """
+    steps: np.ndarray   # (T,); with the other columns of `_STEPS`
+
     def __init__(self,
         note:dict,    # the path's part of frames.json
         prompt:str,
