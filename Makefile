@@ -11,17 +11,20 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo app test test-long test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
+.PHONY: help demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
 	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
 	@echo 'make test        the tests, as .ci/run calls them: about 25 minutes on two cores, after a set-up of about 3'
+	@echo 'make test-quick  the quickest tests of every room: under a minute'
+	@echo 'make lint        ruff and mypy on the package, as make test calls them: half a minute'
 	@echo 'make test-long   the same with every method, model and number of processes: about 40 minutes'
 	@echo 'make test-newest the tests on the newest version of everything, in an environment of its own: tells early what will break'
 	@echo 'make test-oldest the tests of models, LoRA and training on the oldest versions that settings.ini allows'
 	@echo 'make renew-constraints  test-newest, and if all pass, assets/constraints.txt anew: what set-ups install'
+	@echo 'make docs        the notebooks as a site, _docs/html/index.html: about a minute'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
@@ -54,6 +57,18 @@ test-python: $(VENV)/.installed-dev
 test-notebooks: $(VENV)/.installed-dev
 	@echo '== Tests (2 of 2): every notebook from top to bottom, two at a time, without the cells marked heavy; about 7 minutes.'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/notebooks.py
+
+# The longest line that is allowed; E501 is on where it is set.
+LINE ?=
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check drl_toolkit tests setup.py $(if $(LINE),--extend-select E501 --line-length $(LINE))
+	$(BIN)/python -m mypy
+
+test-quick: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $$($(BIN)/python tests/tiers.py)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python tests/docs.py
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme.py
@@ -89,4 +104,8 @@ $(VENV)/.installed: $(METADATA) | $(BIN)/python
 $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python
 	@echo '== Set-up: the package, what it needs and what tests need, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
 	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: $(METADATA) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[panel,widgets,docs]'
 	@touch $(VENV)/.installed $@

@@ -16,7 +16,7 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=[*find_packages(include=['drl_toolkit', 'drl_toolkit.*']), 'drl_toolkit.assets'],
     package_dir={'drl_toolkit.assets': 'assets'},
-    package_data={'drl_toolkit.assets': [str(p.relative_to(here / 'assets')) for p in (here / 'assets').rglob('*') if p.is_file()],
+    package_data={'drl_toolkit': ['py.typed'], 'drl_toolkit.assets': [str(p.relative_to(here / 'assets')) for p in (here / 'assets').rglob('*') if p.is_file()],
                   '': ['templates/*', 'static/*']},
     install_requires=cfg['requirements'].split(), extras_require={kind: cfg[f'{kind}_requirements'].split() for kind in EXTRAS},
     entry_points={'console_scripts': cfg['console_scripts'].split()}, zip_safe=False,

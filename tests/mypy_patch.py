@@ -1,11 +1,17 @@
-"""mypy plugin: methods that fastcore's `@patch` adds to a class of the same file are members of that class.
+"""mypy plugin: what the house does at run time, told to the type checker.
+
+Methods that fastcore's `@patch` adds to a class of the same file are members of that class; a `Policy` has the fields of its configuration;
+`@reward(…)` makes a reward of a function.
 
 A type checker sees `@patch def fit(self:Trainer): …` as a function beside the class, and would call every `trainer.fit` unknown. Before mypy looks at a file,
 this moves such functions into the body of their class, where Python's `patch` puts them when the file is run.
 """
-from mypy.nodes import CallExpr, ClassDef, Decorator, MypyFile, NameExpr
+from mypy.nodes import CallExpr, ClassDef, Decorator, MypyFile, NameExpr, Var
 from mypy.plugin import Plugin
-from mypy.types import UnboundType
+from mypy.types import AnyType, TypeOfAny, UnboundType
+
+REWARD = 'drl_toolkit.rewards.reward.reward'
+POLICY, CONFIG = 'drl_toolkit.sampling.policy.Policy', 'drl_toolkit.sampling.config.PolicyConfig'
 
 
 def is_patch(
@@ -59,7 +65,6 @@ def any_type(
     node,   # where
 ):
     "The type of a parameter without annotation: what `self` has in a class."
-    from mypy.types import AnyType, TypeOfAny
     return AnyType(TypeOfAny.unannotated, line=node.line)
 
 
@@ -78,6 +83,31 @@ class PatchPlugin(Plugin):
             else: home.defs.body.append(method(node, decorator))
         file.defs = kept
         return []
+
+
+    def get_function_hook(self, fullname):
+        "`@reward(level='group')` is called with the function afterwards."
+        return maybe_decorator if fullname == REWARD else None
+
+    def get_customize_class_mro_hook(self, fullname):
+        "Of a policy."
+        return with_fields if fullname == POLICY else None
+
+
+def maybe_decorator(
+    context,   # of a call of `reward`
+):
+    "A reward where a function was given, else anything that can be called."
+    return context.default_return_type if context.args[0] else AnyType(TypeOfAny.special_form)
+
+
+def with_fields(
+    context,   # of the class
+):
+    "`vars(self).update(vars(self.config))`: the fields of the configuration are attributes of the policy."
+    config = context.api.lookup_fully_qualified_or_none(CONFIG)
+    for name, symbol in config.node.names.items() if config and config.node else ():
+        if isinstance(symbol.node, Var) and name not in context.cls.info.names: context.cls.info.names[name] = symbol
 
 
 def plugin(version):

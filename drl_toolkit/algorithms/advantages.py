@@ -19,7 +19,7 @@ def _float64(rewards):
     "Rewards as float64, or a clear refusal."
     if not torch.is_tensor(rewards) or rewards.ndim != 1 or not rewards.is_floating_point():
         found = f'{rewards.dtype} {tuple(rewards.shape)}' if torch.is_tensor(rewards) else type(rewards).__name__
-        raise TypeError(f'rewards are {found}; a float tensor (B,) is right')
+        raise TypeError(f'rewards must be a float tensor (B,); got {found}')
     if not rewards.isfinite().all(): raise ValueError('rewards hold a NaN or an infinite value; all must be finite')
     return rewards.detach().double()
 
@@ -102,7 +102,8 @@ def centred(
     clamp:float=10.,          # largest absolute advantage; None for no limit
 ) -> torch.Tensor:            # (B,) float32
     "Minus the group's mean, over a scale that does not change."
-    if not 0 < scale < float('inf'): raise ValueError(f'scale is {scale!r}; a number above 0 is right, about the deviation of the rewards at the start')
+    if not 0 < scale < float('inf'):
+        raise ValueError(f'scale must be above 0, about the deviation of the rewards at the start; got {scale!r}')
     r = _float64(rewards)
     mean = r.mean() if groups is None else _moments(r, groups)[0]
     return _clamped((r - mean) / scale, clamp)
@@ -119,7 +120,7 @@ class MovingAverage:
     square: float = 0.      # of the rewards, not of their distance from the mean
 
     def __post_init__(self):
-        if not 0 <= self.decay < 1: raise ValueError(f'decay is {self.decay!r}; it should lie in [0, 1)')
+        if not 0 <= self.decay < 1: raise ValueError(f'decay must be in [0, 1); got {self.decay!r}')
 
     def __call__(self,
         rewards:torch.Tensor,     # (B,) float
@@ -171,8 +172,9 @@ class PerPrompt:
 
     def __post_init__(self):
         if not 1 <= self.min_count <= self.buffer_size:
-            raise ValueError(f'min_count is {self.min_count}; 1 … buffer_size ({self.buffer_size}) is right, or the warm-up would never end')
-        if self.warmup not in ('batch', 'prompt'): raise ValueError(f"warmup is {self.warmup!r}; 'batch' or 'prompt' is right")
+            raise ValueError(f'min_count must be in 1 … buffer_size ({self.buffer_size}), or the warm-up would never end; '
+                             f'got {self.min_count}')
+        if self.warmup not in ('batch', 'prompt'): raise ValueError(f"warmup must be 'batch' or 'prompt'; got {self.warmup!r}")
 
     def __call__(self,
         rewards:torch.Tensor,     # (B,) float
@@ -208,7 +210,7 @@ class PerPrompt:
 # %% ../../nbs/algorithms/01_advantages.ipynb #f88700ac
 @dataclass
 class Contrastive:
-    "B²-DiffuRL's credit: the z-score of the best and of the worst of each family, 0 for the others. Call it once an epoch."
+    "B²-DiffuRL's advantages: the z-score of the best and of the worst of each group, 0 for the others. Call it once an epoch."
     high: float = .5        # the best is kept at this z-score or more
     low: float = -.5        # the worst below this one
     rounds: int = 8         # earlier rounds that a prompt's mean and deviation remember
@@ -218,8 +220,8 @@ class Contrastive:
     memory: dict = field(default_factory=dict, repr=False)   # prompt -> rewards of earlier rounds, a list for each
 
     def __post_init__(self):
-        if not self.low <= self.high: raise ValueError(f'low is {self.low!r} and high is {self.high!r}; low should not be above high')
-        if self.rounds < 0: raise ValueError(f'rounds is {self.rounds!r}; it should be 0 or more')
+        if not self.low <= self.high: raise ValueError(f'low must not be above high; got low {self.low!r}, high {self.high!r}')
+        if self.rounds < 0: raise ValueError(f'rounds must be 0 or more; got {self.rounds!r}')
         if self.history not in ('prompt', 'run'): raise ValueError(f"history must be 'prompt' or 'run'; got {self.history!r}")
         if self.correction not in (0, 1): raise ValueError(f'correction must be 0 or 1; got {self.correction!r}')
 
@@ -228,7 +230,7 @@ class Contrastive:
         groups:torch.Tensor,  # (B,) long: families
         prompts:list,         # of B strings
     ) -> torch.Tensor:        # (B,) float32
-        "Remember these rewards, and praise and blame the extremes of each family. [B², run_select.py]"
+        "Remember these rewards, and keep the extremes of each group. [B², run_select.py]"
         z, keep = self.z_scores(_float64(rewards), prompts), torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
         for family in groups.unique():
             rows = (groups == family).nonzero().flatten().to(rewards.device)
@@ -266,7 +268,7 @@ def reward_weighted(
     beta:float=1.,            # how strongly the better ones are preferred
 ) -> torch.Tensor:            # (B,) float32, 0 and more, of mean 1
     "exp(β z) / Z. [D §4.2, RWR]"
-    if not 0 < beta < float('inf'): raise ValueError(f'beta is {beta!r}; a number above 0 is right')
+    if not 0 < beta < float('inf'): raise ValueError(f'beta must be above 0; got {beta!r}')
     r = _float64(rewards)
     groups = torch.zeros(len(r), dtype=torch.long, device=r.device) if groups is None else groups.to(r.device)
     mean, var, count = _moments(r, groups)
@@ -280,7 +282,7 @@ def top_share(
     share:float=.1,           # that is kept [D D.3]
 ) -> torch.Tensor:            # (B,) float32: 1 for the best, 0 for the others
     "1{r ≥ C}, with C the quantile of this batch; equal rewards are kept or left together. [D §4.2, sparse RWR]"
-    if not 0 < share < 1: raise ValueError(f'share is {share!r}; it should lie in (0, 1)')
+    if not 0 < share < 1: raise ValueError(f'share must be in (0, 1); got {share!r}')
     r = _float64(rewards)
     if r.max() == r.min(): return torch.zeros_like(r).float()
     return (r >= r.quantile(1 - share)).float()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from . import advantages
-from ..sampling.rollout import Trajectory, batch_size_for, batches_at_once, prepare_latents, generators_of, in_parallel, joined, sample_seed, denoise
+from ..sampling.rollout import (Trajectory, batch_size_for, batches_at_once, denoise, generators_of, in_parallel,
+                                           joined, prepare_latents, sample_seed)
 from ..sampling.policy import Policy
 from .interfaces import RolloutSampler
 
@@ -75,7 +76,7 @@ def _whole_groups(members, size):
     return out
 
 def _trees(policy, prompts, rows, groups, splits, seed_of, first):
-    "(T+1, B, C, H, W) latents and (T, B) log-probs of some groups. A node is computed once, and its steps are written into all rows that share it."
+    "(T+1, B, C, H, W) latents and (T, B) log-probs of some groups. A node is computed once, for all rows that share it."
     latents, log_probs, marks = [], [], (0, *splits, policy.num_steps)
     for depth, (start, stop) in enumerate(zip(marks, marks[1:])):
         node = nodes(groups, depth, len(splits))
@@ -119,7 +120,7 @@ class BranchSampler(RolloutSampler):
     first: float = .7         # share of the steps that is trained at the start; 1 trains all from the start
     share_prefix: bool = True # branches; False is backward progressive training alone
     grow: bool = True         # the trained part grows to all; otherwise it stays as it is
-    schedule: Callable = None # (epoch, epochs, num_steps) -> how many of the last steps are trained; in equal stages from `first` to all by default
+    schedule: Callable = None # (epoch, epochs, num_steps) -> how many of the last steps are trained; `trained_steps` when None
     records_graphs = False
 
     def __post_init__(self):
@@ -139,8 +140,8 @@ class BranchSampler(RolloutSampler):
         epoch, steps = run.epoch if self.grow else 0, run.policy.num_steps
         if self.schedule: count = self.schedule(epoch, run.epochs, steps)
         else: count = trained_steps(epoch, run.epochs, steps, self.first)
-        if not 1 <= count <= steps: raise ValueError(f'schedule must be in 1 … {steps} (the number of steps); got {count!r} in epoch {epoch}')
-        return count
+        if 1 <= count <= steps: return count
+        raise ValueError(f'schedule must be in 1 … {steps} (the number of steps); got {count!r} in epoch {epoch}')
 
     def sample(self, run, request):
         "Groups with a common prefix."

@@ -66,7 +66,8 @@ class Together(Strategy):
     def check(self, run):
         "The data loss must be a step of its own: it is no task."
         if run.data_mode == 'joined':
-            raise ValueError(f"data_mode must be 'step' with {type(self).__name__}; got 'joined', which adds the data loss to every task's gradient")
+            raise ValueError(f"data_mode must be 'step' with {type(self).__name__}; got 'joined', "
+                             "which adds the data loss to every task's gradient")
 
     def weigh(self,
         run:RunContext,

@@ -77,7 +77,8 @@ class BaseSamples:
         pool:int=256,      # images that are drawn once
         seed:int=0,
     ):
-        if not prompts or pool < 1: raise ValueError(f'base samples need at least one prompt and a pool of 1 or more; got {len(prompts)} prompts, pool {pool}')
+        if not prompts: raise ValueError('prompts of base samples must not be empty')
+        if pool < 1: raise ValueError(f'pool of base samples must be 1 or more; got {pool}')
         self.policy, self.seed, self.latents = policy, seed, None
         self.prompts = [prompts[i % len(prompts)] for i in range(pool)]
         if policy.train == 'full': policy.base_weights()                  # remembered before training begins
@@ -87,7 +88,11 @@ class BaseSamples:
         seed:int,          # of the choice
     ) -> DataBatch:
         "Some of the pool."
-        if self.latents is None:
-            with self.policy.reference(): self.latents = rollout(self.policy, self.prompts, seed=self.seed, epoch='base').latents[-1].float()
+        if self.latents is None: self.latents = self._drawn()
         rows = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
         return DataBatch(self.latents[rows], [self.prompts[i] for i in rows])
+
+    def _drawn(self):
+        "The whole pool's latents."
+        with self.policy.reference(): trajectory = rollout(self.policy, self.prompts, seed=self.seed, epoch='base')
+        return trajectory.latents[-1].float()

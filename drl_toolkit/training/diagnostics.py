@@ -34,8 +34,8 @@ def _of_advantages(get, grouped):
         found['few'] = (f'the advantages weigh as much as {few:.1f} equal samples: a few outliers decide each step; draw more samples'
                         + grouped * ", or try advantage='rank'")
     if group < 2.05 and get('no_credit') < .5:
-        found['group'] = (f'the pictures of a prompt weigh as much as {group:.1f} equal ones: such a group says who won, and not by how much; '
-                          'give the task a larger group_size')
+        found['group'] = (f'the pictures of a prompt weigh as much as {group:.1f} equal ones: such a group says who won, '
+                          'and not by how much; give the task a larger group_size')
     if flat > .5:
         found['flat'] = (f'{flat:.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, '
                          'or the reward is too coarse')

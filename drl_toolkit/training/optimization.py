@@ -6,6 +6,9 @@
 __all__ = ['match_strides', 'scheduled_lr', 'Optimization', 'WeightSnapshot']
 
 # %% ../../nbs/training/01i_optimization.ipynb #531a73c9
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -45,9 +48,11 @@ class Optimization:
     ):
         self.policy, self.config, self.shards = policy, config, shards
         self.params = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.params, lr=config.lr, weight_decay=config.weight_decay, betas=(.9, config.beta2),
-                                           fused=policy.device.type == 'cpu' or None)          # one pass over a weight and all that belongs to it
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.precision == 'fp16')   # small gradients vanish in fp16
+        fused = policy.device.type == 'cpu' or None        # one pass over a weight and all that belongs to it
+        self.optimizer = torch.optim.AdamW(self.params, lr=config.lr, weight_decay=config.weight_decay,
+                                           betas=(.9, config.beta2), fused=fused)
+        half = policy.precision == 'fp16'                  # in which small gradients vanish
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
         self.ema = [p.detach().clone() for p in self.params] if config.ema_decay else None
         self.snapshot = None   # `WeightSnapshot` of an epoch, while it lasts
         if shards: shards.hold(self.optimizer, self.ema)
@@ -66,6 +71,13 @@ class Optimization:
     def zero_grad(self):
         "Forget the gradient."
         self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def restorable(self) -> Iterator['WeightSnapshot']:
+        "Inside this context a snapshot is taken before the first step."
+        self.snapshot = WeightSnapshot(self)
+        try: yield self.snapshot
+        finally: self.snapshot = None
 
     def step(self,
         lr:float,

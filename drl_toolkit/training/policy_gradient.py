@@ -149,7 +149,7 @@ def has_gradient(self:PolicyGradient, transitions:Transitions) -> torch.Tensor:
 # %% ../../nbs/training/01c_policy_gradient.ipynb #2530fbc4
 @patch
 def prepare(self:PolicyGradient, run:RunContext, minibatches:list[Transitions]):
-    "What the surrogate compares with, where sampling did not leave it, and the reference model's predictions. The first minibatch is its own anchor."
+    "What the surrogate and the KL penalty compare with. The first minibatch is its own anchor."
     if minibatches and 'old_log_prob' in minibatches[0]:
         minibatches[0]['sampled_log_prob'] = minibatches[0].pop('old_log_prob')
     for transitions in minibatches[1:]:

@@ -47,17 +47,16 @@ def ratio_error(
     return off_one(_rescored(policy, trajectory, rows), rows['old_log_prob']).item()
 
 def _as_sampled(policy, traj, rows=None):
-    "The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in use; of the first batches that it computes together."
+    "The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in use."
     count, threads, cond = len(traj.prompts), batches_at_once(policy), policy.encode(traj.prompts)
-    steps = policy.stochastic.nonzero().flatten().tolist()
-    sizes = sorted({batch_size_for(policy, count, most) for most in (1, 16, 64, count)}, reverse=True)    # a rollout's own size first
-    found = []
+    steps, found = policy.stochastic.nonzero().flatten().tolist(), []
+    sizes = sorted({batch_size_for(policy, count, most) for most in (1, 16, 64, count)}, reverse=True)   # a rollout's own size first
     for size in sizes:
-        parts = torch.arange(count).split(size)[:threads]
+        parts = torch.arange(count).split(size)[:threads]                       # those that are computed together first
         each = sum(max(len(part) * _branches(policy), policy.min_call_batch) for part in parts)
-        fewer = steps if rows is None else steps[:min(2, max(0, rows) // (len(sizes) * each))]      # two calls of each size, where they are counted
-        replay = lambda part: _replayed(policy, traj, cond[part], fewer, part)
-        if fewer: found.append(max(in_parallel(replay, parts, threads)))
+        most = len(steps) if rows is None else min(2, max(0, rows) // (len(sizes) * each))   # two calls of each size, where they are counted
+        replay = lambda part: _replayed(policy, traj, cond[part], steps[:most], part)
+        if steps[:most]: found.append(max(in_parallel(replay, parts, threads)))
     return min(found, default=float('inf'))
 
 @torch.no_grad()
@@ -130,8 +129,9 @@ class _Search:
     "Tries one suspect after the other, within a number of network rows."
     def __init__(self, policy, trajectory, rows):
         self.policy, self.trajectory, self.rows = policy, trajectory, rows
-        self.count = 32 if rows is None else max(1, min(32, rows // (8 * _branches(policy))))   # transitions that are looked at
-        self.each = max(self.count * _branches(policy), policy.min_call_batch)                  # rows of a trial; a small network fills up its batches
+        calls = _branches(policy)
+        self.count = 32 if rows is None else max(1, min(32, rows // (8 * calls)))   # transitions that are looked at
+        self.each = max(self.count * calls, policy.min_call_batch)    # rows of a trial; a small network fills up its batches
         self.spent, self.failed, self.left = 0, [], {}
 
     def run(self, error):

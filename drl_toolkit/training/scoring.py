@@ -16,11 +16,14 @@ from ..distributed.processes import Processes
 from ..prompts.task import Task
 
 # %% ../../nbs/training/01b_scoring.ipynb #a1637b4c
+# what the trainer and its callbacks write
 METRICS = frozenset((
-    'epoch task tasks headline seconds cpu_seconds nfe data_loss skipped_steps skipped_samples ratio_cause ratio_noise anchored_transitions diagnosis '
-    'reward reward_std reward_min reward_max frac_zero_std effective_samples effective_group no_credit largest_advantage advantage_share '
-    'approx_kl kl kl_weight clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight '
-    'signal_to_noise half_cosine figure watch drift share cosine').split())   # what the trainer and its callbacks write; the last five are namespaces
+    'epoch task tasks headline seconds cpu_seconds nfe data_loss skipped_steps skipped_samples '
+    'ratio_cause ratio_noise anchored_transitions diagnosis reward reward_std reward_min reward_max frac_zero_std '
+    'effective_samples effective_group no_credit largest_advantage advantage_share approx_kl kl kl_weight '
+    'clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight signal_to_noise half_cosine '
+    'figure watch drift share cosine'   # the last line are namespaces
+    ).split())
 
 def metric_name(
     name:str,   # that a reward gave, perhaps on another machine

@@ -14,7 +14,6 @@ import torch
 
 from ..distributed.processes import Processes
 from ..distributed.shards import Shards
-from .optimization import WeightSnapshot
 from .updates import Updater
 
 # %% ../../nbs/training/01k_state.ipynb #952f5ce6
@@ -36,15 +35,14 @@ def atomic_epoch(
     state = owner.state_dict()
     history = list(state.pop('history'))
     state = copy.deepcopy(state) | dict(history=history)
-    said, snapshot = updates.ratio.state, WeightSnapshot(updates.optimization)
-    updates.optimization.snapshot = snapshot
-    try: yield
-    except BaseException:
-        owner.load_state_dict(state)
-        updates.ratio.state, updates.measurement.task_gradients = said, {}
-        if not snapshot.restore(): processes.say(_kept_once(state['epoch']))
-        raise
-    finally: updates.optimization.snapshot = None
+    said = updates.ratio.state
+    with updates.optimization.restorable() as snapshot:
+        try: yield
+        except BaseException:
+            owner.load_state_dict(state)
+            updates.forget_epoch(said)
+            if not snapshot.restore(): processes.say(_kept_once(state['epoch']))
+            raise
 
 def _kept_once(epoch):
     return (f'epoch {epoch} ended amid its updates, and so many weights are not kept twice: '

@@ -266,24 +266,20 @@ def has_time(self:Trainer) -> bool:
 @patch
 def state_dict(self:Trainer) -> dict[str, object]: # JSON
     "What a checkpoint must keep besides tensors."
-    updates, streams = self.updates, [task for task in self.tasks if isinstance(task.prompts, Stream)]
+    streams = [task for task in self.tasks if isinstance(task.prompts, Stream)]
     memories = {name: e.state_dict() for name, e in self.estimators.items() if hasattr(e, 'state_dict')}
-    return dict(epoch=self.epoch, history=self.history, draws=updates.data_loss.draws, skipped=updates.nonfinite.skipped,
-                scaler=updates.optimization.scaler.state_dict(), kl_weight=self.kl_penalty.weight,
-                strategy=self.strategy.state_dict(), credit=memories,
-                prompts={task.name: task.prompts.state_dict() for task in streams})
+    return self.updates.state_dict() | dict(
+        epoch=self.epoch, history=self.history, kl_weight=self.kl_penalty.weight, strategy=self.strategy.state_dict(), credit=memories,
+        prompts={task.name: task.prompts.state_dict() for task in streams})
 
 @patch
 def load_state_dict(self:Trainer,
     state:dict[str, object],
 ):
     "Take up a saved state."
-    updates, scaler = self.updates, self.updates.optimization.scaler
     self.epoch, self.history, self.kl_penalty.weight = state['epoch'], state['history'], state['kl_weight']
-    updates.data_loss.draws = state['draws']
-    updates.nonfinite.skipped = state.get('skipped', 0)               # older checkpoints have none
+    self.updates.load_state_dict(state)
     self.strategy.load_state_dict(state['strategy'])
-    if scaler.is_enabled(): scaler.load_state_dict(state['scaler'])
     for name, memory in state['credit'].items(): self.estimators[name].load_state_dict(memory)
     for task in self.tasks:
         if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])

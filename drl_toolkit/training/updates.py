@@ -18,7 +18,7 @@ from ..distributed.shards import Shards
 from ..sampling.policy import Policy
 from ..sampling.rollout import sample_seed
 from .accumulation import GradientAccumulator
-from .anchoring import RatioAnchor
+from .anchoring import AnchorState, RatioAnchor
 from .config import TrainConfig
 from .data_loss import DataLoss
 from .measurement import GradientMeasurement
@@ -152,6 +152,26 @@ class Updater:
         loss = self.data_loss.add(sample_seed(self.config.seed, self.context().epoch, -1))
         if not self.step(self.config.data_weight).isfinite(): self.skip_step([])
         return loss
+
+    def state_dict(self) -> dict[str, object]: # JSON
+        "What a checkpoint must keep besides tensors."
+        return dict(draws=self.data_loss.draws, skipped=self.nonfinite.skipped, scaler=self.optimization.scaler.state_dict())
+
+    def load_state_dict(self,
+        state:dict[str, object],
+    ):
+        "Take up a saved state."
+        self.data_loss.draws = state['draws']
+        self.nonfinite.skipped = state.get('skipped', 0)              # older checkpoints have none
+        scaler = self.optimization.scaler
+        if scaler.is_enabled(): scaler.load_state_dict(state['scaler'])
+
+    def forget_epoch(self,
+        said:AnchorState,      # about the ratio, before the epoch
+    ):
+        "After an epoch that did not end: what was found in it does not count."
+        self.ratio.state = said
+        self.measurement.task_gradients = {}
 
     def summary(self,
         stats:list[Metrics],   # of each step

@@ -171,7 +171,8 @@ async def image_response(
     "An image as a browser gets it, once."
     found = IMAGES.get(name)
     if found is None: return PlainTextResponse('this image is not kept any more; load the page again', 404)
-    headers = {'cache-control': 'private, max-age=31536000, immutable', 'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'"}
+    headers = {'cache-control': 'private, max-age=31536000, immutable',
+               'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'"}
     return Response(found.data, media_type=found.media_type, headers=headers)
 
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
@@ -732,8 +733,9 @@ class FirstPage:
             ended = message['type'] == 'http.response.body' and not message.get('more_body')
             if not ended: return
             for part in _with_first(messages, first, scope['method']): await send(part)
-        as_text = [h for h in scope['headers'] if h[0] != b'accept-encoding']                  # not compressed
-        await self.app(scope | dict(query_string=b'', headers=as_text), receive, hold)         # Gradio has other ideas of ?page= and ?deep_link=
+        as_text = [h for h in scope['headers'] if h[0] != b'accept-encoding']          # not compressed
+        plain = scope | dict(query_string=b'', headers=as_text)                        # Gradio has other ideas of ?page= and ?deep_link=
+        await self.app(plain, receive, hold)
 
 def _with_first(messages, first, method):
     "Gradio's answer with something before its page."

@@ -28,9 +28,12 @@ from ..utils.images import sheet
 # %% ../../nbs/ui/01_plots.ipynb #6a1be410
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')   # Okabe & Ito 2008
 GOOD, BAD, QUIET, DARK = COLOURS[2], COLOURS[1], '#707070', COLOURS[:3]
-STYLE = {k: v for k, v in rcParamsDefault.items() if k.split('.')[0] in ('axes', 'figure', 'font', 'grid', 'legend', 'lines', 'patch', 'savefig', 'text', 'xtick', 'ytick', 'image', 'hatch')} | {
-    'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8, 'ytick.labelsize': 8, 'legend.fontsize': 8, 'figure.titlesize': 10,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#555555', 'legend.frameon': False, 'axes.titlelocation': 'left', 'text.parse_math': False}
+_RESET = ('axes', 'figure', 'font', 'grid', 'legend', 'lines', 'patch', 'savefig', 'text', 'xtick', 'ytick', 'image', 'hatch')
+STYLE = {k: v for k, v in rcParamsDefault.items() if k.split('.')[0] in _RESET} | {
+    'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8,
+    'ytick.labelsize': 8, 'legend.fontsize': 8, 'figure.titlesize': 10,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#555555',
+    'legend.frameon': False, 'axes.titlelocation': 'left', 'text.parse_math': False}
 _ONE_AT_A_TIME = RLock()
 
 def styled(draw):
@@ -59,7 +62,8 @@ def png(
 ) -> bytes:
     "A figure as a PNG file."
     file = io.BytesIO()
-    with _ONE_AT_A_TIME: figure.savefig(file, format='png', dpi=dpi, facecolor='white', pil_kwargs=dict(compress_level=2))   # a panel waits for it
+    quick = dict(compress_level=2)                     # a panel waits for it
+    with _ONE_AT_A_TIME: figure.savefig(file, format='png', dpi=dpi, facecolor='white', pil_kwargs=quick)
     return file.getvalue()
 
 def _title(fig, text, more=''):
@@ -115,7 +119,8 @@ def _smooth(values, width):
 def _spread(ax, rows, x, y):
     "A band: two thirds of the single pictures lie in it."
     at, std = _points(rows, 'reward_std')
-    if len(at) == len(x) and len(x) > 1: ax.fill_between(x, y - std, y + std, color=COLOURS[0], alpha=.1, lw=0, label='single pictures, ±1 std')
+    if len(at) != len(x) or len(x) < 2: return
+    ax.fill_between(x, y - std, y + std, color=COLOURS[0], alpha=.1, lw=0, label='single pictures, ±1 std')
 
 def _tasks(rows): return list(dict.fromkeys(r['task'] for r in rows if r.get('task')))
 
@@ -193,7 +198,9 @@ def beside(
 
 # %% ../../nbs/ui/01_plots.ipynb #bb350455
 def _row(ax, images, left, y, side, pad=.05) -> list: # of x
-    "Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each. One image for all: many are slow to draw."
+    """Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each.
+
+    One image for all: many are slow to draw."""
     gap = max(1, round(pad * images[0].width))
     step, high = side * (1 + gap / images[0].width), side * images[0].height / images[0].width
     box = left, left + len(images) * step - (step - side), y - high / 2, y + high / 2
@@ -260,17 +267,21 @@ def film_strip(
     _step_bars(axes[3], path.log_prob, learnt, 'log-prob, nats\nper dimension')
     _step_bars(axes[4], 100 * (path.ratio - 1), learnt, 'change of the\nlikelihood, %')
     _step_bars(axes[5], path.kl, COLOURS[3], 'KL to the\nbase, nats')
-    if not np.isfinite(path.kl).any(): axes[5].text(.5, .5, 'the run knows no base', transform=axes[5].transAxes, ha='center', va='center', color=QUIET)
+    if not np.isfinite(path.kl).any():
+        axes[5].text(.5, .5, 'the run knows no base', transform=axes[5].transAxes, ha='center', va='center', color=QUIET)
     for i in np.flatnonzero(path.clipped): axes[4].plot(i, 100 * (path.ratio[i] - 1), 'x', color=BAD, ms=8, mew=2)
-    axes[-1].set(xticks=range(count + 1), xticklabels=[f'{s + 1}\nt={t:.4g}' for s, t in zip(path.steps, path.timesteps)] + ['picture'], xlabel='denoising step (training timestep)')
+    labels = [f'{s + 1}\nt={t:.4g}' for s, t in zip(path.steps, path.timesteps)]
+    axes[-1].set(xticks=range(count + 1), xticklabels=[*labels, 'picture'], xlabel='denoising step (training timestep)')
     _marks(fig, path)
     return fig
 
 def _marks(fig, path):
     "Title and legend of a film strip."
     fig.text(.01, 1 - .14 / fig.get_figheight(), f'{path.prompt}', weight='bold', va='top')
-    more = [f'{path.trained.sum()} of {len(path.steps)} steps were learnt from (blue)'] + [f'{path.clipped.sum()} clipped (crosses)'] * bool(path.clipped.any())
-    fig.text(.01, 1 - .31 / fig.get_figheight(), f'sample {path.sample}, {_judged(path.advantage)} (advantage {path.advantage:+.2f}); ' + ', '.join(more), va='top', color='#444444', fontsize=8.5)
+    judged = f'sample {path.sample}, {_judged(path.advantage)} (advantage {path.advantage:+.2f})'
+    learnt = f'{path.trained.sum()} of {len(path.steps)} steps were learnt from (blue)'
+    clipped = f', {path.clipped.sum()} clipped (crosses)' if path.clipped.any() else ''
+    fig.text(.01, 1 - .31 / fig.get_figheight(), f'{judged}; {learnt}{clipped}', va='top', color='#444444', fontsize=8.5)
 
 # %% ../../nbs/ui/01_plots.ipynb #6959ef71
 def variance_shares(
@@ -289,7 +300,9 @@ def _group_of(task, which):
     if which is None: which = task.samples['group'][task.paths[0].sample] if task.paths else shown['group'].iloc[0] if len(shown) else None
     column = 'prompt' if isinstance(which, str) else 'group'
     found = shown[shown[column] == which]
-    if not len(found): raise ValueError(f"no picture of {column} {which!r} was kept; of these there are some: {', '.join(map(repr, dict.fromkeys(shown[column].tolist())))}")
+    if not len(found):
+        there = ', '.join(map(repr, dict.fromkeys(shown[column].tolist())))
+        raise ValueError(f'no picture of {column} {which!r} was kept; of these there are some: {there}')
     return found[found['group'] == found['group'].iloc[0]]
 
 def _trunk(task, members):
@@ -318,13 +331,17 @@ def branch_tree(
     _draw_shares(fig, task, reward)
     return fig
 
-def _shared_words(split): return 'nothing is shared' if split is None else f'steps 1 to {split} are shared' if split > 1 else 'step 1 is shared' if split else 'the first noise is shared'
+def _shared_words(split):
+    if split is None: return 'nothing is shared'
+    if split > 1: return f'steps 1 to {split} are shared'
+    return 'step 1 is shared' if split else 'the first noise is shared'
 
 def _draw_trunk(ax, trunk, promised, side, split, y):
     "The shared part in the middle; returns the point where the branches begin."
     centre = ax.get_xlim()[1] / 2
     if not trunk:
-        ax.text(centre, y, 'each begins with noise of its own' if split is None else 'no path of this group was kept', ha='center', va='center', color=QUIET)
+        words = 'each begins with noise of its own' if split is None else 'no path of this group was kept'
+        ax.text(centre, y, words, ha='center', va='center', color=QUIET)
         return centre, y - .25
     high, words = side * _shape(trunk[0]) / 2, [f'after {i}' if i else 'noise' for i in range(len(trunk))]
     x = _row(ax, trunk, centre - side * 1.05 * len(trunk) / 2, y, side)
@@ -342,7 +359,9 @@ def _draw_leaves(ax, task, members, reward, knot, side, y):
         word, colour = marks.get(i, ('', None))
         ax.plot([knot[0], x], [knot[1], y + side * shape / 2], color=colour or '#999999', lw=1.8 if colour else .8, zorder=1)
         if colour: _frame(ax, x, y, side, shape, colour)
-        ax.text(x, y - side * shape / 2 - .07, f'{values[i]:.2f}' + f'\n{word}' * bool(word), ha='center', va='top', fontsize=8 if count < 12 else 6.5, color=colour or 'k', weight='bold' if word else 'normal')
+        text, size = f'{values[i]:.2f}' + f'\n{word}' * bool(word), 8 if count < 12 else 6.5
+        ax.text(x, y - side * shape / 2 - .07, text, ha='center', va='top', fontsize=size, color=colour or 'k',
+                weight='bold' if word else 'normal')
 
 def _draw_shares(fig, task, reward):
     "A bar: what was decided before the branching, and what after it."
@@ -351,8 +370,9 @@ def _draw_shares(fig, task, reward):
     ax = fig.add_axes((.13, .045, .74, .045), xlim=(0, 1), xticks=[], yticks=[])
     ax.barh(0, between, color=COLOURS[5]); ax.barh(0, within, left=between, color=COLOURS[4])
     ax.spines[:].set_visible(False)
-    ax.text(0, 1.25, f'{between:.0%} of the variance of {reward}: prompt and shared steps', transform=ax.transAxes, fontsize=7.5, va='bottom', ha='left')
-    ax.text(1, 1.25, f'the steps after the branching: {within:.0%}', transform=ax.transAxes, fontsize=7.5, va='bottom', ha='right')
+    above = dict(transform=ax.transAxes, fontsize=7.5, va='bottom')
+    ax.text(0, 1.25, f'{between:.0%} of the variance of {reward}: prompt and shared steps', ha='left', **above)
+    ax.text(1, 1.25, f'the steps after the branching: {within:.0%}', ha='right', **above)
 
 # %% ../../nbs/ui/01_plots.ipynb #b5a47057
 SKIN_COLOURS = ('#f9ddbd', '#e0bb95', '#ba8d68', '#a56c43', '#70534a')     # of the emoji, light to dark
@@ -373,7 +393,8 @@ def _class_names(samples, category):
     found = set(samples[category].dropna())
     return TONES if found <= set(TONES) else tuple(sorted(found))
 
-def _indices(samples, category, names): return torch.tensor([names.index(c) if isinstance(c, str) else -1 for c in samples[category]], dtype=torch.long)
+def _indices(samples, category, names):
+    return torch.tensor([names.index(c) if isinstance(c, str) else -1 for c in samples[category]], dtype=torch.long)
 
 def _shares(samples, category, names):
     "The share of each class, and of pictures that could not be read."
@@ -384,7 +405,8 @@ def _shares(samples, category, names):
 def _distance_text(samples, base, category, names, target):
     "One sentence on how far the shares are from the target."
     far = lambda s: distance(shares_of(_indices(s, category, names), target), target).item()
-    text = f'{category}: {far(samples):.2f} from the target now, {measure_floor(len(samples), tuple(target.tolist())):.2f} is the floor for {len(samples)} pictures'
+    floor = measure_floor(len(samples), tuple(target.tolist()))
+    text = f'{category}: {far(samples):.2f} from the target now, {floor:.2f} is the floor for {len(samples)} pictures'
     return text if base is None else f'{text}, {far(base):.2f} at first'
 
 def _short(prompt, most=24):
@@ -405,7 +427,8 @@ def demographics(
     base = base if base is not None and category in base and len(base) else None
     names = tuple(names or _class_names(pd.concat([samples, base]) if base is not None else samples, category)) or ('unknown',)
     target = target_shares(names, target)
-    asked = sorted(samples['prompt'].unique(), key=lambda p: (-(samples['prompt'] == p).sum(), p))[:prompts] if samples['prompt'].nunique() > 1 else []
+    asked = sorted(samples['prompt'].unique(), key=lambda p: (-(samples['prompt'] == p).sum(), p))[:prompts]
+    if len(asked) < 2: asked = []
     fig, whole, small = _one_and_many(len(asked))
     of = lambda s, prompt: None if s is None else s[s['prompt'] == prompt]
     _demographic(whole, samples, base, category, names, target)
@@ -416,7 +439,8 @@ def demographics(
         ax.set_title(f'{_short(prompt, 14)} ({len(of(samples, prompt))})', fontsize=8)
     top = max(ax.get_ylim()[1] for ax in (whole, *small))
     for ax in (whole, *small): ax.set_ylim(0, top)
-    _title(fig, _distance_text(samples, base, category, names, target), 'left bar: first epoch, right bar: now; ' * (base is not None) + 'line and band: the target and its sampling error')
+    bars = 'left bar: first epoch, right bar: now; ' if base is not None else ''
+    _title(fig, _distance_text(samples, base, category, names, target), bars + 'line and band: the target and its sampling error')
     return fig
 
 def _one_and_many(count):
@@ -425,9 +449,16 @@ def _one_and_many(count):
     rows = max(1, -(-count // max(1, columns)))
     width, height, head = max(7, 3.9 + 1.3 * columns), max(3.4, 1.2 * rows + .75), .62
     fig = Figure(figsize=(width, height))
-    place = lambda x, y, w, h: fig.add_axes((x / width, y / height, w / width, h / height))      # inches; by hand, since a layout engine takes a second for so many
+    def place(x, y, w, h):
+        "Inches; by hand, since a layout engine takes a second for so many."
+        return fig.add_axes((x / width, y / height, w / width, h / height))
     tall = (height - head - .1) / rows
-    return fig, place(.55, .95, 3., height - head - 1.15), [place(3.95 + 1.3 * (i % columns), height - head - (i // columns + 1) * tall + .1, 1.02, tall - .32) for i in range(count)]
+    whole = place(.55, .95, 3., height - head - 1.15)
+    small = []
+    for i in range(count):
+        row, column = divmod(i, columns)
+        small.append(place(3.95 + 1.3 * column, height - head - (row + 1) * tall + .1, 1.02, tall - .32))
+    return fig, whole, small
 
 def _demographic(ax, samples, base, category, names, target):
     colours = (SKIN_COLOURS if tuple(names) == tuple(TONES) else [COLOURS[i % 6] for i in range(len(names))])
@@ -442,7 +473,8 @@ def parity_over_time(
     rows:list # of a run's `metrics()`
 ) -> Figure:
     "How evenly the classes are spread, epoch by epoch, and how many pictures could be read; of every task that measures it."
-    measured = [(t, k.removesuffix('_floor')) for t in _tasks(rows) for k in next(r for r in rows if r['task'] == t) if k.endswith('_floor')]
+    first = {task: next(r for r in rows if r['task'] == task) for task in _tasks(rows)}
+    measured = [(task, key.removesuffix('_floor')) for task, row in first.items() for key in row if key.endswith('_floor')]
     if not measured: return nothing('no task of this run measures how evenly classes are spread')
     fig = Figure(figsize=(max(5.4, 4.6 * len(measured)), 3.4), layout='constrained')
     axes = fig.subplots(2, len(measured), squeeze=False, sharex='col', height_ratios=[3, 1])
@@ -488,7 +520,8 @@ def boxed(
     canvas = image.convert('RGB').resize((image.width * scale, image.height * scale), Image.NEAREST)
     draw, names = ImageDraw.Draw(canvas), sorted({name for name, *_ in boxes})
     for name, score, box in boxes:
-        colour, (x0, y0, x1, y1) = COLOURS[names.index(name) % 6], [min(max(v, 0.), 1.) * size for v, size in zip(box, canvas.size * 2)]
+        colour = COLOURS[names.index(name) % 6]
+        x0, y0, x1, y1 = (min(max(v, 0.), 1.) * size for v, size in zip(box, canvas.size * 2))
         if not (x1 > x0 and y1 > y0): continue
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=3)
         label, place = f'{name} {score:.0%}', (x0 + 4, y0 + 2)
@@ -513,14 +546,18 @@ def composition_sheet(
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     ax.axis('off')
     ax.text(.08, height - .08, f'What the detector saw, and the reward {reward}', va='top', fontsize=10)
-    for start in range(0, len(shown), columns): _boxed_row(ax, task, reward, shown[start:start + columns], images[start:start + columns], side, height - .35 - (start // columns + 1) * (high + .52) + high / 2 + .05)
+    for start in range(0, len(shown), columns):
+        part = slice(start, start + columns)
+        y = height - .35 - (start // columns + 1) * (high + .52) + high / 2 + .05
+        _boxed_row(ax, task, reward, shown[part], images[part], side, y)
     return fig
 
 def _boxed_row(ax, task, reward, shown, images, side, y):
     "Some pictures beside each other, with their prompts above and what they were worth."
     top = y + side * _shape(images[0]) / 2
     for i, x in zip(shown, _row(ax, images, .08, y, side)):
-        ax.text(x - side / 2, top + .04, '\n'.join([*wrap(task.samples['prompt'][i], 34)[:2], f'{task.samples[reward][i]:.2f}']), fontsize=7.5, va='bottom')
+        lines = [*wrap(task.samples['prompt'][i], 34)[:2], f'{task.samples[reward][i]:.2f}']
+        ax.text(x - side / 2, top + .04, '\n'.join(lines), fontsize=7.5, va='bottom')
 
 # %% ../../nbs/ui/01_plots.ipynb #c48f4a31
 @styled
@@ -528,11 +565,14 @@ def objective_shares(
     rows:list # of a run's `metrics()`
 ) -> Figure:
     "Each objective's share of all advantages' variance, and of the gradient where a strategy weighs them."
-    kinds = [(key, label) for key, label in (('advantage_share', "share of the\nadvantages' variance"), ('gradient_weight', "weight in the\ngradient's mixture")) if any(key in r for r in rows)]
+    labels = dict(advantage_share="share of the\nadvantages' variance", gradient_weight="weight in the\ngradient's mixture")
+    kinds = [(key, label) for key, label in labels.items() if any(key in r for r in rows)]
     tasks = _tasks(rows)
     if not kinds or len(tasks) < 2: return nothing('this run has one objective: it has all the say')
     fig, axes = _panels(len(kinds), 'Which objective has how much say', 2, 4.6, 2.8)
-    for ax, (key, label) in zip(axes, kinds): _stacked(ax, {t: dict(zip(*_points([r for r in rows if r['task'] == t], key))) for t in tasks}, label)
+    of_task = {task: [r for r in rows if r['task'] == task] for task in tasks}
+    for ax, (key, label) in zip(axes, kinds):
+        _stacked(ax, {task: dict(zip(*_points(mine, key))) for task, mine in of_task.items()}, label)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
 
@@ -542,8 +582,11 @@ def _stacked(ax, values, label):
     columns = [[v.get(e, 0.) for e in epochs] for v in values.values()]
     if len(epochs) > 1: ax.stackplot(epochs, columns, labels=list(values), colors=COLOURS, alpha=.85, lw=0)
     else:
-        for i, name in enumerate(values): ax.bar(epochs, columns[i], .5, np.sum(columns[:i], 0) if i else 0, color=COLOURS[i % 8], label=name)
-    ax.set(xlabel='epoch', ylabel=label, ylim=(0, None), xlim=(epochs[0] - .5 * (len(epochs) == 1), epochs[-1] + .5 * (len(epochs) == 1)) if epochs else None)
+        for i, name in enumerate(values):
+            below = np.sum(columns[:i], 0) if i else 0
+            ax.bar(epochs, columns[i], .5, below, color=COLOURS[i % 8], label=name)
+    room = .5 if len(epochs) == 1 else 0
+    ax.set(xlabel='epoch', ylabel=label, ylim=(0, None), xlim=(epochs[0] - room, epochs[-1] + room) if epochs else None)
     _whole_epochs(ax)
 
 @styled
@@ -572,16 +615,18 @@ def gradient_cosines(
 # %% ../../nbs/ui/01_plots.ipynb #cae9c2a2
 @styled
 def tax_matrix(
-    table:pd.DataFrame # a row per model, a column per objective: the share of the specialist's gain that the model has; NaN where it was not measured
+    table:pd.DataFrame # a row per model, a column per objective: share of the specialist's gain; NaN where it was not measured
 ) -> Figure:
     "Who keeps how much of what a specialist gains; below 0 a model is worse than the base."
     if not table.size: return nothing('no models are compared yet')
     values = table.to_numpy(float)
     fig = Figure(figsize=(2.2 + 1.1 * values.shape[1], 1.3 + .5 * len(values)), layout='constrained')
     ax = fig.subplots()
-    shown = ax.imshow(np.ma.masked_invalid(np.clip(values, -1, 1)), cmap='RdBu', vmin=-1, vmax=1, aspect='auto')   # red to blue: safe for those who see no green
+    # red to blue: safe for those who see no green
+    shown = ax.imshow(np.ma.masked_invalid(np.clip(values, -1, 1)), cmap='RdBu', vmin=-1, vmax=1, aspect='auto')
     for (i, j), v in np.ndenumerate(values):
-        ax.text(j, i, f'{v:.0%}' if math.isfinite(v) else 'not measured', ha='center', va='center', fontsize=9 if math.isfinite(v) else 7, color='white' if math.isfinite(v) and abs(v) > .6 else 'k')
+        text, size = (f'{v:.0%}', 9) if math.isfinite(v) else ('not measured', 7)
+        ax.text(j, i, text, ha='center', va='center', fontsize=size, color='white' if math.isfinite(v) and abs(v) > .6 else 'k')
     ax.set(xticks=range(values.shape[1]), xticklabels=table.columns, yticks=range(len(values)), yticklabels=table.index)
     _title(fig, "How much of a specialist's gain each model has")
     ax.tick_params(length=0)
@@ -596,7 +641,9 @@ def _of_sheet(image, columns, pad):
     if side < 1: return [image]                                                  # no sheet of so many columns
     high = [s for s in range(1, image.height + 1) if (image.height + pad) % (s + pad) == 0]
     tall = min(high, key=lambda s: abs(s - side))
-    return [image.crop((c * (side + pad), r * (tall + pad), c * (side + pad) + side, r * (tall + pad) + tall)) for r in range((image.height + pad) // (tall + pad)) for c in range(columns)]
+    rows = range((image.height + pad) // (tall + pad))
+    corners = [(c * (side + pad), r * (tall + pad)) for r in rows for c in range(columns)]
+    return [image.crop((x, y, x + side, y + tall)) for x, y in corners]
 
 def _spread_out(items, count):
     "So many of a list, evenly, with the first and the last."

@@ -163,7 +163,7 @@ def test_it_raises_its_reward():
 
 @pytest.mark.parametrize('attempt, words', [
     (lambda: branch_rollout(policy(), PROMPTS, GROUPS, 0), 'branching must be in 1 … 5 .*got 0'), (lambda: branch_rollout(policy(), PROMPTS, torch.zeros(8, dtype=torch.long), 2), 'group 0 has several prompts'),
-    (lambda: BranchSampler(first=0.), r'first must be in \(0, 1\]; got 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low should not be above high'), (lambda: trained_steps(0, 1, 5, 2.), r'first must be in \(0, 1\]; got 2.0'),
+    (lambda: BranchSampler(first=0.), r'first must be in \(0, 1\]; got 0.0'), (lambda: Contrastive(high=-1., low=1.), 'low must not be above high'), (lambda: trained_steps(0, 1, 5, 2.), r'first must be in \(0, 1\]; got 2.0'),
     (lambda: TreeSampler(()), r'splits must be .*got \(\)'), (lambda: TreeSampler((2, 1)), r'splits must be .*got \(2, 1\)'), (lambda: TreeSampler((1, 1)), 'ascending steps')])
 def test_bad_input_is_named(attempt, words):
     with pytest.raises(ValueError, match=words): attempt()

@@ -86,6 +86,6 @@ def test_eval_of_any_other_model(tmp_path, capsys, monkeypatch):
     for argv, words in ((['eval', str(tmp_path / 'm'), '--out', str(tmp_path / 'x')], '--against'), (['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'x'), '--rewards', 'beauty'], "reward 'beauty' does not exist"),
                         (['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'x'), '--size', '0'], 'size is 0'), (['tax', str(tmp_path / 'm'), '--out', str(tmp_path / 'x')], 'holds no run'),
                         (['tax', str(tmp_path / 'run'), str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'same name'), (['tax', str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'emoji world'),
-                        (['train', 'crispness', '--watch', 'beauty', '--out', str(tmp_path / 'y')], "reward 'beauty'"), (['train', 'crispness', '--patience', '2'], 'nothing is watched')):
+                        (['train', 'crispness', '--watch', 'beauty', '--out', str(tmp_path / 'y')], "reward 'beauty'"), (['train', 'crispness', '--patience', '2'], 'watch is empty')):
         capsys.readouterr()
         assert main(argv) == 2 and words in capsys.readouterr().err and not (tmp_path / 'y').exists()
