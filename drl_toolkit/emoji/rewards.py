@@ -16,42 +16,56 @@ from ..rewards.preference import preference
 from ..rewards.reward import Card, Reward, Observations, clip_score
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11c5
-def wanted_classes(prompt:str) -> list: # of class names
+def wanted_classes(
+    prompt:str
+) -> list:   # of class names
     "The detector's names for what a prompt asks for. Raises `ValueError` for a prompt outside the vocabulary."
     wanted = world.parse(prompt)
     return [world.PERSON] if wanted.kind == 'portrait' else list(dict.fromkeys(wanted.names))
 
 def presence(
     found:Detections,
-    image:int,
+    image:int,        # index in the batch
     prompt:str
 ) -> torch.Tensor:    # () in [0, 1]
     "Mean over the prompt's objects of the best confidence. [P Eq 13]"
     return torch.stack([found.best(image, n) for n in wanted_classes(prompt)]).mean()
 
-def count_credit(found:Detections, image:int, wanted:world.Wanted) -> float: # in [0, 1]
+def count_credit(
+    found:Detections,
+    image:int,            # index in the batch
+    wanted:world.Wanted   # of kind 'count'
+) -> float:               # in [0, 1]
     "How near the number of objects is to the one asked for."
-    return near_count(sum(name == wanted.names[0] for name, _, _ in found.above(image)), wanted.count)
+    names = [name for name, _, _ in found.above(image)]
+    return near_count(names.count(wanted.names[0]), wanted.count)
 
-def strictness(found:Detections, image:int, prompt:str) -> torch.Tensor: # () in [0, 1]
+def strictness(
+    found:Detections,
+    image:int,        # index in the batch
+    prompt:str
+) -> torch.Tensor:    # () in [0, 1]
     "Presence, times what the count or the relation is worth."
     wanted, value = world.parse(prompt), presence(found, image, prompt)
     if wanted.kind == 'count': return value * count_credit(found, image, wanted)
-    if wanted.kind == 'pair' and wanted.names[0] != wanted.names[1]: return value * side_credit(found, image, wanted.names, 'above' if wanted.relation == 'above' else 'beside')
-    return value
+    if wanted.kind != 'pair' or wanted.names[0] == wanted.names[1]: return value
+    side = 'above' if wanted.relation == 'above' else 'beside'
+    return value * side_credit(found, image, wanted.names, side)
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11c6
 def composition_reward(
     detector:Detector=None,  # the shipped one when None
     strict:bool=False,       # relation and count too
-    name:str=None,
+    name:str=None,           # of the reward; 'composition' or 'strict_composition' when None
 ) -> Reward:
     "The composition reward of any detector that knows the world's classes."
     judge = strictness if strict else presence
     def score(images, prompts):
         found = (detector or shipped_detector())(images)
-        return torch.stack([judge(found, i, p) for i, p in enumerate(prompts)]), {'boxes': Observations([found.above(i, .3) for i in range(len(prompts))])}
-    card = Card('confidence that what the prompt names is there' + (', in the right number and place' if strict else ''), 'probability', '0 … 1',
+        values = torch.stack([judge(found, i, p) for i, p in enumerate(prompts)])
+        return values, {'boxes': Observations([found.above(i, .3) for i in range(len(prompts))])}
+    what = 'confidence that what the prompt names is there' + (', in the right number and place' if strict else '')
+    card = Card(what, 'probability', '0 … 1',
                 'the shipped RT-DETR' if detector is None else 'a transformers detector',
                 'objects as the detector likes them best: large, plain, in the middle of their half',
                 'Apache-2.0' if detector is None else "the detector's")
@@ -60,7 +74,10 @@ def composition_reward(
 composition, strict_composition = composition_reward(), composition_reward(strict=True)
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11cc
-fairness, rare_fairness, shared_fairness = (fairness_reward(credit=c, name=n) for c, n in dict(own='fairness', rare='rare_fairness', shared='shared_fairness').items())
+fairness = fairness_reward()
+rare_fairness = fairness_reward(credit='rare', name='rare_fairness')
+shared_fairness = fairness_reward(credit='shared', name='shared_fairness')
 fairness.measured_by = rare_fairness.measured_by = shared_fairness
 
-EMOJI_REWARDS = (clip_score, composition, strict_composition, preference, fairness)   # what the recipes train, for comparison with a new reward
+# What the recipes train, for comparison with a new reward.
+EMOJI_REWARDS = (clip_score, composition, strict_composition, preference, fairness)

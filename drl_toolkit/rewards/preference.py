@@ -21,11 +21,13 @@ def preference_reward(
     def score(images, prompts):
         source, device = str(model or assets_dir() / 'preference'), str(images.device)
         scale = load_clip(source, weights, device)[0].logit_scale.exp()
-        return scale * (image_features(images, source, weights) * text_features(prompts, source, weights, device)).sum(1)
+        cosine = (image_features(images, source, weights) * text_features(prompts, source, weights, device)).sum(1)
+        return scale * cosine
     what = f'open_clip {model}' if model else 'a CLIP fine-tuned on synthetic pairs; no person was asked'
-    return Reward(score, name, card=Card('how much raters like the picture for its prompt', 'log-odds', 'comparable within a prompt', what,
-                                         'the cleanest drawing of the prompt, always the same one: it asks for no variety',
-                                         "the checkpoint's" if model else 'Apache-2.0'))
+    card = Card('how much raters like the picture for its prompt', 'log-odds', 'comparable within a prompt', what,
+                'the cleanest drawing of the prompt, always the same one: it asks for no variety',
+                "the checkpoint's" if model else 'Apache-2.0')
+    return Reward(score, name, card=card)
 
 preference = preference_reward()
 
@@ -50,5 +52,6 @@ def pick_score(
         inputs = processed(process, images, text=list(prompts), padding=True, truncation=True)
         out = clip(**inputs)
         return clip.logit_scale.exp() * (out.image_embeds * out.text_embeds).sum(1)
-    return Reward(score, name, card=Card('how much people like the picture for its prompt', 'log-odds', 'comparable within a prompt', model,
-                                         'saturated colours, busy detail and one house style', "MIT (the code's; the model card names none)"))
+    card = Card('how much people like the picture for its prompt', 'log-odds', 'comparable within a prompt', model,
+                'saturated colours, busy detail and one house style', "MIT (the code's; the model card names none)")
+    return Reward(score, name, card=card)

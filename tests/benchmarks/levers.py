@@ -56,12 +56,12 @@ def prompts_read_every_time(trainer):
 @contextmanager
 def inference(trainer):
     "Sampling in inference mode, which tracks even less than no_grad."
-    draw = RolloutSampler.draw
+    sample = RolloutSampler.sample
     def fast(*args, **options):
-        with torch.inference_mode(): found = draw(*args, **options)
+        with torch.inference_mode(): found = sample(*args, **options)
         found.latents, found.log_probs = found.latents.clone(), found.log_probs.clone()                 # so that autograd may use them
         return found
-    with mock.patch.object(RolloutSampler, 'draw', fast): yield
+    with mock.patch.object(RolloutSampler, 'sample', fast): yield
 
 def unfused(trainer): trainer.optimizer.param_groups[0]['fused'] = False
 
