@@ -43,7 +43,7 @@ app: $(VENV)/.installed
 clean-demo:
 	rm -rf $(DEMO)
 
-test: test-python test-notebooks
+test: lint test-python test-notebooks
 	@echo '== All tests passed.'
 
 test-long: export LONG = 1

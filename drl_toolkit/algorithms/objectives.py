@@ -230,7 +230,7 @@ class MatchingLikelihood:
         "Squared distance to the reference model's prediction, mean over dimensions."
         return _weighted((now - rows['reference']).square().mean((1, 2, 3)), weights)
 
-LIKELIHOODS = dict(path=PathLikelihood(), matching=MatchingLikelihood())
+LIKELIHOODS:dict[str, PathLikelihood|MatchingLikelihood] = dict(path=PathLikelihood(), matching=MatchingLikelihood())
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #59f74f25
 class Surrogate:

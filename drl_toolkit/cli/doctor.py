@@ -113,7 +113,7 @@ def tested_libraries() -> Finding:
     if wanted is None: return Finding('libraries: drl_toolkit was not installed by pip, so nobody knows which it needs')
     have = {r.name: found for r in wanted[1] if (found := _installed(r.name))}
     missing = [f'{r.name} is not installed' for r in wanted[1] if r.name not in have]
-    wrong = missing + [line for name, found in [('drl_toolkit', wanted), *have.items()] for line in _unmet(name, *found, have)]
+    wrong = missing + [line for name, found in [('drl_toolkit', wanted), *have.items()] for line in _unmet(name, *found, have=have)]
     cure = f"pip install -c {assets_dir() / 'constraints.txt'} drl_toolkit installs versions that were tested together"
     return Finding(f'libraries: {"; ".join(wrong)}', cure) if wrong else Finding(f'libraries: {_compared(have)}')
 

@@ -50,7 +50,8 @@ class Shards:
         processes:Processes,
     ):
         self.policy, self.processes, self.network, self.kind = policy, processes, policy.network, type(policy.network)
-        self.example = self.pending = None     # arguments of the first call; an output whose gradient is still to come
+        self.example = None                          # arguments of the first call
+        self.pending:torch.Tensor|None = None        # an output whose gradient is still to come
         self.exchanged = []                    # weights that others stand in for
         processes.copy_from_main(policy.parameters())
         names = list(policy.named_parameters())
@@ -127,7 +128,8 @@ def join_collective(self:Shards, need:str):
 @patch
 def _finish(self:Shards):
     "The way back of an answer that nobody looks at."
-    answer, self.pending = self.pending, None
+    answer = self.pending
+    self.pending = None
     answer.backward(torch.zeros_like(answer))
 
 @patch

@@ -142,8 +142,8 @@ def paired_row(
     "A line of the table from paired values."
     change = tuned - base
     low, high = bootstrap(change, clusters)
-    means = (v.mean().item() for v in (base, tuned, change))
-    return Row(objective, prompts, *means, low, high, better, floor, pictures or len(base))
+    base_mean, tuned_mean, mean_change = (v.mean().item() for v in (base, tuned, change))
+    return Row(objective, prompts, base_mean, tuned_mean, mean_change, low, high, better, floor, pictures or len(base))
 
 def wins_of(
     base:torch.Tensor,    # (B,) scores, prompt by prompt and seed by seed
@@ -178,8 +178,8 @@ def table(
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     aligned = [[c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in cells]
     rule = ['-' * (w + 2) if i < 2 else '-' * (w + 1) + ':' for i, w in enumerate(widths)]
-    head, *lines = ['| ' + ' | '.join(row) + ' |' for row in aligned]
-    return '\n'.join([head, '|' + '|'.join(rule) + '|', *lines])
+    titles, *lines = ['| ' + ' | '.join(row) + ' |' for row in aligned]
+    return '\n'.join([titles, '|' + '|'.join(rule) + '|', *lines])
 
 def _cells(row):
     "A row of the table as strings."

@@ -136,7 +136,7 @@ class Stream(ABC):
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
     name: str
-    prompts: list                 # of strings, or a `Stream`
+    prompts: list|Stream          # of strings, when it is a list
     reward: Reward                # or a plain function; or a list of them, whose advantages are added
     group_size: int = 1           # samples that share one prompt
     samples: int = 64             # per epoch; rounded up to whole groups

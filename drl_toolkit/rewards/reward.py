@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -115,6 +115,7 @@ class Reward:
     "A checked reward function. Made by `@reward`; `score` is the function as written, without checks."
     headline = ''     # the metric by which people judge it, where that is not the mean of its values; with a minus before it, less is better: '-parity'
     _measure = None
+    __array_ufunc__ = None   # numpy's numbers leave the arithmetic to us
 
     def __init__(self,
         score:Callable,      # (images (B, 3, H, W), prompts) -> (B,), or with a dict of metrics; a group's may return one number
@@ -378,7 +379,7 @@ clip_score = clip_reward()
 class Loaded(NamedTuple):
     "A model of transformers and what its inputs go through."
     model: nn.Module      # in float32 and evaluation mode; its weights take no gradient
-    processor: Callable   # images or texts -> what the model takes
+    processor: Any        # images or texts -> what the model takes
 
 def load_frozen(
     kind:str,                       # class of transformers, such as 'AutoModelForObjectDetection'
@@ -486,7 +487,6 @@ def _truediv(self, other):
     return Combination(operator.truediv, '{}/{}', (self, float(other)), _PRODUCT, (_PRODUCT, _ATOM))
 
 for _name, _function in dict(add=_add, radd=_radd, sub=_sub, rsub=_rsub, mul=_mul, rmul=_mul, neg=_neg, truediv=_truediv).items(): setattr(Reward, f'__{_name}__', _function)
-Reward.__array_ufunc__ = None   # numpy's numbers leave the arithmetic to us
 
 @patch
 def clip(self:Reward,

@@ -129,7 +129,7 @@ def reward_app(
 
     @app.exception_handler(404)
     @app.exception_handler(405)
-    async def elsewhere(request:Request, error:Exception):
+    async def elsewhere(request:Request, error):
         return await refuse(Refusal(error.status_code, f'nothing is at {request.url.path[:80]!r}; ask at /'), request)
 
     return app

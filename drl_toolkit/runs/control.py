@@ -75,7 +75,7 @@ def ask(
 class ControlCallback(Callback):
     "Does what is wanted, between epochs. The last of the callbacks, so that the others have seen the epoch when it waits."
     def __init__(self,
-        run:Run,
+        run:Run,  # that is written
         control=None,      # has a `want` and `met`, as the run's `Control`, which it is when None
         every:float=.2,    # seconds between two looks while it waits
     ):

@@ -25,7 +25,7 @@ def sampler_of(
     return {name: config[name] for name in SAMPLER if name in config}
 
 def checked_weights(
-    run:Run,
+    run:Run,  # with weights
 ) -> Path:
     "A run's weights/, once all of it is as it was written."
     try: check_manifest(run.inside('weights'))

@@ -76,7 +76,7 @@ def _note_row(task, reward):
 class Recorder(Callback):
     "Writes a run while a trainer works."
     def __init__(self,
-        run:Run,
+        run:Run,  # opened for writing
         prompts:list[str],     # of the sheets
         seed:int=1,            # of the sheets; not the run's own, so that these images are never trained on
         every:int=5,           # epochs between two sheets; there is a checkpoint after each epoch
@@ -129,13 +129,14 @@ class Recorder(Callback):
             return
         prefix = '' if trainer.ema is None else 'average/'
         weights = [saved[f'{prefix}{name}'].to(p) for name, p in trainer.policy.named_parameters().items()]
-        note = f"\n\nThese are the weights after {epochs} of the epochs, which had the best {self.run.config['keep_best']}: {best.value:.4g}."
+        rule = self.run.config['keep_best']
+        note = f'\n\nThese are the weights after {epochs} of the epochs, which had the best {rule}: {best.value:.4g}.'
         with trainer.policy.swapped(weights): self.run.save_weights(trainer.policy, training_notes(trainer) + note, 'best')
 
 # %% ../../nbs/runs/05_recorder.ipynb #3189de1a
 def resume(
     trainer,
-    run:Run,
+    run:Run,  # opened for writing
 ) -> int: # epochs done
     "Take up a run's newest checkpoint that is as it was written, and say which ones are not; without a checkpoint, the start."
     damaged = []

@@ -26,7 +26,7 @@ from ..utils.images import sheet, to_pil
 
 # %% ../../nbs/runs/08_recordings.ipynb #f5655ae9
 def cells(
-    canvas:Image.Image,
+    canvas:Image.Image,  # the whole grid
     columns:int,    # images in a row
     count:int,      # of images, row by row
 ) -> list[Image.Image]:
@@ -38,7 +38,8 @@ def cells(
     corners = [(i % columns * w, i // columns * h) for i in range(count)]
     return [canvas.crop((x, y, x + w, y + h)) for x, y in corners]
 
-MOST_PIXELS = 2**25   # of a file of frames; those that are written here have a tenth at most, and a small file can claim more than fits in memory
+# Of a file of frames. Those that are written here have a tenth at most, and a small file can claim more than fits in memory.
+MOST_PIXELS = 2**25
 
 def _open_grid(file, columns, count):
     "The images of a WebP file; any other file is an error that names it."
@@ -52,7 +53,8 @@ COLUMNS = 8                     # of the pictures
 _STEPS = dict(steps=int, timesteps=float, log_prob=float, ratio=float, kl=float, trained=bool, clipped=bool, noise_std=float)
 
 class Path:
-    """A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
+    """
+A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
 
     steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
     timesteps  as the network takes them
@@ -63,9 +65,11 @@ class Path:
     clipped    whether the update has moved its ratio out of the clip range, where it has no gradient any more
     noise_std  of the noise that the step adds
     """
+    steps: np.ndarray   # (T,); with the other columns of `_STEPS`
+
     def __init__(self,
         note:dict,    # the path's part of frames.json
-        prompt:str,
+        prompt:str,  # of the sample
         strip:File,   # of its images
     ):
         self.sample, self.advantage = int(note['sample']), _number(note['advantage'])
@@ -103,7 +107,7 @@ class TaskFrames:
     paths       of a few samples, a `Path` each
     """
     def __init__(self,
-        name:str,
+        name:str,  # of the task
         note:dict,    # the task's part of frames.json
         inside,       # file name -> path in the epoch's folder
     ):
@@ -154,12 +158,13 @@ class Frames:
         note:dict,   # what frames.json holds
         inside,      # file name -> path in the epoch's folder
     ):
-        if not isinstance(note['schema'], int) or note['schema'] > SCHEMA: raise ValueError(f"schema {note['schema']!r:.20} is later than {SCHEMA}, which this version reads")
+        schema = note['schema']
+        if not isinstance(schema, int) or schema > SCHEMA: raise ValueError(f'schema {schema!r:.20} is later than {SCHEMA}, which this version reads')
         self.epoch = epoch
         self.tasks = {name: TaskFrames(name, task, inside) for name, task in note['tasks'].items()}
 
 def recorded_epochs(
-    run:Run,
+    run:Run,  # whose frames they are
 ) -> list[int]: # as in metrics.jsonl, ascending
     "The epochs of which something was kept. A half-written one has another name."
     try: names = [p.name for p in run.inside('frames').iterdir()]
@@ -167,7 +172,7 @@ def recorded_epochs(
     return sorted(int(n.removeprefix('epoch_')) for n in names if re.fullmatch(r'epoch_\d{4,9}', n, re.ASCII))
 
 def read_frames(
-    run:Run,
+    run:Run,  # whose frames they are
     epoch:int,   # one of `recorded_epochs`
 ) -> Frames:
     "What is kept of an epoch. Raises `RunError` that names the file that is wrong."
@@ -207,7 +212,7 @@ def _files(tasks, side, quality):
     return found
 
 def save_frames(
-    run:Run,
+    run:Run,  # whose frames they are
     epoch:int,            # as in metrics.jsonl
     notes:dict,           # task's name -> its part of frames.json
     pictures:dict,        # task's name -> (list of PIL images, list of (noisy, predicted)), as `shown` and `paths` say
@@ -371,7 +376,7 @@ class FinishedPaths(NamedTuple):
 class FrameRecorder(Callback):
     "Keeps something of an epoch to look at, within a share of the training time."
     def __init__(self,
-        run:Run,
+        run:Run,  # whose frames they are
         paths:int=2,       # that are followed, of each task
         pictures:int=16,   # images that are kept, of each task
         share:float=.03,   # of the training time that this may take; the first and the last epoch are kept whatever it takes
@@ -473,5 +478,6 @@ def slim_copy(
     Run.open(run)
     left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | ({'weights'} if not weights else set())
     def skipped(at, names):
-        return [name for name in names if name.startswith('.') or File(at) == File(run) and name in left_out or (File(at) / name).is_symlink()]
+        of_run = left_out if File(at) == File(run) else ()
+        return [name for name in names if name.startswith('.') or name in of_run or (File(at) / name).is_symlink()]
     return atomic_write(folder, lambda part: shutil.copytree(run, part, ignore=skipped))

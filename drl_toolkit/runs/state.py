@@ -86,7 +86,7 @@ class SavedState(NamedTuple):
     extra: dict      # what else was saved
 
 def read_state(
-    path:Path,
+    path:Path,  # folder of a checkpoint
     moments:bool=True,   # the optimiser's, too
     epoch:int=None,      # as for `load_state`
 ) -> SavedState:
@@ -121,7 +121,7 @@ def _tensors(file):
 
 @torch.no_grad()
 def load_state(
-    path:Path,
+    path:Path,  # folder of a checkpoint
     params:dict,         # name -> tensor; filled in place
     optimizer=None,      # takes its moments back
     epoch:int=None,      # epochs done, where that is known: a state of another epoch is refused

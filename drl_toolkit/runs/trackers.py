@@ -37,7 +37,7 @@ def check_trackers(
 class Trackers(Callback):
     "Sends what is recorded to trackers. After the `Recorder`, whose sheets it sends."
     def __init__(self,
-        run:Run,
+        run:Run,  # that is recorded
         names:list[str],  # from `check_trackers`
     ):
         self.run, self.names = run, names

@@ -17,7 +17,7 @@ from .policy import Policy
 
 # %% ../../nbs/sampling/11_embeddings.ipynb #88da574b
 def text_identity(
-    policy:Policy,
+    policy:Policy,  # whose text encoders are cached
 ) -> str:   # hexadecimal
     "A hash of what decides a prompt's embeddings. It reads every weight of the text encoders once."
     import diffusers, transformers
@@ -36,8 +36,8 @@ def text_identity(
 class EmbeddingCache:
     "Embeddings of prompts on disk. Give it to a policy: `policy.cache = EmbeddingCache(folder, policy)`."
     def __init__(self,
-        folder:Path,
-        policy:Policy,
+        folder:Path,  # made when the first prompt is kept
+        policy:Policy,  # whose text encoders are cached
         max_bytes:int=2**33,   # of the folder, for all models and processes that share it
     ):
         if policy.train_text_encoder:
@@ -51,7 +51,7 @@ class EmbeddingCache:
         self._trim()
 
     def path(self,
-        prompt:str,
+        prompt:str,  # as it is encoded
     ) -> Path:
         "Where a prompt's embeddings lie."
         name = f'{self.identity}/{prompt}'.encode('utf-8', 'surrogatepass')
@@ -59,7 +59,7 @@ class EmbeddingCache:
         return self.folder / key[:2] / f'{key}.safetensors'
 
     def get(self,
-        prompt:str,
+        prompt:str,  # as it is encoded
     ) -> dict[str, torch.Tensor]: # name -> tensor; None where the prompt is not kept
         "A prompt's embeddings."
         path = self.path(prompt)
@@ -71,7 +71,7 @@ class EmbeddingCache:
         return found
 
     def put(self,
-        prompt:str,
+        prompt:str,  # as it is encoded
         embeddings:dict,  # name -> tensor
     ):
         "Keep a prompt's embeddings, whole or not at all."

@@ -46,7 +46,8 @@ def find_model(
         raise FileNotFoundError(f'model {name!r} is a single file; {_how_to_convert(path)}')
     hub_id = re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not path.exists() and not name.startswith('.')
     if hub_id: return _on_hub(name)
-    raise FileNotFoundError(f"model must be a folder saved by save_pretrained, a hub id 'owner/name' or 'demo'; got {name!r}, which is no folder")
+    right = "a folder saved by save_pretrained, a hub id 'owner/name' or 'demo'"
+    raise FileNotFoundError(f'model must be {right}; got {name!r}, which is no folder')
 
 def _check_has_index(folder):
     "Refuse a folder that is no pipeline's."
@@ -110,7 +111,8 @@ def check_folder(
         elif name != 'scheduler': variants.add(_variant(folder, name, files))
     named = sorted(variants - {None})
     if len(named) > 1:
-        raise ValueError(f'model {str(folder)!r} has weights of the variants {", ".join(named)}, and none of all its parts; one variant is right')
+        raise ValueError(f'model {str(folder)!r} has weights of the variants {", ".join(named)}, '
+                         'and none of all its parts; one variant is right')
     return named[0] if named else None
 
 def _check_needed(folder, index):
@@ -125,7 +127,8 @@ def _files_of(folder, name):
     "The names of a part's files."
     files = [p.name for p in (folder / name).iterdir()] if (folder / name).is_dir() else []
     if files: return files
-    raise FileNotFoundError(f'model {str(folder)!r} has no {name}/, which its model_index.json names; a whole folder, as save_pretrained writes it, is right')
+    raise FileNotFoundError(f'model {str(folder)!r} has no {name}/, which its model_index.json names; '
+                            'a whole folder, as save_pretrained writes it, is right')
 
 def _check_vocabulary(folder, name, files):
     if set(VOCABULARIES) & set(files): return
@@ -139,7 +142,8 @@ def _variant(folder, name, files):
     pickled = next((file for file in sorted(files) if file.endswith(PICKLES)), None)
     if pickled:
         raise ValueError(f'{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is unpickled here; '
-                         'where you trust them, load the folder with plain diffusers and save it again by save_pretrained, which writes .safetensors')
+                         'where you trust them, load the folder with plain diffusers and save it again by save_pretrained, '
+                         'which writes .safetensors')
     raise FileNotFoundError(f'{name}/ of model {str(folder)!r} has no weights; a .safetensors file is right')
 
 # %% ../../nbs/sampling/08_loading.ipynb #7a711e44
@@ -168,7 +172,8 @@ def open_pipeline(
         checker = dict(safety_checker=None, requires_safety_checker=False) if 'safety_checker' in index else {}
         pipeline = DiffusionPipeline.from_pretrained(found, dtype=torch.float32, use_safetensors=True, variant=variant, **checker)
     if variant:
-        say_once(f'model {str(model)!r}: its {variant} weights are the only ones; loaded from them, and computed in the precision that is asked for')
+        say_once(f'model {str(model)!r}: its {variant} weights are the only ones; '
+                 'loaded from them, and computed in the precision that is asked for')
     if found != str(model) != 'demo': pipeline.register_to_config(_name_or_path=str(model))   # the hub id, and not the folder of the cache
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -18,7 +18,7 @@ if TYPE_CHECKING: from peft import LoraConfig
 
 # %% ../../nbs/sampling/05_lora.ipynb #9de8d071
 def tuner_layers(
-    module:torch.nn.Module,
+    module:torch.nn.Module,  # a component of a pipeline
 ) -> dict[str, torch.nn.Module]:  # name -> layer, a `BaseTunerLayer`
     "The layers of a module that peft gave adapters."
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -68,7 +68,7 @@ def lora_factors(
     return Factors(torch.cat(downs), torch.cat(ups, 1))
 
 def active_factors(
-    module:torch.nn.Module,
+    module:torch.nn.Module,  # a component of a pipeline
 ) -> dict[str, Factors]:  # layer's name -> `lora_factors`
     "What a module's active adapters add to its weights."
     found = {}
@@ -78,7 +78,7 @@ def active_factors(
     return found
 
 def merge_adapters(
-    module:torch.nn.Module,
+    module:torch.nn.Module,  # a component of a pipeline
 ):
     "Add the active adapters to the weights, and take peft's layers out. Adapters that are switched off are dropped."
     for name, layer in tuner_layers(module).items():
@@ -90,7 +90,7 @@ def merge_adapters(
 
 def stacked_factors(
     first:dict,    # layer's name -> `Factors`, as of `active_factors`
-    second:dict,
+    second:dict,  # likewise
 ) -> dict[str, Factors]:
     "Two LoRAs as one: their matrices side by side."
     both = {}

@@ -131,7 +131,7 @@ class Load:
 WORKSPACE = 2**25             # bytes that PyTorch gives cuBLAS on a Hopper card
 
 def parameter_bytes(
-    module:torch.nn.Module,
+    module:torch.nn.Module,  # a component of a pipeline
 ) -> int:
     "Bytes of parameters and buffers, in their own precision."
     return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
@@ -186,7 +186,7 @@ def _peaks(policy, config, load, known):
     found = {}
     for name, phase in phases.items():
         found[name] = _once(known, phase, load.gpu, policy)
-        if phase.run is _sample: _batch(policy, 1)                            # later phases find the embeddings that it leaves, simulated now or before
+        if phase.run is _sample: _batch(policy, 1)      # later phases find the embeddings that it leaves, simulated now or before
     if load.reuse_graphs: found['graphs'] = _graphs(policy, drawn, load, known, found['decoding'])
     return found
 
@@ -291,8 +291,8 @@ class Plan(NamedTuple):
     load: Load
 
 def options_that_help(
-    config:PolicyConfig,
-    load:Load,
+    config:PolicyConfig,  # how it is sampled and what is trained
+    load:Load,  # how much is sampled and trained at once
 ) -> dict[str, Plan]:   # option -> the run with it
     "Changes that may save memory, as one would type them."
     options = {}

@@ -19,7 +19,7 @@ from .transitions import noise_process
 class Conditions:
     "Prompts of a batch: each distinct one once, and which row has which."
     prompts: tuple[str, ...]             # P distinct ones
-    tensors: dict[str, torch.Tensor]     # name -> (P, …) embeddings; empty when the text encoder is trained: they are then made anew at each use
+    tensors: dict[str, torch.Tensor]     # name -> (P, …) embeddings; empty when the text encoder is trained, which makes them at each use
     index: torch.Tensor                  # (B,) long
 
     def __len__(self): return len(self.index)
@@ -65,7 +65,8 @@ class Adapter:
         for name in needed:
             if getattr(self.pipeline, name, None) is None: raise ValueError(f'pipeline has no {name}; a {kind} needs {", ".join(needed)}')
         if getattr(self.network.config, 'time_cond_proj_dim', None):
-            raise ValueError(f'{self.network_name} takes the guidance scale as an embedding (distilled for few steps); such a network is not sampled here')
+            raise ValueError(f'{self.network_name} takes the guidance scale as an embedding (distilled for few steps); '
+                             'such a network is not sampled here')
         taken, given = self.latent_channels(), self.pipeline.vae.config.latent_channels
         if taken == given: return
         raise ValueError(f'{self.network_name} takes {taken} channels, but the latents of the VAE have {given}: '
@@ -119,7 +120,7 @@ class Adapter:
         return dict(prompt_embeds=self.pipeline.encode_prompt(prompts, self.device, 1, False)[0])
 
     def encode_negative(self,
-        prompt:str,
+        prompt:str,  # the negative prompt
     ) -> dict[str, torch.Tensor]:     # name -> (1, …)
         "What guidance goes away from; '' is the unconditional branch."
         return self.encode([prompt])
@@ -190,7 +191,8 @@ class StableDiffusionXL(Adapter):
 
     def encode_negative(self, prompt):
         negative = [prompt] if prompt else None
-        _, embeds, _, pooled = self.pipeline.encode_prompt([''], device=self.device, do_classifier_free_guidance=True, negative_prompt=negative)
+        _, embeds, _, pooled = self.pipeline.encode_prompt([''], device=self.device, do_classifier_free_guidance=True,
+                                                           negative_prompt=negative)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def forward(self, latents, timestep, embeddings, guidance_scale):
@@ -264,7 +266,8 @@ class Flux(Adapter):
         guidance = torch.full((count,), float(guidance_scale), device=device) if self.guided_by_input else None
         tokens = self.network(
             hidden_states=self.pipeline._pack_latents(latents, count, channels, height, width), timestep=timestep / 1000, guidance=guidance,
-            pooled_projections=embeddings['pooled_prompt_embeds'], encoder_hidden_states=prompt_embeds, img_ids=image_ids, txt_ids=text_ids).sample
+            pooled_projections=embeddings['pooled_prompt_embeds'], encoder_hidden_states=prompt_embeds,
+            img_ids=image_ids, txt_ids=text_ids).sample
         return self.pipeline._unpack_latents(tokens, self.image_size, self.image_size, self.pipeline.vae_scale_factor)
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #7d57c70c
@@ -277,11 +280,12 @@ class PixArtSigma(Adapter):
         return dict(prompt_embeds=embeds, prompt_attention_mask=mask)
 
     def forward(self, latents, timestep, embeddings, guidance_scale):
-        out = self.network(latents, encoder_hidden_states=embeddings['prompt_embeds'], encoder_attention_mask=embeddings['prompt_attention_mask'],
+        out = self.network(latents, encoder_hidden_states=embeddings['prompt_embeds'],
+                           encoder_attention_mask=embeddings['prompt_attention_mask'],
                            timestep=timestep, added_cond_kwargs=dict(resolution=None, aspect_ratio=None)).sample
         return out[:, :latents.shape[1]]
 
-ADAPTERS = dict(                          # class of a pipeline, by name: diffusers imports a class when it is asked for, and that takes a second
+ADAPTERS = dict(   # class of a pipeline, by name: diffusers imports a class when it is asked for, and that takes a second
     StableDiffusionPipeline=StableDiffusion,
     StableDiffusionXLPipeline=StableDiffusionXL,
     StableDiffusion3Pipeline=StableDiffusion3,

@@ -32,7 +32,7 @@ from .transitions import Gaussian, check_sampler, sampler_coefficients
 # %% ../../nbs/sampling/10_policy.ipynb #dff10e26
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']   # layers that LoRA joins in CLIP's text encoders
-LARGE = 100_000_000                                         # weights of a network that is too dear for padding batches, and for one batch beside another
+LARGE = 100_000_000            # weights of a network that is too dear for padding batches, and for one batch beside another
 
 class Policy:
     "A text-to-image pipeline as a policy over latents."
@@ -51,10 +51,10 @@ class Policy:
         self.latent_shape = self.adapter.latent_shape
         self.large = sum(p.numel() for p in self.network.parameters()) >= LARGE
         self.min_call_batch = self.min_batch_size or (1 if self.large else 16)
-        self.merged_lora = {}                                      # component -> factors of a LoRA that the pipeline came with, added to its weights
-        self.continues_lora = False                                # whether a LoRA that the pipeline came with is trained on
-        self.cache = None                                          # of embeddings on disk; notebook `sampling/11_embeddings`
-        self.shards = None                                         # `Shards` where the network lies in parts on several processes; see `use_shards`
+        self.merged_lora = {}           # component -> factors of a LoRA that the pipeline came with, added to its weights
+        self.continues_lora = False     # whether a LoRA that the pipeline came with is trained on
+        self.cache = None               # of embeddings on disk; notebook `sampling/11_embeddings`
+        self.shards = None              # `Shards` where the network lies in parts on several processes; see `use_shards`
         self._embeddings, self._negative = {}, None
         self._reference = None                                     # weights of the reference, where they are kept
         self._nfe, self._counting = 0, Lock()
@@ -80,7 +80,8 @@ class Policy:
         self.adapter.check_scheduler()
         if not reason: return
         self.config.scheduler = self.scheduler = type(self.pipeline.scheduler).__name__
-        say_once(f'scheduler: {reason}; sampling with {first_order_words(self.scheduler)} made from its configuration; --scheduler chooses another')
+        say_once(f'scheduler: {reason}; sampling with {first_order_words(self.scheduler)} made from its configuration; '
+                 '--scheduler chooses another')
 
     def __repr__(self):
         steps = f'{self.num_steps} steps of {type(self.pipeline.scheduler).__name__}'
@@ -126,7 +127,8 @@ def guided(self:Policy) -> bool:
 def takes_all_threads(self:Policy) -> bool:
     """Whether one batch is computed at a time.
 
-    So it is with a large network, where prompts are encoded in every call (tokenizers serve one thread), and where all processes call the network together."""
+    So it is with a large network, where prompts are encoded in every call (tokenizers serve one thread),
+    and where all processes call the network together."""
     return self.large or self.train_text_encoder or self.shards is not None
 
 @patch(as_prop=True)
@@ -178,7 +180,7 @@ def _refuse(self:Policy):
 
 def cast(
     module:torch.nn.Module,  # changed in place
-    kind:torch.dtype,
+    kind:torch.dtype,  # of the weights
 ):
     "All weights to one precision, but for those that the model's class wants in fp32."
     kept = set(getattr(module, '_keep_in_fp32_modules', None) or ())
@@ -231,7 +233,8 @@ def _remember(self:Policy, name, module):
     "Keep what a component's adapters add; whether they add something."
     try: factors = active_factors(module)
     except ValueError as e:
-        raise ValueError(f"train is 'lora', but the pipeline's own adapters cannot be saved together with it ({e}); it must be 'full'") from None
+        raise ValueError(f"train is 'lora', but the pipeline's own adapters cannot be saved together with it ({e}); "
+                         "it must be 'full'") from None
     if not any(up.any() for _, up in factors.values()): return False
     self.merged_lora[name] = factors
     return True
@@ -260,7 +263,9 @@ def encode(self:Policy,
 @patch
 @torch.no_grad()
 def _kept_embeddings(self:Policy, prompts):
-    "Embeddings that are computed once while they are kept. The oldest are dropped when they fill `MAX_EMBEDDING_BYTES`, but none of this batch."
+    """Embeddings that are computed once while they are kept.
+
+    The oldest are dropped when they fill `MAX_EMBEDDING_BYTES`, but none of this batch."""
     new = [p for p in prompts if p not in self._embeddings]
     for i in range(0, len(new), ENCODER_BATCH):
         batch = new[i:i + ENCODER_BATCH]
@@ -475,7 +480,7 @@ def use_shards(self:Policy,
 # %% ../../nbs/sampling/10_policy.ipynb #c0de6a36
 @patch
 def save(self:Policy,
-    folder:Path,
+    folder:Path,  # made where it is not there
     base:str=None,   # where the base model came from; the pipeline's own note when None
     notes:str='',    # Markdown for the model card: what it was trained on
 ) -> Path:           # the folder

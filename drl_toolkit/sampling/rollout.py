@@ -107,7 +107,7 @@ def worth_threads(
     return 1 < threads < 2 * parts
 
 def batch_size_for(
-    policy:Policy,
+    policy:Policy,  # that samples
     count:int,   # samples, or transitions
     most:int,    # in a batch
 ) -> int:        # in a batch
@@ -130,7 +130,7 @@ def in_parallel(
 
 # %% ../../nbs/sampling/12_rollout.ipynb #80062c87
 def rollout(
-    policy:Policy,
+    policy:Policy,  # that samples
     prompts:list[str],     # B of them
     seed:int=0,            # of the run
     epoch:int=0,           # of the run
@@ -154,7 +154,7 @@ def rollout(
 class GraphRecorder:
     "Predicts as the policy does, and keeps the graphs of chosen steps."
     def __init__(self,
-        policy:Policy,
+        policy:Policy,  # that samples
         steps:torch.Tensor,   # (B, k) long: which steps of each sample are kept
     ):
         self.policy, self.graphs = policy, []
@@ -186,7 +186,7 @@ class DenoisedPath(NamedTuple):
     log_probs: torch.Tensor   # (S, B); one step fewer where the first latents are pure noise
 
 def joined(
-    policy:Policy,
+    policy:Policy,  # that samples
     parts:list,    # of (latents (T+1, B, C, H, W), log-probs (T, B)), batch by batch
     prompts:list,  # of all batches
     seeds:list,    # of all batches
@@ -197,7 +197,7 @@ def joined(
     return Trajectory(latents, log_probs, policy.decode(latents[-1]), list(prompts), seeds)
 
 def generators_of(
-    seeds:list[int],
+    seeds:list[int],  # of the samples
 ) -> list[torch.Generator]:   # of the CPU
     "A generator of its own for each sample."
     return [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -210,7 +210,7 @@ def _sample_batch(policy, prompts, seeds, predict=None):
     return DenoisedPath(torch.cat([start[None], latents]), log_probs)
 
 def prepare_latents(
-    policy:Policy,
+    policy:Policy,  # that samples
     generators:list,  # one CPU generator per sample
 ) -> torch.Tensor:    # (B, C, H, W) x_T
     "Pure noise, as the policy's sampler starts from."
@@ -219,7 +219,7 @@ def prepare_latents(
 
 @torch.no_grad()
 def denoise(
-    policy:Policy,
+    policy:Policy,  # that samples
     latents:torch.Tensor,  # (B, C, H, W) before the first of the steps
     cond,                  # B rows, from `policy.encode`
     generators:list,       # one CPU generator per sample

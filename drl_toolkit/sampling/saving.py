@@ -41,7 +41,7 @@ PLAIN_LORA = dict(rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=F
 
 def save_lora(
     pipeline,        # of diffusers
-    folder:Path,
+    folder:Path,  # that is there
     trained:dict,    # component's name -> module with a LoRA
     merged:dict,     # component's name -> the factors of a LoRA that was added to its weights; {} where there was none
     rank:int,        # of the trained LoRA

@@ -26,13 +26,14 @@ def another_scheduler(
 
     `ValueError` where the class is unknown, has no such schedule, or belongs to another noise process."""
     kind = getattr(diffusers, name, None)
-    if not isinstance(kind, type) or not name.endswith('Scheduler'):
+    if not hasattr(kind, 'from_config') or not name.endswith('Scheduler'):
         raise ValueError(f"scheduler must be the name of a scheduler of diffusers, such as 'DDIMScheduler'; got {name!r}")
     config = scheduler.config
     try: made = kind.from_config(config, clip_sample=config.get('clip_sample', False), **conversion(name, config))
     except (TypeError, ValueError, ImportError) as e:
         reason = ' '.join(str(e).split())[:120]
-        raise ValueError(f'scheduler is {name!r}, which cannot be made from the configuration of {type(scheduler).__name__} ({reason})') from None
+        own = type(scheduler).__name__
+        raise ValueError(f'scheduler is {name!r}, which cannot be made from the configuration of {own} ({reason})') from None
     check_sampler(made)
     _check_same_process(scheduler, made)
     return made
@@ -51,7 +52,8 @@ def _check_same_process(own, made):
     if _same_process(own, made): return
     here, there = noise_process(own), noise_process(made)
     other = f'is of {_in_words(there)}' if here != there or here not in STOCHASTIC else 'has another schedule or prediction'
-    right = f'{STOCHASTIC[here]} is right' if here in STOCHASTIC else f'such a pipeline cannot be sampled here; one of {_known_processes()} is right'
+    if here in STOCHASTIC: right = f'{STOCHASTIC[here]} is right'
+    else: right = f'such a pipeline cannot be sampled here; one of {_known_processes()} is right'
     raise ValueError(f"scheduler is {type(made).__name__!r}, which {other}; "
                      f"the pipeline's own {type(own).__name__} is of {_in_words(here)}, so {right}")
 

@@ -46,7 +46,7 @@ class Gaussian:
         return self._masked(_reduce(each, reduce))
 
     def kl(self,
-        other:'Gaussian',
+        other:'Gaussian',  # of the same shape
         reduce:str='sum',    # over the latent dimensions: 'sum' or 'mean'
     ) -> torch.Tensor:       # (B,) nats; 0 where deterministic
         "KL(self ‖ other), in closed form."
@@ -210,7 +210,7 @@ def sampler_coefficients(
     sde:str=None,           # flow matching only: 'flow' (the default), 'dance' or 'cps'
     noise_level:float=None, # flow matching only: a of Flow-GRPO (default .7), ε of DanceGRPO (.3), or η of CPS (.7)
     stochastic_steps=None,  # indices of the steps that add noise; all that can when None
-    device='cpu',
+    device='cpu',  # of the coefficients
     prev_timestep:str='schedule', # DDIM only: where a step leads, one of `PREV_TIMESTEPS`
 ) -> SamplerCoefficients:
     """Coefficients of a scheduler's denoising steps.
@@ -262,12 +262,15 @@ def check_sampler(
     if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
         raise ValueError(f'eta must be in [0, 1], since the variance left for ε̂ is negative beyond it; got {eta!r}')
     for field, value in dict(sde=sde, noise_level=noise_level).items():
-        if value is not None and not _is_flow(scheduler): raise ValueError(f'{field} is {value!r}, but {name} has noise of its own; use eta')
+        if value is None or _is_flow(scheduler): continue
+        raise ValueError(f'{field} is {value!r}, but {name} has noise of its own; use eta')
     if sde is not None: _one_of(SDES, sde=sde)
-    if config.get('thresholding'): raise ValueError('scheduler.thresholding must be False, since the density is not Gaussian with it; got True')
+    if config.get('thresholding'):
+        raise ValueError('scheduler.thresholding must be False, since the density is not Gaussian with it; got True')
     _one_of(PREDICTIONS, **{'scheduler.prediction_type': _prediction(scheduler)})
     if _prediction(scheduler) == 'flow_prediction' and not _is_flow(scheduler) and not config.get('use_flow_sigmas'):
-        raise ValueError("scheduler.use_flow_sigmas must be True with prediction_type 'flow_prediction', since betas are no flow; got False")
+        raise ValueError("scheduler.use_flow_sigmas must be True with prediction_type 'flow_prediction', "
+                         'since betas are no flow; got False')
     most = config.num_train_timesteps
     if num_steps is None or 1 <= num_steps <= most or num_steps > most and noise_process(scheduler) == 'flow': return
     raise ValueError(f'num_steps must be in 1 … {most}, the timesteps of {name}; got {num_steps}')
@@ -283,7 +286,8 @@ def _check_timesteps(scheduler):
     if hasattr(scheduler, 'sigmas'): still = scheduler.sigmas[:wanted].cpu().diff() >= 0   # Karras' schedule may end where it is
     else: still = steps.diff() >= 0
     if still.any() or len(steps) != wanted:
-        raise ValueError(f'num_steps is {wanted}; {spaced} {type(scheduler).__name__} cannot part its timesteps into so many; another number is right')
+        raise ValueError(f'num_steps is {wanted}; {spaced} {type(scheduler).__name__} cannot part its timesteps into so many; '
+                         'another number is right')
 
 def _check_snr(scheduler, found):
     "Refuse ε-prediction at pure noise: a prediction that holds nothing of the clean latent would be divided by no signal."
@@ -344,7 +348,8 @@ def _(scheduler:DDPMScheduler, eta):
 def _(scheduler:EulerAncestralDiscreteScheduler, eta):
     "Down by an Euler step, up by noise."
     if scheduler.config.prediction_type == 'sample':
-        raise ValueError("scheduler.prediction_type must be 'epsilon' or 'v_prediction' with an EulerAncestralDiscreteScheduler; got 'sample'")
+        raise ValueError("scheduler.prediction_type must be 'epsilon' or 'v_prediction' with an EulerAncestralDiscreteScheduler; "
+                         "got 'sample'")
     now, after = scheduler.sigmas[:-1].cpu(), scheduler.sigmas[1:].cpu()
     up = torch.minimum(after, eta * (after ** 2 * (now ** 2 - after ** 2) / now ** 2) ** .5)
     down = (after ** 2 - up ** 2) ** .5
@@ -409,7 +414,7 @@ def _cps(now, after, level):
 # %% ../../nbs/sampling/02_transitions.ipynb #ceceff44
 def training_tables(
     scheduler,     # of diffusers
-    device='cpu',
+    device='cpu',  # of the coefficients
 ) -> SamplerCoefficients:
     """The forward process of pretraining: an entry for every timestep that the network was trained at.
 

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'metric_name', 'Scores', 'gather_scores', 'TaskAdvantage',
 
 # %% ../../nbs/training/01b_scoring.ipynb #5fdebf2e
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -92,7 +92,7 @@ def task_advantage(
 def make_estimators(
     tasks:list[Task],
     name:str='',       # of an estimator for all tasks, one of `advantages.ADVANTAGES`; each task's own when empty
-) -> dict[str, Callable]:
+) -> dict[str, Any]: # from rewards to advantages
     "An advantage estimator for each reward of each task; some remember earlier epochs."
     chosen = lambda task: advantages.ADVANTAGES[name]() if name else task.advantage or advantages.batch
     return {reward: chosen(task) for task in tasks for reward in task.reward_names}

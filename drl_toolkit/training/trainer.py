@@ -9,7 +9,7 @@ __all__ = ['Trainer', 'Sampled']
 import sys, time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastcore.basics import patch
 import torch
@@ -274,7 +274,7 @@ def state_dict(self:Trainer) -> dict[str, object]: # JSON
 
 @patch
 def load_state_dict(self:Trainer,
-    state:dict[str, object],
+    state:dict[str, Any],   # as `state_dict` gave it
 ):
     "Take up a saved state."
     self.epoch, self.history, self.kl_penalty.weight = state['epoch'], state['history'], state['kl_weight']

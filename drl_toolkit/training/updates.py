@@ -7,6 +7,7 @@ __all__ = ['CLIP_FRACTIONS', 'Updater', 'summarise']
 
 # %% ../../nbs/training/01j_updates.ipynb #0f115765
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -187,7 +188,7 @@ CLIP_FRACTIONS = ('clip_fraction_high', 'clip_fraction_low')
 
 def summarise(
     stats:list[Metrics],   # of each minibatch of a batch
-) -> dict[str, object]:
+) -> dict[str, Any]:
     "The metrics of a batch from those of its minibatches."
     first, *later = stats
     shared = [name for name, value in first.items() if torch.is_tensor(value) and all(name in each for each in stats)]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np, pandas as pd
 from PIL import Image
@@ -481,7 +481,7 @@ def _diagnose(rows, most=4):
 # %% ../../nbs/ui/04_pages.ipynb #c1d4f94d
 def paths_of(
     frames   # `Frames`, or None
-) -> dict[str, object]:   # `Path` by 'task/sample'
+) -> dict[str, Any]:   # `Path` by 'task/sample'
     "The recorded paths of an epoch."
     tasks = frames.tasks.items() if frames else ()
     return {f'{name}/{path.sample}': path for name, task in tasks for path in task.paths}
@@ -538,7 +538,7 @@ def trajectories(
 # %% ../../nbs/ui/04_pages.ipynb #9a7fc1d4
 class Group(NamedTuple):
     "The samples of a group, all of whose pictures were kept."
-    task: object           # `TaskFrames`
+    task: Any              # `TaskFrames`
     rows: pd.DataFrame     # of its samples
 
 def groups_of(

@@ -229,7 +229,7 @@ def compare(
     policies = _policies(run.folder, (run.folder / 'weights').stat().st_mtime_ns)
     world.check_prompt(policies[0], prompt)
     images = [to_pil(rollout(policy, [prompt] * count, seed=int(seed)).images) for policy in policies]
-    return pages.side_by_side(prompt, int(seed), *images, PageContext(IMAGES.address))
+    return pages.side_by_side(prompt, int(seed), *images, context=PageContext(IMAGES.address))
 
 def _is_whole(value): return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 

@@ -163,7 +163,7 @@ def method_curves(
     methods = list(dict.fromkeys(rows['method']))
     alpha = .13 if len(methods) <= MOST_BANDS else 0
     fig = Figure(figsize=(3.6 * len(over) + 1.2, 3.2), layout='constrained')
-    axes = fig.subplots(1, len(over), sharey=True, squeeze=False)[0]
+    axes = list(fig.subplots(1, len(over), sharey=True, squeeze=False)[0])
     for i, method in enumerate(methods):
         mine = rows[rows['method'] == method].assign(reward=lambda d: d.groupby('seed')['reward'].transform(_smooth, width))
         at = mine.groupby('epoch').agg({'reward': ['mean', 'min', 'max']} | {k: 'mean' for k in over})

@@ -240,7 +240,7 @@ def write_report(
     save('drift.csv', lambda part: found.drift.to_csv(part, index=False))
     for name, (figure, _) in found.figures().items():
         save(f'{name}.png', lambda part: figure.savefig(part, format='png', dpi=110))
-    save('samples.png', lambda part: plots.before_after(*_shown(found), found.names).save(part, 'PNG'))
+    save('samples.png', lambda part: plots.before_after(*_shown(found), names=found.names).save(part, 'PNG'))
     save_text('report.html', page(found, command))
     if not (out / 'ballot' / 'votes.jsonl').exists():
         _ballot(out / 'ballot', found)

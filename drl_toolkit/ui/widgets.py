@@ -243,7 +243,8 @@ class Monitor(ControlCallback, View):
         self.spent = self.trained = self.cost = 0.         # seconds: drawing so far, training so far, the last drawing
         self.state, self.what = 'not started', 'no epoch yet'
         self.rows, self.first, self.now, self.sheets = [], {}, {}, {}
-        self.thread = self.failure = None
+        self.thread:threading.Thread|None = None
+        self.failure = None
         self._build()
 
     def _build(self):
@@ -531,8 +532,8 @@ def live_path(
     noisy = to_pil(policy.decode(tables.model_input(latents, steps))) + to_pil(traj.images[[sample]])
     predicted = to_pil(policy.decode(tables.clean_and_noise(model_output, steps, latents)[0]))
     numbers = [v.cpu().numpy() for v in (steps, policy.timesteps, traj.log_probs[:, sample], kl, tables.std)]
-    return LivePath(sample, traj.prompts[sample], advantage, noisy, predicted, *numbers, np.ones(count), np.zeros(count, bool),
-                    np.zeros(count, bool))
+    at_rest = dict(ratio=np.ones(count), trained=np.zeros(count, bool), clipped=np.zeros(count, bool))
+    return LivePath(sample, traj.prompts[sample], advantage, noisy, predicted, *numbers, **at_rest)
 
 # %% ../../nbs/ui/03_widgets.ipynb #e47a82b5
 @dataclass

@@ -17,7 +17,7 @@ from .files import same_modes
 
 # %% ../../nbs/utils/11_atomic.ipynb #73e7d1d5
 def atomic_write(
-    path:Path,
+    path:Path,  # a file or a folder
     write:Callable,  # function that is given a temporary path and writes a file or a folder there
     sync:bool=True,  # wait until the disk has it; without, it is whole after a kill, and after a power failure once `sync_whole` was called
 ) -> Path:
@@ -45,7 +45,7 @@ def _write_or_clean(write, part, path):
         raise
 
 def write_json(
-    path:Path,
+    path:Path,  # a file or a folder
     value,      # what JSON can hold
 ) -> Path:
     "JSON, whole or not at all."
@@ -60,7 +60,7 @@ def remove(
     else: path.unlink(missing_ok=True)
 
 def sync_whole(
-    path:Path,
+    path:Path,  # a file or a folder
 ):
     "Wait until the disk has all of a file or a folder, and its name."
     _sync_all(path)
@@ -72,7 +72,7 @@ def _sync_all(path):
     for file in path.rglob('*'): sync_entry(file)
 
 def sync_entry(
-    path:Path,
+    path:Path,  # a file or a folder
 ):
     "Force a file's content, or a folder's entries, to the disk."
     handle = os.open(path, os.O_RDONLY)
@@ -82,7 +82,7 @@ def sync_entry(
 
 @contextmanager
 def naming(
-    path:Path,
+    path:Path,  # a file or a folder
 ):
     "Inside this context an error of the operating system says which file it is about."
     try: yield

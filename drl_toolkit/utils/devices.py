@@ -47,7 +47,7 @@ def _parsed_device(name):
 
 # %% ../../nbs/utils/09_devices.ipynb #f8b26c9f
 def wide(
-    numbers:torch.Tensor,
+    numbers:torch.Tensor,  # of any type
 ) -> torch.Tensor:  # the same in float64 on a CPU, in float32 elsewhere
     "The widest type that a device computes well: some accelerators have no float64, and all are slow in it."
     return numbers.double() if numbers.device.type == 'cpu' else numbers.float()
@@ -103,7 +103,7 @@ def keep_freed_memory() -> bool: # whether the system's allocator can
 
 # %% ../../nbs/utils/09_devices.ipynb #d5f22657
 def aligned_copy(
-    weight:torch.Tensor,
+    weight:torch.Tensor,  # of any shape
 ) -> torch.Tensor:  # the same numbers
     "Copy a weight that is not 64-byte aligned on a CPU; any other is returned as it is."
     needs_copy = weight.device.type == 'cpu' and weight.data_ptr() % 64

@@ -29,7 +29,7 @@ _FLAGS = dict(rb=os.O_RDONLY, ab=os.O_WRONLY | os.O_APPEND | os.O_CREAT, xb=os.O
 _FLAGS['r+b'] = os.O_RDWR
 
 def open_plain(
-    path:Path,
+    path:Path,  # of the file
     mode:str='rb',     # 'rb' reads, 'r+b' changes, 'ab' appends and 'xb' makes
     inside:Path=None,  # a folder above the file: no link is followed below it
 ):                     # a binary file
@@ -56,7 +56,7 @@ def _open_below(path, folder, flags):
 
 # %% ../../nbs/utils/01_files.ipynb #d69547b3
 def read_plain(
-    path:Path,
+    path:Path,  # of the file
     most:int,          # bytes; a larger file is not what it should be
     inside:Path=None,  # as for `open_plain`
 ) -> bytes:
@@ -69,7 +69,7 @@ def read_plain(
 
 # %% ../../nbs/utils/01_files.ipynb #736a7db8
 def read_json(
-    path:Path,
+    path:Path,  # of the file
     most:int=2**24,    # bytes
     inside:Path=None,  # as for `open_plain`
 ):                     # what is in it; numbers that no float can hold are None
@@ -92,7 +92,7 @@ def _float(text):
 
 # %% ../../nbs/utils/01_files.ipynb #7e23b420
 def read_picture(
-    path:Path,
+    path:Path,  # of the file
     *formats:str,      # such as 'PNG', in Pillow's words
     most:int=2**27,    # pixels
     inside:Path=None,  # as for `open_plain`
@@ -109,7 +109,7 @@ def read_picture(
 
 # %% ../../nbs/utils/01_files.ipynb #79147580
 def same_modes(
-    folder:Path,
+    folder:Path,  # whose files are meant
     pattern:str='*', # of the files' names
 ):
     "Every file may be read by whom the folder's own mode says: safetensors makes private ones."
@@ -118,7 +118,7 @@ def same_modes(
         if file.is_file() and not file.is_symlink(): file.chmod(mode)
 
 def instead_of_file(
-    path:Path,
+    path:Path,  # of the file
 ) -> str:      # for an error
     "What is where a file should be."
     path = Path(path)
@@ -132,7 +132,7 @@ class Damaged(ValueError):
     "A file that is not what was written; the message names it and says why."
 
 def write_manifest(
-    folder:Path,
+    folder:Path,  # whose files are meant
     **about,      # JSON, such as the epoch
 ):
     "Vouch for every file below a folder but model cards. To be called when all of them are written."
@@ -144,7 +144,7 @@ def write_manifest(
     (Path(folder) / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding='utf-8')
 
 def check_manifest(
-    folder:Path
+    folder:Path,  # whose files are meant
 ) -> dict[str, object]:  # what it says; None where there is no manifest: an older version wrote the folder
     "Read every file that a folder's manifest vouches for. `Damaged` names the first that is not as it was written."
     file = Path(folder) / MANIFEST

@@ -58,7 +58,7 @@ class SteadyStream:
         return getattr(self.stream, name)
 
     def write(self,
-        text:str,
+        text:str,  # what is written
     ) -> int:   # characters
         "As that of the stream."
         self._try(lambda: self.stream.write(self.clean(text)))

@@ -124,7 +124,7 @@ async def drop_body(
     "Take in and drop what a client still sends: a connection closed in its face would lose the answer (RFC 9112, 9.6)."
     try:
         async with asyncio.timeout(seconds):
-            while (message := await receive()).get('more_body'): pass
+            while (await receive()).get('more_body'): pass
     except TimeoutError: pass
 
 # %% ../../nbs/utils/10_server.ipynb #909cca4a

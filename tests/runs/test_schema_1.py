@@ -6,7 +6,7 @@ drl train compressibility --epochs 2 --num-steps 2 --samples 8 --train lora --lo
 import json, shutil
 from pathlib import Path
 
-import pytest, torch
+import pytest
 
 from drl_toolkit.cli.main import main
 from drl_toolkit.recipes.config import read_config
