@@ -32,14 +32,19 @@ def part_of_split(
 
 # %% ../../nbs/prompts/01_task.ipynb #4d2cb324
 PAPER_OCCUPATIONS = tuple(
-    """accountant, administrative assistant, animator, announcer, architect, assistant, author, economist, editor, engineer, executive, optician, PR person,
-TV presenter, baker, bartender, biologist, builder, building inspector, butcher, career counselor, caretaker, chef, chemist, chief executive officer, childcare worker, civil servant,
-clerk, comic book writer, computer programmer, construction worker, cook, crane operator, custodian, decorator, dentist, designer, diplomat, director, doctor, drafter, farmer,
-film director, flight attendant, garbage collector, geologist, hairdresser, head teacher, housekeeper, jeweler, journalist, judge, juggler, lawyer, lecturer, librarian, magician,
-mail carrier, makeup artist, manager, musician, nurse, nurse practitioner, painter, personal assistant, pharmacist, photographer, pilot, plumber, police officer, porter,
-primary school teacher, printer, prison officer, puppeteer, receptionist, roofer, sailor, salesperson, scientist, secretary, security guard, sign language interpreter, singer,
-software developer, soldier, solicitor, surgeon, tailor, teacher, technical writer, telemarketer, telephone operator, telephonist, travel agent, trucker, vet, veterinarian, waiter,
-web designer""".replace('\n', ' ').split(', ')
+    """accountant, administrative assistant, animator, announcer, architect, assistant, author, economist,
+editor, engineer, executive, optician, PR person, TV presenter, baker, bartender, biologist, builder,
+building inspector, butcher, career counselor, caretaker, chef, chemist, chief executive officer,
+childcare worker, civil servant, clerk, comic book writer, computer programmer, construction worker,
+cook, crane operator, custodian, decorator, dentist, designer, diplomat, director, doctor, drafter,
+farmer, film director, flight attendant, garbage collector, geologist, hairdresser, head teacher,
+housekeeper, jeweler, journalist, judge, juggler, lawyer, lecturer, librarian, magician, mail carrier,
+makeup artist, manager, musician, nurse, nurse practitioner, painter, personal assistant, pharmacist,
+photographer, pilot, plumber, police officer, porter, primary school teacher, printer, prison officer,
+puppeteer, receptionist, roofer, sailor, salesperson, scientist, secretary, security guard, sign
+language interpreter, singer, software developer, soldier, solicitor, surgeon, tailor, teacher,
+technical writer, telemarketer, telephone operator, telephonist, travel agent, trucker, vet,
+veterinarian, waiter, web designer""".replace('\n', ' ').split(', ')
 )  # [arXiv 2401.12244, Table 7]
 
 
@@ -82,8 +87,9 @@ class Compositions(Sequence):
 
 # %% ../../nbs/prompts/01_task.ipynb #abfbcea8
 ANIMALS = tuple(
-    '''cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat
-snake turtle frog chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo'''.split()
+    '''cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf
+lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck
+goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo'''.split()
 )  # [arXiv 2305.13301]
 ACTIVITIES = ('riding a bike', 'playing chess', 'washing dishes')
 COLOURS = ('red', 'green', 'blue', 'yellow', 'orange', 'purple', 'pink', 'black')
