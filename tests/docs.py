@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / 'nbs'
 HIDDEN = re.compile(r'^#\| *(hide|default_exp)|nbdev_export\(\)', re.M)          # cells that are for nbdev
 CONFIG = dict(
-    project='drl_toolkit', author='the drl_toolkit authors', extensions=['myst_nb', 'sphinx_copybutton'], html_theme='furo', root_doc='index',
+    project='drl_toolkit', author='the drl_toolkit authors', extensions=['myst_nb', 'sphinx_copybutton', 'docs'], html_theme='furo', root_doc='index',
     exclude_patterns=[], html_title='drl_toolkit', html_show_sphinx=False, nb_execution_mode='off', html_math_renderer='mathml', nb_merge_streams=True,
     myst_enable_extensions=['dollarmath', 'amsmath'], myst_heading_anchors=3, myst_url_schemes=['http', 'https', 'mailto'],
     html_theme_options=dict(navigation_with_keys=True),
@@ -114,6 +114,11 @@ def mathml(self, node):
     self.body.append(f'<div class="math">{made}</div>' if block else made)
     raise nodes.SkipNode
 
+def setup(app):
+    "This file is an extension of Sphinx, too."
+    app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
+    return dict(parallel_read_safe=True, parallel_write_safe=True)
+
 def build(
     folder:Path,   # of the site
 ) -> int:          # 0 where all went well
@@ -121,7 +126,6 @@ def build(
     from sphinx.application import Sphinx
     stage(folder / 'source')
     app = Sphinx(folder / 'source', None, folder / 'html', folder / 'doctrees', 'html', confoverrides=CONFIG, warning=sys.stderr)
-    app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
     app.build()
     return app.statuscode
 
