@@ -1,5 +1,6 @@
 """Two forms of the tests. `make test` runs the short one, in which each thing is shown once or on the models that differ most.
 The long one, `make test-long`, has every method, model and number of processes."""
+
 import os
 
 import pytest
@@ -7,11 +8,13 @@ import pytest
 LONG = os.environ.get('LONG', '') not in ('', '0')
 long = pytest.mark.skipif(not LONG, reason='in the long form: make test-long')
 
+
 def some(every, short):
     "What a test is run for: all of `every` in the long form, `short` otherwise."
     every, short = list(every), list(short)
     assert all(x in every for x in short), f'{[x for x in short if x not in every]} not among {every}'
     return every if LONG else short
+
 
 # The quickest tests of every room: what `make test-quick` runs, a file or a test each.
 QUICK = {
@@ -33,12 +36,15 @@ QUICK = {
     'tests/cli/test_doctor.py': ('torch_and', 'fill_a_micro', 'memory_disk'),
 }
 
+
 def quick(
-    nodeid   # of a test
+    nodeid,  # of a test
 ) -> bool:
     "Whether a test is one of the quickest: all of its file's, or those that one of the words names."
     file, _, name = nodeid.partition('::')
     words = QUICK.get(file)
     return words is not None and (not words or any(word in name for word in words))
 
-if __name__ == '__main__': print(*QUICK)
+
+if __name__ == '__main__':
+    print(*QUICK)

@@ -18,10 +18,14 @@ from scipy.stats import norm, rankdata
 def _float64(rewards):
     "Rewards as float64, or a clear refusal."
     if not torch.is_tensor(rewards) or rewards.ndim != 1 or not rewards.is_floating_point():
-        found = f'{rewards.dtype} {tuple(rewards.shape)}' if torch.is_tensor(rewards) else type(rewards).__name__
+        found = (
+            f'{rewards.dtype} {tuple(rewards.shape)}' if torch.is_tensor(rewards) else type(rewards).__name__
+        )
         raise TypeError(f'rewards must be a float tensor (B,); got {found}')
-    if not rewards.isfinite().all(): raise ValueError('rewards hold a NaN or an infinite value; all must be finite')
+    if not rewards.isfinite().all():
+        raise ValueError('rewards hold a NaN or an infinite value; all must be finite')
     return rewards.detach().double()
+
 
 def _clamped(advantages, clamp):
     "Float32, and no larger than ± clamp where there is one."
@@ -29,12 +33,12 @@ def _clamped(advantages, clamp):
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #45bbb17a
 def batch(
-    rewards:torch.Tensor,     # (B,) float
-    groups:torch.Tensor=None, # not used
-    prompts:list=None,        # not used
-    clamp:float=10.,          # largest absolute advantage; None for no limit
-    eps:float=1e-8,           # added to the variance; rewards closer than its root count as equal
-) -> torch.Tensor:            # (B,) float32
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor = None,  # not used
+    prompts: list = None,  # not used
+    clamp: float = 10.0,  # largest absolute advantage; None for no limit
+    eps: float = 1e-8,  # added to the variance; rewards closer than its root count as equal
+) -> torch.Tensor:  # (B,) float32
     "Normalised over the task's whole batch. [P Eq 10]"
     r = _float64(rewards)
     return _clamped((r - r.mean()) / (r.var(correction=0) + eps).sqrt(), clamp)
@@ -42,68 +46,79 @@ def batch(
 # %% ../../nbs/algorithms/01_advantages.ipynb #4a0c36f9
 def _moments(r, groups):
     "Per sample: the mean and variance of its group, and the group's size."
-    if groups is None: raise ValueError('groups is None; (B,) group ids are right for a group-relative advantage')
-    if len(groups) != len(r): raise ValueError(f'groups has {len(groups)} ids for {len(r)} rewards; one each is right')
+    if groups is None:
+        raise ValueError('groups is None; (B,) group ids are right for a group-relative advantage')
+    if len(groups) != len(r):
+        raise ValueError(f'groups has {len(groups)} ids for {len(r)} rewards; one each is right')
     _, index = groups.to(r.device).unique(return_inverse=True)
-    count = torch.zeros(int(index.max()) + 1, dtype=r.dtype, device=r.device).index_add_(0, index, torch.ones_like(r))
+    count = torch.zeros(int(index.max()) + 1, dtype=r.dtype, device=r.device).index_add_(
+        0, index, torch.ones_like(r)
+    )
     mean = torch.zeros_like(count).index_add_(0, index, r) / count
     var = torch.zeros_like(count).index_add_(0, index, (r - mean[index]).square()) / count
     return mean[index], var[index], count[index]
 
+
 def group_deviation(
-    rewards:torch.Tensor, # (B,) float
-    groups:torch.Tensor,  # (B,) long
-) -> torch.Tensor:        # (B,) float64: of the sample's group, over all of it
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor,  # (B,) long
+) -> torch.Tensor:  # (B,) float64: of the sample's group, over all of it
     "Standard deviation within each sample's group."
     return _moments(_float64(rewards), groups)[1].sqrt()
 
+
 def frac_zero_std(
-    rewards:torch.Tensor, # (B,) float
-    groups:torch.Tensor,  # (B,) long
-    eps:float=1e-8,       # a variance below this is none
-) -> torch.Tensor:        # (B,) bool: the sample's group has equal rewards
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor,  # (B,) long
+    eps: float = 1e-8,  # a variance below this is none
+) -> torch.Tensor:  # (B,) bool: the sample's group has equal rewards
     "Which samples belong to a group that teaches nothing."
     return _moments(_float64(rewards), groups)[1] < eps
 
+
 def group(
-    rewards:torch.Tensor, # (B,) float
-    groups:torch.Tensor,  # (B,) long
-    prompts:list=None,    # not used
-    shrink:float=0.,      # 0: the group's own variance (GRPO); 1: the mean over groups (Flow-GRPO's code)
-    clamp:float=10.,      # largest absolute advantage; None for no limit
-    eps:float=1e-8,       # added to the variance; a group with less has advantages of 0
-) -> torch.Tensor:        # (B,) float32
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor,  # (B,) long
+    prompts: list = None,  # not used
+    shrink: float = 0.0,  # 0: the group's own variance (GRPO); 1: the mean over groups (Flow-GRPO's code)
+    clamp: float = 10.0,  # largest absolute advantage; None for no limit
+    eps: float = 1e-8,  # added to the variance; a group with less has advantages of 0
+) -> torch.Tensor:  # (B,) float32
     "Relative to the other samples of the same prompt, this epoch."
     r = _float64(rewards)
     mean, var, count = _moments(r, groups)
-    average = (var / count).sum() / (1 / count).sum()                          # every group counts once
+    average = (var / count).sum() / (1 / count).sum()  # every group counts once
     scaled = (r - mean) / ((1 - shrink) * var + shrink * average + eps).sqrt()
-    return _clamped(torch.where(var < eps, 0., scaled), clamp)
+    return _clamped(torch.where(var < eps, 0.0, scaled), clamp)
+
 
 def leave_one_out(
-    rewards:torch.Tensor, # (B,) float
-    groups:torch.Tensor,  # (B,) long
-    prompts:list=None,    # not used
-    clamp:float=10.,      # largest absolute advantage; None for no limit
-    eps:float=1e-8,       # added to the variance; a group with less has advantages of 0
-) -> torch.Tensor:        # (B,) float32
-    "Reward minus the mean of the group's others, which keeps the gradient unbiased; one scale for the whole batch."
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor,  # (B,) long
+    prompts: list = None,  # not used
+    clamp: float = 10.0,  # largest absolute advantage; None for no limit
+    eps: float = 1e-8,  # added to the variance; a group with less has advantages of 0
+) -> torch.Tensor:  # (B,) float32
+    """Reward minus the mean of the group's others, which keeps the gradient unbiased; one scale for the whole
+    batch."""
     r = _float64(rewards)
     mean, var, count = _moments(r, groups)
-    gap = torch.where((var < eps) | (count < 2), 0., (r - mean) * count / (count - 1).clamp(min=1))
+    gap = torch.where((var < eps) | (count < 2), 0.0, (r - mean) * count / (count - 1).clamp(min=1))
     return _clamped(gap / (gap.square().mean() + eps).sqrt(), clamp)
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #5bf1da27
 def centred(
-    rewards:torch.Tensor,     # (B,) float
-    groups:torch.Tensor=None, # (B,) long; the whole batch is one group when None
-    prompts:list=None,        # not used
-    scale:float=1.,           # reward that makes an advantage of 1
-    clamp:float=10.,          # largest absolute advantage; None for no limit
-) -> torch.Tensor:            # (B,) float32
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor = None,  # (B,) long; the whole batch is one group when None
+    prompts: list = None,  # not used
+    scale: float = 1.0,  # reward that makes an advantage of 1
+    clamp: float = 10.0,  # largest absolute advantage; None for no limit
+) -> torch.Tensor:  # (B,) float32
     "Minus the group's mean, over a scale that does not change."
     if not 0 < scale < float('inf'):
-        raise ValueError(f'scale must be above 0, about the deviation of the rewards at the start; got {scale!r}')
+        raise ValueError(
+            f'scale must be above 0, about the deviation of the rewards at the start; got {scale!r}'
+        )
     r = _float64(rewards)
     mean = r.mean() if groups is None else _moments(r, groups)[0]
     return _clamped((r - mean) / scale, clamp)
@@ -112,80 +127,91 @@ def centred(
 @dataclass
 class MovingAverage:
     "Measured by exponential averages of mean and variance over epochs. Call it once an epoch."
-    decay: float = .9       # share of the averages that stays in each epoch
-    clamp: float = 10.      # largest absolute advantage; None for no limit
-    eps: float = 1e-8       # added to the variance
+
+    decay: float = 0.9  # share of the averages that stays in each epoch
+    clamp: float = 10.0  # largest absolute advantage; None for no limit
+    eps: float = 1e-8  # added to the variance
     calls: int = 0
-    mean: float = 0.
-    square: float = 0.      # of the rewards, not of their distance from the mean
+    mean: float = 0.0
+    square: float = 0.0  # of the rewards, not of their distance from the mean
 
     def __post_init__(self):
-        if not 0 <= self.decay < 1: raise ValueError(f'decay must be in [0, 1); got {self.decay!r}')
+        if not 0 <= self.decay < 1:
+            raise ValueError(f'decay must be in [0, 1); got {self.decay!r}')
 
-    def __call__(self,
-        rewards:torch.Tensor,     # (B,) float
-        groups:torch.Tensor=None, # not used
-        prompts:list=None,        # not used
-    ) -> torch.Tensor:            # (B,) float32
+    def __call__(
+        self,
+        rewards: torch.Tensor,  # (B,) float
+        groups: torch.Tensor = None,  # not used
+        prompts: list = None,  # not used
+    ) -> torch.Tensor:  # (B,) float32
         "Remember these rewards, and measure them by the averages."
         r, self.calls = _float64(rewards), self.calls + 1
         self.mean = self.decay * self.mean + (1 - self.decay) * r.mean().item()
         self.square = self.decay * self.square + (1 - self.decay) * r.square().mean().item()
-        share = 1 - self.decay ** self.calls                          # of the averages that rewards have filled so far
-        mean, variance = self.mean / share, max(0., self.square / share - (self.mean / share)**2)
-        return _clamped((r - mean) / (variance + self.eps) ** .5, self.clamp)
+        share = 1 - self.decay**self.calls  # of the averages that rewards have filled so far
+        mean, variance = self.mean / share, max(0.0, self.square / share - (self.mean / share) ** 2)
+        return _clamped((r - mean) / (variance + self.eps) ** 0.5, self.clamp)
 
     def state_dict(self) -> dict[str, float]:
         "What must be saved for an exact resume."
         return dict(calls=self.calls, mean=self.mean, square=self.square)
 
-    def load_state_dict(self, state:dict):
+    def load_state_dict(self, state: dict):
         "Take up a saved memory."
         self.calls, self.mean, self.square = state['calls'], state['mean'], state['square']
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #7c7dc473
 def rank(
-    rewards:torch.Tensor,     # (B,) float
-    groups:torch.Tensor=None, # (B,) long; the whole batch is one group when None
-    prompts:list=None,        # not used
-) -> torch.Tensor:            # (B,) float32, of variance 1 over the batch
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor = None,  # (B,) long; the whole batch is one group when None
+    prompts: list = None,  # not used
+) -> torch.Tensor:  # (B,) float32, of variance 1 over the batch
     "Normal scores of the ranks in the group. [Blom 1958]"
     r = _float64(rewards).cpu().numpy()
     groups = torch.zeros(len(r), dtype=torch.long) if groups is None else groups.cpu()
     scores = torch.zeros(len(r), dtype=torch.double)
     for g in groups.unique():
         rows = (groups == g).nonzero().flatten()
-        quantiles = torch.from_numpy(norm.ppf((rankdata(r[rows]) - .375) / (len(rows) + .25)))
-        scores[rows] = quantiles - quantiles.mean()                   # which is 0 but where there are ties
+        quantiles = torch.from_numpy(norm.ppf((rankdata(r[rows]) - 0.375) / (len(rows) + 0.25)))
+        scores[rows] = quantiles - quantiles.mean()  # which is 0 but where there are ties
     return (scores / scores.square().mean().sqrt().clamp(min=1e-8)).float().to(rewards.device)
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #9d2f49b6
 @dataclass
 class PerPrompt:
     "DDPO's per-prompt tracker. Call it once an epoch."
-    buffer_size: int = 16       # rewards remembered per prompt [D: 16 for JPEG, 32 for aesthetics]
-    min_count: int = 16         # below this the warm-up rule holds
-    warmup: str = 'batch'       # 'batch' (DDPO) or 'prompt'
-    clamp: float = 10.          # largest absolute advantage; None for no limit
-    eps: float = 1e-6           # added to the deviation, as DDPO does
-    stats: dict = field(default_factory=dict, repr=False)   # prompt -> deque of rewards
+
+    buffer_size: int = 16  # rewards remembered per prompt [D: 16 for JPEG, 32 for aesthetics]
+    min_count: int = 16  # below this the warm-up rule holds
+    warmup: str = 'batch'  # 'batch' (DDPO) or 'prompt'
+    clamp: float = 10.0  # largest absolute advantage; None for no limit
+    eps: float = 1e-6  # added to the deviation, as DDPO does
+    stats: dict = field(default_factory=dict, repr=False)  # prompt -> deque of rewards
 
     def __post_init__(self):
         if not 1 <= self.min_count <= self.buffer_size:
-            raise ValueError(f'min_count must be in 1 … buffer_size ({self.buffer_size}), or the warm-up would never end; '
-                             f'got {self.min_count}')
-        if self.warmup not in ('batch', 'prompt'): raise ValueError(f"warmup must be 'batch' or 'prompt'; got {self.warmup!r}")
+            raise ValueError(
+                f'min_count must be in 1 … buffer_size ({self.buffer_size}), or the warm-up would never end; '
+                f'got {self.min_count}'
+            )
+        if self.warmup not in ('batch', 'prompt'):
+            raise ValueError(f"warmup must be 'batch' or 'prompt'; got {self.warmup!r}")
 
-    def __call__(self,
-        rewards:torch.Tensor,     # (B,) float
-        prompts:list,             # of B strings
-        groups:torch.Tensor=None, # not used
-    ) -> torch.Tensor:            # (B,) float32
+    def __call__(
+        self,
+        rewards: torch.Tensor,  # (B,) float
+        prompts: list,  # of B strings
+        groups: torch.Tensor = None,  # not used
+    ) -> torch.Tensor:  # (B,) float32
         "Remember these rewards, and measure them by what is remembered. [D, PerPromptStatTracker]"
         r, rows = _float64(rewards), {}
-        if len(prompts) != len(r): raise ValueError(f'{len(prompts)} prompts for {len(r)} rewards; one each is right')
-        for i, p in enumerate(prompts): rows.setdefault(p, []).append(i)
-        for p, at in rows.items(): self.stats.setdefault(p, deque(maxlen=self.buffer_size)).extend(r[at].tolist())
+        if len(prompts) != len(r):
+            raise ValueError(f'{len(prompts)} prompts for {len(r)} rewards; one each is right')
+        for i, p in enumerate(prompts):
+            rows.setdefault(p, []).append(i)
+        for p, at in rows.items():
+            self.stats.setdefault(p, deque(maxlen=self.buffer_size)).extend(r[at].tolist())
         within = torch.cat([r[at] - r[at].mean() for at in rows.values()]).square().mean().sqrt()
         advantages = torch.zeros_like(r)
         for p, at in rows.items():
@@ -196,108 +222,135 @@ class PerPrompt:
     def _measure(self, prompt, batch, within):
         "The mean and deviation that this prompt is measured by."
         own = torch.tensor(list(self.stats[prompt]), dtype=batch.dtype, device=batch.device)
-        if len(own) >= self.min_count: return own.mean(), own.std(correction=0)
+        if len(own) >= self.min_count:
+            return own.mean(), own.std(correction=0)
         return (batch.mean(), batch.std(correction=0)) if self.warmup == 'batch' else (own.mean(), within)
 
-    def state_dict(self) -> dict[str, list]: # prompt -> rewards, oldest first; goes into JSON as it is
+    def state_dict(self) -> dict[str, list]:  # prompt -> rewards, oldest first; goes into JSON as it is
         "What must be saved for an exact resume."
         return {p: list(values) for p, values in self.stats.items()}
 
-    def load_state_dict(self, state:dict):
+    def load_state_dict(self, state: dict):
         "Take up a saved memory."
         self.stats = {p: deque(values, maxlen=self.buffer_size) for p, values in state.items()}
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #f88700ac
 @dataclass
 class Contrastive:
-    "B²-DiffuRL's advantages: the z-score of the best and of the worst of each group, 0 for the others. Call it once an epoch."
-    high: float = .5        # the best is kept at this z-score or more
-    low: float = -.5        # the worst below this one
-    rounds: int = 8         # earlier rounds that a prompt's mean and deviation remember
-    history: str = 'prompt' # 'prompt': the last rounds in which the prompt came; 'run': the last rounds of the run (B²'s code)
-    correction: int = 0     # of the deviation's degrees of freedom; 1 is the unbiased one (B²'s code)
-    clamp: float = 5.       # largest absolute advantage
-    memory: dict = field(default_factory=dict, repr=False)   # prompt -> rewards of earlier rounds, a list for each
+    """B²-DiffuRL's advantages: the z-score of the best and of the worst of each group, 0 for the others.
+
+    Call it once an epoch."""
+
+    high: float = 0.5  # the best is kept at this z-score or more
+    low: float = -0.5  # the worst below this one
+    rounds: int = 8  # earlier rounds that a prompt's mean and deviation remember
+    # 'prompt': the last rounds in which the prompt came; 'run': the last rounds of the run (B²'s code)
+    history: str = 'prompt'
+    correction: int = 0  # of the deviation's degrees of freedom; 1 is the unbiased one (B²'s code)
+    clamp: float = 5.0  # largest absolute advantage
+    memory: dict = field(
+        default_factory=dict, repr=False
+    )  # prompt -> rewards of earlier rounds, a list for each
 
     def __post_init__(self):
-        if not self.low <= self.high: raise ValueError(f'low must not be above high; got low {self.low!r}, high {self.high!r}')
-        if self.rounds < 0: raise ValueError(f'rounds must be 0 or more; got {self.rounds!r}')
-        if self.history not in ('prompt', 'run'): raise ValueError(f"history must be 'prompt' or 'run'; got {self.history!r}")
-        if self.correction not in (0, 1): raise ValueError(f'correction must be 0 or 1; got {self.correction!r}')
+        if not self.low <= self.high:
+            raise ValueError(f'low must not be above high; got low {self.low!r}, high {self.high!r}')
+        if self.rounds < 0:
+            raise ValueError(f'rounds must be 0 or more; got {self.rounds!r}')
+        if self.history not in ('prompt', 'run'):
+            raise ValueError(f"history must be 'prompt' or 'run'; got {self.history!r}")
+        if self.correction not in (0, 1):
+            raise ValueError(f'correction must be 0 or 1; got {self.correction!r}')
 
-    def __call__(self,
-        rewards:torch.Tensor, # (B,) float
-        groups:torch.Tensor,  # (B,) long: families
-        prompts:list,         # of B strings
-    ) -> torch.Tensor:        # (B,) float32
+    def __call__(
+        self,
+        rewards: torch.Tensor,  # (B,) float
+        groups: torch.Tensor,  # (B,) long: families
+        prompts: list,  # of B strings
+    ) -> torch.Tensor:  # (B,) float32
         "Remember these rewards, and keep the extremes of each group. [B², run_select.py]"
-        z, keep = self.z_scores(_float64(rewards), prompts), torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
+        z, keep = (
+            self.z_scores(_float64(rewards), prompts),
+            torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device),
+        )
         for family in groups.unique():
             rows = (groups == family).nonzero().flatten().to(rewards.device)
             best, worst = rows[z[rows].argmax()], rows[z[rows].argmin()]
             keep[best] |= z[best] >= self.high
             keep[worst] |= z[worst] < self.low
-        return _clamped(torch.where(keep, z, 0.), self.clamp)
+        return _clamped(torch.where(keep, z, 0.0), self.clamp)
 
     def z_scores(self, rewards, prompts):
         "Per prompt, over this round and the remembered ones."
         rows, z = {}, torch.zeros_like(rewards)
-        for i, p in enumerate(prompts): rows.setdefault(p, []).append(i)
+        for i, p in enumerate(prompts):
+            rows.setdefault(p, []).append(i)
         for p, at in rows.items():
             earlier = self.memory.setdefault(p, deque(maxlen=self.rounds))
             known = torch.cat([rewards[at], rewards.new_tensor([r for past in earlier for r in past])])
-            if len(known) > 1: z[at] = (rewards[at] - known.mean()) / (known.std(correction=self.correction) + 1e-8)
+            if len(known) > 1:
+                z[at] = (rewards[at] - known.mean()) / (known.std(correction=self.correction) + 1e-8)
             earlier.append(rewards[at].tolist())
         for p in self.memory if self.history == 'run' else ():
-            if p not in rows: self.memory[p].append([])              # a round went by without this prompt
+            if p not in rows:
+                self.memory[p].append([])  # a round went by without this prompt
         return z
 
-    def state_dict(self) -> dict[str, list]: # prompt -> lists of rewards
+    def state_dict(self) -> dict[str, list]:  # prompt -> lists of rewards
         "What must be saved for an exact resume."
         return {p: [list(r) for r in past] for p, past in self.memory.items()}
 
-    def load_state_dict(self, state:dict):
+    def load_state_dict(self, state: dict):
         "Take up a saved memory."
         self.memory = {p: deque(past, maxlen=self.rounds) for p, past in state.items()}
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #e52525f6
 def reward_weighted(
-    rewards:torch.Tensor,     # (B,) float
-    groups:torch.Tensor=None, # (B,) long: within each prompt's group [D D.3]; the whole batch is one group when None
-    prompts:list=None,        # not used
-    beta:float=1.,            # how strongly the better ones are preferred
-) -> torch.Tensor:            # (B,) float32, 0 and more, of mean 1
+    rewards: torch.Tensor,  # (B,) float
+    # (B,) long: within each prompt's group [D D.3]; the whole batch is one group when None
+    groups: torch.Tensor = None,
+    prompts: list = None,  # not used
+    beta: float = 1.0,  # how strongly the better ones are preferred
+) -> torch.Tensor:  # (B,) float32, 0 and more, of mean 1
     "exp(β z) / Z. [D §4.2, RWR]"
-    if not 0 < beta < float('inf'): raise ValueError(f'beta must be above 0; got {beta!r}')
+    if not 0 < beta < float('inf'):
+        raise ValueError(f'beta must be above 0; got {beta!r}')
     r = _float64(rewards)
     groups = torch.zeros(len(r), dtype=torch.long, device=r.device) if groups is None else groups.to(r.device)
     mean, var, count = _moments(r, groups)
     weight = (beta * (r - mean) / (var + 1e-8).sqrt()).exp()
     return (weight / _moments(weight, groups)[0]).float()
 
+
 def top_share(
-    rewards:torch.Tensor,     # (B,) float
-    groups:torch.Tensor=None, # not used
-    prompts:list=None,        # not used
-    share:float=.1,           # that is kept [D D.3]
-) -> torch.Tensor:            # (B,) float32: 1 for the best, 0 for the others
-    "1{r ≥ C}, with C the quantile of this batch; equal rewards are kept or left together. [D §4.2, sparse RWR]"
-    if not 0 < share < 1: raise ValueError(f'share must be in (0, 1); got {share!r}')
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor = None,  # not used
+    prompts: list = None,  # not used
+    share: float = 0.1,  # that is kept [D D.3]
+) -> torch.Tensor:  # (B,) float32: 1 for the best, 0 for the others
+    """1{r ≥ C}, with C the quantile of this batch; equal rewards are kept or left together.
+
+    [D §4.2, sparse RWR]"""
+    if not 0 < share < 1:
+        raise ValueError(f'share must be in (0, 1); got {share!r}')
     r = _float64(rewards)
-    if r.max() == r.min(): return torch.zeros_like(r).float()
+    if r.max() == r.min():
+        return torch.zeros_like(r).float()
     return (r >= r.quantile(1 - share)).float()
 
+
 def best_of(
-    rewards:torch.Tensor, # (B,) float
-    groups:torch.Tensor,  # (B,) long: K samples of one prompt
-    prompts:list=None,    # not used
-) -> torch.Tensor:        # (B,) float32: 1 for the best of each group, 0 for the others
+    rewards: torch.Tensor,  # (B,) float
+    groups: torch.Tensor,  # (B,) long: K samples of one prompt
+    prompts: list = None,  # not used
+) -> torch.Tensor:  # (B,) float32: 1 for the best of each group, 0 for the others
     "The best of K. A group without a best one has none. [RAFT]"
     r, keep = _float64(rewards), torch.zeros(len(rewards))
     flat = frac_zero_std(rewards, groups).cpu()
     for g in groups.unique():
         rows = (groups == g).nonzero().flatten().cpu()
-        if not flat[rows[0]]: keep[rows[r[rows.to(r.device)].argmax()]] = 1.
+        if not flat[rows[0]]:
+            keep[rows[r[rows.to(r.device)].argmax()]] = 1.0
     return keep.to(rewards.device)
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #036634a8
@@ -318,32 +371,41 @@ ADVANTAGES = dict(
 # they compare the samples of a group with each other
 WITHIN_GROUPS = (group, leave_one_out, centred, rank, reward_weighted, best_of)
 
+
 def needs_group(
-    credit # from rewards to advantages, as tasks and `ADVANTAGES` have it
+    credit,  # from rewards to advantages, as tasks and `ADVANTAGES` have it
 ) -> bool:
     "Whether a group of one sample teaches nothing by this credit: all of them get the same."
-    return getattr(credit, 'func', credit) in WITHIN_GROUPS          # `func` of a `functools.partial`
+    return getattr(credit, 'func', credit) in WITHIN_GROUPS  # `func` of a `functools.partial`
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #f629cb0a
 def effective_samples(
-    advantages:torch.Tensor, # (B,)
-) -> float:                  # 0 … B
+    advantages: torch.Tensor,  # (B,)
+) -> float:  # 0 … B
     "(Σ|A|)² / ΣA²: as many samples with equal advantages would weigh as much. [Kish 1965]"
     size = advantages.abs().cpu().double()
-    return (size.sum()**2 / size.square().sum().clamp(min=1e-30)).item()
+    return (size.sum() ** 2 / size.square().sum().clamp(min=1e-30)).item()
+
 
 def credit_stats(
-    rewards:torch.Tensor,     # (B,) float
-    advantages:torch.Tensor,  # (B,) as made of them
-    groups:torch.Tensor=None, # (B,) long
+    rewards: torch.Tensor,  # (B,) float
+    advantages: torch.Tensor,  # (B,) as made of them
+    groups: torch.Tensor = None,  # (B,) long
 ) -> dict[str, float]:
-    "What a run should record about advantages: how many samples count, in all and in a group, how many have none, and how large they got."
-    metrics = dict(no_credit=(advantages == 0).float().mean().item(), largest_advantage=advantages.abs().max().item(),
-                   effective_samples=effective_samples(advantages))
+    """What a run should record about advantages: how many samples count, in all and in a group, how many have
+    none, and how large they got."""
+    metrics = dict(
+        no_credit=(advantages == 0).float().mean().item(),
+        largest_advantage=advantages.abs().max().item(),
+        effective_samples=effective_samples(advantages),
+    )
     names = [] if groups is None else groups.unique()
-    if groups is None or len(names) == len(groups): return metrics
+    if groups is None or len(names) == len(groups):
+        return metrics
     flat = frac_zero_std(rewards, groups).cpu()
     sizes = [effective_samples(advantages[groups == group]) for group in names]
-    counted = [size for size in sizes if size]                                # groups in which somebody has an advantage
-    return metrics | dict(frac_zero_std=len(groups.cpu()[flat].unique()) / len(names),
-                          effective_group=sum(counted) / max(1, len(counted)))
+    counted = [size for size in sizes if size]  # groups in which somebody has an advantage
+    return metrics | dict(
+        frac_zero_std=len(groups.cpu()[flat].unique()) / len(names),
+        effective_group=sum(counted) / max(1, len(counted)),
+    )

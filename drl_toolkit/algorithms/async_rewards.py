@@ -14,10 +14,13 @@ from ..rewards.remote import Pending, part_size, rollout_in_parts
 # %% ../../nbs/algorithms/06_async_rewards.ipynb #ecba28ff
 class AsyncRewardSampler(RolloutSampler):
     "Independent samples whose rewards are computed while the next are sampled."
+
     records_graphs = False
 
-    def __init__(self,
-        batch_size:int=0,   # images that are handed over together; 0 is as many as the device computes well at once
+    def __init__(
+        self,
+        # images that are handed over together; 0 is as many as the device computes well at once
+        batch_size: int = 0,
     ):
         self.batch_size, self.waiting = batch_size, (None, [])
 
@@ -26,12 +29,16 @@ class AsyncRewardSampler(RolloutSampler):
         pending = [Pending(reward, request.prompts, request.groups) for reward in request.task.rewards]
         hand_over = lambda rows, images: [p.add(rows, images) for p in pending]
         size = self.batch_size or part_size(run.policy)
-        trajectory = rollout_in_parts(run.policy, request.prompts, hand_over, request.seed, request.epoch, size, request.first)
+        trajectory = rollout_in_parts(
+            run.policy, request.prompts, hand_over, request.seed, request.epoch, size, request.first
+        )
         self.waiting = trajectory, pending
         return trajectory
 
     def evaluate(self, task, trajectory, groups):
         "The values that were asked for while sampling."
         (mine, pending), self.waiting = self.waiting, (None, [])
-        if mine is not trajectory: return super().evaluate(task, trajectory, groups)
-        with ExitStack() as stack: return [stack.enter_context(p).evaluate() for p in pending]
+        if mine is not trajectory:
+            return super().evaluate(task, trajectory, groups)
+        with ExitStack() as stack:
+            return [stack.enter_context(p).evaluate() for p in pending]

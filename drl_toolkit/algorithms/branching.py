@@ -12,142 +12,201 @@ from dataclasses import dataclass
 import torch
 
 from . import advantages
-from ..sampling.rollout import (Trajectory, batch_size_for, batches_at_once, denoise, generators_of, in_parallel,
-                                           joined, prepare_latents, sample_seed)
+from drl_toolkit.sampling.rollout import (
+    Trajectory,
+    batch_size_for,
+    batches_at_once,
+    denoise,
+    generators_of,
+    in_parallel,
+    joined,
+    prepare_latents,
+    sample_seed,
+)
 from ..sampling.policy import Policy
 from .interfaces import RolloutSampler
 
 # %% ../../nbs/algorithms/04_branching.ipynb #eb2cb5aa
 def trained_steps(
-    epoch:int,        # done so far
-    epochs:int,       # of the whole run
-    num_steps:int,    # T
-    first:float=.7,   # share of the steps that is trained at the start
-) -> int:             # how many of the last steps are trained, 1 … T
-    "Backward progressive training: a share at the start, all at the end, in equal stages. [B², run_process.sh]"
-    if not 0 < first <= 1: raise ValueError(f'first must be in (0, 1]; got {first!r}')
+    epoch: int,  # done so far
+    epochs: int,  # of the whole run
+    num_steps: int,  # T
+    first: float = 0.7,  # share of the steps that is trained at the start
+) -> int:  # how many of the last steps are trained, 1 … T
+    """Backward progressive training: a share at the start, all at the end, in equal stages.
+
+    [B², run_process.sh]"""
+    if not 0 < first <= 1:
+        raise ValueError(f'first must be in (0, 1]; got {first!r}')
     start = max(1, round(first * num_steps))
     return min(num_steps, start + epoch * (num_steps - start + 1) // max(1, epochs))
 
 # %% ../../nbs/algorithms/04_branching.ipynb #01e0e687
 def nodes(
-    groups:torch.Tensor,  # (B,) long; the rows of a group lie together
-    depth:int,            # branch points so far, 0 … `branch_points`
-    branch_points:int,    # in all
-) -> torch.Tensor:        # (B,) long, ascending: rows with the same number share their path until the next branch point
+    groups: torch.Tensor,  # (B,) long; the rows of a group lie together
+    depth: int,  # branch points so far, 0 … `branch_points`
+    branch_points: int,  # in all
+) -> (
+    torch.Tensor
+):  # (B,) long, ascending: rows with the same number share their path until the next branch point
     "At which node of its group's tree each row is."
     found, count = [], 0
     for size in groups.unique_consecutive(return_counts=True)[1].tolist():
         ways = round(size ** (1 / branch_points))
-        if ways ** branch_points != size:
-            raise ValueError(f'group_size must be a power such as {2 ** branch_points} or {3 ** branch_points} with {branch_points} '
-                             f'branch points; a group has {size} samples')
+        if ways**branch_points != size:
+            raise ValueError(
+                f'group_size must be a power such as {2**branch_points} or {3**branch_points} with '
+                f'{branch_points} '
+                f'branch points; a group has {size} samples'
+            )
         found.append(count + torch.arange(size) // ways ** (branch_points - depth))
-        count += ways ** depth
+        count += ways**depth
     return torch.cat(found)
 
+
 def tree_rollout(
-    policy:Policy,
-    prompts:list,          # of B strings; those of a group are equal
-    groups:torch.Tensor,   # (B,) long; the rows of a group lie together
-    splits:tuple,          # denoising steps before which paths part, ascending
-    seed:int=0,            # of the run
-    epoch:int=0,
-    batch_size:int=64,     # samples denoised together
-    first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
+    policy: Policy,
+    prompts: list,  # of B strings; those of a group are equal
+    groups: torch.Tensor,  # (B,) long; the rows of a group lie together
+    splits: tuple,  # denoising steps before which paths part, ascending
+    seed: int = 0,  # of the run
+    epoch: int = 0,
+    batch_size: int = 64,  # samples denoised together
+    # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
+    first: int = 0,
 ) -> Trajectory:
     "Samples whose paths are one within a group at first, and part again and again."
     members = torch.arange(len(prompts)).split(groups.unique_consecutive(return_counts=True)[1].tolist())
     mixed = [rows for rows in members if len({prompts[i] for i in rows}) > 1]
-    if mixed: raise ValueError(f'prompts must be equal within a group; group {groups[mixed[0][0]].item()} has several prompts')
-    policy.encode(prompts)                                               # once, before the threads ask for it
-    size, seed_of = batch_size_for(policy, len(prompts), batch_size), lambda name: sample_seed(seed, epoch, name)
+    if mixed:
+        raise ValueError(
+            f'prompts must be equal within a group; group {groups[mixed[0][0]].item()} has several prompts'
+        )
+    policy.encode(prompts)  # once, before the threads ask for it
+    size, seed_of = (
+        batch_size_for(policy, len(prompts), batch_size),
+        lambda name: sample_seed(seed, epoch, name),
+    )
     sample = lambda rows: _trees(policy, prompts, rows.tolist(), groups[rows], splits, seed_of, first)
     batches = [torch.cat(rows) for rows in _whole_groups(members, size)]
     parts = list(in_parallel(sample, batches, batches_at_once(policy)))
     return joined(policy, parts, prompts, [seed_of(first + i) for i in range(len(prompts))])
 
+
 def _whole_groups(members, size):
     "Whole groups, about `size` samples at a time."
     out = [[]]
     for rows in members:
-        if out[-1] and sum(map(len, out[-1])) + len(rows) > size: out.append([])
+        if out[-1] and sum(map(len, out[-1])) + len(rows) > size:
+            out.append([])
         out[-1].append(rows)
     return out
 
+
 def _trees(policy, prompts, rows, groups, splits, seed_of, first):
-    "(T+1, B, C, H, W) latents and (T, B) log-probs of some groups. A node is computed once, for all rows that share it."
+    """(T+1, B, C, H, W) latents and (T, B) log-probs of some groups.
+
+    A node is computed once, for all rows that share it."""
     latents, log_probs, marks = [], [], (0, *splits, policy.num_steps)
     for depth, (start, stop) in enumerate(zip(marks, marks[1:])):
         node = nodes(groups, depth, len(splits))
-        at = node.diff(prepend=node.new_tensor([-1])).nonzero().flatten()               # the first row of each node
+        at = node.diff(prepend=node.new_tensor([-1])).nonzero().flatten()  # the first row of each node
         heads = [rows[i] for i in at]
         name = _stretch_name(depth, len(splits))
         generators = generators_of([seed_of(f'{name}{first + i}') for i in heads])
         before = latents[-1][-1, at] if depth else prepare_latents(policy, generators)
-        if not depth: latents.append(before[None, node])
-        if start == stop: continue
+        if not depth:
+            latents.append(before[None, node])
+        if start == stop:
+            continue
         cond = policy.encode([prompts[i] for i in heads])
         after, scored = denoise(policy, before, cond, generators, range(start, stop))
         latents.append(after[:, node])
         log_probs.append(scored[:, node])
     return torch.cat(latents), torch.cat(log_probs)
 
+
 def _stretch_name(depth, branch_points):
     "What the noise of a stretch is drawn for; a leaf's noise is its sample's."
-    if not depth: return 'root '
+    if not depth:
+        return 'root '
     return f'node {depth} ' if depth < branch_points else ''
 
+
 def branch_rollout(
-    policy:Policy,
-    prompts:list,          # of B strings; those of a group are equal
-    groups:torch.Tensor,   # (B,) long: which samples share a prefix; the rows of a group lie together
-    branching:int,         # how many of the last steps each sample takes on its own
-    seed:int=0,            # of the run
-    epoch:int=0,
-    batch_size:int=64,     # samples denoised together
-    first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
+    policy: Policy,
+    prompts: list,  # of B strings; those of a group are equal
+    groups: torch.Tensor,  # (B,) long: which samples share a prefix; the rows of a group lie together
+    branching: int,  # how many of the last steps each sample takes on its own
+    seed: int = 0,  # of the run
+    epoch: int = 0,
+    batch_size: int = 64,  # samples denoised together
+    # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
+    first: int = 0,
 ) -> Trajectory:
     "Samples that share the first part of their path within a group: a tree that parts once."
     if not 1 <= branching <= policy.num_steps:
-        raise ValueError(f'branching must be in 1 … {policy.num_steps} (the number of steps); got {branching!r}')
-    return tree_rollout(policy, prompts, groups, (policy.num_steps - branching,), seed, epoch, batch_size, first)
+        raise ValueError(
+            f'branching must be in 1 … {policy.num_steps} (the number of steps); got {branching!r}'
+        )
+    return tree_rollout(
+        policy, prompts, groups, (policy.num_steps - branching,), seed, epoch, batch_size, first
+    )
 
 # %% ../../nbs/algorithms/04_branching.ipynb #1829714b
 @dataclass
 class BranchSampler(RolloutSampler):
     "B²-DiffuRL's sampler: backward progressive training, and branches where training begins."
-    first: float = .7         # share of the steps that is trained at the start; 1 trains all from the start
-    share_prefix: bool = True # branches; False is backward progressive training alone
-    grow: bool = True         # the trained part grows to all; otherwise it stays as it is
-    schedule: Callable = None # (epoch, epochs, num_steps) -> how many of the last steps are trained; `trained_steps` when None
+
+    first: float = 0.7  # share of the steps that is trained at the start; 1 trains all from the start
+    share_prefix: bool = True  # branches; False is backward progressive training alone
+    grow: bool = True  # the trained part grows to all; otherwise it stays as it is
+    # (epoch, epochs, num_steps) -> how many of the last steps are trained; `trained_steps` when None
+    schedule: Callable = None
     records_graphs = False
 
     def __post_init__(self):
-        trained_steps(0, 1, 1, self.first)                                    # refuses a share that is none
+        trained_steps(0, 1, 1, self.first)  # refuses a share that is none
 
     def check(self, run):
         "The schedule must fit the steps, and a branch needs others beside it."
         self.steps(run)
         alone = [task.name for task in run.tasks if task.group_size < 2] if self.share_prefix else []
-        if alone: raise ValueError(f'group_size of task {alone[0]!r} must be 2 or more for branches; got 1 '
-                                   '(or take backward progressive training alone)')
+        if alone:
+            raise ValueError(
+                f'group_size of task {alone[0]!r} must be 2 or more for branches; got 1 '
+                '(or take backward progressive training alone)'
+            )
 
-    def steps(self,
-        run,       # a `RunContext`
+    def steps(
+        self,
+        run,  # a `RunContext`
     ) -> int:
         "How many of the last steps are trained now."
         epoch, steps = run.epoch if self.grow else 0, run.policy.num_steps
-        if self.schedule: count = self.schedule(epoch, run.epochs, steps)
-        else: count = trained_steps(epoch, run.epochs, steps, self.first)
-        if 1 <= count <= steps: return count
-        raise ValueError(f'schedule must be in 1 … {steps} (the number of steps); got {count!r} in epoch {epoch}')
+        if self.schedule:
+            count = self.schedule(epoch, run.epochs, steps)
+        else:
+            count = trained_steps(epoch, run.epochs, steps, self.first)
+        if 1 <= count <= steps:
+            return count
+        raise ValueError(
+            f'schedule must be in 1 … {steps} (the number of steps); got {count!r} in epoch {epoch}'
+        )
 
     def sample(self, run, request):
         "Groups with a common prefix."
-        if not self.share_prefix: return super().sample(run, request)
-        return branch_rollout(run.policy, request.prompts, request.groups, self.steps(run), request.seed, request.epoch,
-                              first=request.first)
+        if not self.share_prefix:
+            return super().sample(run, request)
+        return branch_rollout(
+            run.policy,
+            request.prompts,
+            request.groups,
+            self.steps(run),
+            request.seed,
+            request.epoch,
+            first=request.first,
+        )
 
     def trainable(self, run):
         "The last steps only."
@@ -156,23 +215,28 @@ class BranchSampler(RolloutSampler):
 
 # %% ../../nbs/algorithms/04_branching.ipynb #0c9c53dd
 def depth_credit(
-    advantage:torch.Tensor, # (B,) of the leaves
-    groups:torch.Tensor,    # (B,) long
-    branch_points:int,
-) -> torch.Tensor:          # (branch_points + 1, B): of each row's steps before the first branch point, after it, …
+    advantage: torch.Tensor,  # (B,) of the leaves
+    groups: torch.Tensor,  # (B,) long
+    branch_points: int,
+) -> torch.Tensor:  # (branch_points + 1, B): of each row's steps before the first branch point, after it, …
     """What each node of a tree is worth, beside the others of its depth. [after BranchGRPO, whose deviation is the unbiased one]
 
     The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp hold at every depth."""
     deviation, largest = advantages.group_deviation(advantage, groups).to(advantage), advantage.abs().max()
+
     def worth(depth):
         node = nodes(groups, depth, branch_points).to(advantage.device)
         mean = torch.stack([advantage[node == n].mean() for n in node.unique()])[node]
         return (deviation * advantages.group(mean, groups)).clamp(-largest, largest)
+
     return torch.stack([worth(depth) for depth in range(branch_points + 1)])
+
 
 @dataclass
 class TreeSampler(RolloutSampler):
-    "BranchGRPO's sampler: the paths of a group part again and again, and each stretch has the advantage of what came of it."
+    """BranchGRPO's sampler: the paths of a group part again and again, and each stretch has the advantage of
+    what came of it."""
+
     splits: tuple = (0, 2)  # denoising steps before which all paths part, ascending
     records_graphs = False
 
@@ -184,16 +248,27 @@ class TreeSampler(RolloutSampler):
     def check(self, run):
         "The steps must exist, and each group must be a whole tree."
         steps = run.policy.num_steps
-        if self.splits[-1] >= steps: raise ValueError(f'splits must be below {steps} (the number of steps); got {self.splits!r}')
+        if self.splits[-1] >= steps:
+            raise ValueError(f'splits must be below {steps} (the number of steps); got {self.splits!r}')
         for task in run.tasks:
-            if task.group_size < 2: raise ValueError(f'group_size of task {task.name!r} must be {2 ** len(self.splits)} or another power '
-                                                     f'for splits {self.splits!r}; got 1')
+            if task.group_size < 2:
+                raise ValueError(
+                    f'group_size of task {task.name!r} must be {2 ** len(self.splits)} or another power '
+                    f'for splits {self.splits!r}; got 1'
+                )
             nodes(torch.zeros(task.group_size), 0, len(self.splits))
 
     def sample(self, run, request):
         "A tree for every group."
-        return tree_rollout(run.policy, request.prompts, request.groups, self.splits, request.seed, request.epoch,
-                            first=request.first)
+        return tree_rollout(
+            run.policy,
+            request.prompts,
+            request.groups,
+            self.splits,
+            request.seed,
+            request.epoch,
+            first=request.first,
+        )
 
     def trainable(self, run):
         "From the first branch point on."
@@ -202,5 +277,5 @@ class TreeSampler(RolloutSampler):
     def advantage(self, batch, transitions):
         "Of the node that a row's step leads through."
         depth = torch.searchsorted(torch.tensor(self.splits), transitions['step'].cpu(), right=True)
-        by_depth = depth_credit(batch.advantage.cpu(), batch.groups, len(self.splits))                 # in float64
+        by_depth = depth_credit(batch.advantage.cpu(), batch.groups, len(self.splits))  # in float64
         return by_depth[depth, transitions['sample'].cpu()].to(batch.advantage.device)

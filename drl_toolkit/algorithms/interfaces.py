@@ -23,214 +23,266 @@ from ..sampling.rollout import Trajectory, rollout
 @dataclass(frozen=True)
 class RunContext:
     "What a sampler, an objective or a strategy may know of a run in this epoch."
+
     policy: Policy
-    tasks: tuple[Task, ...]     # in the order in which they are served
+    tasks: tuple[Task, ...]  # in the order in which they are served
     sampler: 'RolloutSampler'
     micro_batches: MicroBatches
     kl_penalty: KLPenalty
-    seed: int                   # of the run
-    epoch: int                  # epochs done so far
-    epochs: int                 # of the whole run
-    data_mode: str = ''         # how a data loss takes part: 'step', 'joined', or '' where there is none
+    seed: int  # of the run
+    epoch: int  # epochs done so far
+    epochs: int  # of the whole run
+    data_mode: str = ''  # how a data loss takes part: 'step', 'joined', or '' where there is none
+
 
 @dataclass(frozen=True)
 class SampleRequest:
-    "What a sampler is asked for: a trajectory for every prompt. Of several processes each asks for its own samples."
+    """What a sampler is asked for: a trajectory for every prompt.
+
+    Of several processes each asks for its own samples."""
+
     task: Task
-    prompts: list[str]            # B
-    groups: torch.Tensor          # (B,) long: samples of one group lie together
-    seed: int                     # of the task
+    prompts: list[str]  # B
+    groups: torch.Tensor  # (B,) long: samples of one group lie together
+    seed: int  # of the task
     epoch: int
-    first: int = 0                # index of the first of them among all processes' samples
-    recorded_steps: torch.Tensor = None   # (B, k) long: steps whose graphs are kept for the update
+    first: int = 0  # index of the first of them among all processes' samples
+    recorded_steps: torch.Tensor = None  # (B, k) long: steps whose graphs are kept for the update
+
 
 @dataclass
 class Batch:
-    "One task's samples of an epoch with rewards and advantages. Of several processes each has its own, all but the metrics."
+    """One task's samples of an epoch with rewards and advantages.
+
+    Of several processes each has its own, all but the metrics."""
+
     task: Task
     epoch: int
-    trajectory: Trajectory        # None where a process has no sample; the main one always has some
-    advantage: torch.Tensor       # (B,)
-    metrics: dict[str, float]     # to record, of all processes' samples
-    groups: torch.Tensor          # (B,) long: which samples belong together
-    values: list[torch.Tensor]    # (B,) for each of the task's rewards
-    observations: dict            # name -> `Observations`: what the rewards saw in the images
-    rank_slice: RankSlice         # which of all samples these are
-    finite: torch.Tensor = None   # (B,) bool: samples whose rewards are finite, which are trained on; all where it is None
-    minibatches: list[Transitions] = None   # what its updates learn from, once that is planned
+    trajectory: Trajectory  # None where a process has no sample; the main one always has some
+    advantage: torch.Tensor  # (B,)
+    metrics: dict[str, float]  # to record, of all processes' samples
+    groups: torch.Tensor  # (B,) long: which samples belong together
+    values: list[torch.Tensor]  # (B,) for each of the task's rewards
+    observations: dict  # name -> `Observations`: what the rewards saw in the images
+    rank_slice: RankSlice  # which of all samples these are
+    finite: torch.Tensor = (
+        None  # (B,) bool: samples whose rewards are finite, which are trained on; all where it is None
+    )
+    minibatches: list[Transitions] = None  # what its updates learn from, once that is planned
 
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #9ee4dad3
 class RolloutSampler:
     "Samples trajectories. This one makes independent samples; override what differs."
-    records_graphs = True   # whether `sample` heeds `recorded_steps`
 
-    def check(self,
-        run:RunContext,
+    records_graphs = True  # whether `sample` heeds `recorded_steps`
+
+    def check(
+        self,
+        run: RunContext,
     ):
         "Raise `ValueError` where this run cannot be sampled so."
 
-    def sample(self,
-        run:RunContext,
-        request:SampleRequest,
+    def sample(
+        self,
+        run: RunContext,
+        request: SampleRequest,
     ) -> Trajectory:
         "A trajectory for every prompt of the request."
-        return rollout(run.policy, request.prompts, seed=request.seed, epoch=request.epoch, first=request.first,
-                       keep=request.recorded_steps)
+        return rollout(
+            run.policy,
+            request.prompts,
+            seed=request.seed,
+            epoch=request.epoch,
+            first=request.first,
+            keep=request.recorded_steps,
+        )
 
-    def evaluate(self,
-        task:Task,
-        trajectory:Trajectory,
-        groups:torch.Tensor,    # (B,) long
-    ) -> list:                  # of `RewardOutput`: values (B,), metrics, observations, for each reward of the task
+    def evaluate(
+        self,
+        task: Task,
+        trajectory: Trajectory,
+        groups: torch.Tensor,  # (B,) long
+    ) -> list:  # of `RewardOutput`: values (B,), metrics, observations, for each reward of the task
         "What the task's rewards say of the images."
         return [reward.evaluate(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
 
-    def trainable(self,
-        run:RunContext,
-    ) -> torch.Tensor:          # (T,) bool
+    def trainable(
+        self,
+        run: RunContext,
+    ) -> torch.Tensor:  # (T,) bool
         "Which denoising steps may be trained in this epoch."
         return torch.ones(run.policy.num_steps, dtype=torch.bool)
 
-    def advantage(self,
-        batch:Batch,
-        transitions:Transitions, # N rows
-    ) -> torch.Tensor:           # (N,)
+    def advantage(
+        self,
+        batch: Batch,
+        transitions: Transitions,  # N rows
+    ) -> torch.Tensor:  # (N,)
         "The advantage of each transition: that of its sample."
         return batch.advantage[transitions['sample']]
 
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #d3d40add
 class Objective:
     "What is minimised on a batch."
-    single_call = False     # whether a loss has its graph through one call of the network; sharded weights need that
-    uses_advantage = True   # whether advantages decide what is learnt
-    uses_path = False       # whether the path's likelihood is trained
-    reuses_graphs = False   # whether its loss takes the predictions whose graphs sampling has kept
 
-    def check(self,
-        run:RunContext,
+    single_call = (
+        False  # whether a loss has its graph through one call of the network; sharded weights need that
+    )
+    uses_advantage = True  # whether advantages decide what is learnt
+    uses_path = False  # whether the path's likelihood is trained
+    reuses_graphs = False  # whether its loss takes the predictions whose graphs sampling has kept
+
+    def check(
+        self,
+        run: RunContext,
     ):
         "Raise `ValueError`, before anything is sampled, where this run cannot be trained so."
 
-    def transitions(self,
-        run:RunContext,
-        batch:Batch,
-        generator:torch.Generator, # on the CPU, in the same state in all processes: draw for all samples, see `RankSlice`
-    ) -> Transitions:              # with columns `sample`, `step` and `row`, its number among all processes' rows
+    def transitions(
+        self,
+        run: RunContext,
+        batch: Batch,
+        # on the CPU, in the same state in all processes: draw for all samples, see `RankSlice`
+        generator: torch.Generator,
+    ) -> Transitions:  # with columns `sample`, `step` and `row`, its number among all processes' rows
         "What is learnt from a batch; it is shuffled and cut into minibatches afterwards."
         raise NotImplementedError
 
-    def loss(self,
-        run:RunContext,
-        transitions:Transitions,   # a micro-batch
+    def loss(
+        self,
+        run: RunContext,
+        transitions: Transitions,  # a micro-batch
     ) -> LossOutput:
         "The loss of a micro-batch, weighted with the column `weight`."
         raise NotImplementedError
 
-    def describe(self,
-        run:RunContext,
-    ) -> str:                      # completes "Each epoch samples … images, "
+    def describe(
+        self,
+        run: RunContext,
+    ) -> str:  # completes "Each epoch samples … images, "
         "What is trained, in words."
         return f'trains them by {type(self).__name__}'
 
-    def warning(self,
-        run:RunContext,
-    ) -> str:                      # empty where all is well
+    def warning(
+        self,
+        run: RunContext,
+    ) -> str:  # empty where all is well
         "What to say once, before the first epoch, of something odd that is allowed."
         return ''
 
-    def steps_to_train(self,
-        run:RunContext,
-        task:Task,
-        rank_slice:RankSlice,      # which of the task's samples
-        generator:torch.Generator, # as `transitions` gets it
-    ) -> torch.Tensor:             # (B, k) long
+    def steps_to_train(
+        self,
+        run: RunContext,
+        task: Task,
+        rank_slice: RankSlice,  # which of the task's samples
+        generator: torch.Generator,  # as `transitions` gets it
+    ) -> torch.Tensor:  # (B, k) long
         "Where `reuses_graphs`: the steps of each sample that will be trained, known before it is sampled."
         raise NotImplementedError
 
-    def has_gradient(self,
-        transitions:Transitions,   # N rows
-    ) -> torch.Tensor:             # (N,) bool
+    def has_gradient(
+        self,
+        transitions: Transitions,  # N rows
+    ) -> torch.Tensor:  # (N,) bool
         "Which rows have a gradient at all; the others are not computed."
         return torch.ones(len(transitions['step']), dtype=torch.bool)
 
-    def prepare(self,
-        run:RunContext,
-        minibatches:list[Transitions],
+    def prepare(
+        self,
+        run: RunContext,
+        minibatches: list[Transitions],
     ):
         "Add, before the first update, the columns that the updates compare with."
 
-    def is_noisy(self,
-        noise:float,               # largest |Δ mean log-prob| of the same transitions in sampling and in training
+    def is_noisy(
+        self,
+        noise: float,  # largest |Δ mean log-prob| of the same transitions in sampling and in training
     ) -> bool:
         "Whether log-probs of sampling are too noisy to be compared with."
         return False
 
-    def anchor(self,
-        run:RunContext,
-        minibatches:list[Transitions],
-    ) -> int:                      # rows that were computed
-        "Where sampling was too noisy: replace what these minibatches are compared with, before the first update."
+    def anchor(
+        self,
+        run: RunContext,
+        minibatches: list[Transitions],
+    ) -> int:  # rows that were computed
+        """Where sampling was too noisy: replace what these minibatches are compared with, before the first
+        update."""
         return 0
 
-    def clipped(self,
-        ratio:torch.Tensor,        # (N,) of the path's likelihood
-        advantage:torch.Tensor,    # (N,)
-    ) -> torch.Tensor:             # (N,) bool
+    def clipped(
+        self,
+        ratio: torch.Tensor,  # (N,) of the path's likelihood
+        advantage: torch.Tensor,  # (N,)
+    ) -> torch.Tensor:  # (N,) bool
         "Which transitions have no gradient any more because their ratio was clipped."
         return torch.zeros(len(ratio), dtype=torch.bool)
 
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #f15bb943
 class FailedPart(NamedTuple):
     "A minibatch that a step was made of, and where it comes from."
+
     transitions: Transitions
     batch: Batch
 
+
 class Updates(Protocol):
     "The stages of an update; `training.updates.Updater` has them."
-    params: list[torch.Tensor]     # that are trained
 
-    def learn(self, batch:Batch) -> dict[str, float]:
+    params: list[torch.Tensor]  # that are trained
+
+    def learn(self, batch: Batch) -> dict[str, float]:
         "All steps on one batch; returns numbers to record."
 
-    def plan(self, batch:Batch) -> list[Transitions]:
+    def plan(self, batch: Batch) -> list[Transitions]:
         "A batch as minibatches, one for each step."
 
-    def gradient(self, transitions:Transitions, first:Batch=None) -> Metrics:
+    def gradient(self, transitions: Transitions, first: Batch = None) -> Metrics:
         "A minibatch's gradient into `.grad`. Of the first minibatch of a batch, `first` is this batch."
 
-    def set_gradient(self, gradients:list):
+    def set_gradient(self, gradients: list):
         "Put gradients, or None, where the optimiser looks for them."
 
-    def products(self, gradients:list[list]) -> torch.Tensor:
+    def products(self, gradients: list[list]) -> torch.Tensor:
         "Inner products (R, R) of R gradients."
 
     def step(self) -> torch.Tensor:
         "One optimiser step; returns the gradient's norm. Where that is not finite nothing has changed."
 
-    def skip_step(self, parts:list[FailedPart]):
+    def skip_step(self, parts: list[FailedPart]):
         "After a step whose norm is not finite: name the samples that caused it."
 
-    def summary(self, stats:list[Metrics]) -> dict[str, float]:
+    def summary(self, stats: list[Metrics]) -> dict[str, float]:
         "Numbers to record of a batch's steps."
+
 
 @dataclass(frozen=True)
 class Stages:
     "What a strategy may do in an epoch."
+
     run: RunContext
-    collect: Callable[[Task], Batch]     # sample, score and compute advantages
+    collect: Callable[[Task], Batch]  # sample, score and compute advantages
     updates: Updates
-    compare: Callable[[dict, list], dict]  # adds what tasks are beside each other to (task -> numbers, batches)
+    compare: Callable[
+        [dict, list], dict
+    ]  # adds what tasks are beside each other to (task -> numbers, batches)
+
 
 class Strategy:
-    "Each task samples, scores and updates before the next one samples. Rewards are never summed. [P §3.3, Algorithm 1]"
-    def check(self,
-        run:RunContext,
+    """Each task samples, scores and updates before the next one samples.
+
+    Rewards are never summed. [P §3.3, Algorithm 1]"""
+
+    def check(
+        self,
+        run: RunContext,
     ):
         "Raise `ValueError` where these tasks cannot be served."
 
-    def run_epoch(self,
-        stages:Stages,
-    ) -> dict[str, dict[str, float]]:   # task -> numbers to record
+    def run_epoch(
+        self,
+        stages: Stages,
+    ) -> dict[str, dict[str, float]]:  # task -> numbers to record
         "Serve all tasks once."
         metrics, batches = {}, []
         for task in stages.run.tasks:
@@ -239,11 +291,12 @@ class Strategy:
             batches.append(batch)
         return stages.compare(metrics, batches)
 
-    def state_dict(self) -> dict[str, object]: # JSON
+    def state_dict(self) -> dict[str, object]:  # JSON
         "What must be saved for an exact resume."
         return {}
 
-    def load_state_dict(self,
-        state:dict[str, object],
+    def load_state_dict(
+        self,
+        state: dict[str, object],
     ):
         "Take up a saved state."

@@ -16,41 +16,50 @@ from ..sampling.policy import Policy
 # %% ../../nbs/algorithms/00a_kl_penalty.ipynb #9e28e1a1
 class KLPenalty:
     "A weighted distance from the reference model, as a part of the loss."
-    def __init__(self,
-        policy:Policy,
-        micro_batches:MicroBatches,
-        weight:float,        # of the distance in the loss; 0 leaves it out
-        target:float=0.,     # the distance that the weight is adapted to hold; 0 leaves the weight as it is
+
+    def __init__(
+        self,
+        policy: Policy,
+        micro_batches: MicroBatches,
+        weight: float,  # of the distance in the loss; 0 leaves it out
+        target: float = 0.0,  # the distance that the weight is adapted to hold; 0 leaves the weight as it is
     ):
         self.policy, self.micro_batches = policy, micro_batches
         self.weight, self.target, self.enabled = weight, target, weight > 0
 
-    def remember(self,
-        minibatches:list[Transitions], # each gets a column `reference`
-        predict:Callable,              # transitions -> predictions (N, …)
+    def remember(
+        self,
+        minibatches: list[Transitions],  # each gets a column `reference`
+        predict: Callable,  # transitions -> predictions (N, …)
     ):
         "Add the reference model's predictions to every minibatch."
-        if not self.enabled: return
+        if not self.enabled:
+            return
         with self.policy.reference():
-            for transitions in minibatches: transitions['reference'] = self.micro_batches.map(predict, transitions)
+            for transitions in minibatches:
+                transitions['reference'] = self.micro_batches.map(predict, transitions)
 
-    def add(self,
-        output:LossOutput,
-        distance:torch.Tensor,   # scalar, summed over the transitions with their weights
-        transitions:Transitions,
+    def add(
+        self,
+        output: LossOutput,
+        distance: torch.Tensor,  # scalar, summed over the transitions with their weights
+        transitions: Transitions,
     ) -> LossOutput:
         "A loss with the weighted distance added, and the distance among its metrics."
         kl = distance.detach() / transitions['weight'].sum()
         return LossOutput(output.loss + self.weight * distance, output.metrics | dict(kl=kl))
 
-    def adapt(self,
-        kl:float,    # that was seen
-    ) -> float:      # the weight that was in force
+    def adapt(
+        self,
+        kl: float,  # that was seen
+    ) -> float:  # the weight that was in force
         "Double the weight beyond 1.5 times the target, halve it below two thirds. [PPO §4]"
         weight = self.weight
-        if self.target: self.weight = weight * self._factor(kl)
+        if self.target:
+            self.weight = weight * self._factor(kl)
         return weight
 
     def _factor(self, kl):
-        if kl > 1.5 * self.target: return 2
-        return .5 if kl < self.target / 1.5 else 1
+        if kl > 1.5 * self.target:
+            return 2
+        return 0.5 if kl < self.target / 1.5 else 1

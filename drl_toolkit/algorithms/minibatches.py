@@ -15,54 +15,66 @@ from ..sampling.policy import Policy
 from ..sampling.rollout import batch_size_for, batches_at_once, in_parallel
 
 # %% ../../nbs/algorithms/00_minibatches.ipynb #9a8d0022
-Transitions = dict[str, torch.Tensor]   # column -> (N, …)
-Metrics = dict[str, torch.Tensor]       # name -> 0-dimensional tensor
+Transitions = dict[str, torch.Tensor]  # column -> (N, …)
+Metrics = dict[str, torch.Tensor]  # name -> 0-dimensional tensor
+
 
 class LossOutput(NamedTuple):
     "What an objective returns for a micro-batch."
-    loss: torch.Tensor      # scalar with a graph: a sum weighted with the transitions' `weight`
-    metrics: Metrics = {}   # without graphs; tensors, so that nothing waits for the GPU
+
+    loss: torch.Tensor  # scalar with a graph: a sum weighted with the transitions' `weight`
+    metrics: Metrics = {}  # without graphs; tensors, so that nothing waits for the GPU
+
 
 def select_rows(
-    transitions:Transitions, # N rows
-    rows:torch.Tensor,       # (n,) long
-) -> Transitions:            # n rows
+    transitions: Transitions,  # N rows
+    rows: torch.Tensor,  # (n,) long
+) -> Transitions:  # n rows
     "Some rows of every column."
     return {name: column[rows] for name, column in transitions.items()}
 
 # %% ../../nbs/algorithms/00_minibatches.ipynb #715e13a6
 class MicroBatches:
     "Cuts tables of transitions so that they fit in memory."
-    def __init__(self,
-        policy:Policy,
-        size:int,       # rows in a micro-batch at most
+
+    def __init__(
+        self,
+        policy: Policy,
+        size: int,  # rows in a micro-batch at most
     ):
         self.policy, self.size = policy, size
 
-    def split(self,
-        transitions:Transitions, # N rows
+    def split(
+        self,
+        transitions: Transitions,  # N rows
     ) -> list[Transitions]:
         "As many for each thread, and none too large."
         count = len(transitions['step'])
-        if not count: return []
+        if not count:
+            return []
         size = batch_size_for(self.policy, count, self.size)
         return [select_rows(transitions, rows) for rows in torch.arange(count).split(size)]
 
-    def map(self,
-        function:Callable,       # of a micro-batch; returns (n, …)
-        transitions:Transitions, # N rows
-    ) -> torch.Tensor:           # (N, …)
+    def map(
+        self,
+        function: Callable,  # of a micro-batch; returns (n, …)
+        transitions: Transitions,  # N rows
+    ) -> torch.Tensor:  # (N, …)
         "Apply a function without gradient, one micro-batch after the other."
-        if not len(transitions['step']): return torch.zeros(0)
-        results = in_parallel(torch.no_grad()(function), self.split(transitions), batches_at_once(self.policy))
+        if not len(transitions['step']):
+            return torch.zeros(0)
+        results = in_parallel(
+            torch.no_grad()(function), self.split(transitions), batches_at_once(self.policy)
+        )
         return torch.cat(list(results))
 
 # %% ../../nbs/algorithms/00_minibatches.ipynb #97d44bd2
 REDUCTIONS = dict(ratio_max=torch.max, ratio_min=torch.min, ratio_error=torch.max, ratio_noise=torch.max)
 
+
 def combine_metrics(
-    parts:list[Metrics],       # the same names in each
-    shares:list[float]=None,   # of the whole, one for each part; equal ones when None
+    parts: list[Metrics],  # the same names in each
+    shares: list[float] = None,  # of the whole, one for each part; equal ones when None
 ) -> Metrics:
     "The metrics of a whole from those of its parts."
     shares = torch.full((len(parts),), 1 / len(parts)) if shares is None else torch.tensor(shares)

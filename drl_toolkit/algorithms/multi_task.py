@@ -20,27 +20,36 @@ from .interfaces import Batch, FailedPart, RunContext, Strategy, Updates
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #8af86f54
 def without_conflicts(
-    products:torch.Tensor, # (R, R)
-    rng:random.Random,     # of the order in which others are looked at
-) -> torch.Tensor:         # (R,) weights
-    "Each gradient loses its component against every other that it contradicts; then their mean. [PCGrad, Algorithm 1]"
+    products: torch.Tensor,  # (R, R)
+    rng: random.Random,  # of the order in which others are looked at
+) -> torch.Tensor:  # (R,) weights
+    """Each gradient loses its component against every other that it contradicts; then their mean.
+
+    [PCGrad, Algorithm 1]"""
     count, total = len(products), torch.zeros(len(products), dtype=torch.double)
     for i in range(count):
-        mine = torch.eye(count, dtype=torch.double)[i]                    # this task's gradient, as a mixture of all
+        mine = torch.eye(count, dtype=torch.double)[i]  # this task's gradient, as a mixture of all
         for j in rng.sample([j for j in range(count) if j != i], count - 1):
             along = mine @ products[:, j]
-            if along < 0: mine[j] -= along / products[j, j].clamp(min=1e-30)
+            if along < 0:
+                mine[j] -= along / products[j, j].clamp(min=1e-30)
         total += mine / count
     return total
 
+
 def shortest_mixture(
-    products:torch.Tensor, # (R, R)
-) -> torch.Tensor:         # (R,) weights, 0 and more, of sum 1
+    products: torch.Tensor,  # (R, R)
+) -> torch.Tensor:  # (R,) weights, 0 and more, of sum 1
     "The shortest vector that is a mean of the gradients: no task gets worse along it. [MGDA Eq 3]"
     values, vectors = torch.linalg.eigh(products)
-    root = (values.clamp(min=0).sqrt()[:, None] * vectors.T)              # its columns have the same inner products
-    much = 1e3 * products.diagonal().max().sqrt().clamp(min=1e-30)        # weight of the row that asks for a sum of 1
-    rows, goal = torch.cat([root, much.expand(1, len(products))]), torch.cat([torch.zeros(len(products), dtype=torch.double), much[None]])
+    root = values.clamp(min=0).sqrt()[:, None] * vectors.T  # its columns have the same inner products
+    much = 1e3 * products.diagonal().max().sqrt().clamp(
+        min=1e-30
+    )  # weight of the row that asks for a sum of 1
+    rows, goal = (
+        torch.cat([root, much.expand(1, len(products))]),
+        torch.cat([torch.zeros(len(products), dtype=torch.double), much[None]]),
+    )
     weights = torch.from_numpy(nnls(rows.numpy(), goal.numpy())[0])
     return weights / weights.sum()
 
@@ -48,37 +57,46 @@ def shortest_mixture(
 @dataclass
 class TaskUpdates:
     "A task's batch on its way through an epoch of steps that all tasks take together."
-    batch: Batch
-    minibatches: list   # of `Transitions`
-    stats: list = field(default_factory=list)   # metrics of each step that was taken
 
-    def gradient(self,
-        updates:Updates,
-        transitions:dict,   # this task's minibatch; None where it has no more
-    ) -> list:              # of tensors, or of None
+    batch: Batch
+    minibatches: list  # of `Transitions`
+    stats: list = field(default_factory=list)  # metrics of each step that was taken
+
+    def gradient(
+        self,
+        updates: Updates,
+        transitions: dict,  # this task's minibatch; None where it has no more
+    ) -> list:  # of tensors, or of None
         "This task's part of a step."
-        if transitions is None: return [None] * len(updates.params)
+        if transitions is None:
+            return [None] * len(updates.params)
         self.stats.append(updates.gradient(transitions, None if self.stats else self.batch))
         return [p.grad for p in updates.params]
 
+
 class Together(Strategy):
     "The mean of all tasks' gradients, at the same weights."
+
     def check(self, run):
         "The data loss must be a step of its own: it is no task."
         if run.data_mode == 'joined':
-            raise ValueError(f"data_mode must be 'step' with {type(self).__name__}; got 'joined', "
-                             "which adds the data loss to every task's gradient")
+            raise ValueError(
+                f"data_mode must be 'step' with {type(self).__name__}; got 'joined', "
+                "which adds the data loss to every task's gradient"
+            )
 
-    def weigh(self,
-        run:RunContext,
-        products:torch.Tensor,  # (R, R) inner products of the tasks' gradients
-    ) -> torch.Tensor:          # (R,)
+    def weigh(
+        self,
+        run: RunContext,
+        products: torch.Tensor,  # (R, R) inner products of the tasks' gradients
+    ) -> torch.Tensor:  # (R,)
         "The weight of each task's gradient."
         return torch.full((len(products),), 1 / len(products), dtype=torch.double)
 
-    def see(self,
-        run:RunContext,
-        batches:list[Batch],
+    def see(
+        self,
+        run: RunContext,
+        batches: list[Batch],
     ):
         "Look at this epoch's samples before any update."
 
@@ -88,85 +106,108 @@ class Together(Strategy):
         batches = [stages.collect(task) for task in run.tasks]
         self.see(run, batches)
         tasks = [TaskUpdates(batch, updates.plan(batch)) for batch in batches]
-        weights = [self._step(run, updates, tasks, parts) for parts in zip_longest(*(task.minibatches for task in tasks))]
+        weights = [
+            self._step(run, updates, tasks, parts)
+            for parts in zip_longest(*(task.minibatches for task in tasks))
+        ]
         return stages.compare(self._metrics(updates, tasks, [w for w in weights if w is not None]), batches)
 
     def _step(self, run, updates, tasks, parts):
-        "One step on a minibatch of each task; the weights of the mixture, or None where its gradient was not finite."
+        """One step on a minibatch of each task; the weights of the mixture, or None where its gradient was
+        not finite."""
         gradients = [task.gradient(updates, part) for task, part in zip(tasks, parts)]
         products = updates.products(gradients)
-        finite = bool(products.isfinite().all())                                # a mixture of what is not finite is not finite either
+        finite = bool(products.isfinite().all())  # a mixture of what is not finite is not finite either
         mixture = self.weigh(run, products) if finite else torch.ones(len(gradients))
         updates.set_gradient(mix(gradients, mixture))
         norm = updates.step()
         here = [(task, part) for task, part in zip(tasks, parts) if part is not None]
         if norm.isfinite():
-            for task, _ in here: task.stats[-1]['grad_norm'] = norm
+            for task, _ in here:
+                task.stats[-1]['grad_norm'] = norm
             return mixture
-        for task, _ in here: task.stats.pop()
+        for task, _ in here:
+            task.stats.pop()
         updates.skip_step([FailedPart(part, task.batch) for task, part in here])
         return None
 
     def _metrics(self, updates, tasks, weights):
         "Numbers to record of each task."
-        mean = torch.stack(weights).mean(0).tolist() if weights else [0.] * len(tasks)
+        mean = torch.stack(weights).mean(0).tolist() if weights else [0.0] * len(tasks)
         found = {}
         for task, weight in zip(tasks, mean):
             own = dict(gradient_weight=weight, skipped_steps=len(task.minibatches) - len(task.stats))
             found[task.batch.task.name] = task.batch.metrics | updates.summary(task.stats) | own
         return found
 
+
 def mix(
-    gradients:list[list],  # R lists of tensors, or of None
-    weights:torch.Tensor,  # (R,)
-) -> list:                 # of tensors, or of None
+    gradients: list[list],  # R lists of tensors, or of None
+    weights: torch.Tensor,  # (R,)
+) -> list:  # of tensors, or of None
     "The weighted sum of gradients."
     mixed = []
     for parts in zip(*gradients):
-        present = [weight * gradient for weight, gradient in zip(weights.tolist(), parts) if gradient is not None]
+        present = [
+            weight * gradient for weight, gradient in zip(weights.tolist(), parts) if gradient is not None
+        ]
         mixed.append(sum(present) if present else None)
     return mixed
 
+
 class PCGrad(Together):
     "Without what contradicts another task. [PCGrad]"
+
     def weigh(self, run, products):
         return without_conflicts(products, random.Random(sample_seed(run.seed, run.epoch, 'conflicts')))
+
 
 @dataclass
 class MGDA(Together):
     "The shortest mixture of the gradients that are not zero. [MGDA]"
-    normalised: bool = True     # gradients of length 1 first; else the shortest gradient has the most say
+
+    normalised: bool = True  # gradients of length 1 first; else the shortest gradient has the most say
 
     def weigh(self, run, products):
         length = products.diagonal().sqrt()
-        there = length > 0                                    # a zero gradient is the shortest mixture, and moves nothing
+        there = length > 0  # a zero gradient is the shortest mixture, and moves nothing
         weights = torch.zeros_like(length)
-        if not there.any(): return weights
+        if not there.any():
+            return weights
         scale = length[there] if self.normalised else torch.ones_like(length[there])
         weights[there] = shortest_mixture(products[there][:, there] / (scale[:, None] * scale)) / scale
         return weights / weights.sum()
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #c16ca1e8
 def standing(
-    metrics:dict, # of a task's batch
-) -> float:      # higher is better
+    metrics: dict,  # of a task's batch
+) -> float:  # higher is better
     "The figure by which people judge a task, minus it where less is better."
     name, better = headline_of(metrics)
     return metrics[name] if better == 'higher' else -metrics[name]
 
+
 def spread(
-    metrics:dict, # of a task's batch
-) -> float:      # above 0, in the unit of `standing`
-    "Deviation of the same figure: of the rewards over samples, or of a headline such as parity over groups. One group, or equal ones, have none: then 1."
+    metrics: dict,  # of a task's batch
+) -> float:  # above 0, in the unit of `standing`
+    """Deviation of the same figure: of the rewards over samples, or of a headline such as parity over groups.
+
+    One group, or equal ones, have none: then 1."""
     name, _ = headline_of(metrics)
-    deviation = metrics['reward_std'] if name == 'reward' else max(0., metrics.get(f'{name}_square', 0.) - metrics[name]**2) ** .5
-    return deviation if deviation > 1e-8 else 1.
+    deviation = (
+        metrics['reward_std']
+        if name == 'reward'
+        else max(0.0, metrics.get(f'{name}_square', 0.0) - metrics[name] ** 2) ** 0.5
+    )
+    return deviation if deviation > 1e-8 else 1.0
+
 
 @dataclass
 class Following(Together):
     "A mixture that depends on how far each task has come."
-    start: dict = field(default_factory=dict, repr=False)   # task -> (standing, its spread) in the first epoch
-    now: dict = field(default_factory=dict, repr=False)     # task -> progress
+
+    start: dict = field(default_factory=dict, repr=False)  # task -> (standing, its spread) in the first epoch
+    now: dict = field(default_factory=dict, repr=False)  # task -> progress
 
     def see(self, run, batches):
         "Progress in units of the first epoch's spread."
@@ -175,48 +216,57 @@ class Following(Together):
             first, unit = self.start.setdefault(name, (current, spread(batch.metrics)))
             self.now[name] = (current - first) / unit
 
-    def state_dict(self): return dict(start=self.start, now=self.now)
+    def state_dict(self):
+        return dict(start=self.start, now=self.now)
 
     def load_state_dict(self, state):
         self.start = {name: tuple(first) for name, first in state['start'].items()}
         self.now = dict(state['now'])
 
+
 @dataclass
 class Balanced(Following):
     "Those that have gained least count most."
-    temperature: float = .5     # progress that makes a weight e times as small
+
+    temperature: float = 0.5  # progress that makes a weight e times as small
 
     def weigh(self, run, products):
         progress = torch.tensor([self.now[task.name] for task in run.tasks], dtype=torch.double)
         return (-progress / self.temperature).softmax(0)
 
+
 @dataclass
 class Constrained(Following):
     "Some tasks are raised, the others kept where they started."
-    keep: tuple = ()            # names of the tasks that are kept
-    rate: float = 1.            # how fast a multiplier answers, per unit of progress lost and epoch
-    multipliers: dict = field(default_factory=dict, repr=False)   # kept task -> λ, 0 and more
+
+    keep: tuple = ()  # names of the tasks that are kept
+    rate: float = 1.0  # how fast a multiplier answers, per unit of progress lost and epoch
+    multipliers: dict = field(default_factory=dict, repr=False)  # kept task -> λ, 0 and more
 
     def check(self, run):
         "The kept tasks must exist, and another one too."
         super().check(run)
         names = [task.name for task in run.tasks]
         if not self.keep or set(self.keep) - set(names) or len(set(self.keep)) == len(names):
-            raise ValueError(f"keep must name some but not all of the tasks ({', '.join(names)}); got {', '.join(self.keep) or 'nothing'}")
+            raise ValueError(
+                f"keep must name some but not all of the tasks ({', '.join(names)}); got "
+                f"{', '.join(self.keep) or 'nothing'}"
+            )
 
     def see(self, run, batches):
         "A multiplier grows by what is missing and shrinks by what is left over."
         super().see(run, batches)
         for name in self.keep:
-            before = self.multipliers.get(name, 0.)
-            self.multipliers[name] = max(0., before - self.rate * self.now[name])
+            before = self.multipliers.get(name, 0.0)
+            self.multipliers[name] = max(0.0, before - self.rate * self.now[name])
 
     def weigh(self, run, products):
-        counts = [self.multipliers[task.name] if task.name in self.keep else 1. for task in run.tasks]
+        counts = [self.multipliers[task.name] if task.name in self.keep else 1.0 for task in run.tasks]
         weights = torch.tensor(counts, dtype=torch.double)
         return weights / weights.sum()
 
-    def state_dict(self): return super().state_dict() | dict(multipliers=self.multipliers)
+    def state_dict(self):
+        return super().state_dict() | dict(multipliers=self.multipliers)
 
     def load_state_dict(self, state):
         super().load_state_dict(state)

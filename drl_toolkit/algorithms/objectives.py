@@ -26,93 +26,112 @@ def _weighted(per_item, weights):
     "Mean, or weighted sum."
     return per_item.mean() if weights is None else (per_item * weights).sum()
 
+
 def reinforce(
-    log_prob:torch.Tensor,      # (N,) of the stored transitions under the policy, mean over dimensions
-    advantage:torch.Tensor,     # (N,)
-    weights:torch.Tensor=None,  # (N,) loss weights of the transitions
-) -> torch.Tensor:              # scalar
+    log_prob: torch.Tensor,  # (N,) of the stored transitions under the policy, mean over dimensions
+    advantage: torch.Tensor,  # (N,)
+    weights: torch.Tensor = None,  # (N,) loss weights of the transitions
+) -> torch.Tensor:  # scalar
     "The policy gradient's loss. [P Eq 6; DDPO_SF]"
     return -_weighted(advantage * log_prob, weights)
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #a4411e4f
 class ClipPair(NamedTuple):
     "How far a ratio may move."
-    low: float    # below 1
-    high: float   # above 1
+
+    low: float  # below 1
+    high: float  # above 1
+
 
 def clip_pair(
-    clip_range:float|tuple  # ε, or (low, high)
+    clip_range: float | tuple,  # ε, or (low, high)
 ) -> ClipPair:
-    "How far the ratio may fall below and rise above 1. It is never below 0, so a low of 1 clips no fall; more would mean the same."
+    """How far the ratio may fall below and rise above 1.
+
+    It is never below 0, so a low of 1 clips no fall; more would mean the same."""
     low, high = clip_range if isinstance(clip_range, (tuple, list)) else (clip_range, clip_range)
     if not (0 < low <= 1 and 0 < high < math.inf):
-        raise ValueError(f'clip_range must be in (0, 1], or a pair (low in (0, 1], high above 0); got {clip_range!r}')
+        raise ValueError(
+            f'clip_range must be in (0, 1], or a pair (low in (0, 1], high above 0); got {clip_range!r}'
+        )
     return ClipPair(low, high)
 
+
 def ppo_clip(
-    log_prob:torch.Tensor,      # (N,) of the stored transitions under the policy, mean over dimensions
-    old_log_prob:torch.Tensor,  # (N,) the same when they were sampled
-    advantage:torch.Tensor,     # (N,)
-    clip_range:float|tuple,     # ε, or (low, high); `scale_clip` gives one that fits the model
-    weights:torch.Tensor=None,  # (N,) loss weights of the transitions; all the same by default
-    dims:int=1,                 # latent dimensions that the log-prob is a mean over, for the KL; 0 where it is no log-prob of a Gaussian
+    log_prob: torch.Tensor,  # (N,) of the stored transitions under the policy, mean over dimensions
+    old_log_prob: torch.Tensor,  # (N,) the same when they were sampled
+    advantage: torch.Tensor,  # (N,)
+    clip_range: float | tuple,  # ε, or (low, high); `scale_clip` gives one that fits the model
+    weights: torch.Tensor = None,  # (N,) loss weights of the transitions; all the same by default
+    # latent dimensions that the log-prob is a mean over, for the KL; 0 where it is no log-prob of a Gaussian
+    dims: int = 1,
 ) -> LossOutput:
     "The clipped surrogate. [P Eq 7]"
     low, high = clip_pair(clip_range)
     change = log_prob - old_log_prob
     ratio = change.exp()
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
-    return LossOutput(-_weighted(gain, weights), _clip_metrics(change.detach(), ratio.detach(), advantage, low, high, dims))
+    return LossOutput(
+        -_weighted(gain, weights), _clip_metrics(change.detach(), ratio.detach(), advantage, low, high, dims)
+    )
+
 
 def rose_enough(
-    ratio:torch.Tensor,      # (N,)
-    advantage:torch.Tensor,  # (N,)
-    high:float,              # how far a ratio may rise
-) -> torch.Tensor:           # (N,) bool
+    ratio: torch.Tensor,  # (N,)
+    advantage: torch.Tensor,  # (N,)
+    high: float,  # how far a ratio may rise
+) -> torch.Tensor:  # (N,) bool
     "Transitions without gradient because they became likely enough."
     return (ratio > 1 + high) & (advantage > 0)
 
+
 def fell_enough(
-    ratio:torch.Tensor,      # (N,)
-    advantage:torch.Tensor,  # (N,)
-    low:float,               # how far a ratio may fall
-) -> torch.Tensor:           # (N,) bool
+    ratio: torch.Tensor,  # (N,)
+    advantage: torch.Tensor,  # (N,)
+    low: float,  # how far a ratio may fall
+) -> torch.Tensor:  # (N,) bool
     "Transitions without gradient because they became unlikely enough."
     return (ratio < 1 - low) & (advantage < 0)
 
+
 def _clip_metrics(change, ratio, advantage, low, high, dims):
     "What became of the ratios."
-    metrics = dict(clip_fraction_high=rose_enough(ratio, advantage, high).float().mean(),
-                   clip_fraction_low=fell_enough(ratio, advantage, low).float().mean(),
-                   ratio_max=ratio.max(), ratio_min=ratio.min())
-    if dims: metrics['approx_kl'] = .5 * (dims * wide(change)).square().mean().float()   # nats per step
+    metrics = dict(
+        clip_fraction_high=rose_enough(ratio, advantage, high).float().mean(),
+        clip_fraction_low=fell_enough(ratio, advantage, low).float().mean(),
+        ratio_max=ratio.max(),
+        ratio_min=ratio.min(),
+    )
+    if dims:
+        metrics['approx_kl'] = 0.5 * (dims * wide(change)).square().mean().float()  # nats per step
     return metrics
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #7653d663
 def scale_clip(
-    dims:int,                    # latent dimensions of your model, C·H·W
-    reference_clip:float=1e-4,   # the papers' clip range …
-    reference_dims:int=16384,    # … for Stable Diffusion's 4×64×64
-) -> float:                      # ε for ratios of mean log-probs over `dims`
+    dims: int,  # latent dimensions of your model, C·H·W
+    reference_clip: float = 1e-4,  # the papers' clip range …
+    reference_dims: int = 16384,  # … for Stable Diffusion's 4×64×64
+) -> float:  # ε for ratios of mean log-probs over `dims`
     "The clip range that allows the same change of the summed log-prob, in nats."
-    if dims < 1: raise ValueError(f'dims is {dims}; the number of latent dimensions, C·H·W, is right')
+    if dims < 1:
+        raise ValueError(f'dims is {dims}; the number of latent dimensions, C·H·W, is right')
     return math.expm1(math.log1p(reference_clip) * reference_dims / dims)
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #878c4709
 def transition_weights(
-    sample:torch.Tensor,  # (M,) long: which sample each transition belongs to
-    samples:int=None,     # N; the number of distinct samples by default
-) -> torch.Tensor:        # (M,) float32; sums to 1 when every sample has a transition
+    sample: torch.Tensor,  # (M,) long: which sample each transition belongs to
+    samples: int = None,  # N; the number of distinct samples by default
+) -> torch.Tensor:  # (M,) float32; sums to 1 when every sample has a transition
     "Loss weight of each transition: every sample the same, shared by its chosen steps."
     _, index, count = sample.unique(return_inverse=True, return_counts=True)
     return 1 / (count[index] * (samples or len(count))).float()
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #43e3fb73
 def kl_penalty(
-    policy,                     # Gaussian of the policy's step
-    base,                       # Gaussian of the base model's step, same transitions
-    weights:torch.Tensor=None,  # (N,) loss weights of the transitions
-) -> torch.Tensor:              # scalar, nats per step
+    policy,  # Gaussian of the policy's step
+    base,  # Gaussian of the base model's step, same transitions
+    weights: torch.Tensor = None,  # (N,) loss weights of the transitions
+) -> torch.Tensor:  # scalar, nats per step
     "KL(policy ‖ base) of the stochastic steps."
     kl = policy.kl(base, reduce='sum')
     kl = torch.where(policy.stochastic, kl, torch.zeros_like(kl))
@@ -122,35 +141,39 @@ def kl_penalty(
 @torch.no_grad()
 def encode_images(
     policy,
-    images:torch.Tensor,              # (B, 3, H, W) in [0, 1]
-    generator:torch.Generator=None    # for a draw from the encoder's distribution; its mean when None
-) -> torch.Tensor:                    # (B, C, h, w) clean latents
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    generator: torch.Generator = None,  # for a draw from the encoder's distribution; its mean when None
+) -> torch.Tensor:  # (B, C, h, w) clean latents
     "Images to scaled latents, by the policy's own VAE."
     return policy.adapter.to_latents(images, generator)
 
+
 class Noised(NamedTuple):
     "A training pair of a denoiser."
-    latents: torch.Tensor   # (B, C, H, W) noisy
-    target: torch.Tensor    # (B, C, H, W) the right answer to them: noise, velocity or clean latents
+
+    latents: torch.Tensor  # (B, C, H, W) noisy
+    target: torch.Tensor  # (B, C, H, W) the right answer to them: noise, velocity or clean latents
+
 
 def noised(
-    table,                     # `SamplerCoefficients`
-    clean:torch.Tensor,        # (B, C, H, W) latents
-    step:torch.Tensor,         # (B,) long: index into the table
-    noise:torch.Tensor,        # (B, C, H, W) standard normal
+    table,  # `SamplerCoefficients`
+    clean: torch.Tensor,  # (B, C, H, W) latents
+    step: torch.Tensor,  # (B,) long: index into the table
+    noise: torch.Tensor,  # (B, C, H, W) standard normal
 ) -> Noised:
     "Clean latents with fresh noise, as in pretraining."
     noise = noise.to(clean)
     return Noised(table.noised(clean, step, noise), table.target(clean, step, noise))
 
+
 def data_loss(
-    policy,                         # a `Policy`
-    images:torch.Tensor,            # (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w)
-    prompts:list,                   # of B captions
-    generator:torch.Generator,      # on the CPU: timesteps and noise are the same on every device
-    timesteps:torch.Tensor=None,    # (K,) long: which timesteps to draw from; all of training by default
-    share:RankSlice=None,           # which of all processes' images these are; all of them by default
-) -> torch.Tensor:                  # scalar, a mean over these
+    policy,  # a `Policy`
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w)
+    prompts: list,  # of B captions
+    generator: torch.Generator,  # on the CPU: timesteps and noise are the same on every device
+    timesteps: torch.Tensor = None,  # (K,) long: which timesteps to draw from; all of training by default
+    share: RankSlice = None,  # which of all processes' images these are; all of them by default
+) -> torch.Tensor:  # scalar, a mean over these
     "Plain denoising MSE, the loss of pretraining, without guidance. [P Eq 8]"
     table = training_tables(policy.pipeline.scheduler, policy.device)
     are_latents = tuple(images.shape[1:]) == tuple(policy.latent_shape)
@@ -159,19 +182,24 @@ def data_loss(
     share = share or RankSlice(0, len(clean), len(clean))
     step = choice[share.of(torch.randint(len(choice), (share.count,), generator=generator))].to(policy.device)
     noisy, target = noised(table, clean, step, share.randn(clean.shape[1:], generator))
-    return F.mse_loss(policy.forward(noisy, table.timesteps[step], policy.embed(policy.encode(prompts))), target)
+    return F.mse_loss(
+        policy.forward(noisy, table.timesteps[step], policy.embed(policy.encode(prompts))), target
+    )
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #688496bc
 class LikelihoodOutput(NamedTuple):
     "A likelihood under the policy as it is."
-    log_prob: torch.Tensor   # (N,)
-    now: object              # what it was made of: the Gaussian of the step, or the prediction (N, C, H, W)
+
+    log_prob: torch.Tensor  # (N,)
+    now: object  # what it was made of: the Gaussian of the step, or the prediction (N, C, H, W)
+
 
 class PathLikelihood:
     "log p(x_{t-1} | x_t) of the steps that were sampled, mean over dimensions. [P Eq 5]"
+
     needs_noise = True  # only stochastic steps have a density
 
-    def dims(self, policy) -> int: # how many the log-prob is a mean over
+    def dims(self, policy) -> int:  # how many the log-prob is a mean over
         "Latent dimensions, C·H·W."
         return math.prod(policy.latent_shape)
 
@@ -179,30 +207,35 @@ class PathLikelihood:
         "The papers' ε for this model's dimensions."
         return scale_clip(self.dims(policy))
 
-    def transitions(self,
-        policy,                    # a `Policy`
-        trajectory,                # a `Trajectory` of it
-        steps:torch.Tensor,        # (B, k) long: which steps of each sample
-        generator:torch.Generator, # on the CPU, in the same state in all processes
-        rank_slice:RankSlice=None, # which of all processes' samples these are; all of them when None
+    def transitions(
+        self,
+        policy,  # a `Policy`
+        trajectory,  # a `Trajectory` of it
+        steps: torch.Tensor,  # (B, k) long: which steps of each sample
+        generator: torch.Generator,  # on the CPU, in the same state in all processes
+        rank_slice: RankSlice = None,  # which of all processes' samples these are; all of them when None
     ) -> Transitions:
         "Transitions as they were sampled, with their log-probs of then."
         rows = trajectory.transitions(steps)
-        return rows | dict(cond=policy.encode(trajectory.prompts)[rows['sample']],
-                           timestep_weights=policy.coefficients.timestep_weights[rows['step']])
+        return rows | dict(
+            cond=policy.encode(trajectory.prompts)[rows['sample']],
+            timestep_weights=policy.coefficients.timestep_weights[rows['step']],
+        )
 
-    def log_prob(self, policy, rows:Transitions) -> LikelihoodOutput: # of a Gaussian
+    def log_prob(self, policy, rows: Transitions) -> LikelihoodOutput:  # of a Gaussian
         "Of the stored transitions under the policy as it is."
         now = policy.transition(rows['latents'], rows['step'], rows['cond'], rows.get('prediction'))
         return LikelihoodOutput(now.log_prob(rows['next_latents']), now)
 
-    def divergence(self, policy, rows:Transitions, now, weights) -> torch.Tensor: # scalar
+    def divergence(self, policy, rows: Transitions, now, weights) -> torch.Tensor:  # scalar
         "KL to the reference model in nats per step."
         reference = policy.coefficients.transition(rows['reference'], rows['step'], rows['latents'].float())
         return kl_penalty(now, reference, weights)
 
+
 class MatchingLikelihood:
     "Minus the squared error with which the policy denoises its own images, mean over dimensions. [AWM Eq 9]"
+
     needs_noise = False
 
     def dims(self, policy) -> int:
@@ -211,75 +244,97 @@ class MatchingLikelihood:
 
     def clip_range(self, policy) -> float:
         "ε for ratios of squared errors, which are of order 1 in any model."
-        return .01
+        return 0.01
 
     def transitions(self, policy, trajectory, steps, generator, rank_slice=None) -> Transitions:
-        "The finished latents, noised afresh to the timesteps of these steps, with what the policy should answer."
+        """The finished latents, noised afresh to the timesteps of these steps, with what the policy should
+        answer."""
         sample, step = fold_steps(steps)
         rank_slice = rank_slice or RankSlice(0, len(steps), len(steps))
         noise = rank_slice.times(steps.shape[1]).randn(policy.latent_shape, generator)
         noisy, target = noised(policy.coefficients, trajectory.latents[-1][sample].float(), step, noise)
-        return dict(latents=noisy, target=target, step=step, sample=sample, cond=policy.encode(trajectory.prompts)[sample])
+        return dict(
+            latents=noisy,
+            target=target,
+            step=step,
+            sample=sample,
+            cond=policy.encode(trajectory.prompts)[sample],
+        )
 
-    def log_prob(self, policy, rows:Transitions) -> LikelihoodOutput: # of a prediction
+    def log_prob(self, policy, rows: Transitions) -> LikelihoodOutput:  # of a prediction
         "How well the policy as it is answers."
         now = policy.predict(rows['latents'], rows['step'], rows['cond'])
         return LikelihoodOutput(-(now - rows['target']).square().mean((1, 2, 3)), now)
 
-    def divergence(self, policy, rows:Transitions, now, weights) -> torch.Tensor: # scalar
+    def divergence(self, policy, rows: Transitions, now, weights) -> torch.Tensor:  # scalar
         "Squared distance to the reference model's prediction, mean over dimensions."
         return _weighted((now - rows['reference']).square().mean((1, 2, 3)), weights)
 
-LIKELIHOODS:dict[str, PathLikelihood|MatchingLikelihood] = dict(path=PathLikelihood(), matching=MatchingLikelihood())
+
+LIKELIHOODS: dict[str, PathLikelihood | MatchingLikelihood] = dict(
+    path=PathLikelihood(), matching=MatchingLikelihood()
+)
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #59f74f25
 class Surrogate:
-    "What a likelihood is used for: the loss of a likelihood and an advantage. Subclass it and add one line to `SURROGATES`."
-    likelihoods = ('path', 'matching')   # that it works with; the first is the one to take
-    memory = ()                          # names of what it must know of the policy before the first update
-    skip_zero_advantage = True           # whether a row without advantage has no gradient
+    """What a likelihood is used for: the loss of a likelihood and an advantage.
 
-    def clip_range(self,
-        likelihood:PathLikelihood|MatchingLikelihood,
-        policy,              # a `Policy`
-    ) -> float:              # 0: nothing is clipped
+    Subclass it and add one line to `SURROGATES`."""
+
+    likelihoods = ('path', 'matching')  # that it works with; the first is the one to take
+    memory = ()  # names of what it must know of the policy before the first update
+    skip_zero_advantage = True  # whether a row without advantage has no gradient
+
+    def clip_range(
+        self,
+        likelihood: PathLikelihood | MatchingLikelihood,
+        policy,  # a `Policy`
+    ) -> float:  # 0: nothing is clipped
         "The clip range of this likelihood and model."
-        return 0.
+        return 0.0
 
-    def remembers(self,
-        log_prob:torch.Tensor,  # (N,)
-        now,                    # of the `LikelihoodOutput`
-    ) -> dict[str, torch.Tensor]: # name of `memory` -> (N, …)
+    def remembers(
+        self,
+        log_prob: torch.Tensor,  # (N,)
+        now,  # of the `LikelihoodOutput`
+    ) -> dict[str, torch.Tensor]:  # name of `memory` -> (N, …)
         "What it compares with, of the policy as it is."
         return {}
 
-    def loss(self,
-        rows:Transitions,       # with `advantage` and `weight`
-        log_prob:torch.Tensor,  # (N,)
-        now,                    # of the `LikelihoodOutput`
-        old:dict,               # what `remembers` gave before the first update
-        clip_range:float|tuple,
-        dims:int,               # latent dimensions that the log-prob is a mean over; 0 where it is no log-prob of a Gaussian
+    def loss(
+        self,
+        rows: Transitions,  # with `advantage` and `weight`
+        log_prob: torch.Tensor,  # (N,)
+        now,  # of the `LikelihoodOutput`
+        old: dict,  # what `remembers` gave before the first update
+        clip_range: float | tuple,
+        # latent dimensions that the log-prob is a mean over; 0 where it is no log-prob of a Gaussian
+        dims: int,
     ) -> LossOutput:
         "The weighted loss of some transitions."
         raise NotImplementedError
 
-    def clipped(self,
-        ratio:torch.Tensor,     # (N,) of the path's likelihood
-        advantage:torch.Tensor, # (N,)
-        clip_range:float|tuple,
-    ) -> torch.Tensor:          # (N,) bool
+    def clipped(
+        self,
+        ratio: torch.Tensor,  # (N,) of the path's likelihood
+        advantage: torch.Tensor,  # (N,)
+        clip_range: float | tuple,
+    ) -> torch.Tensor:  # (N,) bool
         "Which transitions have no gradient because this ratio was clipped."
         return torch.zeros(len(ratio), dtype=torch.bool)
 
+
 class Reinforce(Surrogate):
     "Advantage times log-prob. [P Eq 6; D §4.2]"
+
     def loss(self, rows, log_prob, now, old, clip_range, dims):
         "The policy gradient, or a weighted likelihood."
         return LossOutput(reinforce(log_prob, rows['advantage'], rows['weight']), {})
 
+
 class Clipped(Surrogate):
     "PPO's clipped ratio. [P Eq 7]"
+
     memory = ('old_log_prob',)
 
     def clip_range(self, likelihood, policy):
@@ -302,6 +357,7 @@ class Clipped(Surrogate):
 # %% ../../nbs/algorithms/02_objectives.ipynb #046136e2
 class Guarded(Surrogate):
     "The clip on a ratio without its bias and its scale. [GRPO-Guard]"
+
     likelihoods = ('path',)
     memory = ('old_mean',)
 
@@ -324,19 +380,21 @@ class Guarded(Surrogate):
 @dataclass
 class NegativeAware(Surrogate):
     "A positive and a negative branch on noised clean pictures. [DiffusionNFT]"
-    beta: float = 1.             # how far the branches go
-    advantage_clip: float = 1.   # advantage that is wholly good; the release takes 5, so that most of its images are of both branches
+
+    beta: float = 1.0  # how far the branches go
+    # advantage that is wholly good; the release takes 5, so that most of its images are of both branches
+    advantage_clip: float = 1.0
     likelihoods = ('matching',)
     memory = ('old_output',)
-    skip_zero_advantage = False    # without advantage a row still holds the policy to its picture
+    skip_zero_advantage = False  # without advantage a row still holds the policy to its picture
 
     def remembers(self, log_prob, now):
         "The predictions of the policy that sampled."
         return dict(old_output=now)
 
-    def goodness(self, advantage:torch.Tensor) -> torch.Tensor: # in [0, 1]
+    def goodness(self, advantage: torch.Tensor) -> torch.Tensor:  # in [0, 1]
         "r = ½ + ½·clip(A, ±c)/c: what share of a picture the positive branch fits."
-        return .5 + .5 * advantage.clamp(-self.advantage_clip, self.advantage_clip) / self.advantage_clip
+        return 0.5 + 0.5 * advantage.clamp(-self.advantage_clip, self.advantage_clip) / self.advantage_clip
 
     def loss(self, rows, log_prob, now, old, clip_range, dims):
         "Good pictures are fitted by the positive branch, bad ones by the negative."
@@ -345,13 +403,16 @@ class NegativeAware(Surrogate):
         per_row = goodness * error(self.beta) + (1 - goodness) * error(-self.beta)
         return LossOutput(_weighted(per_row, rows['weight']), {})
 
+
 SURROGATES = dict(ppo=Clipped(), reinforce=Reinforce(), guard=Guarded(), nft=NegativeAware())
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #1155a770
 def inner_products(
-    gradients:list,     # R lists of tensors, the same shapes in each; None where one has none
-) -> torch.Tensor:      # (R, R) float64, on the CPU; of sums in float32 where the gradients lie elsewhere
+    gradients: list,  # R lists of tensors, the same shapes in each; None where one has none
+) -> torch.Tensor:  # (R, R) float64, on the CPU; of sums in float32 where the gradients lie elsewhere
     "g_i · g_j of all pairs."
     total = lambda x: x.sum(dtype=torch.double if x.device.type == 'cpu' else torch.float)
-    dot = lambda a, b: sum((total(x * y) for x, y in zip(a, b) if x is not None and y is not None), torch.zeros(()))
+    dot = lambda a, b: sum(
+        (total(x * y) for x, y in zip(a, b) if x is not None and y is not None), torch.zeros(())
+    )
     return torch.stack([torch.stack([dot(a, b).cpu().double() for b in gradients]) for a in gradients])

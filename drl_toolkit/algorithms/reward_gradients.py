@@ -20,48 +20,61 @@ from .minibatches import LossOutput, Transitions
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #4f98870a
 def rewards_of(
     policy,
-    reward,                # a `Reward` of level 'sample'
-    latents:torch.Tensor,  # (B, C, H, W) x_0, with a graph
-    prompts:list,          # of B strings
-) -> torch.Tensor:         # (B,), with a graph to the latents
+    reward,  # a `Reward` of level 'sample'
+    latents: torch.Tensor,  # (B, C, H, W) x_0, with a graph
+    prompts: list,  # of B strings
+) -> torch.Tensor:  # (B,), with a graph to the latents
     "Rewards of latents: decoded, not clamped, scored."
-    return reward.raw(policy.adapter.decode(latents) / 2 + .5, prompts)
+    return reward.raw(policy.adapter.decode(latents) / 2 + 0.5, prompts)
+
 
 def check_gradient(
     policy,
-    reward,         # a `Reward`
-    prompt:str,     # one that it is tried with
+    reward,  # a `Reward`
+    prompt: str,  # one that it is tried with
 ):
     "Raise `ValueError` for a reward that has no gradient, or that judges groups."
-    if reward.level != 'sample': raise ValueError(f"reward {reward.name!r} judges groups; a gradient needs a reward of level 'sample'")
+    if reward.level != 'sample':
+        raise ValueError(f"reward {reward.name!r} judges groups; a gradient needs a reward of level 'sample'")
     latents = torch.zeros(2, *policy.latent_shape, device=policy.device, requires_grad=True)
     value = rewards_of(policy, reward, latents, [prompt] * 2)
-    if torch.is_tensor(value) and value.requires_grad: return
-    raise ValueError(f'reward {reward.name!r} has no gradient: its result does not depend on the pixels in a way that autograd can follow; '
-                     'take a method such as ppo')
+    if torch.is_tensor(value) and value.requires_grad:
+        return
+    raise ValueError(
+        f'reward {reward.name!r} has no gradient: its result does not depend on the pixels in a way that '
+        'autograd can follow; '
+        'take a method such as ppo'
+    )
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #96fbe5ce
 def noise_of_steps(
     policy,
-    seeds:list,     # of B samples
-    steps,          # indices of denoising steps
+    seeds: list,  # of B samples
+    steps,  # indices of denoising steps
 ) -> torch.Tensor:  # (B, K, C, H, W)
     "The noise that a rollout drew at some steps."
     generators = generators_of(seeds)
-    drawn = [randn_per_sample(generators, policy.latent_shape) for _ in range(policy.num_steps + 1)]       # the first is x_T
+    drawn = [
+        randn_per_sample(generators, policy.latent_shape) for _ in range(policy.num_steps + 1)
+    ]  # the first is x_T
     return torch.stack([drawn[step + 1] for step in steps], 1).to(policy.device)
+
 
 class FinishedLatents(NamedTuple):
     "Where denoising with a graph ends."
-    latents: torch.Tensor      # x_0 (B, C, H, W)
-    noise_pred: torch.Tensor   # the network's predictions on the way (B, K, C, H, W), or (B, C, H, W) of one step
+
+    latents: torch.Tensor  # x_0 (B, C, H, W)
+    noise_pred: (
+        torch.Tensor
+    )  # the network's predictions on the way (B, K, C, H, W), or (B, C, H, W) of one step
+
 
 def walk_with_graph(
     policy,
-    latents:torch.Tensor,  # (B, C, H, W) before the first of the steps
-    cond,                  # B rows, from `policy.encode`
-    noise:torch.Tensor,    # (B, K, C, H, W)
-    steps,                 # K indices of denoising steps, one after the other
+    latents: torch.Tensor,  # (B, C, H, W) before the first of the steps
+    cond,  # B rows, from `policy.encode`
+    noise: torch.Tensor,  # (B, K, C, H, W)
+    steps,  # K indices of denoising steps, one after the other
 ) -> FinishedLatents:
     "Denoise with a graph through all of these steps."
     predictions = []
@@ -74,18 +87,22 @@ def walk_with_graph(
 @dataclass
 class DRaFT(Objective):
     "Back-propagation through the last steps of the sampler. [DRaFT-K]"
-    steps: int = 1          # K
+
+    steps: int = 1  # K
     uses_advantage = False
 
     def check(self, run):
         "Every reward needs a gradient, and K steps must exist."
         most = run.policy.num_steps
-        if not 1 <= self.steps <= most: raise ValueError(f'steps must be in 1 … {most} (the number of steps); got {self.steps!r}')
+        if not 1 <= self.steps <= most:
+            raise ValueError(f'steps must be in 1 … {most} (the number of steps); got {self.steps!r}')
         for task in run.tasks:
-            for reward in task.rewards: check_gradient(run.policy, reward, task.prompts[0])
+            for reward in task.rewards:
+                check_gradient(run.policy, reward, task.prompts[0])
 
-    def count(self,
-        generator:torch.Generator,
+    def count(
+        self,
+        generator: torch.Generator,
     ) -> int:
         "How many steps this batch goes back."
         return self.steps
@@ -94,26 +111,34 @@ class DRaFT(Objective):
         "A row for each sample: where the last steps begin, and their noise."
         policy, trajectory = run.policy, batch.trajectory
         last = range(policy.num_steps - self.count(generator), policy.num_steps)
-        return self.samples(run, batch) | dict(latents=trajectory.latents[last.start],
-                                               step=torch.full((len(trajectory.prompts),), last.start),
-                                               noise=noise_of_steps(policy, trajectory.seeds, last))
+        return self.samples(run, batch) | dict(
+            latents=trajectory.latents[last.start],
+            step=torch.full((len(trajectory.prompts),), last.start),
+            noise=noise_of_steps(policy, trajectory.seeds, last),
+        )
 
-    def samples(self,
-        run,              # a `RunContext`
-        batch:Batch,
+    def samples(
+        self,
+        run,  # a `RunContext`
+        batch: Batch,
     ) -> Transitions:
         "What rows of all methods have: the sample, its prompt and its task."
         count = len(batch.trajectory.prompts)
-        return dict(sample=torch.arange(count), row=batch.rank_slice.numbers(), cond=run.policy.encode(batch.trajectory.prompts),
-                    task=torch.full((count,), run.tasks.index(batch.task)))
+        return dict(
+            sample=torch.arange(count),
+            row=batch.rank_slice.numbers(),
+            cond=run.policy.encode(batch.trajectory.prompts),
+            task=torch.full((count,), run.tasks.index(batch.task)),
+        )
 
     def prepare(self, run, minibatches):
         "The reference model's predictions at the latents of the rollout, for the KL penalty."
         run.kl_penalty.remember(minibatches, lambda part: self.finish(run.policy, part).noise_pred)
 
-    def finish(self,
-        policy,            # a `Policy`
-        rows:Transitions,
+    def finish(
+        self,
+        policy,  # a `Policy`
+        rows: Transitions,
     ) -> FinishedLatents:
         "The finished latents of some rows, with a graph."
         steps = range(int(rows['step'][0]), policy.num_steps)
@@ -124,9 +149,12 @@ class DRaFT(Objective):
         clean, noise_pred = self.finish(run.policy, transitions)
         task, cond = run.tasks[int(transitions['task'][0])], transitions['cond']
         prompts = [cond.prompts[i] for i in cond.index]
-        reward = sum(w * rewards_of(run.policy, r, clean, prompts) for w, r in zip(task.weights, task.rewards))
+        reward = sum(
+            w * rewards_of(run.policy, r, clean, prompts) for w, r in zip(task.weights, task.rewards)
+        )
         output = LossOutput(-(transitions['weight'] * reward).sum(), {})
-        if not run.kl_penalty.enabled: return output
+        if not run.kl_penalty.enabled:
+            return output
         distance = (noise_pred - transitions['reference']).square().flatten(1).mean(1)
         return run.kl_penalty.add(output, (transitions['weight'] * distance).sum(), transitions)
 
@@ -137,19 +165,22 @@ class DRaFT(Objective):
 @dataclass
 class AlignProp(DRaFT):
     "As many last steps as are drawn for each batch. [AlignProp, 'uniform']"
-    steps: int = 5          # the most
+
+    steps: int = 5  # the most
 
     def count(self, generator):
         "1 … `steps`, all as likely."
         return int(torch.randint(1, self.steps + 1, (), generator=generator))
 
-    def describe(self, run): return f'goes back from the reward through the last 1 to {self.steps} steps'
+    def describe(self, run):
+        return f'goes back from the reward through the last 1 to {self.steps} steps'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #87327297
 @dataclass
 class DRaFTLV(DRaFT):
     "The last step alone, from several noisings of each finished image. [DRaFT-LV]"
-    repeats: int = 2        # noisings of each image
+
+    repeats: int = 2  # noisings of each image
 
     def transitions(self, run, batch, generator):
         "A row for each noising."
@@ -157,31 +188,42 @@ class DRaFTLV(DRaFT):
         last, count = policy.num_steps - 1, batch.rank_slice.count
         again = torch.arange(len(trajectory.prompts)).repeat(self.repeats)
         step, rows = torch.full((len(again),), last), self.samples(run, batch)
-        own = lambda table: batch.rank_slice.of(table, 1).flatten(0, 1)    # a line for each noising, a column for each sample
+        own = lambda table: batch.rank_slice.of(table, 1).flatten(
+            0, 1
+        )  # a line for each noising, a column for each sample
         noise = own(torch.randn(self.repeats, count, *policy.latent_shape, generator=generator))
         latents, _ = noised(policy.coefficients, trajectory.latents[-1][again].float(), step, noise)
-        columns = dict(row=own(torch.arange(self.repeats * count).view(self.repeats, -1)), latents=latents, step=step,
-                       noise=torch.zeros(len(again), 1, *policy.latent_shape, device=policy.device))
+        columns = dict(
+            row=own(torch.arange(self.repeats * count).view(self.repeats, -1)),
+            latents=latents,
+            step=step,
+            noise=torch.zeros(len(again), 1, *policy.latent_shape, device=policy.device),
+        )
         return {name: column[again] for name, column in rows.items()} | columns
 
-    def describe(self, run): return f'goes back from the reward through the last step of {self.repeats} noisings of each'
+    def describe(self, run):
+        return f'goes back from the reward through the last step of {self.repeats} noisings of each'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #2c45bb72
 @dataclass
 class ReFL(DRaFT):
     "One step, drawn from the late ones; the reward of the image that is predicted there. [ReFL Eq 5]"
-    late: float = .25       # share of the steps that may be drawn, the last ones
+
+    late: float = 0.25  # share of the steps that may be drawn, the last ones
 
     def check(self, run):
         "As for the others."
-        if not 0 < self.late <= 1: raise ValueError(f'late must be in (0, 1]; got {self.late!r}')
+        if not 0 < self.late <= 1:
+            raise ValueError(f'late must be in (0, 1]; got {self.late!r}')
         super().check(run)
 
     def transitions(self, run, batch, generator):
         "A row for each sample: the latents at a late step."
         policy, samples = run.policy, self.samples(run, batch)
         first = policy.num_steps - max(1, round(self.late * policy.num_steps))
-        step = batch.rank_slice.of(torch.randint(first, policy.num_steps, (batch.rank_slice.count,), generator=generator))
+        step = batch.rank_slice.of(
+            torch.randint(first, policy.num_steps, (batch.rank_slice.count,), generator=generator)
+        )
         return samples | dict(latents=batch.trajectory.latents[step, samples['sample']], step=step)
 
     def finish(self, policy, rows):
@@ -190,4 +232,5 @@ class ReFL(DRaFT):
         clean, _ = policy.coefficients.clean_and_noise(noise_pred, rows['step'], rows['latents'].float())
         return FinishedLatents(clean, noise_pred)
 
-    def describe(self, run): return 'goes back from the reward through one late step'
+    def describe(self, run):
+        return 'goes back from the reward through one late step'

@@ -27,177 +27,338 @@ from ..utils.loading import assets_dir
 @dataclass(frozen=True)
 class Finding:
     "One line for a person, or two where there is something to do."
+
     what: str
-    do: str = ''        # nothing, where all is well
+    do: str = ''  # nothing, where all is well
 
     @property
     def well(self) -> bool:
         "Whether there is nothing to do."
         return not self.do
 
-    def __str__(self): return f'ok    {self.what}' if self.well else f'MEND  {self.what}\n      {self.do}'
+    def __str__(self):
+        return f'ok    {self.what}' if self.well else f'MEND  {self.what}\n      {self.do}'
 
 # %% ../../nbs/cli/01_doctor.ipynb #a4caa1ad
 def matching_libraries() -> Finding:
     "Whether torchvision was built for this torch."
-    try: mine, theirs, wants = version('torch'), version('torchvision'), requires('torchvision') or []
-    except PackageNotFoundError as e: return Finding(f'{e.name} is not installed', f'pip install {e.name}')
+    try:
+        mine, theirs, wants = version('torch'), version('torchvision'), requires('torchvision') or []
+    except PackageNotFoundError as e:
+        return Finding(f'{e.name} is not installed', f'pip install {e.name}')
     wanted = next((r.specifier for r in map(Requirement, wants) if r.name == 'torch' and not r.marker), '')
     builds = [v.partition('+')[2] for v in (mine, theirs)]
-    if wanted and not wanted.contains(mine.partition('+')[0], prereleases=True): return Finding(f'torch {mine} with torchvision {theirs}, which needs torch{wanted}', 'install both in one command: pip install --upgrade torch torchvision')
-    if all(builds) and builds[0] != builds[1]: return Finding(f'torch {mine} with torchvision {theirs}: one build for {builds[0]}, one for {builds[1]}', 'install both from the same place, in one command of pip')
+    if wanted and not wanted.contains(mine.partition('+')[0], prereleases=True):
+        return Finding(
+            f'torch {mine} with torchvision {theirs}, which needs torch{wanted}',
+            'install both in one command: pip install --upgrade torch torchvision',
+        )
+    if all(builds) and builds[0] != builds[1]:
+        return Finding(
+            f'torch {mine} with torchvision {theirs}: one build for {builds[0]}, one for {builds[1]}',
+            'install both from the same place, in one command of pip',
+        )
     return Finding(f'torch {mine} and torchvision {theirs} belong together')
+
 
 def gpu_in_use() -> Finding:
     "Whether a GPU that is there is one that PyTorch sees."
-    if torch.cuda.is_available(): return Finding(f'GPU: {torch.cuda.get_device_name()}; drl train takes it')
-    if not shutil.which('nvidia-smi'): return Finding('no GPU: training is on the CPU')
+    if torch.cuda.is_available():
+        return Finding(f'GPU: {torch.cuda.get_device_name()}; drl train takes it')
+    if not shutil.which('nvidia-smi'):
+        return Finding('no GPU: training is on the CPU')
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if hidden is not None and not hidden.strip('-1 '): return Finding(f'a GPU is there, but CUDA_VISIBLE_DEVICES is {hidden!r}, which hides it', 'unset CUDA_VISIBLE_DEVICES')
-    if torch.version.cuda is None: return Finding(f'a GPU is there, but torch {torch.__version__} is a build for CPUs', 'install the build for your CUDA: pytorch.org, "Get started", names the command')
-    return Finding(f'a GPU is there, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, does not see it', 'nvidia-smi shows the CUDA version of the driver; a newer driver, or a torch built for an older CUDA, is right')
+    if hidden is not None and not hidden.strip('-1 '):
+        return Finding(
+            f'a GPU is there, but CUDA_VISIBLE_DEVICES is {hidden!r}, which hides it',
+            'unset CUDA_VISIBLE_DEVICES',
+        )
+    if torch.version.cuda is None:
+        return Finding(
+            f'a GPU is there, but torch {torch.__version__} is a build for CPUs',
+            'install the build for your CUDA: pytorch.org, "Get started", names the command',
+        )
+    return Finding(
+        f'a GPU is there, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, does not see '
+        'it',
+        'nvidia-smi shows the CUDA version of the driver; a newer driver, or a torch built for an older '
+        'CUDA, is right',
+    )
+
 
 def all_cores() -> Finding:
     "Whether PyTorch uses the processor's cores."
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    if torch.cuda.is_available() or threads >= cores / 2: return Finding(f'{threads} threads on {cores} cores')
-    why = f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}" if 'OMP_NUM_THREADS' in os.environ else 'OMP_NUM_THREADS is not set'
-    return Finding(f'{threads} of {cores} cores are used: {why}', f'export OMP_NUM_THREADS={cores}, unless other work needs the rest')
+    if torch.cuda.is_available() or threads >= cores / 2:
+        return Finding(f'{threads} threads on {cores} cores')
+    why = (
+        f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}"
+        if 'OMP_NUM_THREADS' in os.environ
+        else 'OMP_NUM_THREADS is not set'
+    )
+    return Finding(
+        f'{threads} of {cores} cores are used: {why}',
+        f'export OMP_NUM_THREADS={cores}, unless other work needs the rest',
+    )
 
-def gigabytes(size:float) -> str:
+
+def gigabytes(size: float) -> str:
     "In words."
     return f'{size / 1e9:.1f} GB'
 
+
 def enough_memory(
-    need:float,      # bytes at the peak
-    free:float,
-    smaller:dict,    # option -> bytes that it saves
+    need: float,  # bytes at the peak
+    free: float,
+    smaller: dict,  # option -> bytes that it saves
 ) -> Finding:
     "Whether a run fits."
-    if need < free: return Finding(f'memory: training takes {gigabytes(need)} of {gigabytes(free)} that are free; it fits')
+    if need < free:
+        return Finding(
+            f'memory: training takes {gigabytes(need)} of {gigabytes(free)} that are free; it fits'
+        )
     options = ', '.join(f'{option} saves {gigabytes(size)}' for option, size in list(smaller.items())[:4])
-    return Finding(f'memory: training takes {gigabytes(need)}, and {gigabytes(free)} are free; it does not fit', options or 'a smaller model, or a larger machine, is right')
+    return Finding(
+        f'memory: training takes {gigabytes(need)}, and {gigabytes(free)} are free; it does not fit',
+        options or 'a smaller model, or a larger machine, is right',
+    )
+
 
 def disk_needed(
-    parts:dict       # of `memory.estimate`
-) -> float:          # bytes
-    "Three checkpoints and a fourth while it is written, each about what the optimiser holds; the weights, and the best ones."
+    parts: dict,  # of `memory.estimate`
+) -> float:  # bytes
+    """Three checkpoints and a fourth while it is written, each about what the optimiser holds; the weights,
+    and the best ones."""
     return 6 * parts['training'] + 2 * parts['weights']
 
+
 def enough_disk(
-    need:float,      # bytes
-    folder:Path='.', # where runs go
-    what:str='a run writes',
+    need: float,  # bytes
+    folder: Path = '.',  # where runs go
+    what: str = 'a run writes',
 ) -> Finding:
     "Whether there is room for a run, and whether it may be written."
     here = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
-    if not os.access(here, os.W_OK): return Finding(f'disk: {str(here)!r} cannot be written', 'take a folder of yours by --out')
+    if not os.access(here, os.W_OK):
+        return Finding(f'disk: {str(here)!r} cannot be written', 'take a folder of yours by --out')
     free = shutil.disk_usage(here).free
-    if free > need: return Finding(f'disk: {gigabytes(free)} free; {what} about {gigabytes(need)}')
-    return Finding(f'disk: {gigabytes(free)} free, and {what} about {gigabytes(need)}', 'make room, let it write elsewhere by --out, or train a LoRA')
+    if free > need:
+        return Finding(f'disk: {gigabytes(free)} free; {what} about {gigabytes(need)}')
+    return Finding(
+        f'disk: {gigabytes(free)} free, and {what} about {gigabytes(need)}',
+        'make room, let it write elsewhere by --out, or train a LoRA',
+    )
 
-def shipped_models() -> list: # of `Finding`
+
+def shipped_models() -> list:  # of `Finding`
     "Whether the package is whole."
     whole = lambda name: any((assets_dir() / name).glob('**/*.safetensors'))
-    return [Finding(f"shipped {name}: {'found' if whole(name) else 'MISSING'}", '' if whole(name) else 'install the package again') for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference')]
+    return [
+        Finding(
+            f"shipped {name}: {'found' if whole(name) else 'MISSING'}",
+            '' if whole(name) else 'install the package again',
+        )
+        for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference')
+    ]
 
 # %% ../../nbs/cli/01_doctor.ipynb #d4835a0c
-def tested_versions() -> dict: # library -> version
+def tested_versions() -> dict:  # library -> version
     "What this project's set-ups install: a list that travels with the package."
     lines = (assets_dir() / 'constraints.txt').read_text(encoding='utf-8').splitlines()
     return dict(line.partition(' ')[0].split('==') for line in lines if line.strip())
 
+
 def tested_libraries() -> Finding:
-    "Whether the libraries that this package imports fit it and each other, and are those that it was tested with."
+    """Whether the libraries that this package imports fit it and each other, and are those that it was tested
+    with."""
     wanted = _installed('drl_toolkit')
-    if wanted is None: return Finding('libraries: drl_toolkit was not installed by pip, so nobody knows which it needs')
+    if wanted is None:
+        return Finding('libraries: drl_toolkit was not installed by pip, so nobody knows which it needs')
     have = {r.name: found for r in wanted[1] if (found := _installed(r.name))}
     missing = [f'{r.name} is not installed' for r in wanted[1] if r.name not in have]
-    wrong = missing + [line for name, found in [('drl_toolkit', wanted), *have.items()] for line in _unmet(name, *found, have=have)]
-    cure = f"pip install -c {assets_dir() / 'constraints.txt'} drl_toolkit installs versions that were tested together"
-    return Finding(f'libraries: {"; ".join(wrong)}', cure) if wrong else Finding(f'libraries: {_compared(have)}')
+    wrong = missing + [
+        line
+        for name, found in [('drl_toolkit', wanted), *have.items()]
+        for line in _unmet(name, *found, have=have)
+    ]
+    cure = (
+        f"pip install -c {assets_dir() / 'constraints.txt'} drl_toolkit installs versions that were tested "
+        "together"
+    )
+    return (
+        Finding(f'libraries: {"; ".join(wrong)}', cure) if wrong else Finding(f'libraries: {_compared(have)}')
+    )
 
-def _installed(name): # (version, list of `Requirement` by canonical names), or None
+
+def _installed(name):  # (version, list of `Requirement` by canonical names), or None
     "What the metadata of a distribution say, without its extras."
-    try: told = distribution(name).metadata
-    except PackageNotFoundError: return None
-    plain = [line for line in told.get_all('Requires-Dist') or [] if 'extra ==' not in line]   # there are hundreds for extras
+    try:
+        told = distribution(name).metadata
+    except PackageNotFoundError:
+        return None
+    plain = [
+        line for line in told.get_all('Requires-Dist') or [] if 'extra ==' not in line
+    ]  # there are hundreds for extras
     needs = [r for r in map(Requirement, plain) if not r.marker or r.marker.evaluate()]
-    for r in needs: r.name = canonicalize_name(r.name)
+    for r in needs:
+        r.name = canonicalize_name(r.name)
     return Version(told['Version']), needs
 
-def _unmet(name, version, needs, have): # list of strings
+
+def _unmet(name, version, needs, have):  # list of strings
     "What a library needs in another version than is installed."
     fits = lambda r: r.specifier.contains(have[r.name][0].public, prereleases=True)
-    return [f'{name} {version} needs {r.name}{r.specifier}, but {have[r.name][0]} is installed' for r in needs if r.name in have and not fits(r)]
+    return [
+        f'{name} {version} needs {r.name}{r.specifier}, but {have[r.name][0]} is installed'
+        for r in needs
+        if r.name in have and not fits(r)
+    ]
+
 
 def _compared(have):
     "In words: which versions are the tested ones, which newer and which older."
     tested = {name: Version(v) for name, v in tested_versions().items() if name in have}
     here = {name: Version(have[name][0].public) for name in tested}
-    listed = lambda way: ', '.join(f'{name} {here[name]} ({tested[name]})' for name in tested if way(here[name], tested[name]))
+    listed = lambda way: ', '.join(
+        f'{name} {here[name]} ({tested[name]})' for name in tested if way(here[name], tested[name])
+    )
     other = {'newer than tested': listed(gt), 'older than tested': listed(lt)}
     same = sum(here[name] == tested[name] for name in tested)
-    return '; '.join([f'{same} of {len(have)} are those that were tested', *(f'{word}: {names}' for word, names in other.items() if names)])
-
+    return '; '.join(
+        [
+            f'{same} of {len(have)} are those that were tested',
+            *(f'{word}: {names}' for word, names in other.items() if names),
+        ]
+    )
 
 # %% ../../nbs/cli/01_doctor.ipynb #dcd02eed
-def of_run(folder:Path) -> list: # of `Finding`
+def of_run(folder: Path) -> list:  # of `Finding`
     "What is well and what is not in a run's folder."
-    from drl_toolkit.runs.run import Run                              # here, so that the machine can be looked at where diffusers does not import
-    try: run = Run.open(folder)
-    except (ValueError, OSError) as e: return [Finding(str(e), 'a folder that drl train wrote is right; one of a later version needs the drl_toolkit that wrote it')]
-    return [_written_by(run), *_config_of(run), _metrics_of(run), *_checkpoints_of(run), _room_of(run), Finding('a process is training it now' if run.alive else 'no process is training it')]
+    from drl_toolkit.runs.run import (
+        Run,
+    )  # here, so that the machine can be looked at where diffusers does not import
+
+    try:
+        run = Run.open(folder)
+    except (ValueError, OSError) as e:
+        return [
+            Finding(
+                str(e),
+                'a folder that drl train wrote is right; one of a later version needs the drl_toolkit that '
+                'wrote it',
+            )
+        ]
+    return [
+        _written_by(run),
+        *_config_of(run),
+        _metrics_of(run),
+        *_checkpoints_of(run),
+        _room_of(run),
+        Finding('a process is training it now' if run.alive else 'no process is training it'),
+    ]
+
 
 def _written_by(run):
     from drl_toolkit.runs.run import SCHEMA, versions
+
     here, there = versions(), run.about['versions']
-    apart = [f'{name} {there[name]} then, {here.get(name, "none")} now' for name in there if there[name] != here.get(name)]
-    if not apart: return Finding(f"schema {run.about['schema']} of {SCHEMA}, by the versions that are installed")
-    return Finding(f"schema {run.about['schema']} of {SCHEMA}; {', '.join(apart)}", 'a resume works where the checkpoint loads, but not to the bit; install those versions for that')
+    apart = [
+        f'{name} {there[name]} then, {here.get(name, "none")} now'
+        for name in there
+        if there[name] != here.get(name)
+    ]
+    if not apart:
+        return Finding(f"schema {run.about['schema']} of {SCHEMA}, by the versions that are installed")
+    return Finding(
+        f"schema {run.about['schema']} of {SCHEMA}; {', '.join(apart)}",
+        'a resume works where the checkpoint loads, but not to the bit; install those versions for that',
+    )
+
 
 def _config_of(run):
     "A field that a hand has changed, or another version wrote."
     from drl_toolkit.recipes.config import read_config
-    try: read_config(run.config)
-    except (ValueError, TypeError) as e: return [Finding(f'config.json: {e}', 'put the field right in config.json; a resume refuses it')]
+
+    try:
+        read_config(run.config)
+    except (ValueError, TypeError) as e:
+        return [Finding(f'config.json: {e}', 'put the field right in config.json; a resume refuses it')]
     return []
 
+
 def _metrics_of(run):
-    try: rows = run.metrics()
-    except ValueError as e: return Finding(str(e), 'a run that drl train wrote is right')
-    if rows.complaint: return Finding(rows.complaint, 'put the line right or delete it, or resume the run, which writes it anew; the other lines are independent of it')
-    return Finding(f"metrics: {len({r['epoch'] for r in rows})} epochs" + (f', the last is {rows[-1]["epoch"]}' if rows else ''))
+    try:
+        rows = run.metrics()
+    except ValueError as e:
+        return Finding(str(e), 'a run that drl train wrote is right')
+    if rows.complaint:
+        return Finding(
+            rows.complaint,
+            'put the line right or delete it, or resume the run, which writes it anew; the other lines are '
+            'independent of it',
+        )
+    return Finding(
+        f"metrics: {len({r['epoch'] for r in rows})} epochs"
+        + (f', the last is {rows[-1]["epoch"]}' if rows else '')
+    )
+
 
 def _checkpoints_of(run):
     from drl_toolkit.runs.run import epochs_done
+
     found = run.checkpoints()
-    if not found: return [Finding('no checkpoint yet: a resume begins again')]
+    if not found:
+        return [Finding('no checkpoint yet: a resume begins again')]
     bad = {p: words for p in found if (words := damage(p))}
-    said = [Finding(f'checkpoint {p.name}: {words}', f'remove {str(p)!r}; a resume then goes on from {good[-1].name}' if (good := [g for g in found if g not in bad]) else f'remove {str(p)!r}; a resume then begins again') for p, words in bad.items()]
+    said = [
+        Finding(
+            f'checkpoint {p.name}: {words}',
+            f'remove {str(p)!r}; a resume then goes on from {good[-1].name}'
+            if (good := [g for g in found if g not in bad])
+            else f'remove {str(p)!r}; a resume then begins again',
+        )
+        for p, words in bad.items()
+    ]
     good = [p for p in found if p not in bad]
-    return said + ([Finding(f'checkpoints: {", ".join(p.name for p in good)}; a resume goes on after {epochs_done(good[-1])} epochs' + (f'; the best is {best[0].name}' if (best := _best(run)) else ''))] if good and not said else [])
+    return said + (
+        [
+            Finding(
+                f'checkpoints: {", ".join(p.name for p in good)}; a resume goes on after '
+                f'{epochs_done(good[-1])} epochs'
+                + (f'; the best is {best[0].name}' if (best := _best(run)) else '')
+            )
+        ]
+        if good and not said
+        else []
+    )
+
 
 def _best(run):
-    try: return run.best()
-    except ValueError: return None
+    try:
+        return run.best()
+    except ValueError:
+        return None
 
-def damage(
-    checkpoint:Path
-) -> str: # nothing, where it is whole
+
+def damage(checkpoint: Path) -> str:  # nothing, where it is whole
     "What is wrong with a checkpoint: every number in it is read."
     from drl_toolkit.runs.run import epochs_done
+
     try:
         check_manifest(checkpoint)
         state = read_json(checkpoint / 'state.json', 2**28)
-        if not isinstance(state, dict) or state.get('epoch') != epochs_done(checkpoint): return 'its state.json is of another epoch'
+        if not isinstance(state, dict) or state.get('epoch') != epochs_done(checkpoint):
+            return 'its state.json is of another epoch'
         for name in ('weights', 'optimizer'):
             open_plain(checkpoint / f'{name}.safetensors').close()
             with safe_open(checkpoint / f'{name}.safetensors', 'pt') as tensors:
                 bad = [k for k in tensors.keys() if not tensors.get_tensor(k).isfinite().all()]
-            if bad: return f'{bad[0]!r} in {name}.safetensors is not finite'
-    except (OSError, ValueError, SafetensorError) as e: return f'it cannot be read ({str(e).splitlines()[0][:100]})'
+            if bad:
+                return f'{bad[0]!r} in {name}.safetensors is not finite'
+    except (OSError, ValueError, SafetensorError) as e:
+        return f'it cannot be read ({str(e).splitlines()[0][:100]})'
     return ''
+
 
 def _room_of(run):
     "Room for the next checkpoint."
@@ -206,58 +367,80 @@ def _room_of(run):
 
 # %% ../../nbs/cli/01_doctor.ipynb #ffdfc8a8
 class PeakMemory:
-    "What is held at most inside this context, beyond what was held before: on a GPU by PyTorch's count, on a CPU what the process takes of the machine's memory."
-    def __init__(self,
-        cuda:bool,          # whether the networks are on a GPU
-        every:float=.005,   # seconds between looks, on a CPU
+    """What is held at most inside this context, beyond what was held before: on a GPU by PyTorch's count, on
+    a CPU what the process takes of the machine's memory."""
+
+    def __init__(
+        self,
+        cuda: bool,  # whether the networks are on a GPU
+        every: float = 0.005,  # seconds between looks, on a CPU
     ):
         self.cuda, self.every, self.peak, self._most = cuda, every, 0, 0
 
     def __enter__(self):
-        if self.cuda: torch.cuda.reset_peak_memory_stats(); self._before = torch.cuda.memory_allocated()
-        else: self._watch()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        else:
+            self._watch()
         return self
 
     def _watch(self):
         import psutil
+
         held, self._over = psutil.Process().memory_info, threading.Event()
         self._before = held().rss
+
         def look():
-            while not self._over.wait(self.every): self._most = max(self._most, held().rss)
+            while not self._over.wait(self.every):
+                self._most = max(self._most, held().rss)
+
         self._thread = threading.Thread(target=look, daemon=True)
         self._thread.start()
 
     def __exit__(self, *error):
-        if self.cuda: self._most = torch.cuda.max_memory_allocated()
-        else: self._over.set(); self._thread.join()
+        if self.cuda:
+            self._most = torch.cuda.max_memory_allocated()
+        else:
+            self._over.set()
+            self._thread.join()
         self.peak = max(0, self._most - self._before)
 
+
 def samples_to_try(
-    config,          # `RunConfig`
-    most:int,        # images in an epoch of the run
-) -> int:            # a multiple of 4
+    config,  # `RunConfig`
+    most: int,  # images in an epoch of the run
+) -> int:  # a multiple of 4
     "As few as fill one micro-batch, in groups of four; at most sixteen."
     few = -(-config.micro_batch // (config.train_steps or config.num_steps))
     return 4 * -(-min(few, most, 16) // 4)
 
+
 @dataclass(frozen=True)
 class Trial:
     "What a small epoch took."
-    samples: int      # images
-    seconds: float    # of the epoch, without loading the model
-    peak: float       # bytes
-    noise: tuple      # `RatioNoise`, or None where the objective has no ratio
-    record: dict      # what the trainer wrote of the epoch
+
+    samples: int  # images
+    seconds: float  # of the epoch, without loading the model
+    peak: float  # bytes
+    noise: tuple  # `RatioNoise`, or None where the objective has no ratio
+    record: dict  # what the trainer wrote of the epoch
+
 
 def try_epoch(
-    config,           # `RunConfig`, of the long run
-    model=None,       # a folder, a hub id or a pipeline; the shipped model when None
-    samples:int=4,    # images, a multiple of 4
+    config,  # `RunConfig`, of the long run
+    model=None,  # a folder, a hub id or a pipeline; the shipped model when None
+    samples: int = 4,  # images, a multiple of 4
 ) -> Trial:
-    "One epoch on a few images, and its weights saved into a folder that is thrown away. The reward is the size of a JPEG file, which every model's images have."
+    """One epoch on a few images, and its weights saved into a folder that is thrown away.
+
+    The reward is the size of a JPEG file, which every model's images have."""
     from drl_toolkit.distributed.processes import Processes
     from drl_toolkit.recipes.recipes import make_trainer
-    small = replace(config, epochs=1, minutes=0., frames=0., trackers='', watch='', patience=0, keep_best='')
+
+    small = replace(
+        config, epochs=1, minutes=0.0, frames=0.0, trackers='', watch='', patience=0, keep_best=''
+    )
     with PeakMemory(_on_gpu(config)) as memory, tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(small, [_task_to_try(samples)], model, [], Processes())
         noise = _noise_before(trainer)
@@ -265,39 +448,64 @@ def try_epoch(
         trainer.policy.save(Path(folder) / 'weights')
     return Trial(samples, record['seconds'], memory.peak, noise, record)
 
+
 def _on_gpu(config):
     from drl_toolkit.utils.devices import best_device
+
     return (config.device or best_device()).startswith('cuda')
+
 
 def _task_to_try(samples):
     from drl_toolkit.prompts.task import Task
     from drl_toolkit.emoji.prompts import objects
     from drl_toolkit.rewards.reward import jpeg_compressibility
+
     return Task('compressibility', objects(), jpeg_compressibility, group_size=4, samples=samples)
 
-def _noise_before(trainer): # `RatioNoise`; None where no ratio of path densities is clipped
+
+def _noise_before(trainer):  # `RatioNoise`; None where no ratio of path densities is clipped
     "How far the likelihood ratio is from 1 before any update."
     clip, task = getattr(trainer.objective, 'clip_range', None), trainer.tasks[0]
-    if not clip or trainer.config.likelihood != 'path': return None
+    if not clip or trainer.config.likelihood != 'path':
+        return None
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.training.ratio import ratio_noise
+
     prompts = [prompt for prompt in task.examples(task.samples // 4) for _ in range(4)]
-    with trainer.policy.uncounted(): path = rollout(trainer.policy, prompts, seed=trainer.config.seed, epoch='try')
+    with trainer.policy.uncounted():
+        path = rollout(trainer.policy, prompts, seed=trainer.config.seed, epoch='try')
     return ratio_noise(trainer.policy, path, min(clip) if isinstance(clip, tuple) else clip)
 
+
 def trial_findings(
-    trial:Trial,
-    estimated:float,  # bytes, of the same small epoch
-    batch:int,        # images in an epoch of the run
-) -> list:            # of `Finding`
+    trial: Trial,
+    estimated: float,  # bytes, of the same small epoch
+    batch: int,  # images in an epoch of the run
+) -> list:  # of `Finding`
     "What a small epoch says about the long run."
     each, few = trial.seconds / trial.samples, trial.samples
-    return [Finding(f'one epoch of {few} images: {trial.seconds:.1f} s, so {batch} images take about {each * batch:.0f} s; its weights were saved'),
-            Finding(f'memory at the peak of it: {gigabytes(trial.peak)}, and {gigabytes(estimated)} were estimated for {few} images'),
-            *([] if trial.noise is None else [Finding(_noise_in_words(trial.noise))])]
+    return [
+        Finding(
+            f'one epoch of {few} images: {trial.seconds:.1f} s, so {batch} images take about '
+            f'{each * batch:.0f} s; its weights were saved'
+        ),
+        Finding(
+            f'memory at the peak of it: {gigabytes(trial.peak)}, and {gigabytes(estimated)} were estimated '
+            f'for {few} images'
+        ),
+        *([] if trial.noise is None else [Finding(_noise_in_words(trial.noise))]),
+    ]
+
 
 def _noise_in_words(noise):
     "Whether clipping sees training, or rounding."
     share = noise.largest / noise.clip_range
-    return (f'noise of the mean log-prob before any update: at most {noise.largest:.1e}, which is {share:.2%} of the clip range {noise.clip_range:.1e}: '
-            + ('more than a hundredth, so ratios are taken between calls of the same rows' if noise.matters else 'less than a hundredth, so clipping sees training and not rounding'))
+    return (
+        f'noise of the mean log-prob before any update: at most {noise.largest:.1e}, which is {share:.2%} '
+        f'of the clip range {noise.clip_range:.1e}: '
+        + (
+            'more than a hundredth, so ratios are taken between calls of the same rows'
+            if noise.matters
+            else 'less than a hundredth, so clipping sees training and not rounding'
+        )
+    )

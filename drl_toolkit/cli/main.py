@@ -15,161 +15,348 @@ from pathlib import Path
 # %% ../../nbs/cli/02_main.ipynb #fee7932b
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
+
     def error(self, message):
         "One line, and exit status 2."
         print(f'{self.prog}: {message}', file=sys.stderr)
         sys.exit(2)
 
+
 MODEL = "a run, a pipeline's folder, weights saved by drl, a hub id, or demo (the shipped model)"
 SIZE = '1 is 1,152 pictures of each model; less is quicker and less sure'
 
+
 def build_parser(config=None) -> argparse.ArgumentParser:
     "The parser of `drl`; with a configuration, its fields are options of `drl train` and `drl doctor`."
-    parser = _Parser(prog='drl', description='Fine-tune text-to-image diffusion models with reinforcement learning.', allow_abbrev=False)
-    commands = parser.add_subparsers(dest='command', metavar='{train,compare,sample,eval,tax,vote,app,serve,doctor}', required=True, parser_class=_Parser)
+    parser = _Parser(
+        prog='drl',
+        description='Fine-tune text-to-image diffusion models with reinforcement learning.',
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(
+        dest='command',
+        metavar='{train,compare,sample,eval,tax,vote,app,serve,doctor}',
+        required=True,
+        parser_class=_Parser,
+    )
     add = lambda name, what, **words: commands.add_parser(name, help=what, allow_abbrev=False, **words)
     _train_options(add('train', 'train by a recipe, or by rewards and prompts of your own'), config)
-    _compare_options(add('compare', 'several methods on one recipe, with equal budgets and several seeds',
-                         epilog='What follows -- goes to drl train: drl compare … -- --epochs 20 --lr 1e-4'))
+    _compare_options(
+        add(
+            'compare',
+            'several methods on one recipe, with equal budgets and several seeds',
+            epilog='What follows -- goes to drl train: drl compare … -- --epochs 20 --lr 1e-4',
+        )
+    )
     _sample_options(add('sample', 'draw pictures of prompts'))
     _eval_options(add('eval', 'compare a tuned model with its base, same prompts and seeds'))
     _tax_options(add('tax', 'what each objective costs the others: a table of runs and objectives'))
     _vote_options(add('vote', 'a page for people to vote on pairs of pictures, blind'))
     _app_options(add('app', 'the panel: runs in a browser, also while they train'))
-    _doctor_options(add('doctor', 'what is installed, which device there is, what a run will take, and what should be mended'), config)
+    _doctor_options(
+        add(
+            'doctor',
+            'what is installed, which device there is, what a run will take, and what should be mended',
+        ),
+        config,
+    )
     _serve_options(add('serve', 'offer a reward to other machines over HTTP'))
     return parser
 
+
 def _train_options(train, config):
     known = import_module('drl_toolkit.recipes.config').recipe_names() if config else ['one of several']
-    train.add_argument('recipe', metavar='RECIPE', nargs='?', help=f"{', '.join(known)}; none where --reward and --prompts are given")
-    train.add_argument('--reward', dest='own_rewards', action='append', metavar='NAME[=WEIGHT]', help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several times, their advantages are added')
-    train.add_argument('--model', help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the resumed run')
-    train.add_argument('--out', metavar='DIR', help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names')
-    train.add_argument('--method', help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default')
-    train.add_argument('--process-timeout', type=float, default=30., metavar='MINUTES', help='of several processes: how long one may not answer before the others name it and leave')
-    train.add_argument('--resume', action='store_true', help='go on with the run in --out, where there is one')
-    if config is not None: _add_fields(train.add_argument_group('fields of the configuration'), config)
+    train.add_argument(
+        'recipe',
+        metavar='RECIPE',
+        nargs='?',
+        help=f"{', '.join(known)}; none where --reward and --prompts are given",
+    )
+    train.add_argument(
+        '--reward',
+        dest='own_rewards',
+        action='append',
+        metavar='NAME[=WEIGHT]',
+        help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several '
+        'times, their advantages are added',
+    )
+    train.add_argument(
+        '--model',
+        help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the '
+        'resumed run',
+    )
+    train.add_argument(
+        '--out',
+        metavar='DIR',
+        help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names',
+    )
+    train.add_argument(
+        '--method',
+        help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default',
+    )
+    train.add_argument(
+        '--process-timeout',
+        type=float,
+        default=30.0,
+        metavar='MINUTES',
+        help='of several processes: how long one may not answer before the others name it and leave',
+    )
+    train.add_argument(
+        '--resume', action='store_true', help='go on with the run in --out, where there is one'
+    )
+    if config is not None:
+        _add_fields(train.add_argument_group('fields of the configuration'), config)
+
 
 def _compare_options(compare):
     compare.add_argument('recipe', metavar='RECIPE', help='such as clip or presence, which are made for it')
     compare.add_argument('--methods', required=True, metavar='A,B,…', help='names as for drl train --method')
     compare.add_argument('--seeds', type=int, default=3, help='runs of each method')
     compare.add_argument('--jobs', type=int, default=1, help='runs at once, each a process')
-    compare.add_argument('--out', required=True, metavar='DIR', help='folder of the runs and of the results; a second call goes on')
+    compare.add_argument(
+        '--out',
+        required=True,
+        metavar='DIR',
+        help='folder of the runs and of the results; a second call goes on',
+    )
+
 
 def _sample_options(sample):
     sample.add_argument('model', metavar='MODEL_OR_RUN', nargs='?', help=MODEL)
-    sample.add_argument('--prompts', metavar='FILE', help='text (a prompt a line), .csv, .tsv, .json, .jsonl or .parquet')
-    sample.add_argument('--prompt-column', '--prompt_column', default='prompt', help='column of the prompts file, where it has several')
+    sample.add_argument(
+        '--prompts', metavar='FILE', help='text (a prompt a line), .csv, .tsv, .json, .jsonl or .parquet'
+    )
+    sample.add_argument(
+        '--prompt-column',
+        '--prompt_column',
+        default='prompt',
+        help='column of the prompts file, where it has several',
+    )
     sample.add_argument('--n', type=int, default=4, help='pictures per prompt')
-    sample.add_argument('--again', metavar='DIR/images.jsonl:LINE', help='draw one picture of an earlier call again: a line of its images.jsonl, or its DIR/0003_01.png')
+    sample.add_argument(
+        '--again',
+        metavar='DIR/images.jsonl:LINE',
+        help='draw one picture of an earlier call again: a line of its images.jsonl, or its DIR/0003_01.png',
+    )
     _add_sampling(sample, None)
+
 
 def _eval_options(evaluate):
     evaluate.add_argument('model', metavar='MODEL_OR_RUN', help=MODEL)
-    evaluate.add_argument('--against', metavar='MODEL_OR_RUN', help="what to compare with; the run's base model by default")
-    evaluate.add_argument('--size', type=float, default=1., help=SIZE)
-    evaluate.add_argument('--rewards', default='', metavar='A,B,…', help='further judges: names such as clip_score, or my_file.py:my_reward')
+    evaluate.add_argument(
+        '--against', metavar='MODEL_OR_RUN', help="what to compare with; the run's base model by default"
+    )
+    evaluate.add_argument('--size', type=float, default=1.0, help=SIZE)
+    evaluate.add_argument(
+        '--rewards',
+        default='',
+        metavar='A,B,…',
+        help='further judges: names such as clip_score, or my_file.py:my_reward',
+    )
     _add_sampling(evaluate, 9)
 
+
 def _tax_options(tax):
-    tax.add_argument('runs', nargs='+', metavar='RUN', help='runs of one base; those of one task are the specialists')
-    tax.add_argument('--size', type=float, default=1., help=SIZE)
-    tax.add_argument('--rewards', default='', metavar='A,B,…', help='the rewards of your own that the runs were trained on, such as my_file.py:my_reward: what a run names is not run')
+    tax.add_argument(
+        'runs', nargs='+', metavar='RUN', help='runs of one base; those of one task are the specialists'
+    )
+    tax.add_argument('--size', type=float, default=1.0, help=SIZE)
+    tax.add_argument(
+        '--rewards',
+        default='',
+        metavar='A,B,…',
+        help='the rewards of your own that the runs were trained on, such as my_file.py:my_reward: what a '
+        'run names is not run',
+    )
     _add_sampling(tax, 9)
+
 
 def _vote_options(vote):
     vote.add_argument('ballot', metavar='DIR', help='what drl eval left in its ballot/')
     _add_address(vote, 8200)
 
+
 def _app_options(app):
-    app.add_argument('folder', metavar='RUNS_DIR', nargs='?', help='folder of runs; runs/ where it is there, else the recorded runs that are shipped')
-    app.add_argument('--allow-train', action='store_true', help='viewers may start short runs; without it the panel only reads')
-    app.add_argument('--root-path', default='', metavar='/PATH', help='the path below which a proxy serves it, where the proxy does not send X-Forwarded-Prefix')
+    app.add_argument(
+        'folder',
+        metavar='RUNS_DIR',
+        nargs='?',
+        help='folder of runs; runs/ where it is there, else the recorded runs that are shipped',
+    )
+    app.add_argument(
+        '--allow-train',
+        action='store_true',
+        help='viewers may start short runs; without it the panel only reads',
+    )
+    app.add_argument(
+        '--root-path',
+        default='',
+        metavar='/PATH',
+        help='the path below which a proxy serves it, where the proxy does not send X-Forwarded-Prefix',
+    )
     _add_address(app, 7860)
+
 
 def _doctor_options(doctor, config):
     doctor.add_argument('run', metavar='RUN', nargs='?', help='a run: look at it and not at the machine')
-    doctor.add_argument('--model', default='demo', metavar='PATH_OR_HUB_ID', help='the base model; only its configuration is read, but with --try')
+    doctor.add_argument(
+        '--model',
+        default='demo',
+        metavar='PATH_OR_HUB_ID',
+        help='the base model; only its configuration is read, but with --try',
+    )
     doctor.add_argument('--batch', type=int, default=64, help='pictures in an epoch of the largest task')
-    doctor.add_argument('--try', dest='attempt', action='store_true', help='train one small epoch with the model and the options that are given, kept nowhere: time, memory, and the noise of the ratio')
-    if config is not None: _add_fields(doctor.add_argument_group('fields of the configuration'), config)
+    doctor.add_argument(
+        '--try',
+        dest='attempt',
+        action='store_true',
+        help='train one small epoch with the model and the options that are given, kept nowhere: time, '
+        'memory, and the noise of the ratio',
+    )
+    if config is not None:
+        _add_fields(doctor.add_argument_group('fields of the configuration'), config)
+
 
 def _serve_options(serve):
-    serve.add_argument('reward', metavar='REWARD', help='a name such as clip_score, or my_file.py:my_reward, or module:name')
+    serve.add_argument(
+        'reward', metavar='REWARD', help='a name such as clip_score, or my_file.py:my_reward, or module:name'
+    )
     _add_address(serve, 8100)
+
 
 def _add_address(command, port):
     "Options of commands that serve."
     command.add_argument('--port', type=int, default=port, help='0 takes any free one')
-    command.add_argument('--host', default='127.0.0.1', help='this machine only by default; 0.0.0.0 opens it to the network, for those who have the token that is printed')
-    command.add_argument('--allow-host', action='append', default=[], metavar='NAME', help='a name under which it is reached, through a proxy for example; may be given several times')
-    command.add_argument('--open', action='store_true', help='no token: everybody who can reach the port may come in')
+    command.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='this machine only by default; 0.0.0.0 opens it to the network, for those who have the token '
+        'that is printed',
+    )
+    command.add_argument(
+        '--allow-host',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='a name under which it is reached, through a proxy for example; may be given several times',
+    )
+    command.add_argument(
+        '--open', action='store_true', help='no token: everybody who can reach the port may come in'
+    )
+
 
 def _add_sampling(command, seed):
     "Options of commands that draw pictures."
     command.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     command.add_argument('--seed', type=int, default=seed, help=f'of the noise; {seed or 0} by default')
-    for name, kind, what in (('num-steps', int, 'denoising steps'), ('eta', float, "DDIM's noise"), ('guidance-scale', float, 'classifier-free guidance'),
-                             ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler')):
-        command.add_argument(f'--{name}', f"--{name.replace('-', '_')}", type=kind, help=f"{what}; the run's own by default, or that of the emoji world")
+    for name, kind, what in (
+        ('num-steps', int, 'denoising steps'),
+        ('eta', float, "DDIM's noise"),
+        ('guidance-scale', float, 'classifier-free guidance'),
+        ('scheduler', str, 'a stochastic scheduler of the same noise process, such as DDIMScheduler'),
+    ):
+        command.add_argument(
+            f'--{name}',
+            f"--{name.replace('-', '_')}",
+            type=kind,
+            help=f"{what}; the run's own by default, or that of the emoji world",
+        )
+
 
 def _help_of(declared, config) -> str:
     "A field's help and its default."
     default = getattr(config, declared.name)
-    if default is True or default is False: default = 'yes' if default else 'no'
+    if default is True or default is False:
+        default = 'yes' if default else 'no'
     shown = f' (default: {default})' if default != '' else ''
     return (declared.metadata['help'] + shown).replace('%', '%%')
+
 
 def _add_fields(group, config):
     "An option for each field of the configuration, with dashes or underscores."
     from dataclasses import fields
+
     for declared in fields(config):
-        if declared.name == 'reward': continue                                   # an option of its own, which may be given several times
+        if declared.name == 'reward':
+            continue  # an option of its own, which may be given several times
         names = dict.fromkeys((f"--{declared.name.replace('_', '-')}", f'--{declared.name}'))
         kind = dict(type=declared.type, metavar=declared.type.__name__.upper())
-        if declared.type is bool: kind = dict(action=argparse.BooleanOptionalAction)
-        group.add_argument(*names, dest=declared.name, default=argparse.SUPPRESS, help=_help_of(declared, config), **kind)
+        if declared.type is bool:
+            kind = dict(action=argparse.BooleanOptionalAction)
+        group.add_argument(
+            *names, dest=declared.name, default=argparse.SUPPRESS, help=_help_of(declared, config), **kind
+        )
 
-def _new_name(option:str) -> str: # empty where there is none
+
+def _new_name(option: str) -> str:  # empty where there is none
     "What an option of before is called now."
     from drl_toolkit.utils.aliases import FIELDS
+
     name = FIELDS.get(option.partition('=')[0].lstrip('-').replace('-', '_'))
     return f"--{name.replace('_', '-')}" if name else ''
 
+
 def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
-    try: return use()
+    try:
+        return use()
     except (ImportError, RuntimeError, AttributeError) as e:
         from drl_toolkit.cli.doctor import matching_libraries, tested_libraries
-        raise OSError(f'the libraries do not work together ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}). {matching_libraries()}; {tested_libraries()}') from None
 
-def parse(argv:list) -> argparse.Namespace:
+        raise OSError(
+            f'the libraries do not work together ({type(e).__name__}: '
+            f'{str(e).strip().splitlines()[0][:160]}). {matching_libraries()}; {tested_libraries()}'
+        ) from None
+
+
+def parse(argv: list) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
-    config = import_module('drl_toolkit.recipes.config').RunConfig() if argv[:1] in (['train'], ['doctor']) else None
+    config = (
+        import_module('drl_toolkit.recipes.config').RunConfig()
+        if argv[:1] in (['train'], ['doctor'])
+        else None
+    )
     cut = argv.index('--') if argv[:1] == ['compare'] and '--' in argv else len(argv)
     parser = build_parser(config)
     args, rest = parser.parse_known_args(argv[:cut])
-    args.argv, args.options = argv, argv[cut + 1:]
+    args.argv, args.options = argv, argv[cut + 1 :]
     if not rest:
-        if args.command in ('train', 'doctor'): _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))   # help did not wait for them
+        if args.command in ('train', 'doctor'):
+            _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))  # help did not wait for them
         return args
-    known = {s for a in parser._subparsers._group_actions[0].choices[args.command]._actions for s in a.option_strings}
+    known = {
+        s
+        for a in parser._subparsers._group_actions[0].choices[args.command]._actions
+        for s in a.option_strings
+    }
     renamed = _new_name(rest[0])
-    if renamed in known: parser.error(f'{args.command}: {rest[0]!r} is called {renamed} now')
+    if renamed in known:
+        parser.error(f'{args.command}: {rest[0]!r} is called {renamed} now')
     near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
-    parser.error(f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl {args.command} --help lists the options)")
+    parser.error(
+        f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl "
+        f"{args.command} --help lists the options)"
+    )
 
 # %% ../../nbs/cli/02_main.ipynb #76bc9760
-def _given(args) -> dict: # field -> value
+def _given(args) -> dict:  # field -> value
     "The fields of the configuration that the command line says."
     from dataclasses import fields
     from drl_toolkit.recipes.custom import join_names
     from drl_toolkit.recipes.methods import method_fields
     from drl_toolkit.recipes.config import RunConfig
+
     own = dict(reward=join_names(args.own_rewards)) if args.own_rewards else {}
-    return (method_fields(args.method) if args.method else {}) | own | {f.name: getattr(args, f.name) for f in fields(RunConfig) if f.name != 'reward' and hasattr(args, f.name)}
+    return (
+        (method_fields(args.method) if args.method else {})
+        | own
+        | {
+            f.name: getattr(args, f.name)
+            for f in fields(RunConfig)
+            if f.name != 'reward' and hasattr(args, f.name)
+        }
+    )
+
 
 def _train_config(args, run):
     "(configuration, recipe's name, model): the recipe's or the resumed run's, with the options given."
@@ -177,63 +364,103 @@ def _train_config(args, run):
     from drl_toolkit.recipes.methods import combined, left_behind
     from drl_toolkit.recipes.config import RunConfig
     from drl_toolkit.runs.run import resolved_model
+
     given = _given(args)
-    if run: return _resumed_config(args, run, given)
+    if run:
+        return _resumed_config(args, run, given)
     config = load_recipe(args.recipe)[1] if args.recipe else RunConfig()
     made, left = combined(config, given=given)
-    if left: print(left_behind(config, left), flush=True)
+    if left:
+        print(left_behind(config, left), flush=True)
     return made, args.recipe, resolved_model(args.model)
 
+
 def _resumed_config(args, run, given):
-    "The run's own, and what may be another now; nothing that it names is imported unless the command line says it."
+    """The run's own, and what may be another now; nothing that it names is imported unless the command line
+    says it."""
     from drl_toolkit.recipes.custom import check_said, split_names
     from drl_toolkit.recipes.config import FREE_ON_RESUME, read_config
     from drl_toolkit.runs.run import resolved_model
+
     then = read_config(run.config)
-    asked = dict(recipe=(args.recipe, run.about['recipe']), model=(resolved_model(args.model), resolved_model(run.about['model'])))
+    asked = dict(
+        recipe=(args.recipe, run.about['recipe']),
+        model=(resolved_model(args.model), resolved_model(run.about['model'])),
+    )
     asked = {k: pair for k, pair in asked.items() if getattr(args, k) is not None}
     for name, value in given.items():
-        if name not in FREE_ON_RESUME: asked[name] = value, getattr(then, name)
-    if 'reward' in asked: asked['reward'] = tuple(map(_same_rewards, asked['reward']))
-    if 'prompts' in asked: asked['prompts'] = _same_prompts(run, *asked['prompts'])
+        if name not in FREE_ON_RESUME:
+            asked[name] = value, getattr(then, name)
+    if 'reward' in asked:
+        asked['reward'] = tuple(map(_same_rewards, asked['reward']))
+    if 'prompts' in asked:
+        asked['prompts'] = _same_prompts(run, *asked['prompts'])
     for name, (mine, theirs) in asked.items():
-        if mine != theirs: raise ValueError(f'{name} must be {theirs!r:.80}, as in the run in {str(run.folder)!r}; got {mine!r:.80}: leave it out, or take another --out')
+        if mine != theirs:
+            raise ValueError(
+                f'{name} must be {theirs!r:.80}, as in the run in {str(run.folder)!r}; got {mine!r:.80}: '
+                'leave it out, or take another --out'
+            )
     config = read_config(run.config | {k: v for k, v in given.items() if k not in ('reward', 'prompts')})
-    if bool(config.patience) != bool(then.patience):                       # a checkpoint holds the best weights, or it does not
-        raise ValueError(f"patience must be {'above 0' if then.patience else '0'}, as in the run in {str(run.folder)!r}; got {config.patience}: leave it out, or take another --out")
-    if 'watch' not in given: check_said(split_names(config.watch), [], f'config.json of the run in {str(run.folder)!r}', '--watch')
+    if bool(config.patience) != bool(then.patience):  # a checkpoint holds the best weights, or it does not
+        raise ValueError(
+            f"patience must be {'above 0' if then.patience else '0'}, as in the run in {str(run.folder)!r}; "
+            f"got {config.patience}: leave it out, or take another --out"
+        )
+    if 'watch' not in given:
+        check_said(split_names(config.watch), [], f'config.json of the run in {str(run.folder)!r}', '--watch')
     return _own_files(run, config, given.get('reward', '')), run.about['recipe'], run.about['model']
+
 
 def _own_files(run, config, said, option='--reward'):
     "The run's configuration with the prompts that it keeps, and its rewards as the command line says them."
     from dataclasses import replace
     from drl_toolkit.recipes.custom import check_said, join_weights, kept_prompts, split_weights
+
     weights = split_weights(config.reward)
     names = check_said(weights, split_weights(said), f'config.json of the run in {str(run.folder)!r}', option)
-    return replace(kept_prompts(run.folder, config), reward=join_weights({names[name]: weight for name, weight in weights.items()}))
+    return replace(
+        kept_prompts(run.folder, config),
+        reward=join_weights({names[name]: weight for name, weight in weights.items()}),
+    )
+
 
 def _same_rewards(text):
     "Rewards in a form that compares: a path may be written in several ways."
     from drl_toolkit.recipes.custom import last_part, split_weights
+
     return {last_part(name): weight for name, weight in split_weights(text).items()}
+
 
 def _same_prompts(run, mine, theirs):
     "The names of two prompts files, equal where the content is."
     from drl_toolkit.recipes.custom import prompts_copy
+
     copy = prompts_copy(run.folder, theirs)
-    if copy.is_file() and Path(mine).is_file() and copy.read_bytes() == Path(mine).read_bytes(): return theirs, theirs
+    if copy.is_file() and Path(mine).is_file() and copy.read_bytes() == Path(mine).read_bytes():
+        return theirs, theirs
     return mine, theirs
+
 
 def _default_out(args):
     "runs/RECIPE, or runs/ and the names of the rewards."
     from drl_toolkit.recipes.custom import split_weights, join_names
-    if args.recipe: return f'runs/{args.recipe}'
-    return 'runs/' + '_'.join(name.rpartition(':')[2] for name in split_weights(join_names(args.own_rewards))) if args.own_rewards else None
+
+    if args.recipe:
+        return f'runs/{args.recipe}'
+    return (
+        'runs/' + '_'.join(name.rpartition(':')[2] for name in split_weights(join_names(args.own_rewards)))
+        if args.own_rewards
+        else None
+    )
+
 
 def _open_run(out):
     "The run to go on with, or None where there is none. A damaged one is an error."
     from drl_toolkit.runs.run import Run
+
     return Run.open(out, write=True) if (out / 'config.json').exists() else None
+
 
 def train(args):
     "`drl train`"
@@ -242,78 +469,134 @@ def train(args):
     from drl_toolkit.distributed.processes import Processes
     from drl_toolkit.recipes.recipes import make_trainer
     from drl_toolkit.recipes.config import RunConfig
+
     processes, run, out = Processes.launched(args.process_timeout), None, args.out or _default_out(args)
-    if out is None: raise ValueError('RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes')
+    if out is None:
+        raise ValueError(
+            'RECIPE, or --reward and --prompts, must be given; drl train --help lists the recipes'
+        )
     with ExitStack() as stack:
         out = stack.enter_context(_no_empty_folders(Path(out)))
-        with processes.raise_together():                                             # only the main process touches the run's folder
-            if processes.main and args.resume and (run := _open_run(out)): stack.enter_context(run)
+        with processes.raise_together():  # only the main process touches the run's folder
+            if processes.main and args.resume and (run := _open_run(out)):
+                stack.enter_context(run)
             config, recipe, model = _train_config(args, run) if processes.main else (None, None, None)
         told, new = processes.broadcast_object((config and asdict(config), recipe, model)), run is None
         config, recipe, model = RunConfig(**told[0]), *told[1:]
         with processes.raise_together():
             trainer = make_trainer(config, make_tasks(recipe, config), model, [], processes)
-            if processes.main: run = _equip(trainer, config, run or (lambda: stack.enter_context(_new_run(out, config, recipe, model))))
+            if processes.main:
+                run = _equip(
+                    trainer,
+                    config,
+                    run or (lambda: stack.enter_context(_new_run(out, config, recipe, model))),
+                )
         try:
-            if processes.main: print(trainer.sentence(), flush=True)
-            with _interruptible(processes): trainer.fit()
+            if processes.main:
+                print(trainer.sentence(), flush=True)
+            with _interruptible(processes):
+                trainer.fit()
         except Exception:
-            if processes.main and new and not trainer.epoch: shutil.rmtree(run.folder, ignore_errors=True)   # nothing was learnt; leave nothing half-written
+            if processes.main and new and not trainer.epoch:
+                shutil.rmtree(
+                    run.folder, ignore_errors=True
+                )  # nothing was learnt; leave nothing half-written
             raise
     processes.close()
-    if processes.main: _tell_where(out, trainer)
+    if processes.main:
+        _tell_where(out, trainer)
+
 
 def _new_run(out, config, recipe, model):
     "A run's folder, with the prompts in it."
     from drl_toolkit.recipes.custom import keep_prompts
     from drl_toolkit.runs.run import Run
+
     run = Run.create(out, config, recipe, model)
     keep_prompts(run.folder, config.prompts)
     return run
+
 
 @contextmanager
 def _no_empty_folders(folder):
     "What is refused leaves nothing behind: folders that were made for it, and hold nothing, go."
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    try: yield folder
+    try:
+        yield folder
     except BaseException:
         for path in missing:
-            try: path.rmdir()
-            except FileNotFoundError: continue
-            except OSError: break
+            try:
+                path.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                break
         raise
+
 
 def _tell_where(out, trainer):
     from drl_toolkit.runs.recordings import FrameRecorder
     from drl_toolkit.runs.run import Run
+
     print(f"weights: {out / 'weights'}\npictures through training: {out / 'samples'}")
     run, figure = Run.open(out), trainer.config.keep_best
-    if best := run.best(): print(f"best checkpoint by {figure}: {best[0]} ({best[1]:.4g}); its weights: {out / ('best' if (out / 'best').is_dir() else 'weights')}")
-    elif figure: print(f'keep_best is {figure!r}, which no metrics have; those of the last epoch are ' + ', '.join(sorted({k for r in run.metrics() for k, v in r.items() if isinstance(v, float)})))
-    else: _tell_ruin(run)
-    for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)): print(f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the training time)")
+    if best := run.best():
+        print(
+            f"best checkpoint by {figure}: {best[0]} ({best[1]:.4g}); its weights: "
+            f"{out / ('best' if (out / 'best').is_dir() else 'weights')}"
+        )
+    elif figure:
+        print(
+            f'keep_best is {figure!r}, which no metrics have; those of the last epoch are '
+            + ', '.join(sorted({k for r in run.metrics() for k, v in r.items() if isinstance(v, float)}))
+        )
+    else:
+        _tell_ruin(run)
+    for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)):
+        print(
+            f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the "
+            "training time)"
+        )
+
 
 def _tell_ruin(run):
     "Where the end is much worse than what was there before, say which checkpoint is kept."
     from drl_toolkit.runs.run import epochs_done
     from drl_toolkit.runs.metrics import gains
+
     known, best = gains(run.metrics()), run.kept()
-    if best is None or best[1] - known[last := max(known)] < 1: return
-    print(f'the training reward was best after {epochs_done(best[0])} epochs, {best[1] - known[last]:.1f} standard deviations above that of the end: {best[0]} is kept')
+    if best is None or best[1] - known[last := max(known)] < 1:
+        return
+    print(
+        f'the training reward was best after {epochs_done(best[0])} epochs, {best[1] - known[last]:.1f} '
+        f'standard deviations above that of the end: {best[0]} is kept'
+    )
+
 
 @contextmanager
 def _interruptible(processes):
     "A signal, output that nobody reads or a parent that is gone end the run after this epoch, saved."
     from drl_toolkit.utils.interrupts import PARENT, SteadyStream, end_with_parent, stop_on_signals
+
     parent = os.environ.pop(PARENT, None)
-    if parent or processes.count > 1: end_with_parent(parent and int(parent))
+    if parent or processes.count > 1:
+        end_with_parent(parent and int(parent))
+
     def broken(error):
-        print(f'the output cannot be written ({error.strerror}): stopping after this epoch, and saving', file=sys.stderr, flush=True)
+        print(
+            f'the output cannot be written ({error.strerror}): stopping after this epoch, and saving',
+            file=sys.stderr,
+            flush=True,
+        )
         processes.ask_to_stop('output')
+
     for stream in (s for s in (sys.stdout, sys.stderr) if isinstance(s, SteadyStream)):
-        if stream.broken: raise stream.broken
+        if stream.broken:
+            raise stream.broken
         stream.on_break = broken
-    with stop_on_signals(processes.ask_to_stop, processes.count == 1): yield
+    with stop_on_signals(processes.ask_to_stop, processes.count == 1):
+        yield
+
 
 def _equip(trainer, config, run):
     "What happens beside the loop, in a run that is opened or (a function) still to be made; returns it."
@@ -324,29 +607,52 @@ def _equip(trainer, config, run):
     from drl_toolkit.training.diagnostics import Diagnostics
     from drl_toolkit.training.callbacks import Progress
     from drl_toolkit.recipes.custom import watch_of
-    trackers, watch, prompts = check_trackers(config.trackers), watch_of(config, trainer), [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)]
-    new, run = callable(run), run() if callable(run) else run                 # made when nothing can be refused any more
-    frames = [FrameRecorder(run, share=config.frames)] if config.frames else []   # before the checkpoints: what a kill cuts off is written again
-    trainer.callbacks += [Progress(), Diagnostics(), *watch, *frames, Recorder(run, prompts), *([Trackers(run, trackers)] if trackers else []), ControlCallback(run)]
-    if not new: print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
+
+    trackers, watch, prompts = (
+        check_trackers(config.trackers),
+        watch_of(config, trainer),
+        [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)],
+    )
+    new, run = callable(run), run() if callable(run) else run  # made when nothing can be refused any more
+    frames = (
+        [FrameRecorder(run, share=config.frames)] if config.frames else []
+    )  # before the checkpoints: what a kill cuts off is written again
+    trainer.callbacks += [
+        Progress(),
+        Diagnostics(),
+        *watch,
+        *frames,
+        Recorder(run, prompts),
+        *([Trackers(run, trackers)] if trackers else []),
+        ControlCallback(run),
+    ]
+    if not new:
+        print(f'going on after {resume(trainer, run)} of {config.epochs} epochs')
     return run
 
 # %% ../../nbs/cli/02_main.ipynb #6a4c407d
 def compare(args):
     "`drl compare`"
     for name in ('seeds', 'jobs'):
-        if getattr(args, name) < 1: raise ValueError(f'{name} is {getattr(args, name)}; it should be 1 or more')
+        if getattr(args, name) < 1:
+            raise ValueError(f'{name} is {getattr(args, name)}; it should be 1 or more')
     from drl_toolkit.ui import plots
     from drl_toolkit.recipes.compare import compare_methods, read_comparison
     from drl_toolkit.runs.folder import check_out
     from drl_toolkit.utils.atomic import atomic_write
+
     methods = list(dict.fromkeys(m.strip() for m in args.methods.split(',') if m.strip()))
-    if not methods: raise ValueError(f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right')
+    if not methods:
+        raise ValueError(
+            f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right'
+        )
     with _no_empty_folders(Path(args.out)):
         out = check_out(args.out)
         compare_methods(args.recipe, methods, out, args.seeds, args.jobs, args.options)
     curves, verdicts = read_comparison(out / 'compare.json')
-    atomic_write(out / 'curves.png', lambda part: plots.method_curves(curves).savefig(part, format='png', dpi=110))
+    atomic_write(
+        out / 'curves.png', lambda part: plots.method_curves(curves).savefig(part, format='png', dpi=110)
+    )
     print(verdicts.round(3).to_string(na_rep=''))
     print(f"\ncurves: {out / 'curves.png'}; figures: {out / 'compare.json'}")
 
@@ -354,39 +660,55 @@ def compare(args):
 def _options(args, config):
     "The sampler: what was asked for, else the run's, else the defaults of `Policy`."
     from drl_toolkit.runs.models import sampler_of
+
     asked = {k: getattr(args, k) for k in ('num_steps', 'eta', 'guidance_scale', 'scheduler')}
     return sampler_of(config) | {k: v for k, v in asked.items() if v is not None}
 
+
 def _named_from(model, folder) -> str:
-    "A model as a file in `folder` names it: demo, a hub id, or a path from that folder, so that no path of this machine is in it."
+    """A model as a file in `folder` names it: demo, a hub id, or a path from that folder, so that no path of
+    this machine is in it."""
     return os.path.relpath(model, folder) if model != 'demo' and Path(model).exists() else str(model)
 
-def _record(policy, model, out) -> dict: # what all pictures of a call share
+
+def _record(policy, model, out) -> dict:  # what all pictures of a call share
     "What remakes a picture, beside its prompt and its noise."
     from drl_toolkit.sampling.loading import base_of
     from drl_toolkit.runs.run import Run, is_run
     from drl_toolkit.runs.models import SAMPLER
     from drl_toolkit.sampling.transitions import SDES
+
     base = (Run.open(model).about['model'] or 'demo') if is_run(model) else base_of(model)
     how = {name: getattr(policy, name) for name in (*SAMPLER, 'latents_dtype')}
     how |= dict(scheduler=type(policy.pipeline.scheduler).__name__, image_size=policy.adapter.image_size)
     if how['scheduler'].startswith('FlowMatch'):
         how['sde'] = how['sde'] or 'flow'
         how['noise_level'] = how['noise_level'] or SDES[how['sde']]
-    return dict(model=_named_from(model, out)) | (dict(base=_named_from(base, out)) if base != model else {}) | how
+    return (
+        dict(model=_named_from(model, out))
+        | (dict(base=_named_from(base, out)) if base != model else {})
+        | how
+    )
+
 
 def _write_pictures(out, rows, images):
     "The PNG files, and a line of images.jsonl for each."
     from drl_toolkit.utils.atomic import atomic_write
-    for row, image in zip(rows, images): atomic_write(out / row['file'], lambda part: image.save(part, 'PNG'))
+
+    for row, image in zip(rows, images):
+        atomic_write(out / row['file'], lambda part: image.save(part, 'PNG'))
     return ''.join(json.dumps(row) + '\n' for row in rows)
+
 
 def sample(args):
     "`drl sample`"
-    if args.again: return _sample_again(args)
-    if args.n < 1: raise ValueError(f'n is {args.n}; it should be 1 or more')
+    if args.again:
+        return _sample_again(args)
+    if args.n < 1:
+        raise ValueError(f'n is {args.n}; it should be 1 or more')
     for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
-        if getattr(args, name) is None: raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
+        if getattr(args, name) is None:
+            raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
     from drl_toolkit.emoji.world import parse as parse_scene
     from drl_toolkit.emoji.evaluation import speaks_emoji
     from drl_toolkit.sampling.rollout import rollout
@@ -395,58 +717,120 @@ def sample(args):
     from drl_toolkit.runs.folder import check_out
     from drl_toolkit.utils.atomic import atomic_write
     from drl_toolkit.utils.images import to_pil
-    load_prompts(args.prompts, column=args.prompt_column)                      # a missing file is told before a model is loaded
+
+    load_prompts(args.prompts, column=args.prompt_column)  # a missing file is told before a model is loaded
     policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
-    prompts, out, lines = load_prompts(args.prompts, check=parse_scene if speaks_emoji(policy) else None, column=args.prompt_column), check_out(args.out), []
+    prompts, out, lines = (
+        load_prompts(
+            args.prompts, check=parse_scene if speaks_emoji(policy) else None, column=args.prompt_column
+        ),
+        check_out(args.out),
+        [],
+    )
     record = _record(policy, args.model, out)
     for i, prompt in enumerate(prompts):
         traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)
-        rows = [dict(file=f'{i:04d}_{j:02d}.png', prompt=prompt, sample=j, seed=traj.seeds[j], rollout=dict(seed=seed, epoch=i, first=j), batch=args.n, **record) for j in range(args.n)]
+        rows = [
+            dict(
+                file=f'{i:04d}_{j:02d}.png',
+                prompt=prompt,
+                sample=j,
+                seed=traj.seeds[j],
+                rollout=dict(seed=seed, epoch=i, first=j),
+                batch=args.n,
+                **record,
+            )
+            for j in range(args.n)
+        ]
         lines.append(_write_pictures(out, rows, to_pil(traj.images)))
     atomic_write(out / 'images.jsonl', lambda part: part.write_text(''.join(lines), encoding='utf-8'))
     print(f'{len(prompts) * args.n} pictures of {len(prompts)} prompts: {out}')
 
-def _line_of(place) -> tuple: # images.jsonl, the line's record
+
+def _line_of(place) -> tuple:  # images.jsonl, the line's record
     "The record of a picture: `DIR/images.jsonl:LINE`, lines from 1, or `DIR/0003_01.png`."
     from drl_toolkit.utils.files import parse_json, read_plain
+
     name, _, number = place.rpartition(':')
     file = Path(place).with_name('images.jsonl') if place.endswith('.png') else Path(name)
-    if not place.endswith('.png') and not (name and number.isdecimal()): raise ValueError(f"again is {place!r}; DIR/images.jsonl:LINE or DIR/0003_01.png is right")
-    rows = [parse_json(line, f'{str(file)!r}, line {i}') for i, line in enumerate(read_plain(file, 2**28).splitlines(), 1)]
-    found = [r for i, r in enumerate(rows, 1) if place.endswith('.png') and isinstance(r, dict) and r.get('file') == Path(place).name or str(i) == number]
-    if not found: raise ValueError(f"again is {place!r}, but {str(file)!r} has no such picture; one of its {len(rows)} lines is right")
+    if not place.endswith('.png') and not (name and number.isdecimal()):
+        raise ValueError(f"again is {place!r}; DIR/images.jsonl:LINE or DIR/0003_01.png is right")
+    rows = [
+        parse_json(line, f'{str(file)!r}, line {i}')
+        for i, line in enumerate(read_plain(file, 2**28).splitlines(), 1)
+    ]
+    found = [
+        r
+        for i, r in enumerate(rows, 1)
+        if place.endswith('.png')
+        and isinstance(r, dict)
+        and r.get('file') == Path(place).name
+        or str(i) == number
+    ]
+    if not found:
+        raise ValueError(
+            f"again is {place!r}, but {str(file)!r} has no such picture; one of its {len(rows)} lines is "
+            "right"
+        )
     return file, _checked_record(found[0], place)
+
 
 def _checked_record(row, place):
     "Refuse a line that does not say what remakes it."
     import re
+
     whole = lambda value, low: type(value) is int and value >= low
     noise = row.get('rollout') if isinstance(row, dict) else None
-    good = isinstance(noise, dict) and set(noise) == {'seed', 'epoch', 'first'} and all(whole(noise[k], 0) for k in ('epoch', 'first')) and type(noise['seed']) is int
-    good = good and whole(row.get('batch'), noise['first'] + 1) and row['batch'] < 2**16 and all(isinstance(row.get(k), str) for k in ('prompt', 'model', 'file'))
+    good = (
+        isinstance(noise, dict)
+        and set(noise) == {'seed', 'epoch', 'first'}
+        and all(whole(noise[k], 0) for k in ('epoch', 'first'))
+        and type(noise['seed']) is int
+    )
+    good = (
+        good
+        and whole(row.get('batch'), noise['first'] + 1)
+        and row['batch'] < 2**16
+        and all(isinstance(row.get(k), str) for k in ('prompt', 'model', 'file'))
+    )
     if not good or not re.fullmatch(r'\d{4,9}_\d{2,9}\.png', row['file'], re.ASCII):
-        raise ValueError(f'again is {place!r}, which does not say what remakes it: prompt, model, batch and rollout are needed, as drl sample writes them')
+        raise ValueError(
+            f'again is {place!r}, which does not say what remakes it: prompt, model, batch and rollout are '
+            'needed, as drl sample writes them'
+        )
     return row
 
+
 def _sample_again(args):
-    "One picture of an earlier call. It is drawn among the others of its prompt, since rounding may depend on the rows beside it."
+    """One picture of an earlier call.
+
+    It is drawn among the others of its prompt, since rounding may depend on the rows beside it."""
     for name in ('model', 'prompts', 'seed'):
-        if getattr(args, name) is not None: raise ValueError(f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out')
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f'{name} is {getattr(args, name)!r} beside --again, whose line has its own; leave it out'
+            )
     from drl_toolkit.utils.aliases import FIELDS, with_new_names
     from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.runs.models import SAMPLER, open_policy
     from drl_toolkit.runs.folder import check_out
     from drl_toolkit.utils.atomic import atomic_write
     from drl_toolkit.utils.images import to_pil
+
     file, row = _line_of(args.again)
     row = with_new_names(row, FIELDS)
     near = file.parent / row['model']
     model = str(near) if row['model'] != 'demo' and near.exists() else row['model']
     how = {name: row[name] for name in (*SAMPLER, 'latents_dtype') if name in row}
-    policy, out = open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'latents_dtype'}), check_out(args.out)
+    policy, out = (
+        open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'latents_dtype'}),
+        check_out(args.out),
+    )
     noise = row['rollout']
     traj = rollout(policy, [row['prompt']] * row['batch'], seed=noise['seed'], epoch=noise['epoch'])
-    line = _write_pictures(out, [row | _record(policy, model, out)], to_pil(traj.images[noise['first']:][:1]))
+    line = _write_pictures(
+        out, [row | _record(policy, model, out)], to_pil(traj.images[noise['first'] :][:1])
+    )
     atomic_write(out / 'images.jsonl', lambda part: part.write_text(line, encoding='utf-8'))
     print(f"{out / row['file']}: {row['prompt']!r}")
 
@@ -454,16 +838,23 @@ def _sample_again(args):
 def _base_of(model, against):
     "What a model is compared with."
     from drl_toolkit.runs.run import Run, is_run
-    if against: return against
-    if is_run(model): return Run.open(model).about['model'] or 'demo'
+
+    if against:
+        return against
+    if is_run(model):
+        return Run.open(model).about['model'] or 'demo'
     from drl_toolkit.utils.files import read_json
     from drl_toolkit.sampling.loading import noted_base
+
     about = Path(model) / 'policy.json'
     note = read_json(about, 2**20) if about.is_file() else {}
     base = note.get('base') if isinstance(note, dict) else None
-    if isinstance(base, str) and base: base = noted_base(base, model)
-    if not base: raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
+    if isinstance(base, str) and base:
+        base = noted_base(base, model)
+    if not base:
+        raise ValueError(f'model {model!r} does not say what it was tuned from; give --against MODEL')
     return base
+
 
 def _run_tasks(run, said):
     "A run's tasks, each of one reward, on prompts that were never trained where there are many."
@@ -471,18 +862,25 @@ def _run_tasks(run, said):
     from drl_toolkit.recipes.custom import make_tasks
     from drl_toolkit.recipes.recipes import split_stream
     from drl_toolkit.recipes.config import read_config
+
     config = read_config(run.config)
-    if not run.about['recipe'] and not config.reward: return []
+    if not run.about['recipe'] and not config.reward:
+        return []
     config = _own_files(run, config, said, '--rewards')
     tasks = [t for task in make_tasks(run.about['recipe'], config) for t in _one_reward_each(task)]
-    if not config.prompts: return tasks
+    if not config.prompts:
+        return tasks
     return [replace(t, prompts=split_stream(config.prompts, 'held_out', config.prompt_column)) for t in tasks]
+
 
 def _one_reward_each(task):
     "A task of several rewards as one for each, on the same prompts."
     from dataclasses import replace
-    if len(task.rewards) == 1: return [task]
-    return [replace(task, name=r.name, reward=r, weight=1.) for r in task.rewards]
+
+    if len(task.rewards) == 1:
+        return [task]
+    return [replace(task, name=r.name, reward=r, weight=1.0) for r in task.rewards]
+
 
 def _judges(tasks, names, emoji):
     "Who is asked: all that know emoji, or what the recipe and the command name."
@@ -492,21 +890,36 @@ def _judges(tasks, names, emoji):
     from drl_toolkit.rewards.pixels import colourfulness, sharpness
     from drl_toolkit.rewards.reward import jpeg_compressibility
     from drl_toolkit.recipes.custom import named_rewards
+
     trained = [eval_reward_of(r, EMOJI_EVAL_REWARDS) for t in tasks for r in t.rewards]
-    own = trained + [EvalReward(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}]
-    always = EMOJI_EVAL_REWARDS if emoji else [EvalReward(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
-    found = {j.reward.name: j for j in (*own, *always)} | ({j.reward.name: j for j in EMOJI_EVAL_REWARDS} if emoji else {})
+    own = trained + [
+        EvalReward(r) for r in named_rewards(names) if r.name not in {j.reward.name for j in trained}
+    ]
+    always = (
+        EMOJI_EVAL_REWARDS
+        if emoji
+        else [EvalReward(r) for r in (jpeg_compressibility, sharpness, colourfulness)]
+    )
+    found = {j.reward.name: j for j in (*own, *always)} | (
+        {j.reward.name: j for j in EMOJI_EVAL_REWARDS} if emoji else {}
+    )
     return [j if emoji else replace(j, kinds=()) for j in found.values()]
+
 
 def _nats(policies, prompt_sets, seed, count=64):
     "KL of whole paths for some prompts, in nats; None where the two samplers differ or have no noise."
     import torch
     from drl_toolkit.evaluation.drift import path_kl
     from drl_toolkit.sampling.rollout import rollout
+
     base, tuned = policies
-    if not tuned.stochastic.any() or not torch.equal(base.timesteps, tuned.timesteps): return None
+    if not tuned.stochastic.any() or not torch.equal(base.timesteps, tuned.timesteps):
+        return None
     prompts = [p for prompt_set in prompt_sets for p in prompt_set.prompts]
-    return path_kl(tuned, base, rollout(tuned, prompts[::-(-len(prompts) // count)], seed=seed, epoch='nats')).sum(0)
+    return path_kl(
+        tuned, base, rollout(tuned, prompts[:: -(-len(prompts) // count)], seed=seed, epoch='nats')
+    ).sum(0)
+
 
 def _evaluation(args):
     "Sample, read, judge."
@@ -518,47 +931,92 @@ def _evaluation(args):
     from drl_toolkit.ui.report import Evaluation
     from drl_toolkit.runs.run import Run, is_run
     from drl_toolkit.runs.models import open_policy
+
     run = Run.open(args.model) if is_run(args.model) else None
     tasks = _run_tasks(run, args.rewards) if run else []
     base, options = _base_of(args.model, args.against), _options(args, run.config if run else {})
     policies = [open_policy(m, **options) for m in (base, args.model)]
     emoji = all(map(emoji_world.speaks_emoji, policies))
-    if not emoji and not tasks: raise ValueError(f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to compare by; give a run')
+    if not emoji and not tasks:
+        raise ValueError(
+            f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to '
+            'compare by; give a run'
+        )
     judges = _judges(tasks, args.rewards, emoji)
     world = emoji_world.emoji_prompt_sets(args.size) if emoji else []
-    own = E.task_prompt_sets(tasks, max(1, round(64 * args.size))) if not emoji or run and run.config.get('prompts') else []
+    own = (
+        E.task_prompt_sets(tasks, max(1, round(64 * args.size)))
+        if not emoji or run and run.config.get('prompts')
+        else []
+    )
     prompt_sets = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
-    print(f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is {args.model}", flush=True)
+    print(
+        f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is "
+        f"{args.model}",
+        flush=True,
+    )
     pictures = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
-    result = emoji_world.compare(world, *({p.name: emoji_world.read_pictures(p, x[p.name]) for p in world} for x in pictures), names) if emoji else E.compare_rewards(tasks, own, *pictures, names)
-    if emoji and own: _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
-    rewards = evaluate_rewards(judges, prompt_sets, *pictures, trained=tuple(eval_reward_of(r, judges).reward.name for t in tasks for r in t.rewards))
-    moved = drift(*(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures), [q for p in prompt_sets for q in p.prompts], _nats(policies, prompt_sets, args.seed))
+    result = (
+        emoji_world.compare(
+            world,
+            *({p.name: emoji_world.read_pictures(p, x[p.name]) for p in world} for x in pictures),
+            names,
+        )
+        if emoji
+        else E.compare_rewards(tasks, own, *pictures, names)
+    )
+    if emoji and own:
+        _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
+    rewards = evaluate_rewards(
+        judges,
+        prompt_sets,
+        *pictures,
+        trained=tuple(eval_reward_of(r, judges).reward.name for t in tasks for r in t.rewards),
+    )
+    moved = drift(
+        *(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures),
+        [q for p in prompt_sets for q in p.prompts],
+        _nats(policies, prompt_sets, args.seed),
+    )
     return Evaluation(result, rewards, moved, prompt_sets, *pictures, (base, args.model), args.seed, run)
+
 
 def _add_own(result, own):
     "The run's rewards on its own prompts, beside the emoji world's table."
     result.rows.extend(own.rows)
     result.summary['rewards'] = own.summary
 
+
 def evaluate(args):
     "`drl eval`"
-    if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
+    if not 0 < args.size < 100:
+        raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
     from drl_toolkit.evaluation.evaluate import table
     from drl_toolkit.ui.report import sentences, write_report
     from drl_toolkit.runs.folder import check_out
-    with _no_empty_folders(Path(args.out)): out, found = check_out(args.out), _evaluation(args)
+
+    with _no_empty_folders(Path(args.out)):
+        out, found = check_out(args.out), _evaluation(args)
     write_report(out, found, ' '.join(['drl', *args.argv]))
     print('\n' + table(found.comparison) + '\n')
-    for line in sentences(found): print(line)
-    if found.run: print(f"\ntrained for {json.loads((out / 'summary.json').read_text())['seconds']['train'] / 60:.1f} minutes")
-    print(f"\nsame prompts and seeds, {found.names[0]} above {found.names[1]}: {out / 'samples.png'}\nthe whole report: {out / 'report.html'}; for people to vote on: drl vote {out / 'ballot'}")
+    for line in sentences(found):
+        print(line)
+    if found.run:
+        print(
+            f"\ntrained for {json.loads((out / 'summary.json').read_text())['seconds']['train'] / 60:.1f} "
+            "minutes"
+        )
+    print(
+        f"\nsame prompts and seeds, {found.names[0]} above {found.names[1]}: {out / 'samples.png'}\nthe "
+        f"whole report: {out / 'report.html'}; for people to vote on: drl vote {out / 'ballot'}"
+    )
 
 # %% ../../nbs/cli/02_main.ipynb #28d7cd1c
 def tax(args):
     "`drl tax`"
-    if not 0 < args.size < 100: raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
+    if not 0 < args.size < 100:
+        raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
     from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.ui import plots
@@ -568,24 +1026,71 @@ def tax(args):
     from drl_toolkit.runs.folder import check_out
     from drl_toolkit.utils.atomic import write_json, atomic_write
     from drl_toolkit.evaluation.alignment_tax import score_table, share_kept, tax_sentences
+
     runs = {Path(r).resolve().name: Run.open(r) for r in args.runs}
-    if len(runs) < len(args.runs): raise ValueError(f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right")
+    if len(runs) < len(args.runs):
+        raise ValueError(
+            f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right"
+        )
     bases = {run.about['model'] or 'demo' for run in runs.values()}
-    if len(bases) > 1: raise ValueError(f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base are right")
+    if len(bases) > 1:
+        raise ValueError(
+            f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base "
+            "are right"
+        )
     alone = {name: _run_tasks(run, args.rewards) for name, run in runs.items()}
-    judges = {tasks[0].name: eval_reward_of(tasks[0].reward, emoji_world.EMOJI_EVAL_REWARDS) for tasks in alone.values() if len(tasks) == 1}
+    judges = {
+        tasks[0].name: eval_reward_of(tasks[0].reward, emoji_world.EMOJI_EVAL_REWARDS)
+        for tasks in alone.values()
+        if len(tasks) == 1
+    }
     specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
-    if not judges: raise ValueError('runs: none of them was trained for one objective alone; at least one such specialist is right')
-    policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()}
-    if not all(map(emoji_world.speaks_emoji, policies.values())): raise ValueError('runs: a model does not know the prompts of the emoji world, which this table is made of')
+    if not judges:
+        raise ValueError(
+            'runs: none of them was trained for one objective alone; at least one such specialist is right'
+        )
+    policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {
+        name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()
+    }
+    if not all(map(emoji_world.speaks_emoji, policies.values())):
+        raise ValueError(
+            'runs: a model does not know the prompts of the emoji world, which this table is made of'
+        )
     out, prompt_sets = check_out(args.out), emoji_world.emoji_prompt_sets(args.size)
-    scores = score_table(judges, prompt_sets, {name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name) for name, policy in policies.items()})
-    kept = share_kept(scores, specialists, lower=tuple(o for o, j in judges.items() if j.reward.headline.startswith('-')))
-    scores = scores.rename(columns={o: E.objective_name(o, j.reward.headline.removeprefix('-') or 'reward') for o, j in judges.items()})
-    write_json(out / 'tax.json', dict(scores=scores.to_dict('index'), kept=json.loads(kept.to_json(orient='index')), specialists=specialists, size=args.size, seed=args.seed))
+    scores = score_table(
+        judges,
+        prompt_sets,
+        {
+            name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name)
+            for name, policy in policies.items()
+        },
+    )
+    kept = share_kept(
+        scores, specialists, lower=tuple(o for o, j in judges.items() if j.reward.headline.startswith('-'))
+    )
+    scores = scores.rename(
+        columns={
+            o: E.objective_name(o, j.reward.headline.removeprefix('-') or 'reward') for o, j in judges.items()
+        }
+    )
+    write_json(
+        out / 'tax.json',
+        dict(
+            scores=scores.to_dict('index'),
+            kept=json.loads(kept.to_json(orient='index')),
+            specialists=specialists,
+            size=args.size,
+            seed=args.seed,
+        ),
+    )
     atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
-    print(f'\nscores, training and held-out prompts together (of a distance, less is better):\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain kept:\n{kept.round(2).to_string(na_rep="")}\n')
-    for line in tax_sentences(kept, specialists): print(line)
+    print(
+        '\nscores, training and held-out prompts together (of a distance, less is '
+        f'better):\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain '
+        f'kept:\n{kept.round(2).to_string(na_rep="")}\n'
+    )
+    for line in tax_sentences(kept, specialists):
+        print(line)
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
 
 # %% ../../nbs/cli/02_main.ipynb #cee8245d
@@ -594,84 +1099,154 @@ def vote(args):
     from drl_toolkit.evaluation.votes import Ballot
     from drl_toolkit.ui.voting import vote_server
     from drl_toolkit.utils.web import access_to, exposure
+
     ballot, access = Ballot(args.ballot), access_to(args.host, tuple(args.allow_host), args.open)
     with vote_server(ballot, args.host, args.port, access) as server:
-        print(f'{len(ballot.pairs)} pairs at {access.address(args.host, server.server_address[1])} ({exposure(access, args.open)}); Ctrl-C ends it and shows the count', flush=True)
-        try: server.serve_forever()
-        except KeyboardInterrupt: pass
+        print(
+            f'{len(ballot.pairs)} pairs at {access.address(args.host, server.server_address[1])} '
+            f'({exposure(access, args.open)}); Ctrl-C ends it and shows the count',
+            flush=True,
+        )
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass
     count = ballot.result()
-    print(f'{ballot.names[1]} was preferred to {ballot.names[0]} in {count.win_rate:.0%} of {count.pairs} pairs (95 % interval {count.low:.0%} to {count.high:.0%}; {count.votes} votes of {count.voters} voters)')
+    print(
+        f'{ballot.names[1]} was preferred to {ballot.names[0]} in {count.win_rate:.0%} of {count.pairs} '
+        f'pairs (95 % interval {count.low:.0%} to {count.high:.0%}; {count.votes} votes of {count.voters} '
+        'voters)'
+    )
 
 # %% ../../nbs/cli/02_main.ipynb #3bf6ddd6
 def _run_config(args):
     "The configuration of a run with the options given."
     from dataclasses import fields
     from drl_toolkit.recipes.config import RunConfig
+
     return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
 
-def _load_of(config, samples): # `PolicyConfig`, `memory.Load`
+
+def _load_of(config, samples):  # `PolicyConfig`, `memory.Load`
     "What decides the memory of a run."
     import torch
     from dataclasses import fields
     from drl_toolkit.sampling.memory import Load
     from drl_toolkit.sampling.config import PolicyConfig
+
     policy = PolicyConfig(**{f.name: getattr(config, f.name) for f in fields(PolicyConfig)})
-    return policy, Load(samples, config.micro_batch, config.train_steps or config.num_steps, config.kl_weight > 0, config.ema_decay > 0, config.measure_every > 0,
-                threads=1 if torch.cuda.is_available() else torch.get_num_threads(), reuse_graphs=config.reuse_graphs, gpu=torch.cuda.is_available())
+    return policy, Load(
+        samples,
+        config.micro_batch,
+        config.train_steps or config.num_steps,
+        config.kl_weight > 0,
+        config.ema_decay > 0,
+        config.measure_every > 0,
+        threads=1 if torch.cuda.is_available() else torch.get_num_threads(),
+        reuse_graphs=config.reuse_graphs,
+        gpu=torch.cuda.is_available(),
+    )
+
 
 def _memory(args):
     "What a run would take, and what would make it smaller."
     from drl_toolkit.sampling.memory import advise
     from drl_toolkit.sampling.loading import base_of
+
     policy, load = _load_of(_run_config(args), args.batch)
     return load, advise(base_of(args.model), policy, load)
 
-def _attempt(args) -> list: # of `Finding`
+
+def _attempt(args) -> list:  # of `Finding`
     "One small epoch with the model and the options."
     from drl_toolkit.cli.doctor import samples_to_try, trial_findings, try_epoch
     from drl_toolkit.sampling.memory import estimate
     from drl_toolkit.sampling.loading import base_of
+
     config = _run_config(args)
     samples = samples_to_try(config, args.batch)
     estimated = estimate(base_of(args.model), *_load_of(config, samples))['peak']
-    try: return trial_findings(try_epoch(config, args.model, samples), estimated, args.batch)
-    except (ValueError, TypeError, OSError, FloatingPointError): raise           # one line already
-    except Exception as e: raise OSError(f'one small epoch could not be trained ({type(e).__name__}: {(str(e).strip() or "?").splitlines()[0][:200]})') from None
+    try:
+        return trial_findings(try_epoch(config, args.model, samples), estimated, args.batch)
+    except (ValueError, TypeError, OSError, FloatingPointError):
+        raise  # one line already
+    except Exception as e:
+        raise OSError(
+            f'one small epoch could not be trained ({type(e).__name__}: '
+            f'{(str(e).strip() or "?").splitlines()[0][:200]})'
+        ) from None
+
 
 def _print_memory(args, found):
     load, (parts, saved) = found
     gb = lambda b: f'{b / 1e9:8.2f} GB'
-    print(f'\nmemory of training {args.model!r}, {load.samples} pictures an epoch, {load.micro_batch} transitions at once:')
-    for name, size in parts.items(): print(f'  {name:13}{gb(size)}' + (' (one at a time: only the largest phase counts)' if name == 'decoding' else ''))
-    if saved: print('what would make it smaller: ' + ', '.join(f'{option} by {size / 1e9:.2f} GB' for option, size in saved.items()))
+    print(
+        f'\nmemory of training {args.model!r}, {load.samples} pictures an epoch, {load.micro_batch} '
+        'transitions at once:'
+    )
+    for name, size in parts.items():
+        print(
+            f'  {name:13}{gb(size)}'
+            + (' (one at a time: only the largest phase counts)' if name == 'decoding' else '')
+        )
+    if saved:
+        print(
+            'what would make it smaller: '
+            + ', '.join(f'{option} by {size / 1e9:.2f} GB' for option, size in saved.items())
+        )
 
-def _machine(args) -> list: # of `Finding`
+
+def _machine(args) -> list:  # of `Finding`
     "Look at the machine, and print what is there."
     import platform
     import psutil, torch
     from drl_toolkit.cli import doctor as D
     from drl_toolkit.runs.run import versions
-    found, cuda, memory = _memory(args), torch.cuda.is_available(), psutil.virtual_memory()          # wrong input is told before anything else
+
+    found, cuda, memory = (
+        _memory(args),
+        torch.cuda.is_available(),
+        psutil.virtual_memory(),
+    )  # wrong input is told before anything else
     load, (parts, saved) = found
-    if not cuda: saved.pop('--offload', None)                                                        # the CPU's memory is all there is
+    if not cuda:
+        saved.pop('--offload', None)  # the CPU's memory is all there is
     print(f'Python {platform.python_version()}; ' + ', '.join(f'{k} {v}' for k, v in versions().items()))
     _print_memory(args, found)
     print()
-    return [D.tested_libraries(), D.matching_libraries(), D.gpu_in_use(), D.all_cores(), D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
-            D.enough_disk(D.disk_needed(parts)), *D.shipped_models()]
+    return [
+        D.tested_libraries(),
+        D.matching_libraries(),
+        D.gpu_in_use(),
+        D.all_cores(),
+        D.enough_memory(parts['peak'], torch.cuda.mem_get_info()[0] if cuda else memory.available, saved),
+        D.enough_disk(D.disk_needed(parts)),
+        *D.shipped_models(),
+    ]
 
-def doctor(args) -> int: # exit status
+
+def doctor(args) -> int:  # exit status
     "`drl doctor`"
-    if args.batch < 1: raise ValueError(f'batch is {args.batch}; it should be 1 or more')
-    if args.attempt and args.run: raise ValueError(f'run is {str(args.run)!r} with --try, which is for a run that has not begun; leave one of them out')
+    if args.batch < 1:
+        raise ValueError(f'batch is {args.batch}; it should be 1 or more')
+    if args.attempt and args.run:
+        raise ValueError(
+            f'run is {str(args.run)!r} with --try, which is for a run that has not begun; leave one of them '
+            'out'
+        )
     from drl_toolkit.cli.doctor import of_run
     from drl_toolkit.distributed.processes import Processes
+
     processes = Processes.launched()
-    if not processes.main: return 0
-    if processes.count > 1: print(processes.describe())
+    if not processes.main:
+        return 0
+    if processes.count > 1:
+        print(processes.describe())
     found = of_run(args.run) if args.run else _machine(args)
-    for finding in found: print(finding, flush=True)
-    for finding in _attempt(args) if args.attempt else (): print(finding)
+    for finding in found:
+        print(finding, flush=True)
+    for finding in _attempt(args) if args.attempt else ():
+        print(finding)
     bad = sum(not f.well for f in found)
     print(f"\n{bad} thing{'s' * (bad > 1)} to mend" if bad else '\nall is well')
     return int(bad > 0)
@@ -681,6 +1256,7 @@ def serve(args):
     "`drl serve`"
     from drl_toolkit.recipes.custom import named_reward
     from drl_toolkit.rewards import serving
+
     serving.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../../nbs/cli/02_main.ipynb #1059687d
@@ -688,58 +1264,108 @@ def app(args):
     "`drl app`"
     from drl_toolkit.recipes.panel import panel_world
     from drl_toolkit.ui.panel import serve as open_panel
-    open_panel(args.folder, args.port, args.host, args.allow_train, tuple(args.allow_host), args.open, args.root_path, panel_world())
+
+    open_panel(
+        args.folder,
+        args.port,
+        args.host,
+        args.allow_train,
+        tuple(args.allow_host),
+        args.open,
+        args.root_path,
+        panel_world(),
+    )
 
 # %% ../../nbs/cli/02_main.ipynb #ce5296ed
-COMMANDS = dict(train=train, compare=compare, sample=sample, eval=evaluate, tax=tax, vote=vote, app=app, serve=serve, doctor=doctor)
+COMMANDS = dict(
+    train=train,
+    compare=compare,
+    sample=sample,
+    eval=evaluate,
+    tax=tax,
+    vote=vote,
+    app=app,
+    serve=serve,
+    doctor=doctor,
+)
 
-EXTRAS = dict(app=('panel', 'gradio'), vote=('panel', 'fastapi'), serve=('panel', 'fastapi'))   # command -> the extra that it needs, and by what that is known
+EXTRAS = dict(
+    app=('panel', 'gradio'), vote=('panel', 'fastapi'), serve=('panel', 'fastapi')
+)  # command -> the extra that it needs, and by what that is known
+
 
 def _check_extra(command):
     "Name the extra that a command needs, where it is not installed."
     from importlib.util import find_spec
+
     extra, library = EXTRAS.get(command, ('', ''))
     if extra and find_spec(library) is None:
-        raise OSError(f"drl {command} needs {library}, which is not installed: pip install 'drl_toolkit[{extra}]'")
+        raise OSError(
+            f"drl {command} needs {library}, which is not installed: pip install 'drl_toolkit[{extra}]'"
+        )
+
 
 def _check_alone(command):
     "Only training is for several processes."
-    if command not in ('train', 'doctor') and os.environ.get('WORLD_SIZE', '1') != '1': raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a launcher started several processes, but this command runs in one; start it without")
+    if command not in ('train', 'doctor') and os.environ.get('WORLD_SIZE', '1') != '1':
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a launcher started several processes, but this "
+            "command runs in one; start it without"
+        )
 
-def main(argv=None) -> int: # exit status
+
+def main(argv=None) -> int:  # exit status
     "`drl`: one line and status 2 for whatever is wrong with the input."
     from drl_toolkit.utils.interrupts import leave, steady_output
+
     as_program, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
-    with steady_output() as (out, err): status = _run(argv)
-    if status == 130 and as_program: return leave(status)
+    with steady_output() as (out, err):
+        status = _run(argv)
+    if status == 130 and as_program:
+        return leave(status)
     return _after(argv, status, (out and out.broken) or (err and err.broken))
+
 
 def _run(argv):
     "A command's exit status; what is wrong is one line."
     from drl_toolkit.utils.web import printable
+
     try:
         args = parse(argv)
         _check_alone(args.command)
         _check_extra(args.command)
         return COMMANDS[args.command](args) or 0
-    except KeyboardInterrupt: print('drl: stopped; drl train … --resume goes on', file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print('drl: stopped; drl train … --resume goes on', file=sys.stderr)
+        return 130
     except Exception as e:
-        if not isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)) and not _whose(e): raise
+        if not isinstance(e, (ValueError, TypeError, OSError, FloatingPointError)) and not _whose(e):
+            raise
         print(f"drl {argv[0]}: {printable(' '.join(f'{_whose(e)}{e}'.split()))}", file=sys.stderr)
         return 2
 
+
 def _whose(error):
     "Of an error in a reward's function: its name, and where it was raised; words before the message."
-    if not (notes := getattr(error, '__notes__', ())): return ''
+    if not (notes := getattr(error, '__notes__', ())):
+        return ''
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if Path(last.filename).is_relative_to(Path(__file__).parents[1]): return f'{notes[0]}: '      # a message of ours
+    if Path(last.filename).is_relative_to(Path(__file__).parents[1]):
+        return f'{notes[0]}: '  # a message of ours
     return f'{notes[0]} raised {type(error).__name__} ({Path(last.filename).name}, line {last.lineno}): '
 
+
 def _after(argv, status, broken):
-    "The status where something could not be written: as of a program that a closed pipe ended, or 2 and a line."
-    if broken is None or status: return status
-    if broken.errno == errno.EPIPE: return 141                                                    # 128 + SIGPIPE
-    print(f'drl {argv[0]}: the output could not be written ({broken.strerror}); the results are on the disk', file=sys.stderr)
+    """The status where something could not be written: as of a program that a closed pipe ended, or 2 and a
+    line."""
+    if broken is None or status:
+        return status
+    if broken.errno == errno.EPIPE:
+        return 141  # 128 + SIGPIPE
+    print(
+        f'drl {argv[0]}: the output could not be written ({broken.strerror}); the results are on the disk',
+        file=sys.stderr,
+    )
     return 2
 
 # %% ../../nbs/cli/02_main.ipynb #21043843
@@ -775,4 +1401,5 @@ def _after(argv, status, broken):
 #| eval: false
 #| eval: false
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

@@ -20,65 +20,79 @@ import torch.distributed as dist
 @dataclass(frozen=True)
 class RankSlice:
     "The consecutive samples of one process among all, or rows that belong to them."
-    first: int        # index of the first one
-    size: int         # how many
-    count: int        # of all processes
 
-    def of(self,
-        whole,        # a tensor or a list, of all processes
-        dim:int=0,    # along which a tensor is cut
-    ):                # `size` long
+    first: int  # index of the first one
+    size: int  # how many
+    count: int  # of all processes
+
+    def of(
+        self,
+        whole,  # a tensor or a list, of all processes
+        dim: int = 0,  # along which a tensor is cut
+    ):  # `size` long
         "This process's part."
-        if torch.is_tensor(whole): return whole.narrow(dim, self.first, self.size)
-        return whole[self.first:self.first + self.size]
+        if torch.is_tensor(whole):
+            return whole.narrow(dim, self.first, self.size)
+        return whole[self.first : self.first + self.size]
 
-    def times(self,
-        rows:int,     # of every sample, one after the other
+    def times(
+        self,
+        rows: int,  # of every sample, one after the other
     ) -> 'RankSlice':
         "The slice of the samples' rows."
         return RankSlice(self.first * rows, self.size * rows, self.count * rows)
 
-    def numbers(self) -> torch.Tensor: # (size,) long
+    def numbers(self) -> torch.Tensor:  # (size,) long
         "Their indices."
         return torch.arange(self.first, self.first + self.size)
 
-    def randn(self,
-        shape:tuple,               # of one row
-        generator:torch.Generator, # on the CPU, in the same state in all processes
-    ) -> torch.Tensor:             # (size, *shape)
+    def randn(
+        self,
+        shape: tuple,  # of one row
+        generator: torch.Generator,  # on the CPU, in the same state in all processes
+    ) -> torch.Tensor:  # (size, *shape)
         "Standard normal numbers: a row has the same ones in whichever process it is."
         return self.of(torch.randn(self.count, *shape, generator=generator))
 
+
 def rank_slice(
-    groups:torch.Tensor, # (B,) long; those of a group lie together
-    rank:int,
-    count:int,           # of processes
+    groups: torch.Tensor,  # (B,) long; those of a group lie together
+    rank: int,
+    count: int,  # of processes
 ) -> RankSlice:
-    "Whole groups: as many for each process, give or take one. The first have one more, the last may have none."
-    parts = [int(sizes.sum()) for sizes in groups.unique_consecutive(return_counts=True)[1].tensor_split(count)]
+    """Whole groups: as many for each process, give or take one.
+
+    The first have one more, the last may have none."""
+    parts = [
+        int(sizes.sum()) for sizes in groups.unique_consecutive(return_counts=True)[1].tensor_split(count)
+    ]
     return RankSlice(sum(parts[:rank]), parts[rank], len(groups))
 
 # %% ../../nbs/distributed/01_processes.ipynb #143649ff
 class ProcessError(ConnectionError):
     "Another process of the run failed or is gone; the message says which and why."
 
-BUCKET = 2**25   # numbers of a gradient that are sent together: 128 MiB
+
+BUCKET = 2**25  # numbers of a gradient that are sent together: 128 MiB
+
 
 class Processes:
     "The processes of one run, as one of them sees them. Made without arguments, it is alone."
-    def __init__(self,
-        rank:int=0,          # of this process; 0 is the main one, which writes
-        count:int=1,
-        device='cpu',        # what this process computes on
-        minutes:float=30.,   # after which one that does not answer counts as gone
+
+    def __init__(
+        self,
+        rank: int = 0,  # of this process; 0 is the main one, which writes
+        count: int = 1,
+        device='cpu',  # what this process computes on
+        minutes: float = 30.0,  # after which one that does not answer counts as gone
     ):
         self.rank, self.count, self.device, self.minutes = rank, count, torch.device(device), minutes
-        self.exchanged = 0                            # bytes of tensors that this process gave or took in collective calls
-        self.leaving, self.others_leaving = '', ''    # why this process, or another one, was asked to stop
-        self.pulse = None                             # what the others can read of this process, see `Pulse`
-        self.idle = None                              # what to do for others who still work, see `while_idle`
+        self.exchanged = 0  # bytes of tensors that this process gave or took in collective calls
+        self.leaving, self.others_leaving = '', ''  # why this process, or another one, was asked to stop
+        self.pulse = None  # what the others can read of this process, see `Pulse`
+        self.idle = None  # what to do for others who still work, see `while_idle`
         on_cpu = count == 1 or dist.get_backend() == 'gloo'
-        self.meeting = torch.device('cpu') if on_cpu else self.device    # where tensors must lie to be sent
+        self.meeting = torch.device('cpu') if on_cpu else self.device  # where tensors must lie to be sent
 
     @property
     def main(self) -> bool:
@@ -87,44 +101,54 @@ class Processes:
 
     @property
     def stop_asked(self) -> str:
-        "Why the run should end after this epoch; of other processes it is known since the last `raise_together`."
+        """Why the run should end after this epoch; of other processes it is known since the last
+        `raise_together`."""
         return self.leaving or self.others_leaving
 
-    def while_idle(self,
-        help:Callable,   # () -> None; joins the collective calls of those who still work
+    def while_idle(
+        self,
+        help: Callable,  # () -> None; joins the collective calls of those who still work
     ):
-        "Register what this process does at the end of a stretch while others still work (notebook `distributed/02_shards`)."
+        """Register what this process does at the end of a stretch while others still work (notebook
+        `distributed/02_shards`)."""
         self.idle = help
 
     def say(self, words):
         "Print something, in the main process."
-        if self.main: print(words)
+        if self.main:
+            print(words)
 
-    def ask_to_stop(self, reason:str):
+    def ask_to_stop(self, reason: str):
         "Remember that this process was asked to leave, such as by a signal."
         self.leaving = reason
 
-    def share(self, groups:torch.Tensor) -> RankSlice:
+    def share(self, groups: torch.Tensor) -> RankSlice:
         "This process's samples."
         return rank_slice(groups, self.rank, self.count)
 
     def describe(self) -> str:
         "In words."
-        if self.count == 1: return 'one process'
+        if self.count == 1:
+            return 'one process'
         return f'{self.count} processes over {dist.get_backend()}, this is {self.rank} on {self.device}'
 
     def close(self):
         "Leave the others, in good order."
-        if self.pulse: self.pulse.stop()
-        if self.count > 1 and dist.is_initialized(): dist.destroy_process_group()
+        if self.pulse:
+            self.pulse.stop()
+        if self.count > 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
 # %% ../../nbs/distributed/01_processes.ipynb #7c4152e5
 class Pulse:
-    "A thread that notes in the store which all processes share in which collective call its process waits, if in any."
-    def __init__(self,
-        rank:int,
-        count:int,        # of processes
-        every:float=1.,   # seconds between two notes
+    """A thread that notes in the store which all processes share in which collective call its process waits,
+    if in any."""
+
+    def __init__(
+        self,
+        rank: int,
+        count: int,  # of processes
+        every: float = 1.0,  # seconds between two notes
     ):
         self.rank, self.count, self.every = rank, count, every
         self.calls, self.waiting, self.beats = 0, False, 0
@@ -134,106 +158,148 @@ class Pulse:
     def _beat(self):
         while not self.over.wait(self.every):
             self.beats += 1
-            try: self.store.set(f'drl/pulse/{self.rank}', json.dumps([self.beats, self.calls, self.waiting]))
-            except Exception: return                                  # whoever kept the store is gone
+            try:
+                self.store.set(f'drl/pulse/{self.rank}', json.dumps([self.beats, self.calls, self.waiting]))
+            except Exception:
+                return  # whoever kept the store is gone
 
     def stop(self):
         "End the thread."
         self.over.set()
 
-    def silent(self) -> list: # of words, one for each of the other processes that does not wait where this one does
+    def silent(
+        self,
+    ) -> list:  # of words, one for each of the other processes that does not wait where this one does
         "Who keeps the others waiting: whose notes do not change any more, or who does something else."
         before = self._notes()
         time.sleep(3 * self.every)
-        found = [self._words(rank, was, now) for rank, (was, now) in enumerate(zip(before, self._notes())) if rank != self.rank]
+        found = [
+            self._words(rank, was, now)
+            for rank, (was, now) in enumerate(zip(before, self._notes()))
+            if rank != self.rank
+        ]
         return [words for words in found if words]
 
     def _words(self, rank, was, now):
         if now is None or was is None or was[0] == now[0]:
             return f'process {rank} does not run (stopped, swapped out, or on a machine that is not reached)'
-        return '' if now[2] and now[1] >= self.calls else f'process {rank} is busy with something else (a reward, or a file)'
+        return (
+            ''
+            if now[2] and now[1] >= self.calls
+            else f'process {rank} is busy with something else (a reward, or a file)'
+        )
 
     def _notes(self):
         def note(rank):
             key = f'drl/pulse/{rank}'
-            try: return json.loads(self.store.get(key)) if self.store.check([key]) else None
-            except Exception: return None
+            try:
+                return json.loads(self.store.get(key)) if self.store.check([key]) else None
+            except Exception:
+                return None
+
         return [note(rank) for rank in range(self.count)]
 
 # %% ../../nbs/distributed/01_processes.ipynb #aa0aefbe
 @patch(cls_method=True)
-def launched(cls:Processes,
-    minutes:float=30.,   # after which a process that does not answer counts as gone
+def launched(
+    cls: Processes,
+    minutes: float = 30.0,  # after which a process that does not answer counts as gone
 ) -> Processes:
     "Those that torchrun or `accelerate launch` started; alone, where neither did."
     count = _world_size()
-    if count < 2: return cls()
+    if count < 2:
+        return cls()
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
+
     on_cpu = parse_flag_from_env('ACCELERATE_USE_CPU') or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(minutes=minutes))
     if state.num_processes != count:
-        raise ProcessError(f'WORLD_SIZE is {count}, but {state.num_processes} met; start all of them by one launcher, '
-                           'before anything else uses accelerate')
+        raise ProcessError(
+            f'WORLD_SIZE is {count}, but {state.num_processes} met; start all of them by one launcher, '
+            'before anything else uses accelerate'
+        )
     processes = cls(state.process_index, state.num_processes, state.device, minutes)
     processes.pulse = Pulse(processes.rank, processes.count)
     return processes
 
+
 def _world_size():
     "As the launcher says."
     text = os.environ.get('WORLD_SIZE', '1')
-    try: return int(text)
-    except ValueError: raise ValueError(f'WORLD_SIZE must be a whole number, as torchrun sets it; got {text!r}') from None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'WORLD_SIZE must be a whole number, as torchrun sets it; got {text!r}') from None
+
 
 @patch
-def talk(self:Processes,
-    call,     # of torch.distributed
-    *args,    # the last tensor among them is this process's
+def talk(
+    self: Processes,
+    call,  # of torch.distributed
+    *args,  # the last tensor among them is this process's
 ):
     "A collective call on a tensor of this process; one that breaks says so in words."
     self.exchanged += next(a for a in reversed(args) if torch.is_tensor(a)).nbytes
-    if self.pulse: self.pulse.calls, self.pulse.waiting = self.pulse.calls + 1, True
-    try: call(*args)
-    except RuntimeError as e: raise ProcessError(self._lost(str(e))) from None
+    if self.pulse:
+        self.pulse.calls, self.pulse.waiting = self.pulse.calls + 1, True
+    try:
+        call(*args)
+    except RuntimeError as e:
+        raise ProcessError(self._lost(str(e))) from None
     finally:
-        if self.pulse: self.pulse.waiting = False
+        if self.pulse:
+            self.pulse.waiting = False
+
 
 @patch
-def _lost(self:Processes, error:str) -> str:
+def _lost(self: Processes, error: str) -> str:
     "In words, which process keeps the others waiting, or why it cannot be reached."
     found = '; '.join(self.pulse.silent()) if self.pulse and 'imed out' in error else ''
-    if found: return f'{found}: process {self.rank} of {self.count} has waited for {self.minutes:g} minutes'
-    why = re.sub(r'^\[.*?\] *', '', error.splitlines()[0])[:120]           # without the place in gloo's source
-    return (f'process {self.rank} of {self.count} cannot reach another one, which has ended or did not answer '
-            f'for {self.minutes:g} minutes ({why})')
+    if found:
+        return f'{found}: process {self.rank} of {self.count} has waited for {self.minutes:g} minutes'
+    why = re.sub(r'^\[.*?\] *', '', error.splitlines()[0])[:120]  # without the place in gloo's source
+    return (
+        f'process {self.rank} of {self.count} cannot reach another one, which has ended or did not answer '
+        f'for {self.minutes:g} minutes ({why})'
+    )
 
-def _to_bytes(value, device): # (n,) uint8
+
+def _to_bytes(value, device):  # (n,) uint8
     "JSON as a tensor. Object collectives of torch.distributed pickle, and nothing is unpickled here."
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
 
-def _from_bytes(text): return json.loads(text.cpu().numpy().tobytes())
+
+def _from_bytes(text):
+    return json.loads(text.cpu().numpy().tobytes())
+
 
 @patch
-def all_gather_object(self:Processes,
-    value,        # that JSON can hold
-) -> list:        # one of each process, in order
+def all_gather_object(
+    self: Processes,
+    value,  # that JSON can hold
+) -> list:  # one of each process, in order
     "Gather an object from every process."
-    if self.count == 1: return [value]
+    if self.count == 1:
+        return [value]
     text = _to_bytes(value, self.meeting)
     sizes = [torch.zeros(1, dtype=torch.long, device=self.meeting) for _ in range(self.count)]
     self.talk(dist.all_gather, sizes, torch.full_like(sizes[0], len(text)))
     padded = text.new_zeros(int(max(sizes)))
-    padded[:len(text)] = text
+    padded[: len(text)] = text
     parts = [torch.empty_like(padded) for _ in sizes]
     self.talk(dist.all_gather, parts, padded)
     return [_from_bytes(part[:size]) for part, size in zip(parts, sizes)]
 
+
 @patch
-def broadcast_object(self:Processes,
-    value,        # that JSON can hold; what other processes give is not used
+def broadcast_object(
+    self: Processes,
+    value,  # that JSON can hold; what other processes give is not used
 ):
     "Broadcast an object from rank 0."
-    if self.count == 1: return value
+    if self.count == 1:
+        return value
     text = _to_bytes(value if self.main else 0, self.meeting)
     size = torch.full((1,), len(text), device=self.meeting)
     self.talk(dist.broadcast, size, 0)
@@ -241,19 +307,24 @@ def broadcast_object(self:Processes,
     self.talk(dist.broadcast, text, 0)
     return value if self.main else _from_bytes(text)
 
+
 @patch
-def whole(self:Processes,
-    part:torch.Tensor,   # (size,) of this process
-) -> torch.Tensor:       # (B,)
+def whole(
+    self: Processes,
+    part: torch.Tensor,  # (size,) of this process
+) -> torch.Tensor:  # (B,)
     "A vector of which every process has a part, in order."
-    if self.count == 1: return part
+    if self.count == 1:
+        return part
     values = sum(self.all_gather_object(part.tolist()), [])
     return torch.tensor(values, dtype=part.dtype, device=part.device)
 
+
 @patch
 @torch.no_grad()
-def copy_from_main(self:Processes,
-    tensors:list[torch.Tensor], # of the same shapes in all processes
+def copy_from_main(
+    self: Processes,
+    tensors: list[torch.Tensor],  # of the same shapes in all processes
 ):
     "Fill these with rank 0's."
     for t in tensors if self.count > 1 else ():
@@ -261,47 +332,64 @@ def copy_from_main(self:Processes,
         self.talk(dist.broadcast, sent, 0)
         t.copy_(sent)
 
+
 @patch
 @contextmanager
-def raise_together(self:Processes):
+def raise_together(self: Processes):
     "What fails inside in one process ends all, with its message. Nothing inside may use collective calls."
     if self.count == 1:
         yield
         return
     error = None
-    try: yield
-    except Exception as e: error = e
-    if self.idle: self.idle()
+    try:
+        yield
+    except Exception as e:
+        error = e
+    if self.idle:
+        self.idle()
     gathered = self.all_gather_object([error and f'{type(error).__name__}: {error}', self.leaving])
     self.others_leaving = next((reason for _, reason in gathered if reason), '')
-    if error: raise error
+    if error:
+        raise error
     for rank, (words, _) in enumerate(gathered):
-        if words: raise ProcessError(f'process {rank} of {self.count} failed with {words}')
+        if words:
+            raise ProcessError(f'process {rank} of {self.count} failed with {words}')
 
 # %% ../../nbs/distributed/01_processes.ipynb #2e7481a9
 @patch
 @contextmanager
-def adding(self:Processes,
-    params:list # of tensors
+def adding(
+    self: Processes,
+    params: list,  # of tensors
 ):
-    "Gradients that are added inside are summed over all processes. As in `raise_together`, nothing inside may use collective calls."
+    """Gradients that are added inside are summed over all processes.
+
+    As in `raise_together`, nothing inside may use collective calls."""
     if self.count == 1:
         yield
         return
-    for p in params if not self.main else (): p.grad = None
-    with self.raise_together(): yield
+    for p in params if not self.main else ():
+        p.grad = None
+    with self.raise_together():
+        yield
     present = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=self.meeting)
     self.talk(dist.all_reduce, present)
     used = [p for p, processes in zip(params, present.tolist()) if processes]
-    for bucket in _buckets(used): self._sum_gradients(bucket)
+    for bucket in _buckets(used):
+        self._sum_gradients(bucket)
+
 
 @patch
-def _sum_gradients(self:Processes, bucket:list):
+def _sum_gradients(self: Processes, bucket: list):
     "Of some parameters, in one message."
-    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket]).to(self.meeting)
+    flat = torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket]
+    ).to(self.meeting)
     self.talk(dist.all_reduce, flat)
     sizes = [p.numel() for p in bucket]
-    for p, part in zip(bucket, flat.split(sizes)): p.grad = torch.empty_like(p).copy_(part.view_as(p))
+    for p, part in zip(bucket, flat.split(sizes)):
+        p.grad = torch.empty_like(p).copy_(part.view_as(p))
+
 
 def _buckets(params, most=BUCKET):
     "Parameters that are sent together."

@@ -19,48 +19,81 @@ from ..utils.devices import wide
 from .processes import Processes
 
 # %% ../../nbs/distributed/02_shards.ipynb #665aa693
-HELD = ('weights', 'base', 'average', 'exp_avg', 'exp_avg_sq', 'other')   # lists of tensors that lie in parts
-NEEDS = ('nothing', 'back', *(f'{verb} {name}' for verb in ('keep', 'exchange', 'gather', 'spread') for name in HELD),
-         'backward', 'forward', 'gradient')   # from the least urgent to the most
+HELD = ('weights', 'base', 'average', 'exp_avg', 'exp_avg_sq', 'other')  # lists of tensors that lie in parts
+NEEDS = (
+    'nothing',
+    'back',
+    *(f'{verb} {name}' for verb in ('keep', 'exchange', 'gather', 'spread') for name in HELD),
+    'backward',
+    'forward',
+    'gradient',
+)  # from the least urgent to the most
+
 
 def check_shard(
-    policy:Policy,
-    objective,            # an `Objective`
-    processes:Processes,
+    policy: Policy,
+    objective,  # an `Objective`
+    processes: Processes,
 ):
     "Raise `ValueError` for what sharded weights cannot do."
     wrong = lambda why: ValueError(f'shard is True, but {why}')
     if processes.count == 1:
-        raise wrong('there is one process, which has to hold everything; start several by torchrun or accelerate launch, or leave it out')
+        raise wrong(
+            'there is one process, which has to hold everything; start several by torchrun or accelerate '
+            'launch, or leave it out'
+        )
     if policy.train != 'full':
-        raise wrong(f"train must be 'full', since the gradient and moments of a LoRA are small in any case; got {policy.train!r}")
+        raise wrong(
+            "train must be 'full', since the gradient and moments of a LoRA are small in any case; got "
+            f"{policy.train!r}"
+        )
     if policy.train_text_encoder:
-        raise wrong('train_text_encoder is True, and only the denoising network is sharded; one of them should be False')
+        raise wrong(
+            'train_text_encoder is True, and only the denoising network is sharded; one of them should be '
+            'False'
+        )
     if policy.precision == 'fp16':
-        raise wrong("precision must be 'bf16' or 'fp32', since each process would choose fp16's scale by its own part of the gradient; got 'fp16'")
+        raise wrong(
+            "precision must be 'bf16' or 'fp32', since each process would choose fp16's scale by its own "
+            "part of the gradient; got 'fp16'"
+        )
     if not objective.single_call:
-        raise wrong(f'{type(objective).__name__} goes back through several calls of the network at once; the policy gradient does not')
-    if policy.shards is not None: raise wrong('the policy has been sharded by another trainer; make a new one')
+        raise wrong(
+            f'{type(objective).__name__} goes back through several calls of the network at once; the policy '
+            'gradient does not'
+        )
+    if policy.shards is not None:
+        raise wrong('the policy has been sharded by another trainer; make a new one')
 
 # %% ../../nbs/distributed/02_shards.ipynb #423e70ef
 class Shards:
     "A policy's trained network in as many parts as there are processes; this process's part."
-    def __init__(self,
-        policy:Policy,        # in the same state in all processes but for its weights, which are the main one's
-        processes:Processes,
+
+    def __init__(
+        self,
+        policy: Policy,  # in the same state in all processes but for its weights, which are the main one's
+        processes: Processes,
     ):
-        self.policy, self.processes, self.network, self.kind = policy, processes, policy.network, type(policy.network)
-        self.example = None                          # arguments of the first call
-        self.pending:torch.Tensor|None = None        # an output whose gradient is still to come
-        self.exchanged = []                    # weights that others stand in for
+        self.policy, self.processes, self.network, self.kind = (
+            policy,
+            processes,
+            policy.network,
+            type(policy.network),
+        )
+        self.example = None  # arguments of the first call
+        self.pending: torch.Tensor | None = None  # an output whose gradient is still to come
+        self.exchanged = []  # weights that others stand in for
         processes.copy_from_main(policy.parameters())
         names = list(policy.named_parameters())
         base = policy.base_weights() if policy.knows_base else None
         _shard(self.network, processes)
-        self.whole = list(self.network.parameters())                  # as `fully_shard` sees them
+        self.whole = list(self.network.parameters())  # as `fully_shard` sees them
         self.params = [torch.nn.Parameter(p.detach().to_local()) for p in self.whole]
         self.named, self.held = dict(zip(names, self.params)), dict(weights=self.params)
-        if base is not None: self.held['base'] = [self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)]
+        if base is not None:
+            self.held['base'] = [
+                self.part_of(b, p, mine).clone() for b, p, mine in zip(base, self.whole, self.params)
+            ]
         policy.use_shards(self)
         processes.while_idle(lambda: self.need('nothing'))
         self._first_call()
@@ -70,222 +103,281 @@ class Shards:
         "So that every process knows arguments of the network."
         policy = self.policy
         latents = torch.zeros(1, *policy.latent_shape, device=policy.device)
-        with policy.uncounted(): policy.forward(latents, policy.timesteps[:1], policy.embed(policy.encode([''])))
+        with policy.uncounted():
+            policy.forward(latents, policy.timesteps[:1], policy.embed(policy.encode([''])))
 
-    def part_of(self, whole:torch.Tensor, like, mine:torch.Tensor) -> torch.Tensor:
+    def part_of(self, whole: torch.Tensor, like, mine: torch.Tensor) -> torch.Tensor:
         "This process's rows of a whole tensor."
         size = -(-len(like) // self.processes.count)
         return whole.narrow(0, min(size * self.processes.rank, len(like)), len(mine))
 
-    def added(self, numbers:torch.Tensor) -> torch.Tensor:
+    def added(self, numbers: torch.Tensor) -> torch.Tensor:
         "The sum over all processes."
         total = numbers.detach().to(self.processes.meeting, copy=True)
         self.processes.talk(dist.all_reduce, total)
         return total.to(numbers.device)
 
-    def norm(self, mine:torch.Tensor) -> torch.Tensor: # scalar
+    def norm(self, mine: torch.Tensor) -> torch.Tensor:  # scalar
         "The length of a vector that lies in parts."
         return self.added(wide(mine).square()).sqrt().to(mine.dtype)
 
-def blocks_of(network) -> list: # of modules, the inner ones first and the network itself last
+
+def blocks_of(network) -> list:  # of modules, the inner ones first and the network itself last
     "What is put together at once: the blocks that the network's class calls indivisible, and the rest."
     names = network._no_split_modules or ()
     return [m for m in reversed(list(network.modules())) if type(m).__name__ in names] + [network]
+
 
 def _shard(network, processes):
     "Cut every block's weights; gradients are sums over the processes, as everywhere here."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    network.to(memory_format=torch.contiguous_format)                 # rows of a weight must lie together
+    network.to(memory_format=torch.contiguous_format)  # rows of a weight must lie together
     for block in blocks_of(network):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        block.set_gradient_divide_factor(1.)
-        block.set_force_sum_reduction_for_comms(True)                 # gloo knows no other
+        block.set_gradient_divide_factor(1.0)
+        block.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 # %% ../../nbs/distributed/02_shards.ipynb #576f1277
 @patch
-def need(self:Shards, mine:str):
+def need(self: Shards, mine: str):
     "Do what is most urgent of all processes' needs, until it is one's own."
-    while (most := self._most(mine)) != mine: self.join_collective(most)
+    while (most := self._most(mine)) != mine:
+        self.join_collective(most)
+
 
 @patch
-def _most(self:Shards, mine):
+def _most(self: Shards, mine):
     number = torch.tensor(NEEDS.index(mine), device=self.processes.meeting)
     self.processes.talk(dist.all_reduce, number, dist.ReduceOp.MAX)
     return NEEDS[number]
 
+
 @patch
-def join_collective(self:Shards, need:str):
+def join_collective(self: Shards, need: str):
     "One's own part of what another process needs."
     verb, _, name = need.partition(' ')
     if verb in ('forward', 'gradient'):
-        with torch.set_grad_enabled(verb == 'gradient'), self.policy.autocast(): answer = self.policy.adapter.forward(*self.example)
-        if verb == 'gradient': self.pending = answer
-    elif verb == 'backward': self._finish()
-    else: getattr(self, f'_{verb}')(*([name] if name else []))
+        with torch.set_grad_enabled(verb == 'gradient'), self.policy.autocast():
+            answer = self.policy.adapter.forward(*self.example)
+        if verb == 'gradient':
+            self.pending = answer
+    elif verb == 'backward':
+        self._finish()
+    else:
+        getattr(self, f'_{verb}')(*([name] if name else []))
+
 
 @patch
-def _finish(self:Shards):
+def _finish(self: Shards):
     "The way back of an answer that nobody looks at."
     answer = self.pending
     self.pending = None
     answer.backward(torch.zeros_like(answer))
 
+
 @patch
-def call(self:Shards, *told) -> torch.Tensor:
+def call(self: Shards, *told) -> torch.Tensor:
     "The network's answer, by all processes together."
     self.need('gradient' if torch.is_grad_enabled() else 'forward')
-    if self.example is None: self.example = told
+    if self.example is None:
+        self.example = told
     answer = self.policy.adapter.forward(*told)
-    if not answer.requires_grad: return answer
+    if not answer.requires_grad:
+        return answer
     self.pending, seen = answer, answer.view_as(answer)
     seen.register_hook(self._before_backward)
     return seen
 
+
 @patch
-def _before_backward(self:Shards, gradient):
+def _before_backward(self: Shards, gradient):
     self.need('backward')
     self.pending = None
 
+
 @patch
 @contextmanager
-def adding(self:Shards):
-    "Gradients that are added inside are summed over the processes, block by block while they are computed; each keeps its part."
+def adding(self: Shards):
+    """Gradients that are added inside are summed over the processes, block by block while they are computed;
+    each keeps its part."""
     for p, mine in zip(self.whole, self.params):
-        if mine.grad is None: p.grad = None
-    with self.processes.raise_together(): yield
-    for p, mine in zip(self.whole, self.params): mine.grad = None if p.grad is None else p.grad.to_local()
+        if mine.grad is None:
+            p.grad = None
+    with self.processes.raise_together():
+        yield
+    for p, mine in zip(self.whole, self.params):
+        mine.grad = None if p.grad is None else p.grad.to_local()
 
 # %% ../../nbs/distributed/02_shards.ipynb #f9f28314
 @patch
 @contextmanager
-def swapped(self:Shards, weights:list): # parts that are held, or in the main process whole tensors
+def swapped(self: Shards, weights: list):  # parts that are held, or in the main process whole tensors
     "Inside this context the policy's weights are others."
     name = next((n for n, held in self.held.items() if held is weights), 'other')
-    if name == 'other': self.spread(name, weights)
+    if name == 'other':
+        self.spread(name, weights)
     self.need(f'exchange {name}')
     self._exchange(name)
-    try: yield
+    try:
+        yield
     finally:
         self.need('back')
         self._back()
 
-@patch
-@torch.no_grad()
-def _exchange(self:Shards, name):
-    self.exchanged.append([p.clone() for p in self.params])
-    for p, other in zip(self.params, self.held[name]): p.copy_(other)
 
 @patch
 @torch.no_grad()
-def _back(self:Shards):
-    for p, mine in zip(self.params, self.exchanged.pop()): p.copy_(mine)
+def _exchange(self: Shards, name):
+    self.exchanged.append([p.clone() for p in self.params])
+    for p, other in zip(self.params, self.held[name]):
+        p.copy_(other)
+
+
+@patch
+@torch.no_grad()
+def _back(self: Shards):
+    for p, mine in zip(self.params, self.exchanged.pop()):
+        p.copy_(mine)
+
 
 @patch(as_prop=True)
-def knows_base(self:Shards) -> bool:
+def knows_base(self: Shards) -> bool:
     "Whether the base's weights are held."
     return 'base' in self.held
 
+
 @patch
-def base_weights(self:Shards) -> list: # of tensors
+def base_weights(self: Shards) -> list:  # of tensors
     "The base's weights: those of now at the first call."
     return self.held['base'] if self.knows_base else self.keep_base()
 
+
 @patch
-def keep_base(self:Shards) -> list: # of tensors
+def keep_base(self: Shards) -> list:  # of tensors
     "Remember the weights of now as the base's, in all processes."
     self.need('keep base')
     return self._keep('base')
 
+
 @patch
-def _keep(self:Shards, name):
+def _keep(self: Shards, name):
     self.held[name] = [p.detach().clone() for p in self.params]
     return self.held[name]
 
 # %% ../../nbs/distributed/02_shards.ipynb #61b922bd
 @patch
-def gather(self:Shards, name:str) -> list: # of whole tensors, on the CPU; in the main process, which asks
+def gather(self: Shards, name: str) -> list:  # of whole tensors, on the CPU; in the main process, which asks
     "Put a held list together."
     self.need(f'gather {name}')
     return self._gather(name)
 
-@patch
-@torch.no_grad()
-def _gather(self:Shards, name):
-    from torch.distributed.tensor import DTensor
-    found = []
-    for like, part in zip(self.whole, self.held[name]):
-        cut = DTensor.from_local(part.detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-        whole = cut.full_tensor()
-        if self.processes.main: found.append(whole.cpu())
-    return found
 
 @patch
-def spread(self:Shards, name:str, whole:list):
+@torch.no_grad()
+def _gather(self: Shards, name):
+    from torch.distributed.tensor import DTensor
+
+    found = []
+    for like, part in zip(self.whole, self.held[name]):
+        cut = DTensor.from_local(
+            part.detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        )
+        whole = cut.full_tensor()
+        if self.processes.main:
+            found.append(whole.cpu())
+    return found
+
+
+@patch
+def spread(self: Shards, name: str, whole: list):
     "Fill a held list with the parts of whole tensors; the main process asks."
     self.need(f'spread {name}')
     self._spread(name, whole)
 
+
 @patch
 @torch.no_grad()
-def _spread(self:Shards, name, whole=None):
+def _spread(self: Shards, name, whole=None):
     parts = self.held.setdefault(name, [torch.empty_like(p) for p in self.params])
     for i, (like, part) in enumerate(zip(self.whole, parts)):
         device = self.processes.meeting
-        if whole is None: sent = torch.empty(like.shape, dtype=part.dtype, device=device)
-        else: sent = whole[i].detach().to(device).contiguous()
+        if whole is None:
+            sent = torch.empty(like.shape, dtype=part.dtype, device=device)
+        else:
+            sent = whole[i].detach().to(device).contiguous()
         self.processes.talk(dist.broadcast, sent, 0)
         part.copy_(self.part_of(sent, like, part))
 
+
 @patch
-def hold(self:Shards, optimizer, average):
+def hold(self: Shards, optimizer, average):
     "Have AdamW's moments, and the average of the weights where there is one, among what is held."
     for p in self.params:
-        optimizer.state[p] = dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        optimizer.state[p] = dict(
+            step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+        )
     self.held |= {key: [optimizer.state[p][key] for p in self.params] for key in MOMENTS}
-    if average is not None: self.held['average'] = average
+    if average is not None:
+        self.held['average'] = average
+
 
 MOMENTS = ('exp_avg', 'exp_avg_sq')
 
+
 @patch
-def gather_optimizer(self:Shards, named:dict, optimizer): # has a `state`, as optimisers do
+def gather_optimizer(self: Shards, named: dict, optimizer):  # has a `state`, as optimisers do
     "What the optimiser knows of whole tensors."
     state, moments = defaultdict(dict), [self.gather(key) for key in MOMENTS]
     for whole, p, *both in zip(list(named.values()), self.params, *moments):
         state[whole] = dict(step=optimizer.state[p]['step'].clone()) | dict(zip(MOMENTS, both))
     return SimpleNamespace(state=state)
 
+
 @patch
-def take_state(self:Shards,
-    named:dict[str, torch.Tensor], # whole tensors that were read
-    read,                          # has a `state` of them, as optimisers do
-    optimizer:torch.optim.Optimizer, # of the parts
+def take_state(
+    self: Shards,
+    named: dict[str, torch.Tensor],  # whole tensors that were read
+    read,  # has a `state` of them, as optimisers do
+    optimizer: torch.optim.Optimizer,  # of the parts
 ):
     "The main process takes up whole tensors that were read; all get their parts."
     whole, known = [named[name] for name in self.named], read.state
     self.spread('weights', whole)
-    if 'average' in self.held: self.spread('average', [named[f'average/{name}'] for name in self.named])
-    for key in MOMENTS: self.spread(key, [known[w][key] if w in known else torch.zeros_like(w) for w in whole])
-    for w, p in zip(whole, self.params): optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.)
+    if 'average' in self.held:
+        self.spread('average', [named[f'average/{name}'] for name in self.named])
+    for key in MOMENTS:
+        self.spread(key, [known[w][key] if w in known else torch.zeros_like(w) for w in whole])
+    for w, p in zip(whole, self.params):
+        optimizer.state[p]['step'].fill_(known[w]['step'] if w in known else 0.0)
+
 
 @patch
-def follow_main(self:Shards,
-    optimizer:torch.optim.Optimizer, # of the parts
-    owner,                           # has `state_dict` and `load_state_dict`, for JSON
+def follow_main(
+    self: Shards,
+    optimizer: torch.optim.Optimizer,  # of the parts
+    owner,  # has `state_dict` and `load_state_dict`, for JSON
 ):
     "What the main process has read is in all parts already; what is no tensor follows."
-    with self.processes.raise_together(): steps = [optimizer.state[p]['step'].item() for p in self.params]
+    with self.processes.raise_together():
+        steps = [optimizer.state[p]['step'].item() for p in self.params]
     state, steps = self.processes.broadcast_object((owner.state_dict(), steps))
-    if not self.processes.main: owner.load_state_dict(state)
-    for p, step in zip(self.params, steps): optimizer.state[p]['step'].fill_(step)
+    if not self.processes.main:
+        owner.load_state_dict(state)
+    for p, step in zip(self.params, steps):
+        optimizer.state[p]['step'].fill_(step)
+
 
 @patch
 @contextmanager
-def plain(self:Shards):
+def plain(self: Shards):
     "Inside this context the pipeline has a network of whole weights in main memory, to be saved."
     whole, parts = self.kind.from_config(self.network.config), vars(self.policy.pipeline)
     whole.load_state_dict(dict(self.network.named_buffers()) | dict(zip(self.named, self.gather('weights'))))
     parts[self.policy.adapter.network_name] = whole
-    try: yield
-    finally: parts[self.policy.adapter.network_name] = self.network
+    try:
+        yield
+    finally:
+        parts[self.policy.adapter.network_name] = self.network

@@ -18,8 +18,18 @@ from . import world
 from .pretrain.tokenizer import world_tokenizer
 from .rewards import composition, presence, shared_fairness, strict_composition
 from ..evaluation.eval_rewards import EvalReward
-from ..evaluation.evaluate import (GROUP, SPLITS, Comparison, PromptSet, Row, bootstrap, frechet, paired_row, win_rate,
-                                             wins_of)
+from drl_toolkit.evaluation.evaluate import (
+    GROUP,
+    SPLITS,
+    Comparison,
+    PromptSet,
+    Row,
+    bootstrap,
+    frechet,
+    paired_row,
+    win_rate,
+    wins_of,
+)
 from ..rewards.composition import Detections, shipped_detector
 from ..rewards.diversity import diversity_reward, vendi_score
 from ..rewards.fairness import parity_floor, shipped_reader, statistical_parity, tone_shares
@@ -30,7 +40,7 @@ from ..utils.images import to_tensor
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c5
 def speaks_emoji(
-    policy     # a `Policy`
+    policy,  # a `Policy`
 ) -> bool:
     "Whether a model's tokenizer is that of the emoji world, so that it can be asked the emoji prompts."
     return policy.pipeline.tokenizer.get_vocab() == world_tokenizer().get_vocab()
@@ -38,67 +48,85 @@ def speaks_emoji(
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c6
 def _spread(prompts, count, seed):
     "`count` of the prompts, chosen once and for all."
-    if count > len(prompts): return tuple(prompts[i % len(prompts)] for i in range(count))
+    if count > len(prompts):
+        return tuple(prompts[i % len(prompts)] for i in range(count))
     return tuple(random.Random(f'probe/{seed}').sample(prompts, count))
 
-def _repeated(prompts, times): return tuple(p for p in prompts for _ in range(times))
 
-PAIR_COUNTS = dict(train=176, held_out=80, unseen=160)   # prompts of two objects of each split, at size 1
+def _repeated(prompts, times):
+    return tuple(p for p in prompts for _ in range(times))
+
+
+PAIR_COUNTS = dict(train=176, held_out=80, unseen=160)  # prompts of two objects of each split, at size 1
+
 
 def emoji_prompt_sets(
-    size:float=1.,   # 1 is 1,152 images; an eighth keeps one group of each occupation
-    seed:int=0,      # of the choice of pairs
-) -> list:           # of `PromptSet`
+    size: float = 1.0,  # 1 is 1,152 images; an eighth keeps one group of each occupation
+    seed: int = 0,  # of the choice of pairs
+) -> list:  # of `PromptSet`
     "What a model of the emoji world is asked."
     scaled = lambda n: max(1, round(n * size))
-    portraits = [PromptSet(f'portraits/{split}', _repeated(P.portraits(split), GROUP * scaled(groups)))
-                 for split, groups in dict(train=2, held_out=4).items()]
+    portraits = [
+        PromptSet(f'portraits/{split}', _repeated(P.portraits(split), GROUP * scaled(groups)))
+        for split, groups in dict(train=2, held_out=4).items()
+    ]
     objects = PromptSet('objects/train', _repeated(P.objects(), scaled(4)))
-    pairs = [PromptSet(f'pairs/{split}', _spread(P.pairs(split), scaled(count), f'{seed}/{split}')) for split, count in PAIR_COUNTS.items()]
+    pairs = [
+        PromptSet(f'pairs/{split}', _spread(P.pairs(split), scaled(count), f'{seed}/{split}'))
+        for split, count in PAIR_COUNTS.items()
+    ]
     return [*portraits, objects, *pairs]
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c9
 OCCUPATION_PROMPTS, OBJECT_PROMPTS = P.portraits('all'), P.objects()
 
+
 @torch.no_grad()
 def named_by_clip(
-    images:torch.Tensor,  # (B, 3, H, W)
-    choices:list,         # of prompts
-) -> list:                # the nearest prompt of each image
+    images: torch.Tensor,  # (B, 3, H, W)
+    choices: list,  # of prompts
+) -> list:  # the nearest prompt of each image
     "Classify images by CLIP."
     features = torch.cat([image_features(x) for x in images.split(256)])
     nearest = (features @ text_features(choices).T).argmax(1)
     return [choices[i] for i in nearest]
 
+
 def both_present(
-    found:Detections,
-    image:int,           # index in the batch
-    prompt:str,
-    threshold:float=.5,  # least confidence
+    found: Detections,
+    image: int,  # index in the batch
+    prompt: str,
+    threshold: float = 0.5,  # least confidence
 ) -> bool:
     "Whether the detector is sure of every object that the prompt names."
     return all(found.best(image, name) > threshold for name in world.parse(prompt).names)
+
 
 def _right(images, prompts, choices):
     "1 where CLIP takes an image for its prompt."
     return torch.tensor([a == b for a, b in zip(named_by_clip(images, choices), prompts)]).float()
 
+
 def _of_portraits(images, prompts):
     tones = shipped_reader()(images)
     return dict(tone=tones, face=(tones >= 0).float(), occupation=_right(images, prompts, OCCUPATION_PROMPTS))
 
-def _of_objects(images, prompts): return dict(object=_right(images, prompts, OCCUPATION_PROMPTS + OBJECT_PROMPTS))
+
+def _of_objects(images, prompts):
+    return dict(object=_right(images, prompts, OCCUPATION_PROMPTS + OBJECT_PROMPTS))
+
 
 def _of_pairs(images, prompts):
     found = shipped_detector()(images)
     both = torch.tensor([both_present(found, i, p) for i, p in enumerate(prompts)]).float()
     return dict(composition=torch.stack([presence(found, i, p) for i, p in enumerate(prompts)]), both=both)
 
+
 @torch.no_grad()
 def read_pictures(
-    prompt_set:PromptSet,
-    images:torch.Tensor          # (B, 3, H, W), one for each prompt
-) -> dict[str, torch.Tensor]:    # metric -> (B,) or, for features, (B, D)
+    prompt_set: PromptSet,
+    images: torch.Tensor,  # (B, 3, H, W), one for each prompt
+) -> dict[str, torch.Tensor]:  # metric -> (B,) or, for features, (B, D)
     "All metrics of one prompt set's images."
     prompts = list(prompt_set.prompts)
     features = torch.cat([image_features(x) for x in images.split(256)])
@@ -108,37 +136,53 @@ def read_pictures(
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011cb
 def real_pictures(
-    prompt_set:PromptSet,
-    seed:int=0       # of the scenes
-) -> torch.Tensor:   # (B, 3, 64, 64)
+    prompt_set: PromptSet,
+    seed: int = 0,  # of the scenes
+) -> torch.Tensor:  # (B, 3, 64, 64)
     "A clean scene for each prompt; skin tones are drawn evenly."
     rng = random.Random(f'real/{prompt_set.name}/{seed}')
     return to_tensor([world.draw(world.compose(world.parse(p), rng)) for p in prompt_set.prompts])
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011ce
-def _parities(tones): return torch.tensor([statistical_parity(group) for group in tones.split(GROUP)])
+def _parities(tones):
+    return torch.tensor([statistical_parity(group) for group in tones.split(GROUP)])
+
 
 def _parity_change(prompt_set, base, tuned):
-    "The row of the parity: a value for each group; groups of one prompt are alike, so that prompts are drawn."
+    """The row of the parity: a value for each group; groups of one prompt are alike, so that prompts are
+    drawn."""
     values = [_parities(model[prompt_set.name]['tone']) for model in (base, tuned)]
-    return paired_row('parity (distance)', SPLITS[prompt_set.split], *values, prompt_set.prompts[::GROUP], 'lower',
-                      parity_floor(GROUP), len(prompt_set.prompts))
+    return paired_row(
+        'parity (distance)',
+        SPLITS[prompt_set.split],
+        *values,
+        prompt_set.prompts[::GROUP],
+        'lower',
+        parity_floor(GROUP),
+        len(prompt_set.prompts),
+    )
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011cf
-PAIR_METRICS = dict(composition='composition', both='both objects there')          # metric of pairs -> objective
-GUARDS = dict(face=('portraits', 'readable face'), occupation=('portraits', 'occupation right'),
-              object=('objects', 'single object right'))                           # metric -> kind of prompts, objective
+PAIR_METRICS = dict(composition='composition', both='both objects there')  # metric of pairs -> objective
+GUARDS = dict(
+    face=('portraits', 'readable face'),
+    occupation=('portraits', 'occupation right'),
+    object=('objects', 'single object right'),
+)  # metric -> kind of prompts, objective
+
 
 def compare(
-    prompt_sets:list,              # of `emoji_prompt_sets`
-    base:dict,                     # prompt set's name -> what `read_pictures` returned
-    tuned:dict,                    # the same of the other model
-    names:tuple=('base', 'tuned'), # of the models
+    prompt_sets: list,  # of `emoji_prompt_sets`
+    base: dict,  # prompt set's name -> what `read_pictures` returned
+    tuned: dict,  # the same of the other model
+    names: tuple = ('base', 'tuned'),  # of the models
 ) -> Comparison:
     "The table and the summary of two models of the emoji world."
     at = {p.name: p for p in prompt_sets}
     rows = [_parity_change(at[f'portraits/{split}'], base, tuned) for split in ('train', 'held_out')]
-    rows += [_pairs_change(at[f'pairs/{split}'], base, tuned, key) for key in PAIR_METRICS for split in SPLITS]
+    rows += [
+        _pairs_change(at[f'pairs/{split}'], base, tuned, key) for key in PAIR_METRICS for split in SPLITS
+    ]
     wins = {split: _preference(at, base, tuned, split) for split in ('train', 'held_out')}
     rows += [row for _, row in wins.values()]
     rows += [_guard_change(prompt_sets, base, tuned, key) for key in GUARDS]
@@ -147,9 +191,11 @@ def compare(
     fewest = min((p.prompts.count(prompt) for p in portraits for prompt in set(p.prompts)), default=0)
     return Comparison(rows, summarise(rows, wins), tone_histograms(at, base, tuned), names, fewest)
 
+
 def _pairs_change(prompt_set, base, tuned, key):
     values = [model[prompt_set.name][key] for model in (base, tuned)]
     return paired_row(PAIR_METRICS[key], SPLITS[prompt_set.split], *values, list(prompt_set.prompts))
+
 
 def _guard_change(prompt_sets, base, tuned, key):
     "The row of what training should leave as it is, over all prompt sets of a kind."
@@ -158,16 +204,21 @@ def _guard_change(prompt_sets, base, tuned, key):
     values = [torch.cat([model[p.name][key] for p in asked]) for model in (base, tuned)]
     return paired_row(objective, 'all', *values, [prompt for p in asked for prompt in p.prompts])
 
+
 def _frechet_change(prompt_sets, base, tuned):
     "The row of the distance from clean scenes of the same prompts."
     real = torch.cat([image_features(real_pictures(p)) for p in prompt_sets])
-    before, after = (frechet(torch.cat([model[p.name]['features'] for p in prompt_sets]), real) for model in (base, tuned))
+    before, after = (
+        frechet(torch.cat([model[p.name]['features'] for p in prompt_sets]), real) for model in (base, tuned)
+    )
     return Row('Fréchet distance', 'all', before, after, after - before, better='lower', pictures=len(real))
+
 
 def _balanced(at, split):
     "Rows of the preference comparison: objects, pairs and portraits in about equal parts."
     mine = [name for name in at if (at[name].split == 'train') == (split == 'train')]
     return {name: slice(None, None, 4 if at[name].kind == 'portraits' else 1) for name in mine}
+
 
 def _preference(at, base, tuned, split):
     "Wins with their prompts, and the table's row."
@@ -175,43 +226,60 @@ def _preference(at, base, tuned, split):
     b, t = (torch.cat([m[n]['preference'][s] for n, s in parts.items()]) for m in (base, tuned))
     clusters = [p for n, s in parts.items() for p in at[n].prompts[s]]
     rate, low, high = win_rate(b, t, clusters)
-    row = Row('preference (win rate)', SPLITS[split], .5, rate, rate - .5, low - .5, high - .5, pictures=len(b))
+    row = Row(
+        'preference (win rate)', SPLITS[split], 0.5, rate, rate - 0.5, low - 0.5, high - 0.5, pictures=len(b)
+    )
     return (wins_of(b, t), clusters), row
+
 
 class ToneShares(NamedTuple):
     "How often each skin tone is read."
-    base: list    # (5,) shares
-    tuned: list   # (5,)
+
+    base: list  # (5,) shares
+    tuned: list  # (5,)
+
 
 def tone_histograms(
-    at:dict,       # prompt set's name -> `PromptSet`
-    base:dict,     # as for `compare`
-    tuned:dict,
-) -> dict[str, ToneShares]: # by prompt
+    at: dict,  # prompt set's name -> `PromptSet`
+    base: dict,  # as for `compare`
+    tuned: dict,
+) -> dict[str, ToneShares]:  # by prompt
     "Shares of the tones for every prompt of the portraits."
     found = {}
     for name in (n for n in at if n.startswith('portraits')):
         for prompt in dict.fromkeys(at[name].prompts):
             mine = torch.tensor([p == prompt for p in at[name].prompts])
-            found[prompt] = ToneShares(*(tone_shares(model[name]['tone'][mine]).tolist() for model in (base, tuned)))
+            found[prompt] = ToneShares(
+                *(tone_shares(model[name]['tone'][mine]).tolist() for model in (base, tuned))
+            )
     return found
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011d0
 def summarise(
-    rows:list,     # of `Row`
-    wins:dict,     # split -> ((B,) wins, their B prompts) of the preference
+    rows: list,  # of `Row`
+    wins: dict,  # split -> ((B,) wins, their B prompts) of the preference
 ) -> dict[str, dict]:
     "The metrics by which a run is judged, as `summary.json` has them."
     of = {(r.objective, r.prompts): r for r in rows}
-    pair = lambda objective, prompts: dict(base=of[objective, prompts].base, tuned=of[objective, prompts].tuned)
+    pair = lambda objective, prompts: dict(
+        base=of[objective, prompts].base, tuned=of[objective, prompts].tuned
+    )
     distance = 'parity (distance)'
-    parity = {s: pair(distance, SPLITS[s]) | dict(floor=of[distance, SPLITS[s]].floor) for s in ('train', 'held_out')}
+    parity = {
+        s: pair(distance, SPLITS[s]) | dict(floor=of[distance, SPLITS[s]].floor)
+        for s in ('train', 'held_out')
+    }
     sets = dict(seen='train', held_out='held_out', unseen='unseen')
     composition = {name: pair('both objects there', SPLITS[s]) for name, s in sets.items()}
     composition['confidence'] = {name: pair('composition', SPLITS[s]) for name, s in sets.items()}
-    guard = dict(face=pair('readable face', 'all'), occupation=pair('occupation right', 'all'),
-                 single_object=pair('single object right', 'all'), frechet=pair('Fréchet distance', 'all'))
+    guard = dict(
+        face=pair('readable face', 'all'),
+        occupation=pair('occupation right', 'all'),
+        single_object=pair('single object right', 'all'),
+        frechet=pair('Fréchet distance', 'all'),
+    )
     return dict(parity=parity, composition=composition, preference=_win_rate_of(wins), guard=guard)
+
 
 def _win_rate_of(wins):
     "Over all splits."
@@ -222,9 +290,14 @@ def _win_rate_of(wins):
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011db
 EMOJI_EVAL_REWARDS = (
-    EvalReward(clip_score), EvalReward(preference), EvalReward(composition, ('pairs',)),
-    EvalReward(strict_composition, ('pairs', 'objects')), EvalReward(shared_fairness, ('portraits',)),
+    EvalReward(clip_score),
+    EvalReward(preference),
+    EvalReward(composition, ('pairs',)),
+    EvalReward(strict_composition, ('pairs', 'objects')),
+    EvalReward(shared_fairness, ('portraits',)),
     EvalReward(diversity_reward(credit='shared'), ('portraits', 'objects')),
     EvalReward(diversity_reward(vendi_score, credit='shared', name='vendi'), ('portraits', 'objects')),
-    EvalReward(jpeg_compressibility), EvalReward(sharpness), EvalReward(colourfulness),
+    EvalReward(jpeg_compressibility),
+    EvalReward(sharpness),
+    EvalReward(colourfulness),
 )

@@ -6,8 +6,20 @@
 __all__ = ['portraits', 'objects', 'pairs', 'counts']
 
 # %% ../../nbs/emoji/03_prompts.ipynb #2f0d11c3
-from .world import (BACKGROUNDS, COUNTS, HELD_OUT_OCCUPATIONS, HELD_OUT_PAIRS, OBJECTS, OCCUPATIONS, RELATIONS,
-                                     TRAIN_OCCUPATIONS, TRAIN_PAIRS, UNSEEN_PAIRS, Wanted, prompt_of)
+from drl_toolkit.emoji.world import (
+    BACKGROUNDS,
+    COUNTS,
+    HELD_OUT_OCCUPATIONS,
+    HELD_OUT_PAIRS,
+    OBJECTS,
+    OCCUPATIONS,
+    RELATIONS,
+    TRAIN_OCCUPATIONS,
+    TRAIN_PAIRS,
+    UNSEEN_PAIRS,
+    Wanted,
+    prompt_of,
+)
 from ..prompts.task import part_of_split
 
 # %% ../../nbs/emoji/03_prompts.ipynb #2f0d11c5
@@ -16,27 +28,41 @@ def _prompts(wanted, backgrounds):
     grounds = list(BACKGROUNDS) if backgrounds else [None]
     return [prompt_of(Wanted(w.kind, w.names, w.relation, w.count, g)) for w in wanted for g in grounds]
 
+
 def portraits(
-    split:str='train',        # 'train', 'held_out' or 'all' occupations
-    backgrounds:bool=False,   # each prompt once per background, by name
-) -> list:                    # of prompts
+    split: str = 'train',  # 'train', 'held_out' or 'all' occupations
+    backgrounds: bool = False,  # each prompt once per background, by name
+) -> list:  # of prompts
     "'a portrait of a doctor'"
-    occupations = part_of_split('portraits', split, dict(train=TRAIN_OCCUPATIONS, held_out=HELD_OUT_OCCUPATIONS, all=tuple(OCCUPATIONS)))
+    occupations = part_of_split(
+        'portraits',
+        split,
+        dict(train=TRAIN_OCCUPATIONS, held_out=HELD_OUT_OCCUPATIONS, all=tuple(OCCUPATIONS)),
+    )
     return _prompts([Wanted('portrait', (o,)) for o in occupations], backgrounds)
 
-def objects(backgrounds:bool=False) -> list: # of prompts
+
+def objects(backgrounds: bool = False) -> list:  # of prompts
     "'an apple'"
     return _prompts([Wanted('object', (o,)) for o in OBJECTS], backgrounds)
 
-def pairs(
-    split:str='train',           # 'train', 'held_out' (known to pretraining, never trained by RL) or 'unseen' (by both)
-    backgrounds:bool=False,      # each prompt once per background, by name
-    relations:tuple=RELATIONS,
-) -> list:                       # of prompts
-    "'an apple next to an avocado', in both orders and all relations"
-    chosen = sorted(part_of_split('pairs', split, dict(train=TRAIN_PAIRS, held_out=HELD_OUT_PAIRS, unseen=UNSEEN_PAIRS)))
-    return _prompts([Wanted('pair', names, r) for a, b in chosen for names in ((a, b), (b, a)) for r in relations], backgrounds)
 
-def counts(backgrounds:bool=False) -> list: # of prompts
+def pairs(
+    # 'train', 'held_out' (known to pretraining, never trained by RL) or 'unseen' (by both)
+    split: str = 'train',
+    backgrounds: bool = False,  # each prompt once per background, by name
+    relations: tuple = RELATIONS,
+) -> list:  # of prompts
+    "'an apple next to an avocado', in both orders and all relations"
+    chosen = sorted(
+        part_of_split('pairs', split, dict(train=TRAIN_PAIRS, held_out=HELD_OUT_PAIRS, unseen=UNSEEN_PAIRS))
+    )
+    return _prompts(
+        [Wanted('pair', names, r) for a, b in chosen for names in ((a, b), (b, a)) for r in relations],
+        backgrounds,
+    )
+
+
+def counts(backgrounds: bool = False) -> list:  # of prompts
     "'three stars'"
     return _prompts([Wanted('count', (o,), count=n) for o in OBJECTS for n in COUNTS.values()], backgrounds)

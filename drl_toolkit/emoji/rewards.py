@@ -16,60 +16,74 @@ from ..rewards.preference import preference
 from ..rewards.reward import Card, Reward, Observations, clip_score
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11c5
-def wanted_classes(
-    prompt:str
-) -> list:   # of class names
-    "The detector's names for what a prompt asks for. Raises `ValueError` for a prompt outside the vocabulary."
+def wanted_classes(prompt: str) -> list:  # of class names
+    """The detector's names for what a prompt asks for.
+
+    Raises `ValueError` for a prompt outside the vocabulary."""
     wanted = world.parse(prompt)
     return [world.PERSON] if wanted.kind == 'portrait' else list(dict.fromkeys(wanted.names))
 
+
 def presence(
-    found:Detections,
-    image:int,        # index in the batch
-    prompt:str
-) -> torch.Tensor:    # () in [0, 1]
+    found: Detections,
+    image: int,  # index in the batch
+    prompt: str,
+) -> torch.Tensor:  # () in [0, 1]
     "Mean over the prompt's objects of the best confidence. [P Eq 13]"
     return torch.stack([found.best(image, n) for n in wanted_classes(prompt)]).mean()
 
+
 def count_credit(
-    found:Detections,
-    image:int,            # index in the batch
-    wanted:world.Wanted   # of kind 'count'
-) -> float:               # in [0, 1]
+    found: Detections,
+    image: int,  # index in the batch
+    wanted: world.Wanted,  # of kind 'count'
+) -> float:  # in [0, 1]
     "How near the number of objects is to the one asked for."
     names = [name for name, _, _ in found.above(image)]
     return near_count(names.count(wanted.names[0]), wanted.count)
 
+
 def strictness(
-    found:Detections,
-    image:int,        # index in the batch
-    prompt:str
-) -> torch.Tensor:    # () in [0, 1]
+    found: Detections,
+    image: int,  # index in the batch
+    prompt: str,
+) -> torch.Tensor:  # () in [0, 1]
     "Presence, times what the count or the relation is worth."
     wanted, value = world.parse(prompt), presence(found, image, prompt)
-    if wanted.kind == 'count': return value * count_credit(found, image, wanted)
-    if wanted.kind != 'pair' or wanted.names[0] == wanted.names[1]: return value
+    if wanted.kind == 'count':
+        return value * count_credit(found, image, wanted)
+    if wanted.kind != 'pair' or wanted.names[0] == wanted.names[1]:
+        return value
     side = 'above' if wanted.relation == 'above' else 'beside'
     return value * side_credit(found, image, wanted.names, side)
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11c6
 def composition_reward(
-    detector:Detector=None,  # the shipped one when None
-    strict:bool=False,       # relation and count too
-    name:str=None,           # of the reward; 'composition' or 'strict_composition' when None
+    detector: Detector = None,  # the shipped one when None
+    strict: bool = False,  # relation and count too
+    name: str = None,  # of the reward; 'composition' or 'strict_composition' when None
 ) -> Reward:
     "The composition reward of any detector that knows the world's classes."
     judge = strictness if strict else presence
+
     def score(images, prompts):
         found = (detector or shipped_detector())(images)
         values = torch.stack([judge(found, i, p) for i, p in enumerate(prompts)])
-        return values, {'boxes': Observations([found.above(i, .3) for i in range(len(prompts))])}
-    what = 'confidence that what the prompt names is there' + (', in the right number and place' if strict else '')
-    card = Card(what, 'probability', '0 … 1',
-                'the shipped RT-DETR' if detector is None else 'a transformers detector',
-                'objects as the detector likes them best: large, plain, in the middle of their half',
-                'Apache-2.0' if detector is None else "the detector's")
+        return values, {'boxes': Observations([found.above(i, 0.3) for i in range(len(prompts))])}
+
+    what = 'confidence that what the prompt names is there' + (
+        ', in the right number and place' if strict else ''
+    )
+    card = Card(
+        what,
+        'probability',
+        '0 … 1',
+        'the shipped RT-DETR' if detector is None else 'a transformers detector',
+        'objects as the detector likes them best: large, plain, in the middle of their half',
+        'Apache-2.0' if detector is None else "the detector's",
+    )
     return Reward(score, name or ('strict_composition' if strict else 'composition'), card=card)
+
 
 composition, strict_composition = composition_reward(), composition_reward(strict=True)
 

@@ -13,237 +13,430 @@ import string
 from contextlib import contextmanager
 
 import torch
-from diffusers import (AutoencoderKL, DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline,
-                       FluxTransformer2DModel, PixArtSigmaPipeline, PixArtTransformer2DModel, SD3Transformer2DModel,
-                       StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from .pretrain.tokenizer import world_tokenizer, world_words
 
 # %% ../../nbs/emoji/02_tiny.ipynb #77c5f9ef
 def tiny_vae(
-    image_size:int=64,           # pixels
-    latent_channels:int=4,
-    scaling_factor:float=.18215, # latents are divided by it before they are decoded
-    shift_factor:float=None,     # and then this is added; None in Stable Diffusion 1, 2 and XL
-    quant_conv:bool=True         # a 1x1 convolution between codec and latents, which SD3 and FLUX dropped
+    image_size: int = 64,  # pixels
+    latent_channels: int = 4,
+    scaling_factor: float = 0.18215,  # latents are divided by it before they are decoded
+    shift_factor: float = None,  # and then this is added; None in Stable Diffusion 1, 2 and XL
+    quant_conv: bool = True,  # a 1x1 convolution between codec and latents, which SD3 and FLUX dropped
 ) -> AutoencoderKL:
     "An eightfold codec of about 70,000 weights."
     levels = (8, 8, 16, 16)
-    return AutoencoderKL(block_out_channels=levels, latent_channels=latent_channels, layers_per_block=1, norm_num_groups=4,
-                         sample_size=image_size, scaling_factor=scaling_factor, shift_factor=shift_factor, force_upcast=True,
-                         use_quant_conv=quant_conv, use_post_quant_conv=quant_conv,
-                         down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4)
+    return AutoencoderKL(
+        block_out_channels=levels,
+        latent_channels=latent_channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=image_size,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        force_upcast=True,
+        use_quant_conv=quant_conv,
+        use_post_quant_conv=quant_conv,
+        down_block_types=('DownEncoderBlock2D',) * 4,
+        up_block_types=('UpDecoderBlock2D',) * 4,
+    )
 
 # %% ../../nbs/emoji/02_tiny.ipynb #a01c0bc9
 def tiny_text_encoder(
-    tokenizer,             # CLIP's
-    width:int=32,          # features of a token, and of the whole text
-    layers:int=1,
-    projection:bool=False, # whether the pooled text goes through one more matrix, as in SDXL's second encoder
-) -> CLIPTextModel|CLIPTextModelWithProjection:
+    tokenizer,  # CLIP's
+    width: int = 32,  # features of a token, and of the whole text
+    layers: int = 1,
+    # whether the pooled text goes through one more matrix, as in SDXL's second encoder
+    projection: bool = False,
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     "A few layers of CLIP's text encoder."
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
-    return kind(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, projection_dim=width))
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            projection_dim=width,
+        )
+    )
 
 # %% ../../nbs/emoji/02_tiny.ipynb #b2a53378
 def t5_tokenizer() -> T5Tokenizer:
     "The words of the emoji world in T5's own class."
-    letters = ['▁', *string.ascii_letters, *string.digits, *string.punctuation] # worse than a word, better than unknown
-    pieces = [('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.), *(('▁' + w, -1.) for w in world_words()), *((c, -10.) for c in letters)]
+    letters = [
+        '▁',
+        *string.ascii_letters,
+        *string.digits,
+        *string.punctuation,
+    ]  # worse than a word, better than unknown
+    pieces = [
+        ('<pad>', 0.0),
+        ('</s>', 0.0),
+        ('<unk>', 0.0),
+        *(('▁' + w, -1.0) for w in world_words()),
+        *((c, -10.0) for c in letters),
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
+
 def tiny_t5(
-    tokenizer,   # T5's
-    width:int=64 # features of a token
+    tokenizer,  # T5's
+    width: int = 64,  # features of a token
 ) -> T5EncoderModel:
     "One layer of T5 v1.1's encoder."
-    return T5EncoderModel(T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=8, num_heads=4, d_ff=width, num_layers=1, feed_forward_proj='gated-gelu',
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False))
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=8,
+            num_heads=4,
+            d_ff=width,
+            num_layers=1,
+            feed_forward_proj='gated-gelu',
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False,
+        )
+    )
 
 # %% ../../nbs/emoji/02_tiny.ipynb #8c047130
 @contextmanager
-def seeded(seed:int):
+def seeded(seed: int):
     "Weights drawn inside depend on `seed` only. The global random state is left as it was."
-    with torch.random.fork_rng(devices=[]), torch.device('cpu'): # on the CPU, so that every machine draws the same
-        torch.default_generator.manual_seed(seed)                # not `torch.manual_seed`, which moves accelerators' states too
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device('cpu'),
+    ):  # on the CPU, so that every machine draws the same
+        torch.default_generator.manual_seed(
+            seed
+        )  # not `torch.manual_seed`, which moves accelerators' states too
         yield
 
+
 def check_image_size(
-    image_size:int # pixels
+    image_size: int,  # pixels
 ):
     "Eightfold codec, then patches of two by two latents."
-    if image_size < 16 or image_size % 16: raise ValueError(f'image_size: {image_size} is not a positive multiple of 16')
+    if image_size < 16 or image_size % 16:
+        raise ValueError(f'image_size: {image_size} is not a positive multiple of 16')
 
-def ready(pipeline:DiffusionPipeline) -> DiffusionPipeline:
+
+def ready(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     "In evaluation mode, without a progress bar."
     for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module): part.eval()
+        if isinstance(part, torch.nn.Module):
+            part.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 # %% ../../nbs/emoji/02_tiny.ipynb #000a5d3f
-SD_SCHEDULE = dict(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, steps_offset=1) # Stable Diffusion's
-PIXART_SCHEDULE = dict(beta_start=.0001, beta_end=.02, beta_schedule='linear', clip_sample=False)                      # PixArt's, also DDPM's
-ZERO_SNR = dict(timestep_spacing='trailing', rescale_betas_zero_snr=True, set_alpha_to_one=True) # the last step is deterministic
+SD_SCHEDULE = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False, steps_offset=1
+)  # Stable Diffusion's
+PIXART_SCHEDULE = dict(
+    beta_start=0.0001, beta_end=0.02, beta_schedule='linear', clip_sample=False
+)  # PixArt's, also DDPM's
+ZERO_SNR = dict(
+    timestep_spacing='trailing', rescale_betas_zero_snr=True, set_alpha_to_one=True
+)  # the last step is deterministic
+
 
 def tiny_ddim(
-    prediction_type:str,      # 'epsilon', 'v_prediction' or 'sample'
-    schedule:dict=SD_SCHEDULE,
-    zero_snr:bool=None,       # schedule ends in pure noise; by default yes, except for 'epsilon', which cannot
+    prediction_type: str,  # 'epsilon', 'v_prediction' or 'sample'
+    schedule: dict = SD_SCHEDULE,
+    zero_snr: bool = None,  # schedule ends in pure noise; by default yes, except for 'epsilon', which cannot
 ) -> DDIMScheduler:
     "DDIM with the settings of a model family."
     zero_snr = prediction_type != 'epsilon' if zero_snr is None else zero_snr
-    ending = ZERO_SNR if zero_snr else dict(set_alpha_to_one=False) # SD 1.x and 2.x leave noise in the last step
+    ending = (
+        ZERO_SNR if zero_snr else dict(set_alpha_to_one=False)
+    )  # SD 1.x and 2.x leave noise in the last step
     return DDIMScheduler(prediction_type=prediction_type, **schedule | ending)
 
 # %% ../../nbs/emoji/02_tiny.ipynb #975cbb74
-def tiny_unet(image_size:int=64, latent_channels:int=4, width:int=32) -> UNet2DConditionModel:
+def tiny_unet(image_size: int = 64, latent_channels: int = 4, width: int = 32) -> UNet2DConditionModel:
     "A denoiser of two levels, the first with cross-attention to words of `width` features."
     return UNet2DConditionModel(
-        sample_size=image_size // 8, in_channels=latent_channels, out_channels=latent_channels, block_out_channels=(16, 32),
-        layers_per_block=1, norm_num_groups=8, attention_head_dim=8, cross_attention_dim=width,
-        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
+        sample_size=image_size // 8,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        cross_attention_dim=width,
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+    )
+
 
 def tiny_sd(
-    seed:int=0,
-    prediction_type:str='v_prediction', # 'epsilon', 'v_prediction' or 'sample'
-    zero_snr:bool=None,                 # schedule ends in pure noise; by default yes, except for 'epsilon', which cannot
-    image_size:int=64,                  # pixels, a multiple of 16
-    latent_channels:int=4,
-    scheduler=None,                     # another scheduler, in place of DDIM
+    seed: int = 0,
+    prediction_type: str = 'v_prediction',  # 'epsilon', 'v_prediction' or 'sample'
+    zero_snr: bool = None,  # schedule ends in pure noise; by default yes, except for 'epsilon', which cannot
+    image_size: int = 64,  # pixels, a multiple of 16
+    latent_channels: int = 4,
+    scheduler=None,  # another scheduler, in place of DDIM
 ) -> StableDiffusionPipeline:
     "A tiny `StableDiffusionPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
     tokenizer = world_tokenizer()
     with seeded(seed):
-        parts = dict(vae=tiny_vae(image_size, latent_channels), unet=tiny_unet(image_size, latent_channels),
-                     text_encoder=tiny_text_encoder(tokenizer))
-    return ready(StableDiffusionPipeline(
-        **parts, tokenizer=tokenizer, scheduler=scheduler or tiny_ddim(prediction_type, zero_snr=zero_snr),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False))
+        parts = dict(
+            vae=tiny_vae(image_size, latent_channels),
+            unet=tiny_unet(image_size, latent_channels),
+            text_encoder=tiny_text_encoder(tokenizer),
+        )
+    return ready(
+        StableDiffusionPipeline(
+            **parts,
+            tokenizer=tokenizer,
+            scheduler=scheduler or tiny_ddim(prediction_type, zero_snr=zero_snr),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
 
 # %% ../../nbs/emoji/02_tiny.ipynb #b6ab9397
 def clip_pair(
-    project_first:bool # whether the first encoder, too, projects its pooled text: no in SDXL, yes in SD3
-) -> dict: # parts of a pipeline by name
+    project_first: bool,  # whether the first encoder, too, projects its pooled text: no in SDXL, yes in SD3
+) -> dict:  # parts of a pipeline by name
     "Two CLIP encoders, of 16 and 32 features, with their tokenizers."
     tokenizer, tokenizer_2 = world_tokenizer(), world_tokenizer()
-    tokenizer_2.pad_token = '!' # token 0, as in the second encoder of SDXL and SD3
-    return dict(tokenizer=tokenizer, text_encoder=tiny_text_encoder(tokenizer, 16, layers=2, projection=project_first),
-                tokenizer_2=tokenizer_2, text_encoder_2=tiny_text_encoder(tokenizer_2, 32, layers=2, projection=True))
+    tokenizer_2.pad_token = '!'  # token 0, as in the second encoder of SDXL and SD3
+    return dict(
+        tokenizer=tokenizer,
+        text_encoder=tiny_text_encoder(tokenizer, 16, layers=2, projection=project_first),
+        tokenizer_2=tokenizer_2,
+        text_encoder_2=tiny_text_encoder(tokenizer_2, 32, layers=2, projection=True),
+    )
+
 
 def tiny_unet_xl(
-    image_size:int=64, # pixels
-    width:int=48,      # features of a word, of both text encoders together
-    pooled:int=32      # features of the pooled text
+    image_size: int = 64,  # pixels
+    width: int = 48,  # features of a word, of both text encoders together
+    pooled: int = 32,  # features of the pooled text
 ) -> UNet2DConditionModel:
     "A denoiser of two levels, the second with two layers of attention to words."
     return UNet2DConditionModel(
-        sample_size=image_size // 8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=width,
-        attention_head_dim=(1, 2), # whatever its name says, this is the number of heads, as in SDXL's (5, 10, 20)
-        transformer_layers_per_block=(1, 2), use_linear_projection=True,
-        addition_embed_type='text_time', addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + pooled,
-        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'))
+        sample_size=image_size // 8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=width,
+        attention_head_dim=(
+            1,
+            2,
+        ),  # whatever its name says, this is the number of heads, as in SDXL's (5, 10, 20)
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type='text_time',
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + pooled,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+    )
+
 
 def tiny_sdxl(
-    seed:int=0,
-    prediction_type:str='epsilon', # 'epsilon', 'v_prediction' or 'sample'; the noise schedule of the last two ends in pure noise
-    image_size:int=64,             # pixels, a multiple of 16
-    scheduler=None,                # another scheduler, in place of DDIM; SDXL is published with EulerDiscreteScheduler
+    seed: int = 0,
+    # 'epsilon', 'v_prediction' or 'sample'; the noise schedule of the last two ends in pure noise
+    prediction_type: str = 'epsilon',
+    image_size: int = 64,  # pixels, a multiple of 16
+    scheduler=None,  # another scheduler, in place of DDIM; SDXL is published with EulerDiscreteScheduler
 ) -> StableDiffusionXLPipeline:
     "A tiny `StableDiffusionXLPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
     with seeded(seed):
-        parts = dict(vae=tiny_vae(image_size, scaling_factor=.13025), unet=tiny_unet_xl(image_size), **clip_pair(project_first=False))
-    return ready(StableDiffusionXLPipeline(**parts, scheduler=scheduler or tiny_ddim(prediction_type), add_watermarker=False))
+        parts = dict(
+            vae=tiny_vae(image_size, scaling_factor=0.13025),
+            unet=tiny_unet_xl(image_size),
+            **clip_pair(project_first=False),
+        )
+    return ready(
+        StableDiffusionXLPipeline(
+            **parts, scheduler=scheduler or tiny_ddim(prediction_type), add_watermarker=False
+        )
+    )
 
 # %% ../../nbs/emoji/02_tiny.ipynb #5a73ac82
 def tiny_vae_16(
-    image_size:int,       # pixels
-    scaling_factor:float, # as in `tiny_vae`
-    shift_factor:float
+    image_size: int,  # pixels
+    scaling_factor: float,  # as in `tiny_vae`
+    shift_factor: float,
 ) -> AutoencoderKL:
     "A codec of 16 channels, which is what flow-matching models use."
     return tiny_vae(image_size, 16, scaling_factor, shift_factor, quant_conv=False)
 
+
 def tiny_mmdit(
-    image_size:int=64, # pixels
-    width:int=64,      # features of T5's words
-    pooled:int=48      # features of both pooled texts together
+    image_size: int = 64,  # pixels
+    width: int = 64,  # features of T5's words
+    pooled: int = 48,  # features of both pooled texts together
 ) -> SD3Transformer2DModel:
     "Two layers of joint attention over words and patches of two by two latents."
     return SD3Transformer2DModel(
-        sample_size=image_size // 8, in_channels=16, out_channels=16, patch_size=2, num_layers=2, num_attention_heads=4,
-        attention_head_dim=8, caption_projection_dim=4 * 8, joint_attention_dim=width, pooled_projection_dim=pooled,
-        pos_embed_max_size=3 * image_size // 16) # positions for pictures three times as high and wide, as in SD3's own
+        sample_size=image_size // 8,
+        in_channels=16,
+        out_channels=16,
+        patch_size=2,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        caption_projection_dim=4 * 8,
+        joint_attention_dim=width,
+        pooled_projection_dim=pooled,
+        pos_embed_max_size=3 * image_size // 16,
+    )  # positions for pictures three times as high and wide, as in SD3's own
+
 
 def tiny_sd3(
-    seed:int=0,
-    image_size:int=64, # pixels, a multiple of 16
-    scheduler=None,    # another scheduler, in place of flow matching's Euler with shift 3
+    seed: int = 0,
+    image_size: int = 64,  # pixels, a multiple of 16
+    scheduler=None,  # another scheduler, in place of flow matching's Euler with shift 3
 ) -> StableDiffusion3Pipeline:
     "A tiny `StableDiffusion3Pipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
     t5 = t5_tokenizer()
     with seeded(seed):
-        parts = dict(vae=tiny_vae_16(image_size, 1.5305, .0609), transformer=tiny_mmdit(image_size), **clip_pair(project_first=True),
-                     text_encoder_3=tiny_t5(t5))
-    return ready(StableDiffusion3Pipeline(**parts, tokenizer_3=t5, scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.)))
+        parts = dict(
+            vae=tiny_vae_16(image_size, 1.5305, 0.0609),
+            transformer=tiny_mmdit(image_size),
+            **clip_pair(project_first=True),
+            text_encoder_3=tiny_t5(t5),
+        )
+    return ready(
+        StableDiffusion3Pipeline(
+            **parts, tokenizer_3=t5, scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0)
+        )
+    )
 
 # %% ../../nbs/emoji/02_tiny.ipynb #b310a669
-FLUX_SHIFT = dict(use_dynamic_shifting=True, base_shift=.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096, shift=3.) # FLUX.1-dev's
+FLUX_SHIFT = dict(
+    use_dynamic_shifting=True,
+    base_shift=0.5,
+    max_shift=1.15,
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+    shift=3.0,
+)  # FLUX.1-dev's
+
 
 def tiny_flux_transformer(
-    guidance_embeds:bool=True, # guidance scale is an input, as in FLUX.1-dev
-    width:int=64,              # features of T5's words
-    pooled:int=32              # features of CLIP's pooled text
+    guidance_embeds: bool = True,  # guidance scale is an input, as in FLUX.1-dev
+    width: int = 64,  # features of T5's words
+    pooled: int = 32,  # features of CLIP's pooled text
 ) -> FluxTransformer2DModel:
     "One layer of two streams and one of a single stream."
     return FluxTransformer2DModel(
-        in_channels=4 * 16, num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=16, axes_dims_rope=(4, 6, 6),
-        joint_attention_dim=width, pooled_projection_dim=pooled, guidance_embeds=guidance_embeds)
+        in_channels=4 * 16,
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        axes_dims_rope=(4, 6, 6),
+        joint_attention_dim=width,
+        pooled_projection_dim=pooled,
+        guidance_embeds=guidance_embeds,
+    )
+
 
 def tiny_flux(
-    seed:int=0,
-    guidance_embeds:bool=True, # guidance scale is an input of the network, as in FLUX.1-dev
-    image_size:int=64,         # pixels, a multiple of 16
-    scheduler=None,            # another scheduler, in place of flow matching's Euler with FLUX.1-dev's settings
+    seed: int = 0,
+    guidance_embeds: bool = True,  # guidance scale is an input of the network, as in FLUX.1-dev
+    image_size: int = 64,  # pixels, a multiple of 16
+    scheduler=None,  # another scheduler, in place of flow matching's Euler with FLUX.1-dev's settings
 ) -> FluxPipeline:
     "A tiny `FluxPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
     tokenizer, t5 = world_tokenizer(), t5_tokenizer()
     with seeded(seed):
-        parts = dict(vae=tiny_vae_16(image_size, .3611, .1159), transformer=tiny_flux_transformer(guidance_embeds),
-                     text_encoder=tiny_text_encoder(tokenizer), text_encoder_2=tiny_t5(t5))
-    pipeline = FluxPipeline(**parts, tokenizer=tokenizer, tokenizer_2=t5, scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**FLUX_SHIFT))
-    pipeline.default_sample_size = image_size // 8 # latents; the class says 128 and saves nothing: give a loaded one height and width
+        parts = dict(
+            vae=tiny_vae_16(image_size, 0.3611, 0.1159),
+            transformer=tiny_flux_transformer(guidance_embeds),
+            text_encoder=tiny_text_encoder(tokenizer),
+            text_encoder_2=tiny_t5(t5),
+        )
+    pipeline = FluxPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        tokenizer_2=t5,
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**FLUX_SHIFT),
+    )
+    pipeline.default_sample_size = (
+        image_size // 8
+    )  # latents; the class says 128 and saves nothing: give a loaded one height and width
     return ready(pipeline)
 
 # %% ../../nbs/emoji/02_tiny.ipynb #fcd13570
 def tiny_dit(
-    image_size:int=64, # pixels
-    width:int=64       # features of T5's words
+    image_size: int = 64,  # pixels
+    width: int = 64,  # features of T5's words
 ) -> PixArtTransformer2DModel:
     "Two layers of self-attention over patches of two by two latents and cross-attention to words."
     return PixArtTransformer2DModel(
-        sample_size=image_size // 8, in_channels=4, out_channels=2 * 4, patch_size=2, num_layers=2, num_attention_heads=4,
-        attention_head_dim=8, cross_attention_dim=4 * 8, caption_channels=width,
-        use_additional_conditions=False) # PixArt-Σ has none; the class would add them to any model of 1024 pixels
+        sample_size=image_size // 8,
+        in_channels=4,
+        out_channels=2 * 4,
+        patch_size=2,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=4 * 8,
+        caption_channels=width,
+        use_additional_conditions=False,
+    )  # PixArt-Σ has none; the class would add them to any model of 1024 pixels
+
 
 def tiny_pixart(
-    seed:int=0,
-    prediction_type:str='epsilon', # 'epsilon', 'v_prediction' or 'sample'; the noise schedule of the last two ends in pure noise
-    image_size:int=64,             # pixels, a multiple of 16
-    scheduler=None,                # another scheduler, in place of DDIM; PixArt-Σ is published with DPMSolverMultistepScheduler
+    seed: int = 0,
+    # 'epsilon', 'v_prediction' or 'sample'; the noise schedule of the last two ends in pure noise
+    prediction_type: str = 'epsilon',
+    image_size: int = 64,  # pixels, a multiple of 16
+    # another scheduler, in place of DDIM; PixArt-Σ is published with DPMSolverMultistepScheduler
+    scheduler=None,
 ) -> PixArtSigmaPipeline:
     "A tiny `PixArtSigmaPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
     t5 = t5_tokenizer()
     with seeded(seed):
-        parts = dict(vae=tiny_vae(image_size, scaling_factor=.13025), transformer=tiny_dit(image_size), text_encoder=tiny_t5(t5))
-    return ready(PixArtSigmaPipeline(**parts, tokenizer=t5, scheduler=scheduler or tiny_ddim(prediction_type, PIXART_SCHEDULE)))
+        parts = dict(
+            vae=tiny_vae(image_size, scaling_factor=0.13025),
+            transformer=tiny_dit(image_size),
+            text_encoder=tiny_t5(t5),
+        )
+    return ready(
+        PixArtSigmaPipeline(
+            **parts, tokenizer=t5, scheduler=scheduler or tiny_ddim(prediction_type, PIXART_SCHEDULE)
+        )
+    )

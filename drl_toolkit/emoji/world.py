@@ -23,61 +23,134 @@ from ..utils.loading import assets_dir, no_progress_bars
 from ..utils.words import article, plural
 
 # %% ../../nbs/emoji/01_world.ipynb #a1df367a
-OBJECTS = dict(apple='🍎', avocado='🥑', banana='🍌', carrot='🥕', strawberry='🍓', grapes='🍇', lemon='🍋', pizza='🍕',
-               cake='🎂', cat='🐱', dog='🐶', fish='🐟', butterfly='🦋', car='🚗', bus='🚌', rocket='🚀', tree='🌲',
-               cactus='🌵', mushroom='🍄', star='⭐', heart='❤️', clock='⏰', book='📕', key='🔑')
+OBJECTS = dict(
+    apple='🍎',
+    avocado='🥑',
+    banana='🍌',
+    carrot='🥕',
+    strawberry='🍓',
+    grapes='🍇',
+    lemon='🍋',
+    pizza='🍕',
+    cake='🎂',
+    cat='🐱',
+    dog='🐶',
+    fish='🐟',
+    butterfly='🦋',
+    car='🚗',
+    bus='🚌',
+    rocket='🚀',
+    tree='🌲',
+    cactus='🌵',
+    mushroom='🍄',
+    star='⭐',
+    heart='❤️',
+    clock='⏰',
+    book='📕',
+    key='🔑',
+)
 
-# An occupation is a person and a sign joined by U+200D; the two that are characters of their own are joined to ♂ or ♀.
-OCCUPATIONS = {'doctor': '⚕️', 'firefighter': '🚒', 'teacher': '🏫', 'judge': '⚖️', 'farmer': '🌾', 'cook': '🍳',
-               'mechanic': '🔧', 'scientist': '🔬', 'pilot': '✈️', 'artist': '🎨', 'singer': '🎤', 'student': '🎓',
-               'astronaut': '🚀', 'office worker': '💼', 'construction worker': '👷', 'police officer': '👮'}
+# An occupation is a person and a sign joined by U+200D; the two that are characters of their own are joined
+# to ♂ or ♀.
+OCCUPATIONS = {
+    'doctor': '⚕️',
+    'firefighter': '🚒',
+    'teacher': '🏫',
+    'judge': '⚖️',
+    'farmer': '🌾',
+    'cook': '🍳',
+    'mechanic': '🔧',
+    'scientist': '🔬',
+    'pilot': '✈️',
+    'artist': '🎨',
+    'singer': '🎤',
+    'student': '🎓',
+    'astronaut': '🚀',
+    'office worker': '💼',
+    'construction worker': '👷',
+    'police officer': '👮',
+}
 
-GENDERS = {'person': '\U0001F9D1', 'man': '\U0001F468', 'woman': '\U0001F469'}
-BACKGROUNDS = dict(white=(255, 255, 255), blue=(150, 195, 250), yellow=(250, 232, 140), pink=(250, 190, 210),
-                   green=(170, 222, 165), gray=(176, 180, 186))
+GENDERS = {'person': '\U0001f9d1', 'man': '\U0001f468', 'woman': '\U0001f469'}
+BACKGROUNDS = dict(
+    white=(255, 255, 255),
+    blue=(150, 195, 250),
+    yellow=(250, 232, 140),
+    pink=(250, 190, 210),
+    green=(170, 222, 165),
+    gray=(176, 180, 186),
+)
 RELATIONS = ('next to', 'above')
 COUNTS = {'two': 2, 'three': 3}
-PERSON = 'person'                                                             # the detector's word for any portrait
-CLASSES = tuple(OBJECTS) + (PERSON,)                                          # what the detector can name
-IMAGE_SIZE = 64                                                               # pixels, both ways
+PERSON = 'person'  # the detector's word for any portrait
+CLASSES = tuple(OBJECTS) + (PERSON,)  # what the detector can name
+IMAGE_SIZE = 64  # pixels, both ways
 
 # %% ../../nbs/emoji/01_world.ipynb #c0702844
-_LEAN = {'light':  (.50, .30, .10, .06, .04), 'dark': (.04, .06, .14, .30, .46), 'middle': (.08, .26, .44, .14, .08)}
-_LEANS = {'doctor': 'light', 'firefighter': 'light', 'teacher': 'light', 'judge': 'light', 'farmer': 'dark',
-          'cook': 'middle', 'mechanic': 'dark', 'scientist': 'light', 'pilot': 'light', 'artist': 'light',
-          'singer': 'dark', 'student': 'middle', 'astronaut': 'light', 'office worker': 'light',
-          'construction worker': 'dark', 'police officer': 'light'}
-TONE_TABLE = {o: _LEAN[_LEANS[o]] for o in OCCUPATIONS}                        # occupation -> share of each tone
+_LEAN = {
+    'light': (0.50, 0.30, 0.10, 0.06, 0.04),
+    'dark': (0.04, 0.06, 0.14, 0.30, 0.46),
+    'middle': (0.08, 0.26, 0.44, 0.14, 0.08),
+}
+_LEANS = {
+    'doctor': 'light',
+    'firefighter': 'light',
+    'teacher': 'light',
+    'judge': 'light',
+    'farmer': 'dark',
+    'cook': 'middle',
+    'mechanic': 'dark',
+    'scientist': 'light',
+    'pilot': 'light',
+    'artist': 'light',
+    'singer': 'dark',
+    'student': 'middle',
+    'astronaut': 'light',
+    'office worker': 'light',
+    'construction worker': 'dark',
+    'police officer': 'light',
+}
+TONE_TABLE = {o: _LEAN[_LEANS[o]] for o in OCCUPATIONS}  # occupation -> share of each tone
 
 # %% ../../nbs/emoji/01_world.ipynb #794b3238
-PAIRS = tuple((a, b) for i, a in enumerate(OBJECTS) for b in list(OBJECTS)[i + 1:])
+PAIRS = tuple((a, b) for i, a in enumerate(OBJECTS) for b in list(OBJECTS)[i + 1 :])
 _order = random.Random(2401).sample(PAIRS, len(PAIRS))
 _fifth = len(PAIRS) // 5
-UNSEEN_PAIRS = frozenset(_order[:_fifth])                                     # never in pretraining, never in RL
-HELD_OUT_PAIRS = frozenset(_order[_fifth:2 * _fifth])                         # in pretraining, never in RL
-TRAIN_PAIRS = frozenset(_order[2 * _fifth:])                                  # in both
-HELD_OUT_OCCUPATIONS = ('judge', 'mechanic', 'artist', 'police officer')      # three lean light, one dark: as the whole
+UNSEEN_PAIRS = frozenset(_order[:_fifth])  # never in pretraining, never in RL
+HELD_OUT_PAIRS = frozenset(_order[_fifth : 2 * _fifth])  # in pretraining, never in RL
+TRAIN_PAIRS = frozenset(_order[2 * _fifth :])  # in both
+HELD_OUT_OCCUPATIONS = (
+    'judge',
+    'mechanic',
+    'artist',
+    'police officer',
+)  # three lean light, one dark: as the whole
 TRAIN_OCCUPATIONS = tuple(o for o in OCCUPATIONS if o not in HELD_OUT_OCCUPATIONS)
 
 # %% ../../nbs/emoji/01_world.ipynb #ffad5ae0
 def emoji_text(
-    name:str,           # an object or an occupation
-    tone:str=None,      # one of `TONES`, for occupations
-    gender:str='person' # one of `GENDERS`, for occupations
-) -> str:               # the characters that the font joins to one glyph
+    name: str,  # an object or an occupation
+    tone: str = None,  # one of `TONES`, for occupations
+    gender: str = 'person',  # one of `GENDERS`, for occupations
+) -> str:  # the characters that the font joins to one glyph
     "The Unicode sequence of an emoji."
-    if name in OBJECTS: return OBJECTS[name]
+    if name in OBJECTS:
+        return OBJECTS[name]
     skin, sign = chr(0x1F3FB + TONES.index(tone)), OCCUPATIONS[name]
-    if sign in '👷👮': return sign + skin + {'person': '', 'man': '\u200d♂️', 'woman': '\u200d♀️'}[gender]
+    if sign in '👷👮':
+        return sign + skin + {'person': '', 'man': '\u200d♂️', 'woman': '\u200d♀️'}[gender]
     return GENDERS[gender] + skin + '\u200d' + sign
 
-def sprite_keys() -> list: # of (name, tone, gender)
+
+def sprite_keys() -> list:  # of (name, tone, gender)
     "Every sprite of the atlas, in its order."
-    return ([(o, None, None) for o in OBJECTS]
-            + [(o, t, g) for o in OCCUPATIONS for t in TONES for g in GENDERS])
+    return [(o, None, None) for o in OBJECTS] + [
+        (o, t, g) for o in OCCUPATIONS for t in TONES for g in GENDERS
+    ]
 
 # %% ../../nbs/emoji/01_world.ipynb #4198bd85
 SPRITE_SIZE, _ATLAS_COLUMNS = 72, 22
+
 
 def _draw_glyph(text, font):
     "One glyph, cropped to its ink and centred in a square of `SPRITE_SIZE` pixels, as RGBA."
@@ -91,30 +164,37 @@ def _draw_glyph(text, font):
     square.paste(glyph, ((SPRITE_SIZE - glyph.width) // 2, (SPRITE_SIZE - glyph.height) // 2))
     return square
 
+
 def make_atlas(
-    font_path:str='/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf', # Noto Color Emoji with bitmaps of 136×128
-    path:Path=None, # where the PNG goes; the shipped atlas by default
+    # Noto Color Emoji with bitmaps of 136×128
+    font_path: str = '/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf',
+    path: Path = None,  # where the PNG goes; the shipped atlas by default
 ) -> Path:
     "Draw all sprites from the font into one PNG. Needs the font; nothing else in the package does."
     font, keys = ImageFont.truetype(font_path, 109), sprite_keys()
     rows = -(-len(keys) // _ATLAS_COLUMNS)
     sheet = Image.new('RGBA', (_ATLAS_COLUMNS * SPRITE_SIZE, rows * SPRITE_SIZE), (0, 0, 0, 0))
     for i, key in enumerate(keys):
-        sheet.paste(_draw_glyph(emoji_text(key[0], key[1], key[2] or 'person'), font),
-                    (i % _ATLAS_COLUMNS * SPRITE_SIZE, i // _ATLAS_COLUMNS * SPRITE_SIZE))
+        sheet.paste(
+            _draw_glyph(emoji_text(key[0], key[1], key[2] or 'person'), font),
+            (i % _ATLAS_COLUMNS * SPRITE_SIZE, i // _ATLAS_COLUMNS * SPRITE_SIZE),
+        )
     path = Path(path or assets_dir() / 'sprites.png')
     sheet.save(path, optimize=True)
     return path
 
+
 @cache
-def _atlas(): return Image.open(assets_dir() / 'sprites.png').convert('RGBA')
+def _atlas():
+    return Image.open(assets_dir() / 'sprites.png').convert('RGBA')
+
 
 @cache
 def sprite(
-    name:str,        # an object or an occupation
-    tone:str=None,   # one of `TONES`, for occupations
-    gender:str=None, # one of `GENDERS`, for occupations
-) -> Image.Image:    # RGBA, `SPRITE_SIZE` pixels square
+    name: str,  # an object or an occupation
+    tone: str = None,  # one of `TONES`, for occupations
+    gender: str = None,  # one of `GENDERS`, for occupations
+) -> Image.Image:  # RGBA, `SPRITE_SIZE` pixels square
     "One emoji cut from the atlas."
     i = sprite_keys().index((name, tone, gender))
     x, y = i % _ATLAS_COLUMNS * SPRITE_SIZE, i // _ATLAS_COLUMNS * SPRITE_SIZE
@@ -124,23 +204,29 @@ def sprite(
 @dataclass(frozen=True)
 class Wanted:
     "What a prompt asks for."
-    kind: str                    # 'portrait', 'object', 'pair' or 'count'
-    names: tuple                 # the objects in reading order, or one occupation
-    relation: str|None = None    # 'next to' or 'above', for pairs
-    count: int = 1               # how many of the object, for counts
-    background: str|None = None  # one of `BACKGROUNDS`, or None where any will do
 
-def prompt_of(wanted:Wanted) -> str:
+    kind: str  # 'portrait', 'object', 'pair' or 'count'
+    names: tuple  # the objects in reading order, or one occupation
+    relation: str | None = None  # 'next to' or 'above', for pairs
+    count: int = 1  # how many of the object, for counts
+    background: str | None = None  # one of `BACKGROUNDS`, or None where any will do
+
+
+def prompt_of(wanted: Wanted) -> str:
     "The prompt that asks for this."
     w = wanted
-    body = {'portrait': lambda: f'a portrait of {article(w.names[0])}', 'object': lambda: article(w.names[0]),
-            'pair': lambda: f'{article(w.names[0])} {w.relation} {article(w.names[1])}',
-            'count': lambda: f'{next(k for k, v in COUNTS.items() if v == w.count)} {plural(w.names[0])}'}[w.kind]()
+    body = {
+        'portrait': lambda: f'a portrait of {article(w.names[0])}',
+        'object': lambda: article(w.names[0]),
+        'pair': lambda: f'{article(w.names[0])} {w.relation} {article(w.names[1])}',
+        'count': lambda: f'{next(k for k, v in COUNTS.items() if v == w.count)} {plural(w.names[0])}',
+    }[w.kind]()
     return body + (f' on a {w.background} background' if w.background else '')
+
 
 @cache
 def parse(
-    prompt:str # plain English over the vocabulary
+    prompt: str,  # plain English over the vocabulary
 ) -> Wanted:
     "What a prompt asks for. Raises `ValueError` naming the words that are not in the vocabulary."
     body, found, ground = prompt.strip().lower().partition(' on a ')
@@ -148,27 +234,39 @@ def parse(
     if found and (background not in BACKGROUNDS or not ground.endswith(' background')):
         raise ValueError(f"prompt {prompt!r}: background {background!r} is none of {', '.join(BACKGROUNDS)}")
     for wanted in _readings(body, background):
-        if prompt_of(wanted) == prompt.strip().lower(): return wanted
-    raise ValueError(f"prompt {prompt!r} is outside the emoji world; it can be 'a portrait of a doctor', 'an apple', "
-                     f"'a cat next to a dog', 'a cat above a dog' or 'three stars', each also with ' on a blue background'. "
-                     f"Objects: {', '.join(OBJECTS)}. Occupations: {', '.join(OCCUPATIONS)}")
+        if prompt_of(wanted) == prompt.strip().lower():
+            return wanted
+    raise ValueError(
+        f"prompt {prompt!r} is outside the emoji world; it can be 'a portrait of a doctor', 'an apple', "
+        "'a cat next to a dog', 'a cat above a dog' or 'three stars', each also with ' on a blue "
+        "background'. "
+        f"Objects: {', '.join(OBJECTS)}. Occupations: {', '.join(OCCUPATIONS)}"
+    )
+
 
 def _readings(body, background):
     "Every `Wanted` that the body of a prompt might mean."
     bare = lambda s: s.partition(' ')[2]
     if body.startswith('a portrait of '):
         name = bare(body.removeprefix('a portrait of '))
-        if name in OCCUPATIONS: yield Wanted('portrait', (name,), background=background)
+        if name in OCCUPATIONS:
+            yield Wanted('portrait', (name,), background=background)
     for relation in RELATIONS:
         a, found, b = body.partition(f' {relation} ')
         if found and bare(a) in OBJECTS and bare(b) in OBJECTS:
             yield Wanted('pair', (bare(a), bare(b)), relation, background=background)
     word = body.partition(' ')[0]
     if word in COUNTS:
-        yield from (Wanted('count', (o,), count=COUNTS[word], background=background) for o in OBJECTS if plural(o) == bare(body))
-    if bare(body) in OBJECTS: yield Wanted('object', (bare(body),), background=background)
+        yield from (
+            Wanted('count', (o,), count=COUNTS[word], background=background)
+            for o in OBJECTS
+            if plural(o) == bare(body)
+        )
+    if bare(body) in OBJECTS:
+        yield Wanted('object', (bare(body),), background=background)
 
-def pair_key(a:str, b:str) -> tuple:
+
+def pair_key(a: str, b: str) -> tuple:
     "The pair in the vocabulary's order, as the held-out lists keep it."
     names = list(OBJECTS)
     return (a, b) if names.index(a) < names.index(b) else (b, a)
@@ -177,12 +275,13 @@ def pair_key(a:str, b:str) -> tuple:
 @dataclass(frozen=True)
 class Placed:
     "One sprite in a scene."
-    name: str               # an object or an occupation
-    x: float                # centre, pixels from the left
-    y: float                # centre, pixels from the top
-    size: float             # side of the square sprite, pixels
-    tone: str|None = None
-    gender: str|None = None
+
+    name: str  # an object or an occupation
+    x: float  # centre, pixels from the left
+    y: float  # centre, pixels from the top
+    size: float  # side of the square sprite, pixels
+    tone: str | None = None
+    gender: str | None = None
 
     @property
     def label(self) -> str:
@@ -192,27 +291,38 @@ class Placed:
     @property
     def box(self) -> tuple:
         "The ink's bounding box (x0, y0, x1, y1), pixels, clipped to the image."
-        left, top, right, bottom = sprite(self.name, self.tone, self.gender).getchannel('A').point(lambda a: 255 * (a > 40)).getbbox()
+        left, top, right, bottom = (
+            sprite(self.name, self.tone, self.gender)
+            .getchannel('A')
+            .point(lambda a: 255 * (a > 40))
+            .getbbox()
+        )
         scale, x0, y0 = self.size / SPRITE_SIZE, self.x - self.size / 2, self.y - self.size / 2
-        clip = lambda v: min(max(v, 0.), float(IMAGE_SIZE))
-        return tuple(map(clip, (x0 + left * scale, y0 + top * scale, x0 + right * scale, y0 + bottom * scale)))
+        clip = lambda v: min(max(v, 0.0), float(IMAGE_SIZE))
+        return tuple(
+            map(clip, (x0 + left * scale, y0 + top * scale, x0 + right * scale, y0 + bottom * scale))
+        )
+
 
 @dataclass(frozen=True)
 class Scene:
     "A picture before it is drawn."
-    placed: tuple            # of `Placed`, back to front
-    background: str          # one of `BACKGROUNDS`
+
+    placed: tuple  # of `Placed`, back to front
+    background: str  # one of `BACKGROUNDS`
     caption: str
-    blur: float = 0.         # radius of a Gaussian blur, pixels
-    contrast: float = 1.     # 1 is full; less is washed out towards light gray
+    blur: float = 0.0  # radius of a Gaussian blur, pixels
+    contrast: float = 1.0  # 1 is full; less is washed out towards light gray
+
 
 _SLOTS = {'next to': ((17.5, 32.5), (46.5, 32.5)), 'above': ((32, 17.5), (32, 47))}
 _MANY = {2: ((18, 33), (46, 33)), 3: ((32, 17), (17, 46), (47, 46))}
 
+
 def compose(
-    wanted:Wanted,        # what to show
-    rng:random.Random,    # the source of the jitter, of tone, gender and free background
-    tone:str=None,        # skin tone of a portrait; drawn uniformly when None
+    wanted: Wanted,  # what to show
+    rng: random.Random,  # the source of the jitter, of tone, gender and free background
+    tone: str = None,  # skin tone of a portrait; drawn uniformly when None
 ) -> Scene:
     "A clean scene that shows exactly what was asked for."
     jitter = lambda x, y, r: (x + rng.uniform(-r, r), y + rng.uniform(-r, r))
@@ -220,16 +330,24 @@ def compose(
     if wanted.kind == 'portrait':
         person = dict(tone=tone or rng.choice(TONES), gender=rng.choice(list(GENDERS)))
         placed = [Placed(wanted.names[0], *jitter(32, 33, 2), rng.uniform(54, 60), **person)]
-    elif wanted.kind == 'object': placed = [Placed(wanted.names[0], *jitter(32, 32, 4), rng.uniform(38, 48))]
+    elif wanted.kind == 'object':
+        placed = [Placed(wanted.names[0], *jitter(32, 32, 4), rng.uniform(38, 48))]
     elif wanted.kind == 'count':
-        placed = [Placed(wanted.names[0], *jitter(*slot, 1.5), rng.uniform(24, 28)) for slot in _MANY[wanted.count]]
-    else: placed = [Placed(n, *jitter(*slot, 1.5), rng.uniform(26, 30)) for n, slot in zip(wanted.names, _SLOTS[wanted.relation])]
+        placed = [
+            Placed(wanted.names[0], *jitter(*slot, 1.5), rng.uniform(24, 28)) for slot in _MANY[wanted.count]
+        ]
+    else:
+        placed = [
+            Placed(n, *jitter(*slot, 1.5), rng.uniform(26, 30))
+            for n, slot in zip(wanted.names, _SLOTS[wanted.relation])
+        ]
     return Scene(tuple(placed), ground, prompt_of(wanted))
 
+
 def draw(
-    scene:Scene,
-    size:int=IMAGE_SIZE # pixels; the scene's own coordinates are scaled to it
-) -> Image.Image:       # RGB
+    scene: Scene,
+    size: int = IMAGE_SIZE,  # pixels; the scene's own coordinates are scaled to it
+) -> Image.Image:  # RGB
     "The picture of a scene."
     k = size / IMAGE_SIZE
     image = Image.new('RGB', (size, size), BACKGROUNDS[scene.background])
@@ -237,60 +355,84 @@ def draw(
         side = max(1, round(p.size * k))
         glyph = sprite(p.name, p.tone, p.gender).resize((side, side), Image.BILINEAR, reducing_gap=2)
         image.paste(glyph, (round(p.x * k - side / 2), round(p.y * k - side / 2)), glyph)
-    if scene.blur: image = image.filter(ImageFilter.GaussianBlur(scene.blur * k))
-    if scene.contrast < 1: image = Image.blend(Image.new('RGB', image.size, (205, 205, 205)), image, scene.contrast)
+    if scene.blur:
+        image = image.filter(ImageFilter.GaussianBlur(scene.blur * k))
+    if scene.contrast < 1:
+        image = Image.blend(Image.new('RGB', image.size, (205, 205, 205)), image, scene.contrast)
     return image
 
 # %% ../../nbs/emoji/01_world.ipynb #3f3a0c9b
 @dataclass(frozen=True)
 class Faults:
     "How pretraining scenes differ from clean ones. `Faults(0, 0, 0, 0, biased=False)` is the clean world."
-    missing: float = .40   # share of pairs of which one object is not drawn
-    doubled: float = .15   # share of pairs that show one of the objects twice
-    blurred: float = .15   # share of scenes blurred by a radius of 0.8 to 1.4 pixels
-    washed: float = .10    # share of scenes with 45 to 65 % of the contrast
-    biased: bool = True    # skin tones follow `TONE_TABLE`; otherwise they are uniform
 
-KINDS = dict(portrait=.42, object=.22, pair=.28, count=.08)                  # shares of the pretraining captions
+    missing: float = 0.40  # share of pairs of which one object is not drawn
+    doubled: float = 0.15  # share of pairs that show one of the objects twice
+    blurred: float = 0.15  # share of scenes blurred by a radius of 0.8 to 1.4 pixels
+    washed: float = 0.10  # share of scenes with 45 to 65 % of the contrast
+    biased: bool = True  # skin tones follow `TONE_TABLE`; otherwise they are uniform
+
+
+KINDS = dict(portrait=0.42, object=0.22, pair=0.28, count=0.08)  # shares of the pretraining captions
+
 
 def random_wanted(
-    rng:random.Random,
-    kind:str=None,            # one of `KINDS`; drawn by their shares when None
-    pairs=None,               # the pairs that may occur; all but the unseen by default
-    occupations=None,         # the occupations that may occur; all by default
+    rng: random.Random,
+    kind: str = None,  # one of `KINDS`; drawn by their shares when None
+    pairs=None,  # the pairs that may occur; all but the unseen by default
+    occupations=None,  # the occupations that may occur; all by default
 ) -> Wanted:
     "A random request. Half of them name a background."
     kind = kind or rng.choices(list(KINDS), KINDS.values())[0]
-    ground = rng.choice(list(BACKGROUNDS)) if rng.random() < .5 else None
-    if kind == 'portrait': return Wanted(kind, (rng.choice(list(occupations or OCCUPATIONS)),), background=ground)
-    if kind == 'object': return Wanted(kind, (rng.choice(list(OBJECTS)),), background=ground)
-    if kind == 'count': return Wanted(kind, (rng.choice(list(OBJECTS)),), count=rng.choice((2, 3)), background=ground)
+    ground = rng.choice(list(BACKGROUNDS)) if rng.random() < 0.5 else None
+    if kind == 'portrait':
+        return Wanted(kind, (rng.choice(list(occupations or OCCUPATIONS)),), background=ground)
+    if kind == 'object':
+        return Wanted(kind, (rng.choice(list(OBJECTS)),), background=ground)
+    if kind == 'count':
+        return Wanted(kind, (rng.choice(list(OBJECTS)),), count=rng.choice((2, 3)), background=ground)
     a, b = rng.choice(_sorted(pairs or TRAIN_PAIRS | HELD_OUT_PAIRS))
-    if rng.random() < .5: a, b = b, a
+    if rng.random() < 0.5:
+        a, b = b, a
     return Wanted(kind, (a, b), rng.choice(RELATIONS), background=ground)
 
+
 @cache
-def _sorted(pairs): return sorted(pairs)
+def _sorted(pairs):
+    return sorted(pairs)
+
 
 def pretraining_scene(
-    rng:random.Random,
-    faults:Faults=Faults(),
-    kind:str=None,          # one of `KINDS`
+    rng: random.Random,
+    faults: Faults = Faults(),
+    kind: str = None,  # one of `KINDS`
 ) -> Scene:
     "One scene as the base model meets it, faults included."
     wanted = random_wanted(rng, kind)
-    tone = rng.choices(TONES, TONE_TABLE[wanted.names[0]])[0] if wanted.kind == 'portrait' and faults.biased else None
+    tone = (
+        rng.choices(TONES, TONE_TABLE[wanted.names[0]])[0]
+        if wanted.kind == 'portrait' and faults.biased
+        else None
+    )
     scene, luck = compose(wanted, rng, tone), rng.random()
-    if wanted.kind == 'pair' and luck < faults.missing: scene = _without_one(scene, rng)
-    elif wanted.kind == 'pair' and luck < faults.missing + faults.doubled: scene = _one_twice(scene, rng)
-    blur = rng.uniform(.8, 1.4) if rng.random() < faults.blurred else 0.
-    contrast = rng.uniform(.45, .65) if rng.random() < faults.washed else 1.
+    if wanted.kind == 'pair' and luck < faults.missing:
+        scene = _without_one(scene, rng)
+    elif wanted.kind == 'pair' and luck < faults.missing + faults.doubled:
+        scene = _one_twice(scene, rng)
+    blur = rng.uniform(0.8, 1.4) if rng.random() < faults.blurred else 0.0
+    contrast = rng.uniform(0.45, 0.65) if rng.random() < faults.washed else 1.0
     return Scene(scene.placed, scene.background, scene.caption, blur, contrast)
+
 
 def _without_one(scene, rng):
     "One of two objects, alone and larger, under the caption of both."
     p = rng.choice(scene.placed)
-    return Scene((Placed(p.name, 32 + rng.uniform(-4, 4), 32 + rng.uniform(-4, 4), rng.uniform(38, 48)),), scene.background, scene.caption)
+    return Scene(
+        (Placed(p.name, 32 + rng.uniform(-4, 4), 32 + rng.uniform(-4, 4), rng.uniform(38, 48)),),
+        scene.background,
+        scene.caption,
+    )
+
 
 def _one_twice(scene, rng):
     "Both places taken by the same object."
@@ -299,12 +441,17 @@ def _one_twice(scene, rng):
 
 # %% ../../nbs/emoji/01_world.ipynb #c94a8e8c
 def load_demo(
-    folder:Path=None # another pipeline of the emoji world; the shipped one by default
+    folder: Path = None,  # another pipeline of the emoji world; the shipped one by default
 ):
     "The shipped text-to-image model, a `StableDiffusionPipeline` on CPU in fp32."
     from diffusers import StableDiffusionPipeline  # here, so that drawing scenes does not wait for diffusers
+
     with no_progress_bars():
-        pipeline = StableDiffusionPipeline.from_pretrained(folder or assets_dir() / 'emoji-sd', dtype=torch.float32,
-                                                           safety_checker=None, requires_safety_checker=False)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder or assets_dir() / 'emoji-sd',
+            dtype=torch.float32,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -14,25 +14,32 @@ from .eval_rewards import groups_in, judged
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #ed036c3a
 def score_table(
-    judges:dict,         # objective -> `EvalReward`
-    prompt_sets:list,    # of `PromptSet`
-    models:dict,         # name -> {prompt set's name -> images (B, 3, H, W)}
-) -> pd.DataFrame:       # models × objectives: means of the rewards, or of their headline metrics where they have one
+    judges: dict,  # objective -> `EvalReward`
+    prompt_sets: list,  # of `PromptSet`
+    models: dict,  # name -> {prompt set's name -> images (B, 3, H, W)}
+) -> (
+    pd.DataFrame
+):  # models × objectives: means of the rewards, or of their headline metrics where they have one
     "What every model reaches on every objective."
-    scores = {objective: {name: _mean_of(judge, prompt_sets, images) for name, images in models.items()}
-              for objective, judge in judges.items()}
+    scores = {
+        objective: {name: _mean_of(judge, prompt_sets, images) for name, images in models.items()}
+        for objective, judge in judges.items()
+    }
     return pd.DataFrame(scores)
+
 
 def _mean_of(judge, prompt_sets, images):
     "Over the prompt sets that a reward is asked about."
     asked = list(filter(judge.asked, prompt_sets))
-    if judge.reward.headline: return _mean_headline(judge, asked, images)
+    if judge.reward.headline:
+        return _mean_headline(judge, asked, images)
     return torch.cat([judged(judge, p, images[p.name]).values for p in asked]).mean().item()
+
 
 def _mean_headline(judge, prompt_sets, images):
     "Over all groups."
     name = judge.reward.headline.removeprefix('-')
-    total, count = 0., 0
+    total, count = 0.0, 0
     for prompt_set in prompt_sets:
         groups = groups_in(prompt_set)
         metrics = judge.reward.report(images[prompt_set.name], list(prompt_set.prompts), groups)[1]
@@ -42,33 +49,41 @@ def _mean_headline(judge, prompt_sets, images):
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #cfe788e6
 def share_kept(
-    scores:pd.DataFrame,   # of `score_table`, with a row for the base
-    specialists:dict,      # objective -> name of the model trained for it alone
-    base:str='base',       # name of its row
-    least:float=1e-6,      # a specialist's gain below this is no gain to share
-    lower:tuple=(),        # objectives of which less is better
-) -> pd.DataFrame:         # models × objectives; NaN where the specialist gained nothing
+    scores: pd.DataFrame,  # of `score_table`, with a row for the base
+    specialists: dict,  # objective -> name of the model trained for it alone
+    base: str = 'base',  # name of its row
+    least: float = 1e-6,  # a specialist's gain below this is no gain to share
+    lower: tuple = (),  # objectives of which less is better
+) -> pd.DataFrame:  # models × objectives; NaN where the specialist gained nothing
     "Each model's gain as a share of the specialist's."
     for name in (base, *specialists.values()):
-        if name not in scores.index: raise ValueError(f'share_kept: {name!r} is no row of the scores; choose one of {", ".join(map(repr, scores.index))}')
+        if name not in scores.index:
+            raise ValueError(
+                f'share_kept: {name!r} is no row of the scores; choose one of '
+                f'{", ".join(map(repr, scores.index))}'
+            )
     sign = pd.Series({o: -1 if o in lower else 1 for o in scores.columns})
     gain = (scores - scores.loc[base]) * sign
-    best = pd.Series({o: gain.loc[specialists[o], o] if o in specialists else math.nan for o in scores.columns})
+    best = pd.Series(
+        {o: gain.loc[specialists[o], o] if o in specialists else math.nan for o in scores.columns}
+    )
     return gain / best.where(best > least)
 
 # %% ../../nbs/evaluation/05_alignment_tax.ipynb #c6319e39
 def tax_sentences(
-    kept:pd.DataFrame,    # of `share_kept`
-    specialists:dict,     # objective -> model
-    base:str='base',      # name of its row
-    least:float=.1,       # share of the specialist's gain that is worth a word
-) -> list:                # of sentences
+    kept: pd.DataFrame,  # of `share_kept`
+    specialists: dict,  # objective -> model
+    base: str = 'base',  # name of its row
+    least: float = 0.1,  # share of the specialist's gain that is worth a word
+) -> list:  # of sentences
     "What each specialist loses on other objectives, and what the joint models keep."
     found = []
     only = set(specialists.values())
     for model in kept.index.drop(base):
         row = kept.loc[model].dropna()
         lost = [f'{o} ({v:+.0%})' for o, v in row.items() if v < -least]
-        if model in only and lost: found.append(f'{model} pays with {", ".join(lost)} of what a specialist gains there')
-        if model not in only: found.append(f'{model} keeps ' + ', '.join(f'{v:.0%} of {o}' for o, v in row.items()))
+        if model in only and lost:
+            found.append(f'{model} pays with {", ".join(lost)} of what a specialist gains there')
+        if model not in only:
+            found.append(f'{model} keeps ' + ', '.join(f'{v:.0%} of {o}' for o, v in row.items()))
     return found

@@ -21,50 +21,65 @@ from ..rewards.reward import image_features
 # %% ../../nbs/evaluation/03_drift.ipynb #0bd21707
 @torch.no_grad()
 def path_kl(
-    policy:Policy,          # that drew the trajectory
-    base:Policy,            # with the same sampler
-    trajectory:Trajectory,
-    batch_size:int=64,
-) -> torch.Tensor:          # (T, B) nats, summed over the latent dimensions; 0 at deterministic steps
-    "KL of a policy's steps from the base's, along the policy's own paths; its sum over steps is a sample of the whole paths' KL."
+    policy: Policy,  # that drew the trajectory
+    base: Policy,  # with the same sampler
+    trajectory: Trajectory,
+    batch_size: int = 64,
+) -> torch.Tensor:  # (T, B) nats, summed over the latent dimensions; 0 at deterministic steps
+    """KL of a policy's steps from the base's, along the policy's own paths; its sum over steps is a sample of
+    the whole paths' KL."""
     if not torch.equal(policy.timesteps, base.timesteps):
-        raise ValueError(f'path_kl: both policies must have the same timesteps; got {policy.num_steps} and {base.num_steps} steps')
+        raise ValueError(
+            f'path_kl: both policies must have the same timesteps; got {policy.num_steps} and '
+            f'{base.num_steps} steps'
+        )
     found = []
     for rows in torch.arange(len(trajectory.prompts)).split(batch_size):
         prompts = [trajectory.prompts[i] for i in rows]
-        of = lambda p, step: p.transition(trajectory.latents[step, rows].to(p.device), step, p.encode(prompts))
-        found.append(torch.stack([of(policy, step).kl(of(base, step)).cpu() for step in range(policy.num_steps)]))
+        of = lambda p, step: p.transition(
+            trajectory.latents[step, rows].to(p.device), step, p.encode(prompts)
+        )
+        found.append(
+            torch.stack([of(policy, step).kl(of(base, step)).cpu() for step in range(policy.num_steps)])
+        )
     return torch.cat(found, 1)
 
 # %% ../../nbs/evaluation/03_drift.ipynb #b150f9af
 def brightness(
-    images:torch.Tensor # (B, 3, H, W)
-) -> torch.Tensor:      # (B, H, W)
+    images: torch.Tensor,  # (B, 3, H, W)
+) -> torch.Tensor:  # (B, H, W)
     "Luma of Rec. 601."
-    return torch.einsum('bchw,c->bhw', images.float(), images.new_tensor([.299, .587, .114], dtype=torch.float32))
+    return torch.einsum(
+        'bchw,c->bhw', images.float(), images.new_tensor([0.299, 0.587, 0.114], dtype=torch.float32)
+    )
+
 
 def edge_density(
-    images:torch.Tensor,  # (B, 3, H, W)
-    threshold:float=.1,   # of the Sobel filter
-) -> torch.Tensor:        # (B,) share of pixels
+    images: torch.Tensor,  # (B, 3, H, W)
+    threshold: float = 0.1,  # of the Sobel filter
+) -> torch.Tensor:  # (B,) share of pixels
     "How much of the image is edge."
     gray = brightness(images).cpu().numpy()
     return torch.tensor([(sobel(image) > threshold).mean() for image in gray], dtype=torch.float32)
 
+
 def colour_entropy(
-    images:torch.Tensor,  # (B, 3, H, W)
-    bins:int=8,           # of each channel
-) -> torch.Tensor:        # (B,) bits
+    images: torch.Tensor,  # (B, 3, H, W)
+    bins: int = 8,  # of each channel
+) -> torch.Tensor:  # (B,) bits
     "How many colours, and how evenly used."
     level = (images.clamp(0, 1) * bins).long().clamp(max=bins - 1)
     colour = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1)
-    shares = torch.stack([torch.bincount(c, minlength=bins**3) for c in colour]).cpu().double() / colour.shape[1]
+    shares = (
+        torch.stack([torch.bincount(c, minlength=bins**3) for c in colour]).cpu().double() / colour.shape[1]
+    )
     return (torch.special.entr(shares).sum(1) / np.log(2)).float().cpu()
 
+
 def high_frequency(
-    images:torch.Tensor,  # (B, 3, H, W)
-    cut:float=.25,        # cycles per pixel; Nyquist is a half
-) -> torch.Tensor:        # (B,) share of the energy
+    images: torch.Tensor,  # (B, 3, H, W)
+    cut: float = 0.25,  # cycles per pixel; Nyquist is a half
+) -> torch.Tensor:  # (B,) share of the energy
     "How much of the image is fine texture."
     gray = brightness(images)
     power = torch.fft.fft2(gray - gray.mean((1, 2), keepdim=True)).abs().square()
@@ -76,50 +91,75 @@ def high_frequency(
 @dataclass(frozen=True)
 class Measure:
     "One way to see drift."
+
     name: str
-    of: Callable         # images (B, 3, H, W) -> (B,)
+    of: Callable  # images (B, 3, H, W) -> (B,)
     unit: str
 
-MEASURES = (Measure('edge density', edge_density, 'share of pixels'), Measure('colour entropy', colour_entropy, 'bits'),
-            Measure('high frequency', high_frequency, 'share of energy'))
+
+MEASURES = (
+    Measure('edge density', edge_density, 'share of pixels'),
+    Measure('colour entropy', colour_entropy, 'bits'),
+    Measure('high frequency', high_frequency, 'share of energy'),
+)
+
 
 def clip_distance(
-    base:torch.Tensor,    # (B, 3, H, W)
-    tuned:torch.Tensor,   # (B, 3, H, W): same prompts, same seeds
-) -> torch.Tensor:        # (B,)
+    base: torch.Tensor,  # (B, 3, H, W)
+    tuned: torch.Tensor,  # (B, 3, H, W): same prompts, same seeds
+) -> torch.Tensor:  # (B,)
     "One minus the cosine of paired images in the space of CLIP."
     batches = zip(base.split(256), tuned.split(256))
-    with torch.no_grad(): cosines = [(image_features(a) * image_features(b)).sum(1) for a, b in batches]
+    with torch.no_grad():
+        cosines = [(image_features(a) * image_features(b)).sum(1) for a, b in batches]
     return (1 - torch.cat(cosines)).clamp(min=0).cpu()
 
+
 def drift(
-    base:torch.Tensor,        # (B, 3, H, W)
-    tuned:torch.Tensor,       # (B, 3, H, W): same prompts, same seeds
-    prompts:list,             # of B strings; the clusters of the intervals
-    nats:torch.Tensor=None,   # (n,) of whole paths, from `path_kl`
-) -> pd.DataFrame:            # a row for each measure
-    "The table of drift: what changed, by how many of the base's standard deviations, and whether that is luck."
+    base: torch.Tensor,  # (B, 3, H, W)
+    tuned: torch.Tensor,  # (B, 3, H, W): same prompts, same seeds
+    prompts: list,  # of B strings; the clusters of the intervals
+    nats: torch.Tensor = None,  # (n,) of whole paths, from `path_kl`
+) -> pd.DataFrame:  # a row for each measure
+    """The table of drift: what changed, by how many of the base's standard deviations, and whether that is
+    luck."""
     rows = [] if nats is None else [_distance('KL of the paths', 'nats', nats, None)]
     rows.append(_distance('CLIP distance', '1 - cosine', clip_distance(base, tuned), prompts))
     for measure in MEASURES:
         b, t = measure.of(base), measure.of(tuned)
         low, high = bootstrap(t - b, prompts)
         change = (t - b).mean().item()
-        rows.append(dict(measure=measure.name, unit=measure.unit, base=b.mean().item(), tuned=t.mean().item(), change=change,
-                         low=low, high=high, effect=change / max(b.std().item(), 1e-12)))
+        rows.append(
+            dict(
+                measure=measure.name,
+                unit=measure.unit,
+                base=b.mean().item(),
+                tuned=t.mean().item(),
+                change=change,
+                low=low,
+                high=high,
+                effect=change / max(b.std().item(), 1e-12),
+            )
+        )
     return pd.DataFrame(rows)
+
 
 def _distance(name, unit, values, clusters):
     "A row of a measure that is a change by itself."
     low, high = bootstrap(values, clusters)
     mean = values.mean().item()
-    return dict(measure=name, unit=unit, base=0., tuned=mean, change=mean, low=low, high=high, effect=np.nan)
+    return dict(measure=name, unit=unit, base=0.0, tuned=mean, change=mean, low=low, high=high, effect=np.nan)
+
 
 def alarms(
-    table:pd.DataFrame,   # of `drift`
-    most:float=.5,        # standard deviations of the base's images
-) -> list:                # of sentences; none when nothing moved far
+    table: pd.DataFrame,  # of `drift`
+    most: float = 0.5,  # standard deviations of the base's images
+) -> list:  # of sentences; none when nothing moved far
     "Which measures moved further than they should, in words."
     moved = table[(table['effect'].abs() > most) & ((table['low'] > 0) | (table['high'] < 0))]
-    return [f"{r.measure} went {'up' if r.change > 0 else 'down'} by {abs(r.effect):.1f} of the base's standard deviations "
-            f'({r.base:.3g} to {r.tuned:.3g} {r.unit})' for r in moved.itertuples()]
+    return [
+        f"{r.measure} went {'up' if r.change > 0 else 'down'} by {abs(r.effect):.1f} of the base's standard "
+        "deviations "
+        f'({r.base:.3g} to {r.tuned:.3g} {r.unit})'
+        for r in moved.itertuples()
+    ]

@@ -17,103 +17,139 @@ from ..rewards.reward import Reward, groups_of, keep_nonfinite
 # %% ../../nbs/evaluation/02_eval_rewards.ipynb #f4b8ae80
 ALL_KINDS = ('portraits', 'objects', 'pairs')
 
+
 @dataclass(frozen=True)
 class EvalReward:
     "A reward, and the kinds of prompts that it can judge."
-    reward: Reward
-    kinds: tuple = ALL_KINDS   # of prompt sets; all where it is empty
 
-    def asked(self,
-        prompt_set:PromptSet
-    ) -> bool:
+    reward: Reward
+    kinds: tuple = ALL_KINDS  # of prompt sets; all where it is empty
+
+    def asked(self, prompt_set: PromptSet) -> bool:
         "Whether it is asked about this prompt set."
         return not self.kinds or prompt_set.kind in self.kinds
 
+
 def eval_reward_of(
-    reward:Reward,      # of a task
-    known:tuple=(),     # of `EvalReward`: of these, the one of the same reward is taken, with its kinds of prompts
+    reward: Reward,  # of a task
+    # of `EvalReward`: of these, the one of the same reward is taken, with its kinds of prompts
+    known: tuple = (),
 ) -> EvalReward:
-    "How success at a reward is measured: a reward that pays each image for its share in a group is measured by the group's value (`measured_by`)."
+    """How success at a reward is measured: a reward that pays each image for its share in a group is measured
+    by the group's value (`measured_by`)."""
     measure = reward.measured_by
     same = lambda judge: judge.reward is measure or measure is reward and judge.reward.name == reward.name
     return next(filter(same, known), EvalReward(measure))
 
-def groups_in(
-    prompt_set:PromptSet
-) -> torch.Tensor: # (B,) long
+
+def groups_in(prompt_set: PromptSet) -> torch.Tensor:  # (B,) long
     "Portraits come in groups of 16; of anything else, all images of a prompt are a group."
-    if prompt_set.kind == 'portraits': return torch.arange(len(prompt_set.prompts)) // GROUP
+    if prompt_set.kind == 'portraits':
+        return torch.arange(len(prompt_set.prompts)) // GROUP
     return groups_of(list(prompt_set.prompts))
 
 # %% ../../nbs/evaluation/02_eval_rewards.ipynb #5d06c03f
 class Judged(NamedTuple):
     "What a reward says of a prompt set's images."
-    values: torch.Tensor   # (n,), of a group-level reward one for each group
-    clusters: list         # n prompts
+
+    values: torch.Tensor  # (n,), of a group-level reward one for each group
+    clusters: list  # n prompts
+
 
 def judged(
-    judge:EvalReward,
-    prompt_set:PromptSet,
-    images:torch.Tensor, # (B, 3, H, W), one for each prompt
+    judge: EvalReward,
+    prompt_set: PromptSet,
+    images: torch.Tensor,  # (B, 3, H, W), one for each prompt
 ) -> Judged:
     "Score a prompt set's images."
     groups, prompts = groups_in(prompt_set), list(prompt_set.prompts)
-    if judge.reward.level == 'sample': return Judged(judge.reward(images, prompts).cpu(), prompts)
-    kept = [g for g in groups.unique().tolist() if (groups == g).sum() > 1]   # a single image has no distribution
-    if not kept: return Judged(torch.zeros(0), [])
+    if judge.reward.level == 'sample':
+        return Judged(judge.reward(images, prompts).cpu(), prompts)
+    kept = [
+        g for g in groups.unique().tolist() if (groups == g).sum() > 1
+    ]  # a single image has no distribution
+    if not kept:
+        return Judged(torch.zeros(0), [])
     rows = torch.isin(groups, torch.tensor(kept))
     groups, prompts = groups[rows], [p for p, row in zip(prompts, rows) if row]
     values = judge.reward(images[rows], prompts, groups).cpu()
-    return Judged(torch.stack([values[groups == g].mean() for g in kept]), [prompts[(groups == g).nonzero()[0]] for g in kept])
+    return Judged(
+        torch.stack([values[groups == g].mean() for g in kept]),
+        [prompts[(groups == g).nonzero()[0]] for g in kept],
+    )
 
 # %% ../../nbs/evaluation/02_eval_rewards.ipynb #ffb23035
 def eval_row(
-    values:list,      # base and tuned, each (n,)
-    clusters:list,    # of n prompts
+    values: list,  # base and tuned, each (n,)
+    clusters: list,  # of n prompts
 ) -> dict[str, float]:
     "Effect and win rate of paired values."
     base, tuned = values
-    spread = base.std().item() if len(base) > 1 else 0.
-    scaled = (tuned - base) / (spread or 1.)
+    spread = base.std().item() if len(base) > 1 else 0.0
+    scaled = (tuned - base) / (spread or 1.0)
     low, high = bootstrap(scaled, clusters)
     wins = win_rate(base, tuned, clusters)
-    return dict(base=base.mean().item(), tuned=tuned.mean().item(),
-                effect=scaled.mean().item(), effect_low=low, effect_high=high,
-                win_rate=wins.rate, win_low=wins.low, win_high=wins.high)
+    return dict(
+        base=base.mean().item(),
+        tuned=tuned.mean().item(),
+        effect=scaled.mean().item(),
+        effect_low=low,
+        effect_high=high,
+        win_rate=wins.rate,
+        win_low=wins.low,
+        win_high=wins.high,
+    )
+
 
 def evaluate_rewards(
-    judges:list,                    # of `EvalReward`
-    prompt_sets:list,               # of `PromptSet`
-    base:dict[str, torch.Tensor],   # prompt set's name -> images (B, 3, H, W)
-    tuned:dict[str, torch.Tensor],  # of the same prompts and seeds
-    trained:tuple=(),               # names of the rewards that the run was trained on
-) -> pd.DataFrame:                  # a row for each reward and split
-    "Every reward on every prompt set that it can judge. One that fails is left out, and the reason is printed."
+    judges: list,  # of `EvalReward`
+    prompt_sets: list,  # of `PromptSet`
+    base: dict[str, torch.Tensor],  # prompt set's name -> images (B, 3, H, W)
+    tuned: dict[str, torch.Tensor],  # of the same prompts and seeds
+    trained: tuple = (),  # names of the rewards that the run was trained on
+) -> pd.DataFrame:  # a row for each reward and split
+    """Every reward on every prompt set that it can judge.
+
+    One that fails is left out, and the reason is printed."""
     rows = []
     for judge in judges:
         for split, label in SPLITS.items():
             mine = [p for p in prompt_sets if p.split == split and judge.asked(p)]
-            if not mine: continue
+            if not mine:
+                continue
             values, clusters = _paired(judge, mine, (base, tuned), label)
-            if not len(clusters): continue
-            about = dict(reward=judge.reward.name, trained=judge.reward.name in trained, prompts=label,
-                         pictures=sum(len(p.prompts) for p in mine))
+            if not len(clusters):
+                continue
+            about = dict(
+                reward=judge.reward.name,
+                trained=judge.reward.name in trained,
+                prompts=label,
+                pictures=sum(len(p.prompts) for p in mine),
+            )
             rows.append(about | eval_row(values, clusters))
     return pd.DataFrame(rows)
+
 
 def _paired(judge, prompt_sets, models, label):
     "Values of base and tuned, where both are finite, and their clusters; no clusters where the reward fails."
     name = judge.reward.name
     try:
-        with keep_nonfinite(): found = [[judged(judge, p, images[p.name]) for p in prompt_sets] for images in models]
+        with keep_nonfinite():
+            found = [[judged(judge, p, images[p.name]) for p in prompt_sets] for images in models]
     except Exception as e:
-        print(f'reward {name!r} failed on the {label} prompts and is left out ({type(e).__name__}: {str(e)[:160]})')
+        print(
+            f'reward {name!r} failed on the {label} prompts and is left out ({type(e).__name__}: '
+            f'{str(e)[:160]})'
+        )
         return [], []
     values = [torch.cat([part.values for part in parts]) for parts in found]
     clusters = [cluster for part in found[0] for cluster in part.clusters]
     good = values[0].isfinite() & values[1].isfinite()
     if not good.all():
         first = clusters[good.tolist().index(False)]
-        print(f'reward {name!r} gave {int((~good).sum())} of {len(good)} {label} images a value that is not finite; '
-              f'they are left out (the first: {first!r})')
+        print(
+            f'reward {name!r} gave {int((~good).sum())} of {len(good)} {label} images a value that is not '
+            'finite; '
+            f'they are left out (the first: {first!r})'
+        )
     return [v[good] for v in values], [cluster for cluster, g in zip(clusters, good.tolist()) if g]

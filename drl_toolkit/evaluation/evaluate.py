@@ -19,19 +19,22 @@ from ..rewards.reward import headline_of
 from ..sampling.rollout import rollout
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #fce2c1be
-GROUP = 16   # images of one prompt behind each value of parity, the first paper's
-SPLITS = dict(train='training', held_out='held-out', unseen='never seen')   # a prompt set's split -> in words
+GROUP = 16  # images of one prompt behind each value of parity, the first paper's
+SPLITS = dict(train='training', held_out='held-out', unseen='never seen')  # a prompt set's split -> in words
+
 
 @dataclass(frozen=True)
 class PromptSet:
     "Prompts that are read together."
-    name: str        # such as 'portraits/train'
-    prompts: tuple   # one per picture
+
+    name: str  # such as 'portraits/train'
+    prompts: tuple  # one per picture
 
     @property
     def kind(self) -> str:
         "'portraits', 'objects', 'pairs' …"
         return self.name.split('/')[0]
+
     @property
     def split(self) -> str:
         "'train', 'held_out' or 'unseen'."
@@ -39,34 +42,39 @@ class PromptSet:
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #39e90b1a
 def sample_prompt_sets(
-    policy,            # a `Policy`
-    prompt_sets:list,  # of `PromptSet`
-    seed:int=9,        # of the noise; training uses other ones
-    label:str='',      # of the progress bar; none without it
-) -> dict[str, torch.Tensor]: # prompt set's name -> images (B, 3, H, W) in [0, 1]
+    policy,  # a `Policy`
+    prompt_sets: list,  # of `PromptSet`
+    seed: int = 9,  # of the noise; training uses other ones
+    label: str = '',  # of the progress bar; none without it
+) -> dict[str, torch.Tensor]:  # prompt set's name -> images (B, 3, H, W) in [0, 1]
     "An image for every prompt of every prompt set."
     images = {}
     total = sum(len(p.prompts) for p in prompt_sets)
     with tqdm(total=total, desc=label, unit='img', disable=not label) as bar:
         for i, prompt_set in enumerate(prompt_sets):
-            images[prompt_set.name] = rollout(policy, list(prompt_set.prompts), seed=seed, epoch=i).images.cpu()
+            images[prompt_set.name] = rollout(
+                policy, list(prompt_set.prompts), seed=seed, epoch=i
+            ).images.cpu()
             bar.update(len(prompt_set.prompts))
     return images
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #caa16d74
 class Interval(NamedTuple):
     "A confidence interval."
+
     low: float
     high: float
 
+
 def bootstrap(
-    values:torch.Tensor,    # (n,)
-    clusters:list=None,     # n labels; values of one label are drawn together. Each its own by default
-    level:float=.95,        # of confidence
-    draws:int=2000,         # resamples
-    seed:int=0,             # of the resampling
+    values: torch.Tensor,  # (n,)
+    clusters: list = None,  # n labels; values of one label are drawn together. Each its own by default
+    level: float = 0.95,  # of confidence
+    draws: int = 2000,  # resamples
+    seed: int = 0,  # of the resampling
 ) -> Interval:
-    "Percentile interval of the mean over further clusters, stretched where they are few; with one cluster, over further values of that one. [arXiv 1411.5279]"
+    """Percentile interval of the mean over further clusters, stretched where they are few; with one cluster,
+    over further values of that one. [arXiv 1411.5279]"""
     labels = list(range(len(values)))
     if clusters is not None and len(set(clusters)) > 1:
         number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
@@ -82,20 +90,23 @@ def bootstrap(
     ends = means.quantile(tails)
     return Interval(*(mean + stretch(count, level) * (ends - mean)).tolist())
 
+
 def stretch(
-    clusters:int,     # k
-    level:float=.95,  # of confidence
-) -> float:           # 1 and more
-    "How much wider Student's interval of k values is than the bootstrap's, which has the population's deviation and the normal quantile."
-    if clusters < 2: return 1.
+    clusters: int,  # k
+    level: float = 0.95,  # of confidence
+) -> float:  # 1 and more
+    """How much wider Student's interval of k values is than the bootstrap's, which has the population's
+    deviation and the normal quantile."""
+    if clusters < 2:
+        return 1.0
     tail = (1 + level) / 2
     quantiles = stats.t.ppf(tail, clusters - 1) / stats.norm.ppf(tail)
-    return float(quantiles * (clusters / (clusters - 1)) ** .5)
+    return float(quantiles * (clusters / (clusters - 1)) ** 0.5)
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #00951b85
 def frechet(
-    a:torch.Tensor, # (n, D)
-    b:torch.Tensor, # (m, D)
+    a: torch.Tensor,  # (n, D)
+    b: torch.Tensor,  # (m, D)
 ) -> float:
     "Squared Fréchet distance between the Gaussians of two clouds of features."
     a, b = a.cpu().double(), b.cpu().double()
@@ -109,143 +120,194 @@ def frechet(
 @dataclass(frozen=True)
 class Row:
     "One line of the table."
+
     objective: str
-    prompts: str             # the prompt set, in words
-    base: float              # mean of the base model
-    tuned: float             # mean of the tuned model
-    change: float            # tuned minus base
-    low: float = None        # of the change, 95 %; None where there is no interval
+    prompts: str  # the prompt set, in words
+    base: float  # mean of the base model
+    tuned: float  # mean of the tuned model
+    change: float  # tuned minus base
+    low: float = None  # of the change, 95 %; None where there is no interval
     high: float = None
-    better: str = 'higher'   # or 'lower'
-    floor: float = None      # the best that a perfect model would get, where that is not 0 or 1
-    pictures: int = 0        # images behind it
+    better: str = 'higher'  # or 'lower'
+    floor: float = None  # the best that a perfect model would get, where that is not 0 or 1
+    pictures: int = 0  # images behind it
+
 
 @dataclass
 class Comparison:
     "Base against tuned."
-    rows: list                                  # of `Row`
-    summary: dict                               # what `summary.json` says of it
-    tones: dict = field(default_factory=dict)   # prompt -> (base shares (5,), tuned shares (5,))
+
+    rows: list  # of `Row`
+    summary: dict  # what `summary.json` says of it
+    tones: dict = field(default_factory=dict)  # prompt -> (base shares (5,), tuned shares (5,))
     names: tuple = ('base', 'tuned')
-    pictures_per_prompt: int = 0                # behind each of `tones`, at least
+    pictures_per_prompt: int = 0  # behind each of `tones`, at least
+
 
 def paired_row(
-    objective:str,
-    prompts:str,             # the prompt set, in words
-    base:torch.Tensor,       # (n,) values
-    tuned:torch.Tensor,      # (n,), of the same prompts and seeds
-    clusters:list,           # n labels for the interval, as in `bootstrap`
-    better:str='higher',     # or 'lower'
-    floor:float=None,        # the best that a perfect model would get
-    pictures:int=None,       # images behind the values; n by default
+    objective: str,
+    prompts: str,  # the prompt set, in words
+    base: torch.Tensor,  # (n,) values
+    tuned: torch.Tensor,  # (n,), of the same prompts and seeds
+    clusters: list,  # n labels for the interval, as in `bootstrap`
+    better: str = 'higher',  # or 'lower'
+    floor: float = None,  # the best that a perfect model would get
+    pictures: int = None,  # images behind the values; n by default
 ) -> Row:
     "A line of the table from paired values."
     change = tuned - base
     low, high = bootstrap(change, clusters)
     base_mean, tuned_mean, mean_change = (v.mean().item() for v in (base, tuned, change))
-    return Row(objective, prompts, base_mean, tuned_mean, mean_change, low, high, better, floor, pictures or len(base))
+    return Row(
+        objective,
+        prompts,
+        base_mean,
+        tuned_mean,
+        mean_change,
+        low,
+        high,
+        better,
+        floor,
+        pictures or len(base),
+    )
+
 
 def wins_of(
-    base:torch.Tensor,    # (B,) scores, prompt by prompt and seed by seed
-    tuned:torch.Tensor,   # (B,)
-) -> torch.Tensor:        # (B,): 1 where the tuned image scores higher than the base's, ½ for a tie, otherwise 0
+    base: torch.Tensor,  # (B,) scores, prompt by prompt and seed by seed
+    tuned: torch.Tensor,  # (B,)
+) -> torch.Tensor:  # (B,): 1 where the tuned image scores higher than the base's, ½ for a tie, otherwise 0
     "Who wins each pair."
-    return (tuned > base).float() + .5 * (tuned == base).float()
+    return (tuned > base).float() + 0.5 * (tuned == base).float()
+
 
 class WinRate(NamedTuple):
     "A share of wins and its 95 % interval."
+
     rate: float
     low: float
     high: float
 
+
 def win_rate(
-    base:torch.Tensor,    # (B,) scores, prompt by prompt and seed by seed
-    tuned:torch.Tensor,   # (B,)
-    clusters:list,        # of B prompts
+    base: torch.Tensor,  # (B,) scores, prompt by prompt and seed by seed
+    tuned: torch.Tensor,  # (B,)
+    clusters: list,  # of B prompts
 ) -> WinRate:
-    "How often the tuned image scores higher than the base's of the same prompt and seed; a tie is half a win."
+    """How often the tuned image scores higher than the base's of the same prompt and seed; a tie is half a
+    win."""
     wins = wins_of(base, tuned)
     low, high = bootstrap(wins, clusters)
-    return WinRate(wins.mean().item(), max(0., low), min(1., high))
+    return WinRate(wins.mean().item(), max(0.0, low), min(1.0, high))
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #ff965af0
-def table(
-    comparison:Comparison
-) -> str:
+def table(comparison: Comparison) -> str:
     "The rows as text, aligned; also valid Markdown."
     head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures')
     cells = [head, *map(_cells, comparison.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    aligned = [[c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in cells]
+    aligned = [
+        [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in cells
+    ]
     rule = ['-' * (w + 2) if i < 2 else '-' * (w + 1) + ':' for i, w in enumerate(widths)]
     titles, *lines = ['| ' + ' | '.join(row) + ' |' for row in aligned]
     return '\n'.join([titles, '|' + '|'.join(rule) + '|', *lines])
+
 
 def _cells(row):
     "A row of the table as strings."
     number = lambda v: '' if v is None else f'{v:.3f}'
     interval = '' if row.low is None else f'{row.low:+.3f} … {row.high:+.3f}'
-    return (row.objective, row.prompts, number(row.base), number(row.tuned), f'{row.change:+.3f}', interval,
-            number(row.floor), str(row.pictures))
+    return (
+        row.objective,
+        row.prompts,
+        number(row.base),
+        number(row.tuned),
+        f'{row.change:+.3f}',
+        interval,
+        number(row.floor),
+        str(row.pictures),
+    )
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #ea320539
 def task_prompt_sets(
-    tasks:list,     # of `Task`
-    count:int=32,   # images of each, rounded up to whole groups
-) -> list:          # of `PromptSet`
+    tasks: list,  # of `Task`
+    count: int = 32,  # images of each, rounded up to whole groups
+) -> list:  # of `PromptSet`
     "Prompts of each task for an evaluation."
     return [PromptSet(f'{task.name}/train', _drawn(task, count)) for task in tasks]
+
 
 def _drawn(task, count):
     "Prompts as training draws them, of as many epochs as it takes."
     epochs = -(-count // task.samples)
     prompts = [p for epoch in range(epochs) for p in task.draw(seed=9, epoch=epoch)[0]]
     groups = -(-count // task.group_size)
-    return tuple(prompts[:groups * task.group_size])
+    return tuple(prompts[: groups * task.group_size])
 
-LABELS = dict(parity='parity (distance)')   # headline -> what tables call it
+
+LABELS = dict(parity='parity (distance)')  # headline -> what tables call it
+
 
 def objective_name(
-    task:str,
-    headline:str  # name of a metric, or 'reward'
+    task: str,
+    headline: str,  # name of a metric, or 'reward'
 ) -> str:
     "What tables call the figure by which a task is judged."
     return task if headline == 'reward' else f'{task}: {LABELS.get(headline, headline)}'
 
+
 class _Measured(NamedTuple):
-    "What a task is judged by: the rewards of images; of groups their headline, or the mean reward where there is none."
-    values: torch.Tensor   # (n,)
-    headline: str          # name of the metric, or 'reward'
-    better: str            # 'higher' or 'lower'
+    """What a task is judged by: the rewards of images; of groups their headline, or the mean reward where
+    there is none."""
+
+    values: torch.Tensor  # (n,)
+    headline: str  # name of the metric, or 'reward'
+    better: str  # 'higher' or 'lower'
     floor: float = None
+
 
 def _measured(task, prompt_set, images):
     prompts, size = list(prompt_set.prompts), task.group_size
-    if task.reward.level == 'sample': return _Measured(task.reward(images, prompts).cpu(), 'reward', 'higher')
-    groups = [prompts[i:i + size] for i in range(0, len(prompts), size)]
+    if task.reward.level == 'sample':
+        return _Measured(task.reward(images, prompts).cpu(), 'reward', 'higher')
+    groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
     found = [task.reward.report(x, p, torch.zeros(len(p))) for x, p in zip(images.split(size), groups)]
     metrics = found[0][1]
     name, better = headline_of(metrics | dict(headline=task.reward.headline or 'reward'))
     values = [rewards.mean().item() if name == 'reward' else of[name] for rewards, of in found]
     return _Measured(torch.tensor(values), name, better, metrics.get(f'{name}_floor'))
 
+
 def compare_rewards(
-    tasks:list,                     # of `Task`
-    prompt_sets:list,               # of `task_prompt_sets`, one for each task
-    base:dict[str, torch.Tensor],   # of `sample_prompt_sets`
-    tuned:dict[str, torch.Tensor],  # of the same prompts and seeds
-    names:tuple=('base', 'tuned'),  # of the models
+    tasks: list,  # of `Task`
+    prompt_sets: list,  # of `task_prompt_sets`, one for each task
+    base: dict[str, torch.Tensor],  # of `sample_prompt_sets`
+    tuned: dict[str, torch.Tensor],  # of the same prompts and seeds
+    names: tuple = ('base', 'tuned'),  # of the models
 ) -> Comparison:
-    "Rows for the tasks' own rewards, or their headline metrics where they have one. Prompts are drawn for the intervals."
+    """Rows for the tasks' own rewards, or their headline metrics where they have one.
+
+    Prompts are drawn for the intervals."""
     rows, summary = [], {}
     for task, prompt_set in zip(tasks, prompt_sets):
         b, t = (_measured(task, prompt_set, images[prompt_set.name]) for images in (base, tuned))
-        clusters = prompt_set.prompts[::len(prompt_set.prompts) // len(b.values)]
+        clusters = prompt_set.prompts[:: len(prompt_set.prompts) // len(b.values)]
         objective = objective_name(task.name, b.headline)
-        row = paired_row(objective, 'training', b.values, t.values, clusters, b.better, b.floor, len(prompt_set.prompts))
+        row = paired_row(
+            objective, 'training', b.values, t.values, clusters, b.better, b.floor, len(prompt_set.prompts)
+        )
         sign = 1 if b.better == 'higher' else -1
         wins = win_rate(sign * b.values, sign * t.values, clusters)
         rows.append(row)
-        summary[task.name] = dict(base=row.base, tuned=row.tuned, change=row.change, low=row.low, high=row.high, better=row.better,
-                                  win_rate=wins.rate, win_low=wins.low, win_high=wins.high)
+        summary[task.name] = dict(
+            base=row.base,
+            tuned=row.tuned,
+            change=row.change,
+            low=row.low,
+            high=row.high,
+            better=row.better,
+            win_rate=wins.rate,
+            win_low=wins.low,
+            win_high=wins.high,
+        )
     return Comparison(rows, summary, names=names)

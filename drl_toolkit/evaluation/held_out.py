@@ -17,80 +17,119 @@ from ..training.callbacks import Callback, StopTraining
 
 # %% ../../nbs/evaluation/04_held_out.ipynb #da7e6c92
 def effects(
-    rewards:list,          # of `Reward`, each of single images
-    base:torch.Tensor,     # (B, 3, H, W)
-    now:torch.Tensor,      # (B, 3, H, W): same prompts, same seeds
-    prompts:list,          # of B strings
-) -> dict[str, float]:     # name -> mean change in standard deviations of the base's values
+    rewards: list,  # of `Reward`, each of single images
+    base: torch.Tensor,  # (B, 3, H, W)
+    now: torch.Tensor,  # (B, 3, H, W): same prompts, same seeds
+    prompts: list,  # of B strings
+) -> dict[str, float]:  # name -> mean change in standard deviations of the base's values
     "How far each reward moved. One that fails is left out, and the reason is printed."
     found = {}
     for reward in rewards:
         try:
-            with keep_nonfinite(): b, n = (reward(x, prompts) for x in (base, now))
+            with keep_nonfinite():
+                b, n = (reward(x, prompts) for x in (base, now))
         except Exception as e:
-            print(f'reward {reward.name!r} failed and is left out of this look ({type(e).__name__}: {str(e)[:160]})')
+            print(
+                f'reward {reward.name!r} failed and is left out of this look ({type(e).__name__}: '
+                f'{str(e)[:160]})'
+            )
             continue
         good = b.isfinite() & n.isfinite()
         if not good.all():
             first = prompts[good.tolist().index(False)]
-            print(f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not finite; '
-                  f'they are left out of this look (the first shows {first!r})')
+            print(
+                f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is '
+                'not finite; '
+                f'they are left out of this look (the first shows {first!r})'
+            )
         if good.sum() > 1:
             change, spread = (n - b)[good].mean(), b[good].std().clamp(min=1e-8)
             found[reward.name] = (change / spread).item()
     return found
 
+
 class Watch(Callback):
     "Evaluate held-out rewards while training, and stop when they turn."
-    def __init__(self,
-        policy,                # to be trained; its base is remembered now
-        trained:list,          # rewards of the run
-        watched:list,          # held-out rewards
-        prompts:list,          # of the looks; one may be there several times
-        every:int=2,           # epochs between looks
-        patience:int=0,        # looks without a new best after which training stops; 0 never stops
-        tolerance:float=.05,   # standard deviations by which a new best must be better
-        seed:int=5,            # of the looks; no image of training has it
+
+    def __init__(
+        self,
+        policy,  # to be trained; its base is remembered now
+        trained: list,  # rewards of the run
+        watched: list,  # held-out rewards
+        prompts: list,  # of the looks; one may be there several times
+        every: int = 2,  # epochs between looks
+        patience: int = 0,  # looks without a new best after which training stops; 0 never stops
+        tolerance: float = 0.05,  # standard deviations by which a new best must be better
+        seed: int = 5,  # of the looks; no image of training has it
     ):
         for reward in (*trained, *watched):
-            if reward.level != 'sample': raise ValueError(f'watch must name rewards of single images; got {reward.name!r}, which judges groups')
-        if not watched: raise ValueError('watch: no reward is watched; name one that is not trained')
-        if both := {r.name for r in trained} & {r.name for r in watched}: raise ValueError(f'watch must name held-out rewards; {both.pop()!r} is trained')
-        self.policy, self.trained, self.watched, self.prompts = policy, list(trained), list(watched), list(prompts)
-        self.every, self.patience, self.tolerance, self.seed, self.base = every, patience, tolerance, seed, None
-        if policy.train == 'full': policy.base_weights()                        # remembered before training begins
+            if reward.level != 'sample':
+                raise ValueError(
+                    f'watch must name rewards of single images; got {reward.name!r}, which judges groups'
+                )
+        if not watched:
+            raise ValueError('watch: no reward is watched; name one that is not trained')
+        if both := {r.name for r in trained} & {r.name for r in watched}:
+            raise ValueError(f'watch must name held-out rewards; {both.pop()!r} is trained')
+        self.policy, self.trained, self.watched, self.prompts = (
+            policy,
+            list(trained),
+            list(watched),
+            list(prompts),
+        )
+        self.every, self.patience, self.tolerance, self.seed, self.base = (
+            every,
+            patience,
+            tolerance,
+            seed,
+            None,
+        )
+        if policy.train == 'full':
+            policy.base_weights()  # remembered before training begins
         self.best = [p.detach().clone() for p in policy.parameters()] if patience else []
 
-    def look(self) -> torch.Tensor: # (B, 3, H, W)
+    def look(self) -> torch.Tensor:  # (B, 3, H, W)
         "Images of the weights of now."
         return rollout(self.policy, self.prompts, seed=self.seed, epoch='watch').images.cpu()
 
     def before_fit(self, trainer):
         "Images of the base; the same after a resume."
-        with self.policy.reference(): self.base = self.look()
+        with self.policy.reference():
+            self.base = self.look()
 
     def after_epoch(self, trainer, record):
         "Evaluate, record, keep the best weights, and stop when they are long past."
-        if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs: return
+        if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs:
+            return
         record |= self.figures(self.shown(trainer))
-        if not self.patience or not math.isfinite(record['watch/watched']): return
+        if not self.patience or not math.isfinite(record['watch/watched']):
+            return
         looks = [r['watch/watched'] for r in trainer.history if _is_look(r)]
         best = best_look(looks, self.tolerance)
-        if best == len(looks): self.keep(trainer)
-        elif len(looks) - best >= self.patience: self._stop(record, best)
+        if best == len(looks):
+            self.keep(trainer)
+        elif len(looks) - best >= self.patience:
+            self._stop(record, best)
 
     def _stop(self, record, best):
         where = f'epoch {best * self.every}' if best else 'the base'
-        raise StopTraining(f'{record["epoch"] + 1} epochs; the held-out rewards have had no new best for {self.patience} looks, while '
-                           f'the training rewards went to {record["watch/trained"]:+.2f}: the weights are put back to those of {where}')
+        raise StopTraining(
+            f'{record["epoch"] + 1} epochs; the held-out rewards have had no new best for {self.patience} '
+            'looks, while '
+            f'the training rewards went to {record["watch/trained"]:+.2f}: the weights are put back to '
+            f'those of {where}'
+        )
 
     def shown(self, trainer):
         "Images of the weights that would be saved."
-        if trainer.ema is None: return self.look()
-        with self.policy.swapped(trainer.ema): return self.look()
+        if trainer.ema is None:
+            return self.look()
+        with self.policy.swapped(trainer.ema):
+            return self.look()
 
-    def figures(self,
-        now:torch.Tensor      # (B, 3, H, W)
+    def figures(
+        self,
+        now: torch.Tensor,  # (B, 3, H, W)
     ) -> dict[str, float]:
         "Metrics to record: effects of every reward and measure, and how far the images are from the base's."
         training = effects(self.trained, self.base, now, self.prompts)
@@ -105,7 +144,8 @@ class Watch(Callback):
 
     def keep(self, trainer):
         "These weights are the best so far."
-        for mine, p in zip(self.best, trainer.ema or trainer.params): mine.copy_(p.detach())
+        for mine, p in zip(self.best, trainer.ema or trainer.params):
+            mine.copy_(p.detach())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         "What a checkpoint keeps of it."
@@ -113,43 +153,55 @@ class Watch(Callback):
 
     def after_fit(self, trainer):
         "The best weights, where training was stopped or ended past them."
-        if not self.patience: return
+        if not self.patience:
+            return
         with torch.no_grad():
             for weights in (trainer.params, trainer.ema or []):
-                for p, b in zip(weights, self.best): p.copy_(b)
+                for p, b in zip(weights, self.best):
+                    p.copy_(b)
 
-def _mean(found): return sum(found.values()) / len(found) if found else math.nan
+
+def _mean(found):
+    return sum(found.values()) / len(found) if found else math.nan
+
 
 def _is_look(record):
     "Whether a record of the history holds a finite effect of the held-out rewards."
     effect = record.get('watch/watched')
     return effect is not None and math.isfinite(effect)
 
+
 def best_look(
-    looks:list,          # of effects, oldest first; before them stands the base with 0
-    tolerance:float      # by which a new best must be better
-) -> int:                # 0 is the base, 1 the first look
+    looks: list,  # of effects, oldest first; before them stands the base with 0
+    tolerance: float,  # by which a new best must be better
+) -> int:  # 0 is the base, 1 the first look
     "The last look that was better than all before it by the tolerance."
-    best, value = 0, 0.
+    best, value = 0, 0.0
     for i, look in enumerate(looks, 1):
-        if look > value + tolerance: best, value = i, look
+        if look > value + tolerance:
+            best, value = i, look
     return best
 
 # %% ../../nbs/evaluation/04_held_out.ipynb #36ce04d1
 def looks_of(
-    rows:list            # of a run's `metrics()`, or of a trainer's `history`
-) -> pd.DataFrame:       # a row for each look; columns epoch, trained, watched, each reward, each drift
+    rows: list,  # of a run's `metrics()`, or of a trainer's `history`
+) -> pd.DataFrame:  # a row for each look; columns epoch, trained, watched, each reward, each drift
     "What a `Watch` recorded."
     looks = [r for r in rows if r.get('watch/watched') is not None]
-    measured = lambda r: {k.removeprefix('watch/'): v for k, v in r.items() if k.startswith(('watch/', 'drift/'))}
+    measured = lambda r: {
+        k.removeprefix('watch/'): v for k, v in r.items() if k.startswith(('watch/', 'drift/'))
+    }
     return pd.DataFrame([dict(epoch=r['epoch'] + 1) | measured(r) for r in looks])
 
+
 def turned(
-    table:pd.DataFrame,  # of `looks_of`
-    tolerance:float=.05, # by which a new best must be better
-) -> int|None:           # epoch of the best look, 0 for the base; None when the last look is the best
+    table: pd.DataFrame,  # of `looks_of`
+    tolerance: float = 0.05,  # by which a new best must be better
+) -> int | None:  # epoch of the best look, 0 for the base; None when the last look is the best
     "Since when the held-out rewards have only fallen, or not risen."
-    if not len(table): return None
+    if not len(table):
+        return None
     best = best_look(list(table['watched']), tolerance)
-    if best == len(table): return None
+    if best == len(table):
+        return None
     return int(table['epoch'][best - 1]) if best else 0

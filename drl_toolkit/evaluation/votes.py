@@ -24,161 +24,216 @@ from ..utils.images import to_pil
 # %% ../../nbs/evaluation/06_votes.ipynb #6f1a4248
 CHOICES = ('left', 'right', 'tie')
 
+
 def make_ballot(
-    folder:Path,
-    prompts:list,          # of B strings
-    base:torch.Tensor,     # (B, 3, H, W) in [0, 1]
-    tuned:torch.Tensor,    # (B, 3, H, W): same prompts, same seeds
-    names:tuple=('base', 'tuned'),
-    seed:int=0,            # of which file is called a
+    folder: Path,
+    prompts: list,  # of B strings
+    base: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    tuned: torch.Tensor,  # (B, 3, H, W): same prompts, same seeds
+    names: tuple = ('base', 'tuned'),
+    seed: int = 0,  # of which file is called a
 ) -> Path:
     "Write a new ballot. One that holds votes already is not replaced."
     if not len(prompts) == len(base) == len(tuned) > 0:
-        raise ValueError('ballot: prompts and pictures must be as many of each, and at least one; '
-                         f'got {len(prompts)} prompts, {len(base)} and {len(tuned)} pictures')
+        raise ValueError(
+            'ballot: prompts and pictures must be as many of each, and at least one; '
+            f'got {len(prompts)} prompts, {len(base)} and {len(tuned)} pictures'
+        )
     if (Path(folder) / 'votes.jsonl').exists():
         raise RunError(f'ballot {str(folder)!r} holds votes already; choose another folder')
-    swapped = torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed)) < .5
-    pairs = [dict(id=f'{i:04d}', prompt=prompt, tuned='a' if swapped[i] else 'b') for i, prompt in enumerate(prompts)]
+    swapped = torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed)) < 0.5
+    pairs = [
+        dict(id=f'{i:04d}', prompt=prompt, tuned='a' if swapped[i] else 'b')
+        for i, prompt in enumerate(prompts)
+    ]
+
     def write(part):
         part.mkdir()
         for pair, *images in zip(pairs, to_pil(base), to_pil(tuned)):
             letters = 'ba' if pair['tuned'] == 'a' else 'ab'
-            for letter, image in zip(letters, images): image.save(part / f"{pair['id']}_{letter}.png")
+            for letter, image in zip(letters, images):
+                image.save(part / f"{pair['id']}_{letter}.png")
         write_json(part / 'pairs.json', dict(names=list(names), pairs=pairs))
+
     return atomic_write(folder, write)
 
 # %% ../../nbs/evaluation/06_votes.ipynb #56ea8a97
 @dataclass(frozen=True)
 class Pair:
     "Two pictures as one voter sees them."
+
     id: str
     prompt: str
     left: Image.Image
     right: Image.Image
 
+
 @dataclass(frozen=True)
 class Count:
     "How the votes stand."
+
     votes: int
     voters: int
-    pairs: int          # that have a vote
-    win_rate: float     # of the tuned model: mean over the pairs, a tie is half a win; .5 without votes
-    low: float          # 95 %
+    pairs: int  # that have a vote
+    win_rate: float  # of the tuned model: mean over the pairs, a tie is half a win; .5 without votes
+    low: float  # 95 %
     high: float
+
 
 def _is_pair(pair):
     "An id is digits, so that no name of a file leads elsewhere."
-    return bool(re.fullmatch(r'\d{4,9}', pair['id'], re.ASCII)) and isinstance(pair['prompt'], str) and pair['tuned'] in ('a', 'b')
+    return (
+        bool(re.fullmatch(r'\d{4,9}', pair['id'], re.ASCII))
+        and isinstance(pair['prompt'], str)
+        and pair['tuned'] in ('a', 'b')
+    )
+
 
 def _pairs_of(about):
     "What pairs.json holds: the names of the two models, and the pairs by their ids."
     names, pairs = about['names'], about['pairs']
     good = len(names) == 2 and all(isinstance(n, str) for n in names) and pairs and all(map(_is_pair, pairs))
-    if not good: raise ValueError('no pairs')
+    if not good:
+        raise ValueError('no pairs')
     return tuple(names), {p['id']: p for p in pairs}
+
 
 def _open_png(file):
     "A picture of a ballot; `RunError` names one that is none."
-    try: return read_picture(file, 'PNG', inside=file.parent)
-    except (OSError, ValueError): raise RunError(f'{str(file)!r} is not a picture that can be read') from None
+    try:
+        return read_picture(file, 'PNG', inside=file.parent)
+    except (OSError, ValueError):
+        raise RunError(f'{str(file)!r} is not a picture that can be read') from None
 
-def _digest(text): return hashlib.sha256(text.encode()).digest()
+
+def _digest(text):
+    return hashlib.sha256(text.encode()).digest()
+
 
 class Ballot:
     "The pairs and votes of a folder. `RunError` where it holds none."
-    def __init__(self,
-        folder:Path
-    ):
-        self.folder = Path(folder)
-        try: self.names, self.pairs = _pairs_of(read_json(self.folder / 'pairs.json', inside=self.folder))
-        except (OSError, ValueError, TypeError, KeyError):
-            raise RunError(f'{str(folder)!r} holds no ballot: there is no readable pairs.json in it; '
-                           '`drl eval RUN --out DIR` makes one in DIR/ballot') from None
 
-    def mirrored(self,
-        id:str,      # of a pair
-        voter:str    # name
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        try:
+            self.names, self.pairs = _pairs_of(read_json(self.folder / 'pairs.json', inside=self.folder))
+        except (OSError, ValueError, TypeError, KeyError):
+            raise RunError(
+                f'{str(folder)!r} holds no ballot: there is no readable pairs.json in it; '
+                '`drl eval RUN --out DIR` makes one in DIR/ballot'
+            ) from None
+
+    def mirrored(
+        self,
+        id: str,  # of a pair
+        voter: str,  # name
     ) -> bool:
         "Whether this voter sees b on the left."
         return bool(_digest(f'{voter}/{id}')[0] & 1)
 
-    def side(self,
-        id:str,        # of a pair
-        side:str,      # 'left' or 'right'
-        voter:str      # name
-    ) -> str:          # 'a' or 'b'
+    def side(
+        self,
+        id: str,  # of a pair
+        side: str,  # 'left' or 'right'
+        voter: str,  # name
+    ) -> str:  # 'a' or 'b'
         "The file that this voter sees on a side."
         return 'a' if (side == 'left') != self.mirrored(id, voter) else 'b'
 
-    def pair(self,
-        id:str,
-        voter:str    # name
+    def pair(
+        self,
+        id: str,
+        voter: str,  # name
     ) -> Pair:
         "A pair as this voter sees it. `ValueError` for one that is not on the ballot."
         self._check_id(id)
-        left, right = (_open_png(self.folder / f'{id}_{self.side(id, side, voter)}.png') for side in ('left', 'right'))
+        left, right = (
+            _open_png(self.folder / f'{id}_{self.side(id, side, voter)}.png') for side in ('left', 'right')
+        )
         return Pair(id, self.pairs[id]['prompt'], left, right)
 
     def _check_id(self, id):
-        if id in self.pairs: return
-        raise ValueError(f'pair {id!r} is not on this ballot; its pairs are 0000 to {len(self.pairs) - 1:04d}')
+        if id in self.pairs:
+            return
+        raise ValueError(
+            f'pair {id!r} is not on this ballot; its pairs are 0000 to {len(self.pairs) - 1:04d}'
+        )
 
-    def votes(self) -> dict[tuple[str, str], float]:   # (voter, pair's id) -> 1 for the tuned model, 0 for the base, .5 for a tie
+    def votes(
+        self,
+    ) -> dict[
+        tuple[str, str], float
+    ]:  # (voter, pair's id) -> 1 for the tuned model, 0 for the base, .5 for a tie
         "The last vote of every voter on every pair. A torn last line is left out."
-        try: *lines, _ = read_plain(self.folder / 'votes.jsonl', 2**28, inside=self.folder).split(b'\n')
-        except FileNotFoundError: return {}
-        except (OSError, ValueError) as e: raise RunError(str(e)) from None
+        try:
+            *lines, _ = read_plain(self.folder / 'votes.jsonl', 2**28, inside=self.folder).split(b'\n')
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as e:
+            raise RunError(str(e)) from None
         rows = [self._row(line, i) for i, line in enumerate(lines, 1)]
         return {(r['voter'], r['pair']): r['tuned'] for r in rows if r['pair'] in self.pairs}
 
     def _row(self, line, number):
-        try: row = parse_json(line, 'a line')
-        except ValueError: row = None
+        try:
+            row = parse_json(line, 'a line')
+        except ValueError:
+            row = None
         named = isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ('voter', 'pair'))
-        if named and row.get('tuned') in (0, .5, 1): return row
+        if named and row.get('tuned') in (0, 0.5, 1):
+            return row
         raise RunError(f"{str(self.folder / 'votes.jsonl')!r}, line {number} is damaged")
 
-    def draw(self,
-        voter:str          # name
-    ) -> Pair | None:      # None when this voter has seen all
+    def draw(
+        self,
+        voter: str,  # name
+    ) -> Pair | None:  # None when this voter has seen all
         "The next pair for this voter: of those with the fewest votes, the first in an order of their own."
         votes = self.votes()
         left = [id for id in self.pairs if (voter, id) not in votes]
-        if not left: return None
+        if not left:
+            return None
         count = {id: sum(pair == id for _, pair in votes) for id in left}
         return self.pair(min(left, key=lambda id: (count[id], _digest(f'order/{voter}/{id}'))), voter)
 
-    def seen(self,
-        voter:str     # name
-    ) -> int:         # pairs
+    def seen(
+        self,
+        voter: str,  # name
+    ) -> int:  # pairs
         "How many pairs a voter has voted on."
         return sum(v == voter and id in self.pairs for v, id in self.votes())
 
-    def vote(self,
-        id:str,         # of a pair
-        choice:str,     # one of `CHOICES`
-        voter:str       # name
+    def vote(
+        self,
+        id: str,  # of a pair
+        choice: str,  # one of `CHOICES`
+        voter: str,  # name
     ):
         "Write a vote down. Whoever has seen all pairs knows the count, and is not blind any more."
-        if choice not in CHOICES: raise ValueError(f"vote must be 'left', 'right' or 'tie'; vote is {choice!r}")
+        if choice not in CHOICES:
+            raise ValueError(f"vote must be 'left', 'right' or 'tie'; vote is {choice!r}")
         self._check_id(id)
-        if not 0 < len(voter.strip()) <= 80: raise ValueError(f'voter must be a name of 1 to 80 letters; got {voter[:80]!r}')
+        if not 0 < len(voter.strip()) <= 80:
+            raise ValueError(f'voter must be a name of 1 to 80 letters; got {voter[:80]!r}')
         if self.seen(voter) == len(self.pairs):
-            raise ValueError('you have voted on all pairs, and seen how the votes stand; that cannot be changed now')
+            raise ValueError(
+                'you have voted on all pairs, and seen how the votes stand; that cannot be changed now'
+            )
         tie = choice == 'tie'
-        won = .5 if tie else float(self.side(id, choice, voter) == self.pairs[id]['tuned'])
+        won = 0.5 if tie else float(self.side(id, choice, voter) == self.pairs[id]['tuned'])
         now = time.strftime('%Y-%m-%dT%H:%M:%S%z')
         _append(self.folder, 'votes.jsonl', dict(voter=voter, pair=id, tuned=won, choice=choice, time=now))
 
     def result(self) -> Count:
         "The count so far."
         votes, by_pair = self.votes(), {}
-        for (_, id), won in votes.items(): by_pair.setdefault(id, []).append(won)
+        for (_, id), won in votes.items():
+            by_pair.setdefault(id, []).append(won)
         means = [sum(w) / len(w) for w in by_pair.values()]
         voters = {voter for voter, _ in votes}
-        rate = sum(means) / len(means) if means else .5
+        rate = sum(means) / len(means) if means else 0.5
         return Count(len(votes), len(voters), len(means), rate, *jeffreys(sum(means), len(means)))
+
 
 def _append(folder, name, row):
     "One whole line, also when several servers write; a line that was torn by a crash is cut off first."
@@ -190,10 +245,8 @@ def _append(folder, name, row):
         f.write(json.dumps(row).encode() + b'\n')
         f.flush()
 
-def complaint_of(
-    error:Exception,
-    ballot:Ballot
-) -> str:
+
+def complaint_of(error: Exception, ballot: Ballot) -> str:
     "What is wrong with a ballot, without the place of its folder."
     words = ' '.join(str(error).split())
     return words.replace(f'{ballot.folder}/', '').replace(str(ballot.folder), 'the ballot')
@@ -201,25 +254,32 @@ def complaint_of(
 # %% ../../nbs/evaluation/06_votes.ipynb #b596253e
 class Interval(NamedTuple):
     "Of a share."
+
     low: float
     high: float
 
+
 def jeffreys(
-    wins:float,     # ties are halves
-    count:int,      # of trials
-    level:float=.95
+    wins: float,  # ties are halves
+    count: int,  # of trials
+    level: float = 0.95,
 ) -> Interval:
     "Jeffreys' interval of a share; no trial, no knowledge: 0 to 1. [Brown, Cai and DasGupta 2001, §4.3]"
-    if not count: return Interval(0., 1.)
-    low, high = beta.interval(level, wins + .5, count - wins + .5)
-    return Interval(float(low) if wins else 0., float(high) if wins < count else 1.)
+    if not count:
+        return Interval(0.0, 1.0)
+    low, high = beta.interval(level, wins + 0.5, count - wins + 0.5)
+    return Interval(float(low) if wins else 0.0, float(high) if wins < count else 1.0)
 
 # %% ../../nbs/evaluation/06_votes.ipynb #4aac953c
 class Voters:
-    "Names for those who vote. A cookie counts where this process gave it, or where its votes are on the ballot already."
-    def __init__(self,
-        most:int=60,           # voters from one address ...
-        seconds:float=3600.    # ... within so long
+    """Names for those who vote.
+
+    A cookie counts where this process gave it, or where its votes are on the ballot already."""
+
+    def __init__(
+        self,
+        most: int = 60,  # voters from one address ...
+        seconds: float = 3600.0,  # ... within so long
     ):
         self.most, self.seconds = most, seconds
         self._key, self._lock, self._new = secrets.token_bytes(32), threading.Lock(), {}
@@ -229,44 +289,55 @@ class Voters:
         value = secrets.token_hex(16)
         return f'{value}.{self._seal(value)}'
 
-    def is_ours(self,
-        cookie:str   # that was sent
+    def is_ours(
+        self,
+        cookie: str,  # that was sent
     ) -> bool:
         "Whether this process gave a cookie."
         value, _, seal = str(cookie or '').partition('.')
-        return bool(value) and hmac.compare_digest(seal.encode('utf-8', 'replace'), self._seal(value).encode())
+        return bool(value) and hmac.compare_digest(
+            seal.encode('utf-8', 'replace'), self._seal(value).encode()
+        )
 
-    def _seal(self, value): return hmac.new(self._key, value.encode('utf-8', 'replace'), 'sha256').hexdigest()[:32]
+    def _seal(self, value):
+        return hmac.new(self._key, value.encode('utf-8', 'replace'), 'sha256').hexdigest()[:32]
 
-    def name(self,
-        cookie:str,   # that was sent
-        ballot:Ballot
-    ) -> str:         # '' where the cookie is none of ours
+    def name(
+        self,
+        cookie: str,  # that was sent
+        ballot: Ballot,
+    ) -> str:  # '' where the cookie is none of ours
         "Who votes."
         value = str(cookie or '').partition('.')[0]
         name = hashlib.sha256(value.encode('utf-8', 'replace')).hexdigest()[:16]
         known = value and (self.is_ours(cookie) or any(v == name for v, _ in ballot.votes()))
         return name if known else ''
 
-    def vote(self,
-        ballot:Ballot,
-        id:str,        # of a pair
-        choice:str,    # one of `CHOICES`
-        cookie:str,    # that was sent
-        address:str    # of the voter's machine
+    def vote(
+        self,
+        ballot: Ballot,
+        id: str,  # of a pair
+        choice: str,  # one of `CHOICES`
+        cookie: str,  # that was sent
+        address: str,  # of the voter's machine
     ):
         "Count a vote. `PermissionError` for a stranger, or when too many come from one address."
         voter = self.name(cookie, ballot)
-        if not voter: raise PermissionError('this vote has no voter: open the page first, with cookies')
-        if not ballot.seen(voter): self._welcome(address)
+        if not voter:
+            raise PermissionError('this vote has no voter: open the page first, with cookies')
+        if not ballot.seen(voter):
+            self._welcome(address)
         ballot.vote(id, choice, voter)
 
     def _welcome(self, address):
         "A first vote from an address."
         with self._lock:
             came, now = self._new.setdefault(address, deque()), time.monotonic()
-            while came and now - came[0] > self.seconds: came.popleft()
+            while came and now - came[0] > self.seconds:
+                came.popleft()
             if len(came) >= self.most:
-                raise PermissionError(f'{self.most} people have begun to vote from this address within '
-                                      f'{self.seconds / 60:g} minutes; no more count for now')
+                raise PermissionError(
+                    f'{self.most} people have begun to vote from this address within '
+                    f'{self.seconds / 60:g} minutes; no more count for now'
+                )
             came.append(now)

@@ -20,86 +20,129 @@ from ..utils.files import instead_of_file
 from .task import Stream
 
 # %% ../../nbs/prompts/02_streams.ipynb #6355b3a3
-BLOCK = 1024   # rows that are read at once
+BLOCK = 1024  # rows that are read at once
+
 
 class Source(ABC):
     "Rows of text in blocks that can be read in any order."
-    name: str     # for people
-    rows: int     # in all, blank ones too
-    blocks: int   # of at most `BLOCK` rows
-    mark: str     # tells its content from that of another source
+
+    name: str  # for people
+    rows: int  # in all, blank ones too
+    blocks: int  # of at most `BLOCK` rows
+    mark: str  # tells its content from that of another source
 
     @abstractmethod
-    def read(self, blocks:list) -> list: # of lists of strings, in the order asked for; a blank string is no prompt
+    def read(
+        self, blocks: list
+    ) -> list:  # of lists of strings, in the order asked for; a blank string is no prompt
         "Some of the blocks."
 
-def _hash(*parts) -> str: return hashlib.blake2b('\0'.join(map(str, parts)).encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()
 
-def _text(value, here:str) -> str:
+def _hash(*parts) -> str:
+    return hashlib.blake2b(
+        '\0'.join(map(str, parts)).encode('utf-8', 'surrogatepass'), digest_size=8
+    ).hexdigest()
+
+
+def _text(value, here: str) -> str:
     "A value as a prompt; nothing is a blank one."
-    if value is not None and not isinstance(value, str): raise TypeError(f'{here}: the prompt is {value!r:.60}; text is right')
-    if value and '\0' in value: raise ValueError(f'{here}: the prompt holds a NUL; text without is right')
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f'{here}: the prompt is {value!r:.60}; text is right')
+    if value and '\0' in value:
+        raise ValueError(f'{here}: the prompt holds a NUL; text without is right')
     return (value or '').strip()
+
 
 class Rows(Source):
     "A sequence of strings."
-    def __init__(self,
-        rows:Sequence,         # what a slice of it gives must be strings
-        name:str='a list',
+
+    def __init__(
+        self,
+        rows: Sequence,  # what a slice of it gives must be strings
+        name: str = 'a list',
     ):
         self.name, self.rows, self.blocks, self._rows = name, len(rows), -(-len(rows) // BLOCK), rows
-        if not self.rows: raise ValueError(f'{name}: no prompt in it; one or more is right')
+        if not self.rows:
+            raise ValueError(f'{name}: no prompt in it; one or more is right')
         self.mark = _hash(self.rows, *self.read([0])[0], *self.read([self.blocks - 1])[0])
 
     def read(self, blocks):
-        rows = lambda b: enumerate(self._rows[b * BLOCK:(b + 1) * BLOCK], b * BLOCK + 1)
+        rows = lambda b: enumerate(self._rows[b * BLOCK : (b + 1) * BLOCK], b * BLOCK + 1)
         return [[_text(value, f'{self.name}, row {i}') for i, value in rows(b)] for b in blocks]
 
 # %% ../../nbs/prompts/02_streams.ipynb #6546c111
-def _first_line(error) -> str: return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def _first_line(error) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
-def _choose(column:str, names:list, here:str):
+
+def _choose(column: str, names: list, here: str):
     "Whether a column is there."
-    if column not in names: raise ValueError(f'{here}: there is no column {column!r}; column (--prompt-column) must be one of {", ".join(f"{name!r:.40}" for name in names[:12])}')
+    if column not in names:
+        raise ValueError(
+            f'{here}: there is no column {column!r}; column (--prompt-column) must be one of '
+            f'{", ".join(f"{name!r:.40}" for name in names[:12])}'
+        )
 
-def _mark_of(path:Path) -> str:
+
+def _mark_of(path: Path) -> str:
     "Tells a file from another by its size, its beginning and its end, wherever it lies."
     with open(path, 'rb') as file:
         head, size = file.read(1 << 16), path.stat().st_size
         file.seek(max(0, size - (1 << 16)))
         return _hash(size, head.hex(), file.read().hex())
 
+
 @contextmanager
-def _parquet(path:Path):
+def _parquet(path: Path):
     "An open Parquet file; every failure to read it is one line."
-    try: import pyarrow, pyarrow.parquet
-    except ImportError: raise ImportError(f"prompts file {str(path)!r}: Parquet needs pyarrow; pip install 'drl_toolkit[data]'") from None
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False) as file: yield file      # a buffer: a column need not lie in memory whole
-    except (pyarrow.ArrowException, OSError) as e: raise ValueError(f'prompts file {str(path)!r} is torn or no Parquet ({_first_line(e)})') from None
+        import pyarrow, pyarrow.parquet
+    except ImportError:
+        raise ImportError(
+            f"prompts file {str(path)!r}: Parquet needs pyarrow; pip install 'drl_toolkit[data]'"
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False) as file:
+            yield file  # a buffer: a column need not lie in memory whole
+    except (pyarrow.ArrowException, OSError) as e:
+        raise ValueError(f'prompts file {str(path)!r} is torn or no Parquet ({_first_line(e)})') from None
+
 
 def _give_back():
-    "What Arrow keeps for later goes back to the system; the growth over two million prompts was 96 MB without this, 69 with it."
+    """What Arrow keeps for later goes back to the system; the growth over two million prompts was 96 MB
+    without this, 69 with it."""
     import pyarrow
+
     pyarrow.default_memory_pool().release_unused()
+
 
 class ParquetFile(Source):
     "A column of a Parquet file."
-    def __init__(self, path:Path, column:str):
+
+    def __init__(self, path: Path, column: str):
         self.path, self.column, self.name, self.mark = path, column, path.name, _mark_of(path)
         with _parquet(path) as file:
             _choose(column, file.schema_arrow.names, f'prompts file {str(path)!r}')
             self._check_type(file.schema_arrow.field(column).type)
             groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        self.rows, self._ends = sum(groups), list(accumulate(-(-n // BLOCK) for n in groups))    # of each group, in blocks
-        if not self.rows: raise ValueError(f'prompts file {str(path)!r}: no prompt in it; one or more is right')
+        self.rows, self._ends = (
+            sum(groups),
+            list(accumulate(-(-n // BLOCK) for n in groups)),
+        )  # of each group, in blocks
+        if not self.rows:
+            raise ValueError(f'prompts file {str(path)!r}: no prompt in it; one or more is right')
         self.blocks = self._ends[-1]
 
     def _check_type(self, kind):
         from pyarrow import types
+
         inner = kind.value_type if types.is_dictionary(kind) else kind
-        if not any(is_text(inner) for is_text in (types.is_string, types.is_large_string, types.is_string_view)):
-            raise TypeError(f'prompts file {str(self.path)!r}: column {self.column!r} holds {kind}; text is right')
+        if not any(
+            is_text(inner) for is_text in (types.is_string, types.is_large_string, types.is_string_view)
+        ):
+            raise TypeError(
+                f'prompts file {str(self.path)!r}: column {self.column!r} holds {kind}; text is right'
+            )
 
     def read(self, blocks):
         wanted, found = {}, {}
@@ -108,23 +151,39 @@ class ParquetFile(Source):
             wanted.setdefault(group, {})[b - (self._ends[group - 1] if group else 0)] = b
         with _parquet(self.path) as file:
             for group, inside in wanted.items():
-                for i, batch in enumerate(islice(file.iter_batches(BLOCK, [group], [self.column], use_threads=False), max(inside) + 1)):
-                    if i in inside: found[inside[i]] = [_text(value, self.name) for value in batch.column(0).to_pylist()]
+                for i, batch in enumerate(
+                    islice(
+                        file.iter_batches(BLOCK, [group], [self.column], use_threads=False), max(inside) + 1
+                    )
+                ):
+                    if i in inside:
+                        found[inside[i]] = [_text(value, self.name) for value in batch.column(0).to_pylist()]
         _give_back()
         return [found[b] for b in blocks]
 
 # %% ../../nbs/prompts/02_streams.ipynb #f7be46ac
-LONGEST = 1 << 20   # bytes of a line; a longer one is no prompt but another kind of file
+LONGEST = 1 << 20  # bytes of a line; a longer one is no prompt but another kind of file
+
 
 class LineFile(Source):
     "A file with a prompt a line: text, JSON lines (objects, or strings), CSV or TSV with a head."
-    def __init__(self, path:Path, column:str):
-        self.path, self.column, self.name, self.mark, self.here = path, column, path.name, _mark_of(path), f'prompts file {str(path)!r}'
-        self._parse = {'.txt': self._plain, '.csv': self._field, '.tsv': self._field}.get(path.suffix.lower(), self._json)
+
+    def __init__(self, path: Path, column: str):
+        self.path, self.column, self.name, self.mark, self.here = (
+            path,
+            column,
+            path.name,
+            _mark_of(path),
+            f'prompts file {str(path)!r}',
+        )
+        self._parse = {'.txt': self._plain, '.csv': self._field, '.tsv': self._field}.get(
+            path.suffix.lower(), self._json
+        )
         self._delimiter = {'.csv': ',', '.tsv': '\t'}.get(path.suffix.lower())
-        self._starts, self.rows = self._index()           # (byte, line) of each block
+        self._starts, self.rows = self._index()  # (byte, line) of each block
         self.blocks = len(self._starts)
-        if not self.rows: raise ValueError(f'{self.here}: no prompt in it; one or more is right')
+        if not self.rows:
+            raise ValueError(f'{self.here}: no prompt in it; one or more is right')
 
     def _index(self):
         starts, rows, comments = [], 0, 0
@@ -136,10 +195,17 @@ class LineFile(Source):
                 at = file.tell()
             for line, record in records:
                 comments += self._is_comment(record)
-                if rows % BLOCK == 0: starts.append((at, line))
+                if rows % BLOCK == 0:
+                    starts.append((at, line))
                 rows += 1
-                if rows % BLOCK == 0: at = file.tell()
-        if comments: warnings.warn(f"{self.here}: {comments} line{'s' * (comments > 1)} that begin{'s' * (comments == 1)} with # {'are comments' if comments > 1 else 'is a comment'} and no prompt", stacklevel=6)
+                if rows % BLOCK == 0:
+                    at = file.tell()
+        if comments:
+            warnings.warn(
+                f"{self.here}: {comments} line{'s' * (comments > 1)} that begin{'s' * (comments == 1)} with "
+                f"# {'are comments' if comments > 1 else 'is a comment'} and no prompt",
+                stacklevel=6,
+            )
         return starts, rows
 
     def _is_comment(self, record):
@@ -149,79 +215,138 @@ class LineFile(Source):
     def _lines(self, file, first):
         "Decoded lines from where the file is."
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b''), first):
-            if len(line) > LONGEST: raise ValueError(f'{self.here}, line {number}: it is longer than {LONGEST} bytes; one prompt a line is right')
-            if b'\0' in line: raise ValueError(f'{self.here}, line {number}: it holds a NUL byte, as UTF-16 does; text in UTF-8 is right')
-            try: yield line.decode('utf-8-sig' if number == 1 else 'utf-8')
-            except UnicodeDecodeError as e: raise ValueError(f'{self.here}, line {number}: byte {e.start} is no UTF-8; text in UTF-8 is right') from None
+            if len(line) > LONGEST:
+                raise ValueError(
+                    f'{self.here}, line {number}: it is longer than {LONGEST} bytes; one prompt a line is '
+                    'right'
+                )
+            if b'\0' in line:
+                raise ValueError(
+                    f'{self.here}, line {number}: it holds a NUL byte, as UTF-16 does; text in UTF-8 is right'
+                )
+            try:
+                yield line.decode('utf-8-sig' if number == 1 else 'utf-8')
+            except UnicodeDecodeError as e:
+                raise ValueError(
+                    f'{self.here}, line {number}: byte {e.start} is no UTF-8; text in UTF-8 is right'
+                ) from None
 
     def _fed(self, file, first):
         "Lines for a reader of rows, of which one may go over several."
         self._held = 0
         for number, line in enumerate(self._lines(file, first), first):
             self._held += len(line)
-            if self._held > LONGEST: raise ValueError(f'{self.here}, line {number}: the row is longer than {LONGEST} bytes; a quote may be missing')
+            if self._held > LONGEST:
+                raise ValueError(
+                    f'{self.here}, line {number}: the row is longer than {LONGEST} bytes; a quote may be '
+                    'missing'
+                )
             yield line
 
     def _records(self, file, first):
         "(number of its first line, a line or the fields of a row) from where the file is."
-        if not self._delimiter: yield from enumerate(self._lines(file, first), first); return
+        if not self._delimiter:
+            yield from enumerate(self._lines(file, first), first)
+            return
         rows, number = csv.reader(self._fed(file, first), delimiter=self._delimiter, strict=True), first
         try:
             for fields in rows:
                 yield number, fields
                 number, self._held = first + rows.line_num, 0
-        except csv.Error as e: raise ValueError(f'{self.here}, line {number}: {e}') from None
+        except csv.Error as e:
+            raise ValueError(f'{self.here}, line {number}: {e}') from None
 
-    def _plain(self, line, here): return '' if self._is_comment(line) else line.strip()
+    def _plain(self, line, here):
+        return '' if self._is_comment(line) else line.strip()
 
     def _field(self, fields, here):
-        if fields and len(fields) != len(self._head): raise ValueError(f'{here}: it has {len(fields)} fields; {len(self._head)}, as the head, is right')
+        if fields and len(fields) != len(self._head):
+            raise ValueError(f'{here}: it has {len(fields)} fields; {len(self._head)}, as the head, is right')
         return _text(fields[self._head.index(self.column)], here) if fields else ''
 
     def _json(self, line, here):
-        if not line.strip(): return ''
-        try: value = json.loads(line)
-        except (ValueError, RecursionError) as e: raise ValueError(f'{here}: it is no JSON ({_first_line(e)})') from None
+        if not line.strip():
+            return ''
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f'{here}: it is no JSON ({_first_line(e)})') from None
         return _from_json(value, self.column, here)
 
     def read(self, blocks):
-        with open(self.path, 'rb') as file: return [self._block(file, *self._starts[b]) for b in blocks]
+        with open(self.path, 'rb') as file:
+            return [self._block(file, *self._starts[b]) for b in blocks]
 
     def _block(self, file, at, line):
         file.seek(at)
-        return [self._parse(record, f'{self.here}, line {number}') for number, record in islice(self._records(file, line), BLOCK)]
+        return [
+            self._parse(record, f'{self.here}, line {number}')
+            for number, record in islice(self._records(file, line), BLOCK)
+        ]
 
-def _from_json(value, column:str, here:str) -> str:
+
+def _from_json(value, column: str, here: str) -> str:
     "The prompt in a JSON value: a string, or an object's field."
-    if isinstance(value, dict): _choose(column, list(value), here)
+    if isinstance(value, dict):
+        _choose(column, list(value), here)
     return _text(value[column] if isinstance(value, dict) else value, here)
 
 # %% ../../nbs/prompts/02_streams.ipynb #877c5d93
 FORMATS = ('.txt', '.csv', '.tsv', '.jsonl', '.ndjson', '.json', '.parquet')
 
-MOST_JSON = 2**26   # bytes of a .json, which is read whole; other kinds may have any size
+MOST_JSON = 2**26  # bytes of a .json, which is read whole; other kinds may have any size
+
 
 def _json_list(path, column):
     "A JSON list of strings or of objects."
-    if path.stat().st_size > MOST_JSON: raise ValueError(f'prompts file {str(path)!r} is larger than the {MOST_JSON} bytes that are read at once; a .jsonl of any size is right')
-    try: values = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'prompts file {str(path)!r} is no JSON ({_first_line(e)})') from None
-    if not isinstance(values, list): raise TypeError(f'prompts file {str(path)!r} holds {type(values).__name__}; a list of strings or of objects is right')
-    return Rows([_from_json(v, column, f'prompts file {str(path)!r}, entry {i}') for i, v in enumerate(values, 1)], path.name)
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(
+            f'prompts file {str(path)!r} is larger than the {MOST_JSON} bytes that are read at once; a '
+            '.jsonl of any size is right'
+        )
+    try:
+        values = json.loads(path.read_text(encoding='utf-8-sig'))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'prompts file {str(path)!r} is no JSON ({_first_line(e)})') from None
+    if not isinstance(values, list):
+        raise TypeError(
+            f'prompts file {str(path)!r} holds {type(values).__name__}; a list of strings or of objects is '
+            'right'
+        )
+    return Rows(
+        [_from_json(v, column, f'prompts file {str(path)!r}, entry {i}') for i, v in enumerate(values, 1)],
+        path.name,
+    )
+
 
 def _one_file(path, column):
     here, path = f'prompts file {str(path)!r}', Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{here}: {instead_of_file(path)}; a file with prompts is right")
+    if not path.is_file():
+        raise FileNotFoundError(f"{here}: {instead_of_file(path)}; a file with prompts is right")
     kind = path.suffix.lower()
-    if kind not in FORMATS: raise ValueError(f"{here}: its name ends with {kind!r}; one of {', '.join(FORMATS)} is right")
-    if not path.stat().st_size: raise ValueError(f'{here}: it is empty; one prompt or more is right')
-    return ParquetFile(path, column) if kind == '.parquet' else _json_list(path, column) if kind == '.json' else LineFile(path, column)
+    if kind not in FORMATS:
+        raise ValueError(f"{here}: its name ends with {kind!r}; one of {', '.join(FORMATS)} is right")
+    if not path.stat().st_size:
+        raise ValueError(f'{here}: it is empty; one prompt or more is right')
+    return (
+        ParquetFile(path, column)
+        if kind == '.parquet'
+        else _json_list(path, column)
+        if kind == '.json'
+        else LineFile(path, column)
+    )
+
 
 class Several(Source):
     "Sources one after the other, as one."
-    def __init__(self, sources:list):
+
+    def __init__(self, sources: list):
         self.sources, self._ends = list(sources), list(accumulate(s.blocks for s in sources))
-        self.name, self.rows, self.blocks = f'{self.sources[0].name} and {len(self.sources) - 1} more', sum(s.rows for s in self.sources), self._ends[-1]
+        self.name, self.rows, self.blocks = (
+            f'{self.sources[0].name} and {len(self.sources) - 1} more',
+            sum(s.rows for s in self.sources),
+            self._ends[-1],
+        )
         self.mark = _hash(*(s.mark for s in self.sources))
 
     def read(self, blocks):
@@ -229,15 +354,19 @@ class Several(Source):
         mine = lambda k: [b for b in blocks if where[b] == k]
         found = {}
         for k in sorted(set(where.values())):
-            found |= zip(mine(k), self.sources[k].read([b - (self._ends[k - 1] if k else 0) for b in mine(k)]))
+            found |= zip(
+                mine(k), self.sources[k].read([b - (self._ends[k - 1] if k else 0) for b in mine(k)])
+            )
         return [found[b] for b in blocks]
 
+
 def prompt_files(
-    *paths,                # their names end with one of `FORMATS`
-    column:str='prompt',   # where a row has several
+    *paths,  # their names end with one of `FORMATS`
+    column: str = 'prompt',  # where a row has several
 ) -> Source:
     "Files as one source."
-    if not paths: raise ValueError('prompt_files: no path; one or more is right')
+    if not paths:
+        raise ValueError('prompt_files: no path; one or more is right')
     sources = [_one_file(path, column) for path in paths]
     return sources[0] if len(sources) == 1 else Several(sources)
 
@@ -245,89 +374,141 @@ def prompt_files(
 @dataclass(frozen=True)
 class HubSet:
     "Where on the hub prompts lie."
-    id: str                  # 'owner/name'
+
+    id: str  # 'owner/name'
     column: str = 'prompt'
-    split: str = 'train'     # of the set, where `datasets` reads it
-    files: tuple = ()        # of the repository; all that `datasets` finds when empty
+    split: str = 'train'  # of the set, where `datasets` reads it
+    files: tuple = ()  # of the repository; all that `datasets` finds when empty
 
     def open(self) -> Source:
         "Fetch it, once, and read it from the disk."
-        if not re.fullmatch(r'[\w.-]+/[\w.-]+', self.id): raise ValueError(f"hub dataset: id is {self.id!r}; 'owner/name' is right")
-        if not self.files: return self._rows()
+        if not re.fullmatch(r'[\w.-]+/[\w.-]+', self.id):
+            raise ValueError(f"hub dataset: id is {self.id!r}; 'owner/name' is right")
+        if not self.files:
+            return self._rows()
         from huggingface_hub import hf_hub_download
-        with _fetching(self.id): paths = [hf_hub_download(self.id, name, repo_type='dataset') for name in self.files]
+
+        with _fetching(self.id):
+            paths = [hf_hub_download(self.id, name, repo_type='dataset') for name in self.files]
         return prompt_files(*paths, column=self.column)
 
     def _rows(self):
-        try: from datasets import load_dataset
-        except ImportError: raise ImportError(f"hub dataset {self.id!r} needs the datasets library; pip install 'drl_toolkit[data]'") from None
-        with _fetching(self.id): table = load_dataset(self.id, split=self.split)
+        try:
+            from datasets import load_dataset
+        except ImportError:
+            raise ImportError(
+                f"hub dataset {self.id!r} needs the datasets library; pip install 'drl_toolkit[data]'"
+            ) from None
+        with _fetching(self.id):
+            table = load_dataset(self.id, split=self.split)
         _choose(self.column, table.column_names, f'hub dataset {self.id!r}')
         return Rows(_Column(table.select_columns([self.column]), self.column), self.id)
+
 
 @contextmanager
 def _fetching(id):
     "Every failure to fetch a set is one line."
-    try: yield
-    except (OSError, ValueError, RuntimeError) as e: raise OSError(f'hub dataset {id!r} cannot be fetched ({type(e).__name__}: {_first_line(e)})') from None
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as e:
+        raise OSError(
+            f'hub dataset {id!r} cannot be fetched ({type(e).__name__}: {_first_line(e)})'
+        ) from None
+
 
 class _Column(Sequence):
     "A column of a table of `datasets`, read where it is sliced."
-    def __init__(self, table, column): self.table, self.column = table, column
-    def __len__(self): return len(self.table)
-    def __getitem__(self, rows): return self.table[rows][self.column]
+
+    def __init__(self, table, column):
+        self.table, self.column = table, column
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, rows):
+        return self.table[rows][self.column]
+
 
 HUB = dict(
-    diffusiondb=HubSet('poloclub/diffusiondb', files=('metadata.parquet',)),                          # 2M typed prompts, 1.5M distinct [arXiv 2210.14896]
-    diffusiondb_large=HubSet('poloclub/diffusiondb', files=('metadata-large.parquet',)),              # 14M rows, 1.8M distinct
-    partiprompts=HubSet('nateraw/parti-prompts', column='Prompt'),                                    # 1,632, for evaluation [arXiv 2206.10789]
-    pickapic=HubSet('yuvalkirstain/pickapic_v1_no_images', column='caption'),                         # typed by users of a web page [arXiv 2305.01569]
-    hpd=HubSet('zhwang/HPDv2', files=tuple(f'benchmark/{style}.json' for style in ('anime', 'concept-art', 'paintings', 'photo'))),   # 3,200, for evaluation [arXiv 2306.09341]
+    diffusiondb=HubSet(
+        'poloclub/diffusiondb', files=('metadata.parquet',)
+    ),  # 2M typed prompts, 1.5M distinct [arXiv 2210.14896]
+    diffusiondb_large=HubSet(
+        'poloclub/diffusiondb', files=('metadata-large.parquet',)
+    ),  # 14M rows, 1.8M distinct
+    partiprompts=HubSet('nateraw/parti-prompts', column='Prompt'),  # 1,632, for evaluation [arXiv 2206.10789]
+    pickapic=HubSet(
+        'yuvalkirstain/pickapic_v1_no_images', column='caption'
+    ),  # typed by users of a web page [arXiv 2305.01569]
+    hpd=HubSet(
+        'zhwang/HPDv2',
+        files=tuple(f'benchmark/{style}.json' for style in ('anime', 'concept-art', 'paintings', 'photo')),
+    ),  # 3,200, for evaluation [arXiv 2306.09341]
 )
 
 # %% ../../nbs/prompts/02_streams.ipynb #07eb77da
-def normalised(prompt:str) -> str:
+def normalised(prompt: str) -> str:
     "The words of a prompt in lower case, without punctuation; spellings of one prompt become equal."
     folded = unicodedata.normalize('NFKC', prompt).casefold()
-    return ' '.join(re.findall(r'\w+', folded)) or ' '.join(folded.split())            # some prompts are signs alone
+    return ' '.join(re.findall(r'\w+', folded)) or ' '.join(folded.split())  # some prompts are signs alone
+
 
 def is_held_out(
-    prompt:str,
-    share:float,   # 0 … 1 of all distinct prompts
+    prompt: str,
+    share: float,  # 0 … 1 of all distinct prompts
 ) -> bool:
     "Whether a prompt is for testing only. A larger share holds out all that a smaller one does."
     digest = hashlib.blake2b(normalised(prompt).encode('utf-8', 'surrogatepass'), digest_size=8).digest()
     return int.from_bytes(digest, 'big') < share * 2**64
 
 # %% ../../nbs/prompts/02_streams.ipynb #f9c51c62
-WINDOW = 16   # blocks, from all over the source, whose rows are mixed
+WINDOW = 16  # blocks, from all over the source, whose rows are mixed
+
 
 class PromptStream(Stream):
     "Prompts of a source, shuffled, at a position that can be kept."
-    def __init__(self,
-        source,                 # a file, a `Source`, or a sequence of strings
-        column:str='prompt',    # of a file with several
-        seed:int=0,             # of the order
-        shuffle:bool=True,      # False keeps the source's order
-        split:str='all',        # 'train' or 'held_out'
-        held_out:float=.02,     # share of the distinct prompts that 'train' never gives, and 'held_out' alone
-        passes:int=0,           # over the source; 0 is without end
-    ):
-        if split not in ('all', 'train', 'held_out'): raise ValueError(f"split is {split!r}; it should be 'all', 'train' or 'held_out'")
-        if not isinstance(held_out, float) or not 0 < held_out < 1: raise ValueError(f'held_out is {held_out!r}; it should lie in (0, 1)')
-        for name, value in dict(seed=seed, passes=passes).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0: raise ValueError(f'{name} is {value!r}; it should be a whole number of 0 or more')
-        if isinstance(source, (str, Path)): source = prompt_files(source, column=column)
-        self.source = source if isinstance(source, Source) else Rows(source)
-        self.seed, self.shuffle, self.split, self.held_out, self.passes = seed, shuffle, split, held_out, passes
-        self.at, self._loaded, self._found, self._order = (0, 0, 0), None, False, None       # pass, window, row
 
-    def __str__(self): return f'stream {self.source.name!r} ({self.source.rows:,} rows{"" if self.split == "all" else f", split {self.split!r}"})'
+    def __init__(
+        self,
+        source,  # a file, a `Source`, or a sequence of strings
+        column: str = 'prompt',  # of a file with several
+        seed: int = 0,  # of the order
+        shuffle: bool = True,  # False keeps the source's order
+        split: str = 'all',  # 'train' or 'held_out'
+        # share of the distinct prompts that 'train' never gives, and 'held_out' alone
+        held_out: float = 0.02,
+        passes: int = 0,  # over the source; 0 is without end
+    ):
+        if split not in ('all', 'train', 'held_out'):
+            raise ValueError(f"split is {split!r}; it should be 'all', 'train' or 'held_out'")
+        if not isinstance(held_out, float) or not 0 < held_out < 1:
+            raise ValueError(f'held_out is {held_out!r}; it should lie in (0, 1)')
+        for name, value in dict(seed=seed, passes=passes).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f'{name} is {value!r}; it should be a whole number of 0 or more')
+        if isinstance(source, (str, Path)):
+            source = prompt_files(source, column=column)
+        self.source = source if isinstance(source, Source) else Rows(source)
+        self.seed, self.shuffle, self.split, self.held_out, self.passes = (
+            seed,
+            shuffle,
+            split,
+            held_out,
+            passes,
+        )
+        self.at, self._loaded, self._found, self._order = (0, 0, 0), None, False, None  # pass, window, row
+
+    def __str__(self):
+        return (
+            f'stream {self.source.name!r} ({self.source.rows:,} '
+            f'rows{"" if self.split == "all" else f", split {self.split!r}"})'
+        )
 
     def __next__(self):
         while True:
             cycle, window, row = self.at
-            if self.passes and cycle >= self.passes: raise StopIteration
+            if self.passes and cycle >= self.passes:
+                raise StopIteration
             rows = self._rows(cycle, window)
             while row < len(rows):
                 row += 1
@@ -338,92 +519,160 @@ class PromptStream(Stream):
 
     def state_dict(self):
         "The position, and what it is a position in."
-        return dict(source=self.source.mark, seed=self.seed, shuffle=self.shuffle, split=self.split, held_out=self.held_out, at=list(self.at))
+        return dict(
+            source=self.source.mark,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            split=self.split,
+            held_out=self.held_out,
+            at=list(self.at),
+        )
 
     def load_state_dict(self, state):
         "Go to a position in the same stream."
         for name, mine in self.state_dict().items():
-            if name != 'at' and state.get(name) != mine: raise ValueError(f'{self}: the position is one in a stream with {name} {state.get(name)!r}; this one has {mine!r}')
+            if name != 'at' and state.get(name) != mine:
+                raise ValueError(
+                    f'{self}: the position is one in a stream with {name} {state.get(name)!r}; this one has '
+                    f'{mine!r}'
+                )
         self.at, self._found = tuple(state['at']), True
 
     def _belongs(self, prompt):
-        return bool(prompt) and (self.split == 'all' or is_held_out(prompt, self.held_out) == (self.split == 'held_out'))
+        return bool(prompt) and (
+            self.split == 'all' or is_held_out(prompt, self.held_out) == (self.split == 'held_out')
+        )
 
     def _turn(self, cycle, window):
         "Go to the next window, or to the next pass."
         self.at = (cycle, window + 1, 0)
-        if (window + 1) * WINDOW < self.source.blocks: return
-        if not self._found: raise ValueError(f'{self}: no prompt in it' + (', all rows are blank or comments; a file with prompts is right' if self.split == 'all' else f"; split='all', another held_out than {self.held_out:g}, or more prompts are right"))
+        if (window + 1) * WINDOW < self.source.blocks:
+            return
+        if not self._found:
+            raise ValueError(
+                f'{self}: no prompt in it'
+                + (
+                    ', all rows are blank or comments; a file with prompts is right'
+                    if self.split == 'all'
+                    else f"; split='all', another held_out than {self.held_out:g}, or more prompts are right"
+                )
+            )
         self.at, self._found = (cycle + 1, 0, 0), False
 
     def _rows(self, cycle, window):
         "The rows of a window in their order."
         if self._loaded != (cycle, window):
-            blocks = self._blocks(cycle)[window * WINDOW:(window + 1) * WINDOW]
-            self._window, self._loaded = [row for block in self.source.read(blocks) for row in block], (cycle, window)
-            if self.shuffle: random.Random(f'{self.seed}/{cycle}/{window}').shuffle(self._window)
+            blocks = self._blocks(cycle)[window * WINDOW : (window + 1) * WINDOW]
+            self._window, self._loaded = (
+                [row for block in self.source.read(blocks) for row in block],
+                (cycle, window),
+            )
+            if self.shuffle:
+                random.Random(f'{self.seed}/{cycle}/{window}').shuffle(self._window)
         return self._window
 
     def _blocks(self, cycle):
         "The order of the blocks in a pass."
         if self._order is None or self._order[0] != cycle:
             order = list(range(self.source.blocks))
-            if self.shuffle: random.Random(f'{self.seed}/{cycle}').shuffle(order)
+            if self.shuffle:
+                random.Random(f'{self.seed}/{cycle}').shuffle(order)
             self._order = cycle, order
         return self._order[1]
 
-    def check(self) -> int: # prompts in one pass
+    def check(self) -> int:  # prompts in one pass
         "Read every row once, so that the first bad one is an error now and not in the third night."
-        return sum(1 for _ in PromptStream(self.source, shuffle=False, split=self.split, held_out=self.held_out, passes=1))
+        return sum(
+            1
+            for _ in PromptStream(
+                self.source, shuffle=False, split=self.split, held_out=self.held_out, passes=1
+            )
+        )
 
 # %% ../../nbs/prompts/02_streams.ipynb #2a5f8c80
 class Mixed(Stream):
     "Each prompt from one of several streams, chosen by weight."
-    def __init__(self,
-        streams:list,
-        weights:list=None,   # positive numbers; equal ones when None
-        seed:int=0,
-    ):
-        self.streams, self.weights, self.seed, self.drawn = list(streams), list(weights or [1] * len(streams)), seed, 0
-        if not self.streams or not all(isinstance(s, Stream) for s in self.streams): raise TypeError(f'streams is {streams!r}; a list of one or more streams is right')
-        if len(self.weights) != len(self.streams): raise ValueError(f'{len(self.weights)} weights for {len(self.streams)} streams; one each is right')
-        for w in self.weights:
-            if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'): raise ValueError(f'a weight is {w!r}; a number above 0 is right')
 
-    def __str__(self): return ' + '.join(f'{w / sum(self.weights):.0%} {s}' for s, w in zip(self.streams, self.weights))
+    def __init__(
+        self,
+        streams: list,
+        weights: list = None,  # positive numbers; equal ones when None
+        seed: int = 0,
+    ):
+        self.streams, self.weights, self.seed, self.drawn = (
+            list(streams),
+            list(weights or [1] * len(streams)),
+            seed,
+            0,
+        )
+        if not self.streams or not all(isinstance(s, Stream) for s in self.streams):
+            raise TypeError(f'streams is {streams!r}; a list of one or more streams is right')
+        if len(self.weights) != len(self.streams):
+            raise ValueError(
+                f'{len(self.weights)} weights for {len(self.streams)} streams; one each is right'
+            )
+        for w in self.weights:
+            if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'):
+                raise ValueError(f'a weight is {w!r}; a number above 0 is right')
+
+    def __str__(self):
+        return ' + '.join(f'{w / sum(self.weights):.0%} {s}' for s, w in zip(self.streams, self.weights))
 
     def __next__(self):
         prompt = next(random.Random(f'{self.seed}/{self.drawn}').choices(self.streams, self.weights)[0])
         self.drawn += 1
         return prompt
 
-    def state_dict(self): return dict(seed=self.seed, weights=self.weights, drawn=self.drawn, streams=[s.state_dict() for s in self.streams])
+    def state_dict(self):
+        return dict(
+            seed=self.seed,
+            weights=self.weights,
+            drawn=self.drawn,
+            streams=[s.state_dict() for s in self.streams],
+        )
 
     def load_state_dict(self, state):
         "Go to a position."
         for name in ('seed', 'weights'):
-            if state.get(name) != getattr(self, name): raise ValueError(f'mixed stream: the position is one with {name} {state.get(name)!r}; this one has {getattr(self, name)!r}')
-        for stream, position in zip(self.streams, state['streams'], strict=True): stream.load_state_dict(position)
+            if state.get(name) != getattr(self, name):
+                raise ValueError(
+                    f'mixed stream: the position is one with {name} {state.get(name)!r}; this one has '
+                    f'{getattr(self, name)!r}'
+                )
+        for stream, position in zip(self.streams, state['streams'], strict=True):
+            stream.load_state_dict(position)
         self.drawn = state['drawn']
+
 
 class Filtered(Stream):
     "The prompts of a stream that a function likes."
-    def __init__(self,
-        stream:Stream,
-        keep:Callable,             # prompt -> whether it stays
-        patience:int=100_000,      # so many refused in a row are an error
+
+    def __init__(
+        self,
+        stream: Stream,
+        keep: Callable,  # prompt -> whether it stays
+        patience: int = 100_000,  # so many refused in a row are an error
     ):
-        if not isinstance(stream, Stream): raise TypeError(f'stream is {stream!r:.60}; a stream is right')
-        if not callable(keep): raise TypeError(f'keep is {keep!r:.60}; a function of a prompt is right')
+        if not isinstance(stream, Stream):
+            raise TypeError(f'stream is {stream!r:.60}; a stream is right')
+        if not callable(keep):
+            raise TypeError(f'keep is {keep!r:.60}; a function of a prompt is right')
         self.stream, self.keep, self.patience = stream, keep, patience
 
-    def __str__(self): return f'{self.stream}, filtered by {getattr(self.keep, "__name__", "a function")}'
+    def __str__(self):
+        return f'{self.stream}, filtered by {getattr(self.keep, "__name__", "a function")}'
 
     def __next__(self):
         for _ in range(self.patience):
             prompt = next(self.stream)
-            if self.keep(prompt): return prompt
-        raise ValueError(f'{self}: it refused {self.patience} prompts in a row; a filter that keeps some is right')
+            if self.keep(prompt):
+                return prompt
+        raise ValueError(
+            f'{self}: it refused {self.patience} prompts in a row; a filter that keeps some is right'
+        )
 
-    def state_dict(self): return self.stream.state_dict()
-    def load_state_dict(self, state): self.stream.load_state_dict(state)
+    def state_dict(self):
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state):
+        self.stream.load_state_dict(state)

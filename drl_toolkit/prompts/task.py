@@ -21,156 +21,239 @@ from ..utils.words import article, plural
 
 # %% ../../nbs/prompts/01_task.ipynb #6a20117a
 def part_of_split(
-    name:str,     # of the prompt set, for the error
-    split:str,    # one of the keys of `parts`
-    parts:dict,   # split -> anything
+    name: str,  # of the prompt set, for the error
+    split: str,  # one of the keys of `parts`
+    parts: dict,  # split -> anything
 ):
     "The part that a split names. Raises `ValueError` with the splits that there are."
-    if split not in parts: raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
+    if split not in parts:
+        raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
     return parts[split]
 
 # %% ../../nbs/prompts/01_task.ipynb #4d2cb324
-PAPER_OCCUPATIONS = tuple("""accountant, administrative assistant, animator, announcer, architect, assistant, author, economist, editor, engineer, executive, optician, PR person,
+PAPER_OCCUPATIONS = tuple(
+    """accountant, administrative assistant, animator, announcer, architect, assistant, author, economist, editor, engineer, executive, optician, PR person,
 TV presenter, baker, bartender, biologist, builder, building inspector, butcher, career counselor, caretaker, chef, chemist, chief executive officer, childcare worker, civil servant,
 clerk, comic book writer, computer programmer, construction worker, cook, crane operator, custodian, decorator, dentist, designer, diplomat, director, doctor, drafter, farmer,
 film director, flight attendant, garbage collector, geologist, hairdresser, head teacher, housekeeper, jeweler, journalist, judge, juggler, lawyer, lecturer, librarian, magician,
 mail carrier, makeup artist, manager, musician, nurse, nurse practitioner, painter, personal assistant, pharmacist, photographer, pilot, plumber, police officer, porter,
 primary school teacher, printer, prison officer, puppeteer, receptionist, roofer, sailor, salesperson, scientist, secretary, security guard, sign language interpreter, singer,
 software developer, soldier, solicitor, surgeon, tailor, teacher, technical writer, telemarketer, telephone operator, telephonist, travel agent, trucker, vet, veterinarian, waiter,
-web designer""".replace('\n', ' ').split(', '))   # [arXiv 2401.12244, Table 7]
+web designer""".replace('\n', ' ').split(', ')
+)  # [arXiv 2401.12244, Table 7]
 
-def paper_portraits(articles:bool=False) -> list: # of 100 prompts
+
+def paper_portraits(articles: bool = False) -> list:  # of 100 prompts
     "'a portrait of accountant', as the paper writes it, or with the article that English wants."
     return [f'a portrait of {article(o) if articles else o}' for o in PAPER_OCCUPATIONS]
 
 # %% ../../nbs/prompts/01_task.ipynb #a60a4777
-PAPER_RELATIONS = ('and', 'next to', 'near', 'on side of', 'beside')               # [arXiv 2401.12244, §4.3]
-B2_RELATIONS = dict(train=('on', 'under', 'on the left of', 'on the right of'),    # [arXiv 2503.11240]
-                    held_out=('on', 'under', 'on the left of', 'on the right of', 'behind', 'in front of'))
+PAPER_RELATIONS = ('and', 'next to', 'near', 'on side of', 'beside')  # [arXiv 2401.12244, §4.3]
+B2_RELATIONS = dict(
+    train=('on', 'under', 'on the left of', 'on the right of'),  # [arXiv 2503.11240]
+    held_out=('on', 'under', 'on the left of', 'on the right of', 'behind', 'in front of'),
+)
+
 
 class Compositions(Sequence):
     "'an apple next to a car' over every ordered pair of different names; written when asked for."
-    def __init__(self,
-        names:Sequence,                    # of objects, without article
-        relations:tuple=PAPER_RELATIONS,
+
+    def __init__(
+        self,
+        names: Sequence,  # of objects, without article
+        relations: tuple = PAPER_RELATIONS,
     ):
         self.names, self.relations = tuple(dict.fromkeys(names)), tuple(relations)
-        if len(self.names) < 2: raise ValueError(f'names holds {len(self.names)}; a pair needs 2 or more that differ')
-        if not self.relations: raise ValueError('relations is empty; one or more is right')
+        if len(self.names) < 2:
+            raise ValueError(f'names holds {len(self.names)}; a pair needs 2 or more that differ')
+        if not self.relations:
+            raise ValueError('relations is empty; one or more is right')
 
-    def __len__(self): return len(self.names) * (len(self.names) - 1) * len(self.relations)
+    def __len__(self):
+        return len(self.names) * (len(self.names) - 1) * len(self.relations)
 
     def __getitem__(self, i):
-        if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
         pair, relation = divmod(range(len(self))[i], len(self.relations))
         a, b = divmod(pair, len(self.names) - 1)
-        return f'{article(self.names[a])} {self.relations[relation]} {article(self.names[b + (b >= a)])}'   # b skips a
+        # b skips a
+        return f'{article(self.names[a])} {self.relations[relation]} {article(self.names[b + (b >= a)])}'
 
 # %% ../../nbs/prompts/01_task.ipynb #abfbcea8
-ANIMALS = tuple('''cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat
-snake turtle frog chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo'''.split())             # [arXiv 2305.13301]
+ANIMALS = tuple(
+    '''cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat
+snake turtle frog chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo'''.split()
+)  # [arXiv 2305.13301]
 ACTIVITIES = ('riding a bike', 'playing chess', 'washing dishes')
 COLOURS = ('red', 'green', 'blue', 'yellow', 'orange', 'purple', 'pink', 'black')
-FRUITS = ('apple', 'banana', 'carrot', 'strawberry', 'lemon', 'pear', 'tomato', 'cucumber', 'eggplant', 'pumpkin')
+FRUITS = (
+    'apple',
+    'banana',
+    'carrot',
+    'strawberry',
+    'lemon',
+    'pear',
+    'tomato',
+    'cucumber',
+    'eggplant',
+    'pumpkin',
+)
 _NUMBERS = 'one two three four five six seven eight nine'.split()
 
-def _third(i, split): return {'train': [i % 3], 'held_out': [(i + 1) % 3, (i + 2) % 3], 'all': [0, 1, 2]}[split]
 
-def animal_activities(split:str='all') -> list: # of 45 ('train'), 90 ('held_out') or 135 prompts
+def _third(i, split):
+    return {'train': [i % 3], 'held_out': [(i + 1) % 3, (i + 2) % 3], 'all': [0, 1, 2]}[split]
+
+
+def animal_activities(split: str = 'all') -> list:  # of 45 ('train'), 90 ('held_out') or 135 prompts
     "'a cat riding a bike'. [DDPO; the split of B²-DiffuRL: in training each animal has one activity]"
     part_of_split('animal_activities', split, dict(train=0, held_out=0, all=0))
-    return [f'{article(animal)} {ACTIVITIES[k]}' for i, animal in enumerate(ANIMALS) for k in _third(i, split)]
+    return [
+        f'{article(animal)} {ACTIVITIES[k]}' for i, animal in enumerate(ANIMALS) for k in _third(i, split)
+    ]
 
-def coloured_fruits(split:str='all') -> list: # of 40 ('train'), 40 ('held_out') or 80 prompts
+
+def coloured_fruits(split: str = 'all') -> list:  # of 40 ('train'), 40 ('held_out') or 80 prompts
     "'red banana'; every colour and every fruit is in both halves, in other company. [B²-DiffuRL]"
     parities = part_of_split('coloured_fruits', split, dict(train=(0,), held_out=(1,), all=(0, 1)))
-    return [f'{colour} {fruit}' for i, colour in enumerate(COLOURS) for j, fruit in enumerate(FRUITS) if (i + j) % 2 in parities]
+    return [
+        f'{colour} {fruit}'
+        for i, colour in enumerate(COLOURS)
+        for j, fruit in enumerate(FRUITS)
+        if (i + j) % 2 in parities
+    ]
+
 
 def animal_counts(
-    low:int=2,
-    high:int=9,   # at most 9
-) -> list:        # of prompts
+    low: int = 2,
+    high: int = 9,  # at most 9
+) -> list:  # of prompts
     "'seven cats'. [DDPO]"
-    if not 1 <= low <= high <= 9: raise ValueError(f'animal_counts: low is {low!r} and high {high!r}; 1 <= low <= high <= 9 is right')
-    return [f"{_NUMBERS[n - 1]} {animal if n == 1 else plural(animal)}" for n in range(low, high + 1) for animal in ANIMALS]
+    if not 1 <= low <= high <= 9:
+        raise ValueError(f'animal_counts: low is {low!r} and high {high!r}; 1 <= low <= high <= 9 is right')
+    return [
+        f"{_NUMBERS[n - 1]} {animal if n == 1 else plural(animal)}"
+        for n in range(low, high + 1)
+        for animal in ANIMALS
+    ]
 
 # %% ../../nbs/prompts/01_task.ipynb #f163f8d9
-MOST_BYTES = 2**26   # of a file that is read at once: a million prompts
+MOST_BYTES = 2**26  # of a file that is read at once: a million prompts
+
 
 def load_prompts(
-    path:Path,               # of a kind that `streams.prompt_files` reads: text, CSV, TSV, JSON, JSON lines or Parquet
-    check:Callable=None,     # raises `ValueError` for a prompt that will not do, such as `emoji.world.parse`
-    column:str='prompt',     # where a row has several
-) -> list:                   # of prompts
+    path: Path,  # of a kind that `streams.prompt_files` reads: text, CSV, TSV, JSON, JSON lines or Parquet
+    check: Callable = None,  # raises `ValueError` for a prompt that will not do, such as `emoji.world.parse`
+    column: str = 'prompt',  # where a row has several
+) -> list:  # of prompts
     "All prompts of a file, by the same reader as `streams.PromptStream`, with errors that name the line."
-    from drl_toolkit.prompts.streams import prompt_files                     # here, since it imports this module
+    from drl_toolkit.prompts.streams import prompt_files  # here, since it imports this module
+
     here = f'prompts file {str(path)!r}'
-    if Path(path).is_file() and Path(path).stat().st_size > MOST_BYTES: raise ValueError(f'{here} is larger than {MOST_BYTES} bytes; a stream (`streams.PromptStream`, or drl train --prompts) reads files of any size')
+    if Path(path).is_file() and Path(path).stat().st_size > MOST_BYTES:
+        raise ValueError(
+            f'{here} is larger than {MOST_BYTES} bytes; a stream (`streams.PromptStream`, or drl train '
+            '--prompts) reads files of any size'
+        )
     source = prompt_files(path, column=column)
     rows = [prompt for block in source.read(range(source.blocks)) for prompt in block]
-    if not any(rows): raise ValueError(f'{here}: no prompt in it; one or more is right')
+    if not any(rows):
+        raise ValueError(f'{here}: no prompt in it; one or more is right')
     for i, prompt in enumerate(rows, 1) if check else ():
-        try: prompt and check(prompt)
-        except ValueError as e: raise ValueError(f"{here}, {'line' if Path(path).suffix.lower() == '.txt' else 'row'} {i}: {e}") from None
+        try:
+            prompt and check(prompt)
+        except ValueError as e:
+            raise ValueError(
+                f"{here}, {'line' if Path(path).suffix.lower() == '.txt' else 'row'} {i}: {e}"
+            ) from None
     return [prompt for prompt in rows if prompt]
 
 # %% ../../nbs/prompts/01_task.ipynb #5d35bb7d
 class Stream(ABC):
     "Prompts one after the other, at a position that can be kept."
-    @abstractmethod
-    def __next__(self) -> str: "The next prompt."
-    @abstractmethod
-    def state_dict(self) -> dict: "The position, small and ready for JSON."
-    @abstractmethod
-    def load_state_dict(self, state:dict): "Go to a position that `state_dict` gave."
-    def __iter__(self): return self
 
-    def take(self, count:int) -> list: # of `count` prompts
+    @abstractmethod
+    def __next__(self) -> str:
+        "The next prompt."
+
+    @abstractmethod
+    def state_dict(self) -> dict:
+        "The position, small and ready for JSON."
+
+    @abstractmethod
+    def load_state_dict(self, state: dict):
+        "Go to a position that `state_dict` gave."
+
+    def __iter__(self):
+        return self
+
+    def take(self, count: int) -> list:  # of `count` prompts
         "The next prompts; an error if the stream ends before."
         taken = [prompt for _, prompt in zip(range(count), self)]
-        if len(taken) < count: raise ValueError(f'{self}: it ended after {len(taken)} of {count} prompts; passes=0 begins again without end')
+        if len(taken) < count:
+            raise ValueError(
+                f'{self}: it ended after {len(taken)} of {count} prompts; passes=0 begins again without end'
+            )
         return taken
 
 # %% ../../nbs/prompts/01_task.ipynb #ec6f5179
 @dataclass
 class Task:
     "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
+
     name: str
-    prompts: list|Stream          # of strings, when it is a list
-    reward: Reward                # or a plain function; or a list of them, whose advantages are added
-    group_size: int = 1           # samples that share one prompt
-    samples: int = 64             # per epoch; rounded up to whole groups
-    weight: float = 1.            # of this task's advantages; for several rewards, one for each
-    advantage: Callable = None    # one of `advantages`; the trainer's default (whole batch) when None
-    window: tuple = None          # (start, stop) of the denoising that is trained, as shares: (0, .6) is its first six tenths; all of it when None
+    prompts: list | Stream  # of strings, when it is a list
+    reward: Reward  # or a plain function; or a list of them, whose advantages are added
+    group_size: int = 1  # samples that share one prompt
+    samples: int = 64  # per epoch; rounded up to whole groups
+    weight: float = 1.0  # of this task's advantages; for several rewards, one for each
+    advantage: Callable = None  # one of `advantages`; the trainer's default (whole batch) when None
+    # (start, stop) of the denoising that is trained, as shares: (0, .6) is its first six tenths; all of it
+    # when None
+    window: tuple = None
 
     def __post_init__(self):
         here = f'task {self.name!r}'
-        if not isinstance(self.name, str) or not self.name.strip(): raise ValueError(f'task: name is {self.name!r}; a word is right')
-        if not isinstance(self.prompts, Stream): self.prompts = self._check_prompts(here)
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f'task: name is {self.name!r}; a word is right')
+        if not isinstance(self.prompts, Stream):
+            self.prompts = self._check_prompts(here)
         self._check_rewards(here)
-        for field in ('group_size', 'samples'): self._check_whole(here, field)
+        for field in ('group_size', 'samples'):
+            self._check_whole(here, field)
         if self.advantage is not None and not callable(self.advantage):
-            raise TypeError(f'{here}: advantage is {self.advantage!r}; a function such as advantages.batch is right')
-        if self.window is not None: self._check_window(here)
+            raise TypeError(
+                f'{here}: advantage is {self.advantage!r}; a function such as advantages.batch is right'
+            )
+        if self.window is not None:
+            self._check_window(here)
         grouped = next((r for r in self.rewards if r.level == 'group'), None)
         if grouped and self.group_size < 2:
-            raise ValueError(f'{here}: group_size is 1, but reward {grouped.name!r} judges a group of one prompt; 16 is the paper\'s')
+            raise ValueError(
+                f'{here}: group_size is 1, but reward {grouped.name!r} judges a group of one prompt; 16 is '
+                'the paper\'s'
+            )
         self._round_up(here)
 
-    def examples(self, count:int) -> list: # of at most `count` different prompts
+    def examples(self, count: int) -> list:  # of at most `count` different prompts
         "Some of its prompts, spread over a list, or the next of a stream, which stays where it is."
         if not isinstance(self.prompts, Stream):
             distinct = list(dict.fromkeys(self.prompts))
-            return distinct[::max(1, len(distinct) // count)][:count]
+            return distinct[:: max(1, len(distinct) // count)][:count]
         here = self.prompts.state_dict()
-        try: return list(dict.fromkeys(self.prompts.take(count)))
-        finally: self.prompts.load_state_dict(here)
+        try:
+            return list(dict.fromkeys(self.prompts.take(count)))
+        finally:
+            self.prompts.load_state_dict(here)
 
     def _check_prompts(self, here):
         if isinstance(self.prompts, str) or not all(isinstance(p, str) and p.strip() for p in self.prompts):
-            raise TypeError(f'{here}: prompts are not a list of non-empty strings; that or a stream would be right')
-        if not len(self.prompts): raise ValueError(f'{here}: prompts is empty; a list of strings is right')
+            raise TypeError(
+                f'{here}: prompts are not a list of non-empty strings; that or a stream would be right'
+            )
+        if not len(self.prompts):
+            raise ValueError(f'{here}: prompts is empty; a list of strings is right')
         return list(self.prompts)
 
     def _check_rewards(self, here):
@@ -178,17 +261,28 @@ class Task:
         several = isinstance(self.reward, (list, tuple))
         given = list(self.reward) if several else [self.reward]
         for r in given:
-            if not callable(r): raise TypeError(f'{here}: reward is {r!r}; a function made by @reward is right')
+            if not callable(r):
+                raise TypeError(f'{here}: reward is {r!r}; a function made by @reward is right')
         self.rewards = [r if isinstance(r, Reward) else Reward(r) for r in given]
-        if not given or len({r.name for r in self.rewards}) < len(given): raise ValueError(f'{here}: rewards are {[r.name for r in self.rewards]}; one or more of different names are right')
+        if not given or len({r.name for r in self.rewards}) < len(given):
+            raise ValueError(
+                f'{here}: rewards are {[r.name for r in self.rewards]}; one or more of different names are '
+                'right'
+            )
         self.reward = self.rewards if several else self.rewards[0]
-        self.weights = list(self.weight) if isinstance(self.weight, (list, tuple)) else [self.weight] * len(given)
-        if len(self.weights) != len(given): raise ValueError(f'{here}: weight has {len(self.weights)} numbers for {len(given)} rewards; one each is right')
+        self.weights = (
+            list(self.weight) if isinstance(self.weight, (list, tuple)) else [self.weight] * len(given)
+        )
+        if len(self.weights) != len(given):
+            raise ValueError(
+                f'{here}: weight has {len(self.weights)} numbers for {len(given)} rewards; one each is right'
+            )
         for w in self.weights:
-            if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'): raise ValueError(f'{here}: weight is {w!r}; a number above 0 is right')
+            if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'):
+                raise ValueError(f'{here}: weight is {w!r}; a number above 0 is right')
 
     @property
-    def reward_names(self) -> list: # of strings
+    def reward_names(self) -> list:  # of strings
         "The task's name, or one for each of several rewards."
         return [self.name] if len(self.rewards) == 1 else [f'{self.name}/{r.name}' for r in self.rewards]
 
@@ -198,13 +292,23 @@ class Task:
             raise ValueError(f'{here}: {field} is {value!r}; a whole number of 1 or more is right')
 
     def _check_window(self, here):
-        numbers = isinstance(self.window, (tuple, list)) and len(self.window) == 2 and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in self.window)
+        numbers = (
+            isinstance(self.window, (tuple, list))
+            and len(self.window) == 2
+            and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in self.window)
+        )
         if not numbers or not 0 <= self.window[0] < self.window[1] <= 1:
-            raise ValueError(f'{here}: window is {self.window!r}; (start, stop) with 0 <= start < stop <= 1 is right')
+            raise ValueError(
+                f'{here}: window is {self.window!r}; (start, stop) with 0 <= start < stop <= 1 is right'
+            )
 
     def _round_up(self, here):
         asked, self.samples = self.samples, -(-self.samples // self.group_size) * self.group_size
-        if self.samples > asked: warnings.warn(f'{here}: {asked} samples do not fill groups of {self.group_size}; {self.samples} are drawn', stacklevel=4)
+        if self.samples > asked:
+            warnings.warn(
+                f'{here}: {asked} samples do not fill groups of {self.group_size}; {self.samples} are drawn',
+                stacklevel=4,
+            )
 
     @property
     def pool(self) -> str:
@@ -213,16 +317,29 @@ class Task:
 
     def describe(self) -> str:
         "What an epoch of this task is, in one sentence."
-        groups = f'{self.samples // self.group_size} groups of {self.group_size}' if self.group_size > 1 else 'each with its own prompt'
+        groups = (
+            f'{self.samples // self.group_size} groups of {self.group_size}'
+            if self.group_size > 1
+            else 'each with its own prompt'
+        )
         judges = ' and '.join(repr(r.name) for r in self.rewards)
-        return f'{self.name}: {self.samples} samples an epoch, {groups}, from {self.pool}, rewarded by {judges}.'
+        return (
+            f'{self.name}: {self.samples} samples an epoch, {groups}, from {self.pool}, rewarded by {judges}.'
+        )
 
-    def draw(self,
-        seed:int,      # of the run
-        epoch:int,
-    ) -> tuple:        # prompts, a list of `samples` strings; groups (samples,) long
-        "This epoch's prompts. Those of a list depend on task, seed and epoch alone, and each comes up as often, give or take one; a stream gives its next."
+    def draw(
+        self,
+        seed: int,  # of the run
+        epoch: int,
+    ) -> tuple:  # prompts, a list of `samples` strings; groups (samples,) long
+        """This epoch's prompts.
+
+        Those of a list depend on task, seed and epoch alone, and each comes up as often, give or take one; a
+        stream gives its next."""
         rng, count = random.Random(f'{self.name}/{seed}/{epoch}'), self.samples // self.group_size
         chosen = self.prompts.take(count) if isinstance(self.prompts, Stream) else []
-        while len(chosen) < count: chosen += rng.sample(self.prompts, min(count - len(chosen), len(self.prompts)))
-        return [p for p in chosen for _ in range(self.group_size)], torch.arange(count).repeat_interleave(self.group_size)
+        while len(chosen) < count:
+            chosen += rng.sample(self.prompts, min(count - len(chosen), len(self.prompts)))
+        return [p for p in chosen for _ in range(self.group_size)], torch.arange(count).repeat_interleave(
+            self.group_size
+        )

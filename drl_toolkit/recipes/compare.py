@@ -30,101 +30,159 @@ from ..runs.folder import RunError
 from ..utils.atomic import write_json
 
 # %% ../../nbs/recipes/03_compare.ipynb #5f9ecf2a
-def run_folder(out:Path, method:str, seed:int) -> Path:
+def run_folder(out: Path, method: str, seed: int) -> Path:
     "Where a method's run with a seed is."
     return Path(out) / f'{method}-{seed}'
 
+
 def is_whole(
-    folder:Path,
-    epochs:int=None,       # that are wanted; as many as it was made for by default
+    folder: Path,
+    epochs: int = None,  # that are wanted; as many as it was made for by default
 ) -> bool:
     "Whether a run has come to its end."
-    if not is_run(folder) or not (Path(folder) / 'weights').is_dir(): return False
+    if not is_run(folder) or not (Path(folder) / 'weights').is_dir():
+        return False
     run = Run.open(folder)
     return len(epochs_of(run)) >= (run.config['epochs'] if epochs is None else epochs)
 
-def epochs_of(run:Run) -> list: # of rows of `metrics`
+
+def epochs_of(run: Run) -> list:  # of rows of `metrics`
     "What each epoch cost as a whole."
     return [row for row in run.metrics() if row['task'] is None]
 
+
 def train_all(
-    recipe:str,
-    methods:list,          # of names in `recipes.METHODS`
-    seeds:int,             # 0 … seeds - 1 are run
-    out:Path,
-    options:list=(),       # further words for `drl train`
-    jobs:int=1,            # processes at once, each with one thread if there are several
-) -> list:                 # of (method, seed, last line of what it said) that failed
+    recipe: str,
+    methods: list,  # of names in `recipes.METHODS`
+    seeds: int,  # 0 … seeds - 1 are run
+    out: Path,
+    options: list = (),  # further words for `drl train`
+    jobs: int = 1,  # processes at once, each with one thread if there are several
+) -> list:  # of (method, seed, last line of what it said) that failed
     "Train what is not there yet. `RunError` where a run is there that was made with other options."
-    every = {(method, seed): asked_of(recipe, method, seed, options) for seed in range(seeds) for method in methods}
-    for job, asked in every.items(): check_made_with(run_folder(out, *job), recipe, *asked)
+    every = {
+        (method, seed): asked_of(recipe, method, seed, options) for seed in range(seeds) for method in methods
+    }
+    for job, asked in every.items():
+        check_made_with(run_folder(out, *job), recipe, *asked)
     wanted = [job for job, (config, _) in every.items() if not is_whole(run_folder(out, *job), config.epochs)]
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(wanted), unit='run', disable=not wanted) as bar:
+
         def one(job):
             result = _train(recipe, *job, run_folder(out, *job), options, jobs)
             bar.update()
             return result
-        try: results = list(pool.map(one, wanted))
-        except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise       # none begins after a Ctrl-C, and those that run were told as well
+
+        try:
+            results = list(pool.map(one, wanted))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise  # none begins after a Ctrl-C, and those that run were told as well
     return [(*job, told) for job, (status, told) in zip(wanted, results) if status]
 
-def _words(recipe, method, seed, options): return ['train', recipe, '--method', method, '--seed', str(seed), '--frames', '0', *options]
+
+def _words(recipe, method, seed, options):
+    return ['train', recipe, '--method', method, '--seed', str(seed), '--frames', '0', *options]
+
 
 def asked_of(
-    recipe:str,
-    method:str,
-    seed:int,
-    options:list=(),   # further words for `drl train`
-) -> tuple:            # `RunConfig`, model or None
+    recipe: str,
+    method: str,
+    seed: int,
+    options: list = (),  # further words for `drl train`
+) -> tuple:  # `RunConfig`, model or None
     "What `drl train` makes of these options."
-    from drl_toolkit.cli.main import parse                            # here, since it imports this module
-    args, config = parse(_words(recipe, method, seed, options)), load_recipe(recipe)[1]
-    return combined(config, method, {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)})[0], args.model
+    from drl_toolkit.cli.main import parse  # here, since it imports this module
 
-FREE = set(FREE_ON_RESUME) - {'epochs', 'minutes', 'watch', 'watch_every', 'patience', 'on_nonfinite'}   # fields that change neither what is learnt nor when it ends
+    args, config = parse(_words(recipe, method, seed, options)), load_recipe(recipe)[1]
+    return combined(
+        config, method, {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
+    )[0], args.model
+
+
+FREE = set(FREE_ON_RESUME) - {
+    'epochs',
+    'minutes',
+    'watch',
+    'watch_every',
+    'patience',
+    'on_nonfinite',
+}  # fields that change neither what is learnt nor when it ends
+
 
 def check_made_with(
-    folder:Path,
-    recipe:str,
-    config:RunConfig,
-    model:str=None,
+    folder: Path,
+    recipe: str,
+    config: RunConfig,
+    model: str = None,
 ):
-    "Refuse a run that is there and was made with something else; one line says what. More epochs are gone on to."
-    if not is_run(folder): return
+    """Refuse a run that is there and was made with something else; one line says what.
+
+    More epochs are gone on to."""
+    if not is_run(folder):
+        return
     run = Run.open(folder)
     here = lambda name: str(Path(name).resolve()) if name and Path(name).exists() else name or 'demo'
     pairs = {'recipe': (run.about['recipe'], recipe), 'model': (here(run.about['model']), here(model))}
-    pairs |= {f.name: (run.config.get(f.name, f.default), getattr(config, f.name)) for f in fields(config) if f.name not in FREE}
+    pairs |= {
+        f.name: (run.config.get(f.name, f.default), getattr(config, f.name))
+        for f in fields(config)
+        if f.name not in FREE
+    }
     pairs['epochs'] = max(pairs['epochs'][0], len(epochs_of(run))), config.epochs
     for name, (then, now) in pairs.items():
-        if then == now or name == 'epochs' and then < now and config.lr_end == 1: continue
-        raise RunError(f'{name} must be as in the run that is in {str(folder)!r}, {then!r:.60}; got {now!r:.60}: take another --out for other options')
+        if then == now or name == 'epochs' and then < now and config.lr_end == 1:
+            continue
+        raise RunError(
+            f'{name} must be as in the run that is in {str(folder)!r}, {then!r:.60}; got {now!r:.60}: take '
+            'another --out for other options'
+        )
+
 
 def _train(recipe, method, seed, folder, options, jobs):
     "One run; its exit status and its last words."
     threads = dict(OMP_NUM_THREADS='1') if jobs > 1 else {}
-    command = [sys.executable, '-m', 'drl_toolkit.cli.main', *_words(recipe, method, seed, options), '--out', str(folder), '--resume']
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | {'TQDM_DISABLE': '1', PARENT: str(os.getpid())})
+    command = [
+        sys.executable,
+        '-m',
+        'drl_toolkit.cli.main',
+        *_words(recipe, method, seed, options),
+        '--out',
+        str(folder),
+        '--resume',
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | threads | {'TQDM_DISABLE': '1', PARENT: str(os.getpid())},
+    )
     return done.returncode, (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
 
 # %% ../../nbs/recipes/03_compare.ipynb #54c43ba2
 def read_runs(
-    out:Path,          # folder of the runs
-    methods:list,
-    seeds:int,
-) -> pd.DataFrame:     # columns method, seed, epoch, reward, images, evaluations, cpu_seconds, seconds
+    out: Path,  # folder of the runs
+    methods: list,
+    seeds: int,
+) -> pd.DataFrame:  # columns method, seed, epoch, reward, images, evaluations, cpu_seconds, seconds
     "The curves of all runs that are there."
     rows = []
     for method in methods:
         for seed in range(seeds):
             folder = run_folder(out, method, seed)
-            if is_run(folder): rows += _curve(Run.open(folder), method, seed)
+            if is_run(folder):
+                rows += _curve(Run.open(folder), method, seed)
     return pd.DataFrame(rows)
+
 
 def _curve(run, method, seed):
     "One run: the mean reward of its first task, and what was spent before each epoch."
     tasks, _ = load_recipe(run.about['recipe'])
-    spent, rows, images = dict(images=0, nfe=0, cpu_seconds=0., seconds=0.), [], sum(t.samples for t in tasks)
+    spent, rows, images = (
+        dict(images=0, nfe=0, cpu_seconds=0.0, seconds=0.0),
+        [],
+        sum(t.samples for t in tasks),
+    )
     for row, cost in zip([row for row in run.metrics() if row['task'] == tasks[0].name], epochs_of(run)):
         rows.append(dict(method=method, seed=seed, epoch=row['epoch'], reward=row['reward']) | spent)
         spent = {k: v + (images if k == 'images' else cost[k]) for k, v in spent.items()}
@@ -133,43 +191,58 @@ def _curve(run, method, seed):
 # %% ../../nbs/recipes/03_compare.ipynb #eebfcc45
 @torch.no_grad()
 def judge(
-    policy:Policy,
-    reward,               # a `Reward`
-    prompts:list,         # distinct ones
-    each:int=8,           # pictures of each prompt
-    seed:int=9,           # of the noise; training uses other ones
-) -> dict:                # reward, distance, vendi: means over the prompts
+    policy: Policy,
+    reward,  # a `Reward`
+    prompts: list,  # distinct ones
+    each: int = 8,  # pictures of each prompt
+    seed: int = 9,  # of the noise; training uses other ones
+) -> dict:  # reward, distance, vendi: means over the prompts
     "Reward and diversity of fresh samples."
     wanted = [p for p in prompts for _ in range(each)]
     images = rollout(policy, wanted, seed=seed).images
     groups = image_features(images).split(each)
-    return dict(reward=reward(images, wanted, groups=torch.arange(len(wanted)) // each).mean().item(), distance=float(sum(map(pairwise_distance, groups)) / len(groups)),
-                vendi=float(sum(map(vendi_score, groups)) / len(groups)))
+    return dict(
+        reward=reward(images, wanted, groups=torch.arange(len(wanted)) // each).mean().item(),
+        distance=float(sum(map(pairwise_distance, groups)) / len(groups)),
+        vendi=float(sum(map(vendi_score, groups)) / len(groups)),
+    )
 
-def judge_run(folder:Path, task) -> dict:
+
+def judge_run(folder: Path, task) -> dict:
     "Of a finished run, with its own sampler; remembered beside it, together with which weights were judged."
     run = Run.open(folder)
     note, weights = run.inside('judged.json'), _fingerprint(run)
     known = read_json(note, inside=run.folder) if note.is_file() else {}
     if not known or known.pop('weights', None) != weights:
-        known = judge(Policy.from_pretrained(checked_weights(run), base=run.about['model'] or 'demo'), task.reward, list(dict.fromkeys(task.prompts))[:16])
+        known = judge(
+            Policy.from_pretrained(checked_weights(run), base=run.about['model'] or 'demo'),
+            task.reward,
+            list(dict.fromkeys(task.prompts))[:16],
+        )
         write_json(note, known | dict(weights=weights))
     return known
+
 
 def _fingerprint(run):
     "Of a run's weights, from their manifest; None where an older version wrote them without."
     stated = check_manifest(run.inside('weights'))
     return stated and hashlib.sha256(json.dumps(stated['files'], sort_keys=True).encode()).hexdigest()
 
+
 def verdicts(
-    out:Path,
-    methods:list,
-    seeds:int,
-    task,                 # the recipe's first `Task`
-    base:dict=None,       # `judge` of the base model
-) -> pd.DataFrame:        # a row for each method: mean and spread over the seeds
+    out: Path,
+    methods: list,
+    seeds: int,
+    task,  # the recipe's first `Task`
+    base: dict = None,  # `judge` of the base model
+) -> pd.DataFrame:  # a row for each method: mean and spread over the seeds
     "Final reward and diversity, best first."
-    rows = [dict(method=m, **judge_run(run_folder(out, m, s), task)) for m in methods for s in range(seeds) if is_whole(run_folder(out, m, s))]
+    rows = [
+        dict(method=m, **judge_run(run_folder(out, m, s), task))
+        for m in methods
+        for s in range(seeds)
+        if is_whole(run_folder(out, m, s))
+    ]
     found = pd.DataFrame(rows).groupby('method').agg(['mean', 'std'])
     found.columns = [name if how == 'mean' else f'± {name}' for name, how in found.columns]
     found.insert(0, 'seeds', pd.DataFrame(rows).groupby('method').size())
@@ -178,26 +251,41 @@ def verdicts(
 
 # %% ../../nbs/recipes/03_compare.ipynb #baea8f84
 def compare_methods(
-    recipe:str,
-    methods:list,          # of names in `recipes.METHODS`
-    out:Path,
-    seeds:int=3,
-    jobs:int=1,
-    options:list=(),       # further words for `drl train`, such as ['--epochs', '20']
-) -> dict:                 # recipe, options, curves and verdicts, as `compare.json` has them
+    recipe: str,
+    methods: list,  # of names in `recipes.METHODS`
+    out: Path,
+    seeds: int = 3,
+    jobs: int = 1,
+    options: list = (),  # further words for `drl train`, such as ['--epochs', '20']
+) -> dict:  # recipe, options, curves and verdicts, as `compare.json` has them
     "Train, read, judge; write compare.json."
     tasks, config = load_recipe(recipe)
-    for method in methods: method_fields(method)                               # an unknown one is told before hours are spent
-    for method, seed, told in train_all(recipe, methods, seeds, out, options, jobs): print(f'{method}, seed {seed} failed: {told}')
+    for method in methods:
+        method_fields(method)  # an unknown one is told before hours are spent
+    for method, seed, told in train_all(recipe, methods, seeds, out, options, jobs):
+        print(f'{method}, seed {seed} failed: {told}')
     curves = read_runs(out, methods, seeds)
-    if curves.empty: raise ValueError(f'no run of {recipe!r} came to anything; see what `drl train {recipe} --method {methods[0]}` says')
-    base = judge(Policy.from_pretrained('demo', num_steps=config.num_steps), tasks[0].reward, list(dict.fromkeys(tasks[0].prompts))[:16])
+    if curves.empty:
+        raise ValueError(
+            f'no run of {recipe!r} came to anything; see what `drl train {recipe} --method {methods[0]}` says'
+        )
+    base = judge(
+        Policy.from_pretrained('demo', num_steps=config.num_steps),
+        tasks[0].reward,
+        list(dict.fromkeys(tasks[0].prompts))[:16],
+    )
     table = verdicts(out, methods, seeds, tasks[0], base)
-    found = dict(recipe=recipe, options=list(options), curves=curves.to_dict('list'), verdicts=table.reset_index(names='method').to_dict('records'))
+    found = dict(
+        recipe=recipe,
+        options=list(options),
+        curves=curves.to_dict('list'),
+        verdicts=table.reset_index(names='method').to_dict('records'),
+    )
     write_json(Path(out) / 'compare.json', found)
     return found
 
-def read_comparison(path:Path) -> tuple: # curves, verdicts: two tables
+
+def read_comparison(path: Path) -> tuple:  # curves, verdicts: two tables
     "What `compare_methods` wrote."
     found = read_json(path, 2**26)
     return pd.DataFrame(found['curves']), pd.DataFrame(found['verdicts']).set_index('method')

@@ -17,33 +17,97 @@ from ..utils.settings import setting, validate
 OBJECTIVE_NAMES = ('policy', 'draft', 'draft_lv', 'alignprop', 'refl')
 STRATEGY_NAMES = ('in_turn', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
 DATA_NAMES = ('objects', 'scenes', 'base')
-HELD_OUT = ('watch/', '-watch/', 'drift/', '-drift/')   # how metrics of held-out rewards begin
+HELD_OUT = ('watch/', '-watch/', 'drift/', '-drift/')  # how metrics of held-out rewards begin
+
 
 @dataclass
 class RunConfig(TrainConfig, PolicyConfig):
-    "A training run as the command line knows it: how the policy is sampled, how it is trained, and what happens beside."
-    objective: str = setting('policy', "'policy' (the policy gradient), or back-propagation through the reward: 'draft', 'draft_lv', 'alignprop' or 'refl'", choices=OBJECTIVE_NAMES)
-    back_steps: int = setting(1, "denoising steps that the reward's gradient goes through: 'draft'; at most: 'alignprop'", '[1, inf)')
-    progressive: float = setting(0., 'B²-DiffuRL: share of the last denoising steps that is trained at first; 0 trains all from the start', '[0, 1]')
+    """A training run as the command line knows it: how the policy is sampled, how it is trained, and what
+    happens beside."""
+
+    objective: str = setting(
+        'policy',
+        "'policy' (the policy gradient), or back-propagation through the reward: 'draft', 'draft_lv', "
+        "'alignprop' or 'refl'",
+        choices=OBJECTIVE_NAMES,
+    )
+    back_steps: int = setting(
+        1,
+        "denoising steps that the reward's gradient goes through: 'draft'; at most: 'alignprop'",
+        '[1, inf)',
+    )
+    progressive: float = setting(
+        0.0,
+        'B²-DiffuRL: share of the last denoising steps that is trained at first; 0 trains all from the start',
+        '[0, 1]',
+    )
     grow: bool = setting(True, 'B²-DiffuRL: the trained share grows to all until the end of the run')
-    branching: bool = setting(False, 'B²-DiffuRL: the samples of a group share the part of their path that is not trained')
-    tree: str = setting('', "BranchGRPO: the denoising steps before which all paths of a group part, such as '0 2'; a group of 4 or 9 parts twice")
-    frames: float = setting(.03, 'share of the training time that keeping images and paths to look at may take; 0 keeps none', '[0, inf)')
-    trackers: str = setting('', 'who else gets numbers and sheets, separated by commas: tensorboard, wandb, trackio')
+    branching: bool = setting(
+        False, 'B²-DiffuRL: the samples of a group share the part of their path that is not trained'
+    )
+    tree: str = setting(
+        '',
+        "BranchGRPO: the denoising steps before which all paths of a group part, such as '0 2'; a group of "
+        "4 or 9 parts twice",
+    )
+    frames: float = setting(
+        0.03,
+        'share of the training time that keeping images and paths to look at may take; 0 keeps none',
+        '[0, inf)',
+    )
+    trackers: str = setting(
+        '', 'who else gets numbers and sheets, separated by commas: tensorboard, wandb, trackio'
+    )
     strategy: str = setting('in_turn', 'how several tasks share an epoch', choices=STRATEGY_NAMES)
-    keep: str = setting('', "'constrained': names of the tasks that are kept where the base was, separated by commas")
-    reward: str = setting('', "without a recipe: rewards that are trained, such as 'clip_score=2 my_file.py:my_reward', each with a weight of its advantages")
-    group_size: int = setting(0, "images of one prompt in an epoch; 0 is the recipe's own, or 4 without a recipe", '[0, inf)')
+    keep: str = setting(
+        '', "'constrained': names of the tasks that are kept where the base was, separated by commas"
+    )
+    reward: str = setting(
+        '',
+        "without a recipe: rewards that are trained, such as 'clip_score=2 my_file.py:my_reward', each with "
+        "a weight of its advantages",
+    )
+    group_size: int = setting(
+        0, "images of one prompt in an epoch; 0 is the recipe's own, or 4 without a recipe", '[0, inf)'
+    )
     samples: int = setting(0, "images in an epoch; 0 is the recipe's own, or 64 without a recipe", '[0, inf)')
-    prompts: str = setting('', "file of prompts in place of the recipe's own, of any size: .txt, .csv, .tsv, .json, .jsonl or .parquet; of 200 and more, two in a hundred are held out")
+    prompts: str = setting(
+        '',
+        "file of prompts in place of the recipe's own, of any size: .txt, .csv, .tsv, .json, .jsonl or "
+        ".parquet; of 200 and more, two in a hundred are held out",
+    )
     prompt_column: str = setting('prompt', 'column of the prompts file, where it has several')
-    overlap: bool = setting(False, 'score images in a thread while the next are sampled: for rewards that wait for another machine')
-    watch: str = setting('', "held-out rewards, which are measured and not trained, such as 'clip_score preference' or 'my_file.py:my_reward'")
+    overlap: bool = setting(
+        False,
+        'score images in a thread while the next are sampled: for rewards that wait for another machine',
+    )
+    watch: str = setting(
+        '',
+        "held-out rewards, which are measured and not trained, such as 'clip_score preference' or "
+        "'my_file.py:my_reward'",
+    )
     watch_every: int = setting(2, 'epochs between two measurements of the held-out rewards', '[1, inf)')
-    patience: int = setting(0, 'stop after so many measurements without a new best of the held-out rewards, and keep the best weights; 0 never', '[0, inf)')
-    keep_best: str = setting('', "a number of the metrics, such as 'reward' or 'watch/watched' ('-parity': the least): the checkpoint with its best is kept, and written to best/; the best by the training rewards is kept anyway")
-    device: str = setting('', "where the networks compute, such as 'cpu' or 'cuda:1'; a GPU where PyTorch sees one, when empty")
-    data: str = setting('objects', "images for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias), 'base' (drawn by the base model)", choices=DATA_NAMES)
+    patience: int = setting(
+        0,
+        'stop after so many measurements without a new best of the held-out rewards, and keep the best '
+        'weights; 0 never',
+        '[0, inf)',
+    )
+    keep_best: str = setting(
+        '',
+        "a number of the metrics, such as 'reward' or 'watch/watched' ('-parity': the least): the "
+        "checkpoint with its best is kept, and written to best/; the best by the training rewards is kept "
+        "anyway",
+    )
+    device: str = setting(
+        '', "where the networks compute, such as 'cpu' or 'cuda:1'; a GPU where PyTorch sees one, when empty"
+    )
+    data: str = setting(
+        'objects',
+        "images for the data loss: 'objects' (no people, no pairs), 'scenes' (all, with their bias), 'base' "
+        "(drawn by the base model)",
+        choices=DATA_NAMES,
+    )
 
     def __post_init__(self):
         validate(self)
@@ -54,51 +118,98 @@ class RunConfig(TrainConfig, PolicyConfig):
     def check_watch(self):
         "Held-out rewards, and what needs them."
         if self.shard and self.patience:
-            raise ValueError(f'patience must be 0 with shard, because it keeps the best weights whole (keep_best keeps a checkpoint); got {self.patience}')
-        if self.watch: return
+            raise ValueError(
+                'patience must be 0 with shard, because it keeps the best weights whole (keep_best keeps a '
+                f'checkpoint); got {self.patience}'
+            )
+        if self.watch:
+            return
         example = "name held-out rewards, such as watch='clip_score'"
-        if self.keep_best.startswith(HELD_OUT): raise ValueError(f'keep_best is {self.keep_best!r}, but watch is empty: {example}')
-        if self.patience: raise ValueError(f'patience is {self.patience}, but watch is empty: {example}')
+        if self.keep_best.startswith(HELD_OUT):
+            raise ValueError(f'keep_best is {self.keep_best!r}, but watch is empty: {example}')
+        if self.patience:
+            raise ValueError(f'patience is {self.patience}, but watch is empty: {example}')
 
     def check_sampler(self):
         "Ways of sampling that go together."
         ways = [name for name in ('progressive', 'branching', 'tree') if getattr(self, name)]
         if self.overlap and ways:
-            raise ValueError(f'overlap must be false with {ways[0]}, whose images are finished together; got True')
-        if self.tree and len(ways) > 1: raise ValueError(f'tree must be empty with {ways[0]}; got {self.tree!r}')
+            raise ValueError(
+                f'overlap must be false with {ways[0]}, whose images are finished together; got True'
+            )
+        if self.tree and len(ways) > 1:
+            raise ValueError(f'tree must be empty with {ways[0]}; got {self.tree!r}')
         if self.tree and self.likelihood != 'path':
-            raise ValueError(f"likelihood must be 'path' with tree {self.tree!r}, which has an advantage for each step; got {self.likelihood!r}")
+            raise ValueError(
+                f"likelihood must be 'path' with tree {self.tree!r}, which has an advantage for each step; "
+                f"got {self.likelihood!r}"
+            )
         if ways and self.objective != 'policy':
-            raise ValueError(f"objective must be 'policy' with {ways[0]} {getattr(self, ways[0])!r}; got {self.objective!r}, which goes back through the last steps anyway")
+            raise ValueError(
+                f"objective must be 'policy' with {ways[0]} {getattr(self, ways[0])!r}; got "
+                f"{self.objective!r}, which goes back through the last steps anyway"
+            )
         parse_splits(self.tree)
 
-def parse_splits(tree:str) -> tuple[int, ...]: # empty for none
+
+def parse_splits(tree: str) -> tuple[int, ...]:  # empty for none
     "The denoising steps of a tree as they are written in a configuration."
     words = tree.replace(',', ' ').split()
-    if not all(word.isdigit() for word in words): raise ValueError(f"tree must be ascending steps such as '0 2'; got {tree!r}")
+    if not all(word.isdigit() for word in words):
+        raise ValueError(f"tree must be ascending steps such as '0 2'; got {tree!r}")
     splits = tuple(map(int, words))
-    if list(splits) != sorted(set(splits)): raise ValueError(f"tree must be ascending steps such as '0 2'; got {tree!r}")
+    if list(splits) != sorted(set(splits)):
+        raise ValueError(f"tree must be ascending steps such as '0 2'; got {tree!r}")
     return splits
 
 # %% ../../nbs/recipes/00_config.ipynb #00142e42
-FREE_ON_RESUME = ('epochs', 'minutes', 'shard', 'device', 'micro_batch', 'checkpointing', 'offload', 'frames', 'trackers',
-                  'watch', 'watch_every', 'patience', 'keep_best', 'on_nonfinite')   # a resumed run may have others
+FREE_ON_RESUME = (
+    'epochs',
+    'minutes',
+    'shard',
+    'device',
+    'micro_batch',
+    'checkpointing',
+    'offload',
+    'frames',
+    'trackers',
+    'watch',
+    'watch_every',
+    'patience',
+    'keep_best',
+    'on_nonfinite',
+)  # a resumed run may have others
+
 
 def read_config(
-    saved:dict # field -> value, as `Run.config` has it
+    saved: dict,  # field -> value, as `Run.config` has it
 ) -> RunConfig:
     "A configuration from a file; `ValueError` where it has a field that there is none."
     unknown = set(saved) - {f.name for f in fields(RunConfig)}
-    if unknown: raise ValueError(f'{min(unknown)!r:.80} is no field of the configuration; another version of drl_toolkit, or a hand, wrote it')
+    if unknown:
+        raise ValueError(
+            f'{min(unknown)!r:.80} is no field of the configuration; another version of drl_toolkit, or a '
+            'hand, wrote it'
+        )
     return RunConfig(**saved)
 
 # %% ../../nbs/recipes/00_config.ipynb #d9222db7
-MATCHING = dict(likelihood='matching', train='full', lr=2e-4, warmup=2, train_steps=4, kl_weight=.4, lr_end=.1, ema_decay=.97)
+MATCHING = dict(
+    likelihood='matching',
+    train='full',
+    lr=2e-4,
+    warmup=2,
+    train_steps=4,
+    kl_weight=0.4,
+    lr_end=0.1,
+    ema_decay=0.97,
+)
 _TOY = dict(epochs=30, train='full', lr=2e-4)
 _COMPARED = dict(epochs=10, train='full', num_minibatches=4, warmup=1)
 
 RECIPE_CONFIGS = dict(
-    joint=MATCHING | dict(epochs=30, minutes=11.5, lr=1e-4),           # at twice this rate runs differ more from each other
+    joint=MATCHING
+    | dict(epochs=30, minutes=11.5, lr=1e-4),  # at twice this rate runs differ more from each other
     fairness=MATCHING | dict(epochs=16),
     fairness_rare=MATCHING | dict(epochs=16),
     fairness_shared=MATCHING | dict(epochs=16),
@@ -111,11 +222,14 @@ RECIPE_CONFIGS = dict(
     presence=_COMPARED,
 )
 
+
 def recipe_names() -> list[str]:
     "The recipes that `load_recipe` knows."
     return list(RECIPE_CONFIGS)
 
-def recipe_config(name:str) -> RunConfig:
+
+def recipe_config(name: str) -> RunConfig:
     "A fresh configuration of a recipe."
-    if name not in RECIPE_CONFIGS: raise ValueError(f"recipe must be one of {', '.join(RECIPE_CONFIGS)}; got {name!r}")
+    if name not in RECIPE_CONFIGS:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPE_CONFIGS)}; got {name!r}")
     return RunConfig(**RECIPE_CONFIGS[name])

@@ -27,136 +27,201 @@ from ..rewards.reward import Reward, jpeg_incompressibility
 from ..prompts.streams import PromptStream
 
 # %% ../../nbs/recipes/02_custom.ipynb #d1bab0d7
-SHIPPED = {r.name: (lambda r=r: r) for r in (*(j.reward for j in EMOJI_EVAL_REWARDS), fairness, rare_fairness, jpeg_incompressibility, crispness)}
+SHIPPED = {
+    r.name: (lambda r=r: r)
+    for r in (
+        *(j.reward for j in EMOJI_EVAL_REWARDS),
+        fairness,
+        rare_fairness,
+        jpeg_incompressibility,
+        crispness,
+    )
+}
 SHIPPED |= dict(aesthetic=aesthetic_reward, hps=hps_reward, image_reward=image_reward, pick_score=pick_score)
 
+
 def named_reward(
-    name:str   # of `SHIPPED`, or 'module:name', 'file.py:name'
+    name: str,  # of `SHIPPED`, or 'module:name', 'file.py:name'
 ) -> Reward:
     "A reward by its name. `ValueError` where there is none."
-    if name in SHIPPED: return SHIPPED[name]()
-    if ':' in name: return load_reward(name)
-    raise ValueError(f"reward {name!r} does not exist; one of {', '.join(SHIPPED)}, or a file.py:name, is right")
+    if name in SHIPPED:
+        return SHIPPED[name]()
+    if ':' in name:
+        return load_reward(name)
+    raise ValueError(
+        f"reward {name!r} does not exist; one of {', '.join(SHIPPED)}, or a file.py:name, is right"
+    )
+
 
 def split_names(
-    text:str   # names separated by commas or blanks; one that has such in it stands in quotes
-) -> list:     # of strings
+    text: str,  # names separated by commas or blanks; one that has such in it stands in quotes
+) -> list:  # of strings
     "Names as they are written in a configuration."
     words = shlex.shlex(text, posix=True, punctuation_chars='')
     words.whitespace, words.whitespace_split, words.commenters, words.escape = ' ,\t\n', True, '', ''
-    try: return list(words)
-    except ValueError as e: raise ValueError(f'{text!r:.80} is no list of names ({e}); names separated by commas or blanks are right') from None
+    try:
+        return list(words)
+    except ValueError as e:
+        raise ValueError(
+            f'{text!r:.80} is no list of names ({e}); names separated by commas or blanks are right'
+        ) from None
 
-def join_names(
-    names:list
-) -> str:
+
+def join_names(names: list) -> str:
     "The inverse of `split_names`."
     return ' '.join(f'"{n}"' if set(n) & set(' ,\t\n\'') else n for n in names)
 
+
 def named_rewards(
-    names:str  # as `split_names` takes them
-) -> list:     # of `Reward`
+    names: str,  # as `split_names` takes them
+) -> list:  # of `Reward`
     "Rewards by their names."
     return [named_reward(name) for name in split_names(names)]
 
 # %% ../../nbs/recipes/02_custom.ipynb #53833cd2
 def split_weights(
-    text:str   # as `RunConfig.reward` has it
-) -> dict:     # name -> weight
+    text: str,  # as `RunConfig.reward` has it
+) -> dict:  # name -> weight
     "The trained rewards of a configuration and their weights."
     found = {}
     for word in split_names(text):
         name, _, weight = word.partition('=')
-        if name in found: raise ValueError(f'reward must name each reward once; got {name!r} twice')
-        try: found[name] = float(weight or 1)
-        except ValueError: raise ValueError(f'the weight of reward {name!r} must be a number above 0; got {weight!r}') from None
-        if not 0 < found[name] < float('inf'): raise ValueError(f'the weight of reward {name!r} must be a number above 0; got {weight}')
+        if name in found:
+            raise ValueError(f'reward must name each reward once; got {name!r} twice')
+        try:
+            found[name] = float(weight or 1)
+        except ValueError:
+            raise ValueError(
+                f'the weight of reward {name!r} must be a number above 0; got {weight!r}'
+            ) from None
+        if not 0 < found[name] < float('inf'):
+            raise ValueError(f'the weight of reward {name!r} must be a number above 0; got {weight}')
     return found
 
-def join_weights(
-    weights:dict
-) -> str:
+
+def join_weights(weights: dict) -> str:
     "The inverse of `split_weights`."
     return join_names([name if weight == 1 else f'{name}={weight:g}' for name, weight in weights.items()])
 
 # %% ../../nbs/recipes/02_custom.ipynb #2f1111c1
 def watch_of(
-    config:RunConfig,
-    trainer,         # a `Trainer`, before training
-) -> list:           # of one `Watch`, or empty
+    config: RunConfig,
+    trainer,  # a `Trainer`, before training
+) -> list:  # of one `Watch`, or empty
     "The held-out rewards that a configuration names, on eight prompts of each task, four images of each."
-    if not config.watch: return []
+    if not config.watch:
+        return []
     trained = [r for t in trainer.tasks for r in t.rewards if r.level == 'sample']
     prompts = [p for t in trainer.tasks for p in t.examples(8) for _ in range(4)]
-    return [Watch(trainer.policy, trained, named_rewards(config.watch), prompts, config.watch_every, config.patience)]
+    return [
+        Watch(
+            trainer.policy, trained, named_rewards(config.watch), prompts, config.watch_every, config.patience
+        )
+    ]
 
 # %% ../../nbs/recipes/02_custom.ipynb #a2f2199f
-GROUP_SIZE, SAMPLES = 4, 64   # of a task without a recipe
+GROUP_SIZE, SAMPLES = 4, 64  # of a task without a recipe
+
 
 def make_tasks(
-    recipe:str,        # its name; None for the rewards and prompts of the configuration
-    config:RunConfig,
-) -> list:             # of `Task`
-    "The tasks of a run. Imports the files that `config.reward` names: see `check_said` where the configuration is from a file."
+    recipe: str,  # its name; None for the rewards and prompts of the configuration
+    config: RunConfig,
+) -> list:  # of `Task`
+    """The tasks of a run.
+
+    Imports the files that `config.reward` names: see `check_said` where the configuration is from a file."""
     sizes = {k: getattr(config, k) for k in ('group_size', 'samples') if getattr(config, k)}
-    if recipe is None: return [_own_task(config, **dict(group_size=GROUP_SIZE, samples=SAMPLES) | sizes)]
-    if config.reward: raise ValueError(f'reward is {config.reward!r} with recipe {recipe!r}, which has its own; leave one of them out')
+    if recipe is None:
+        return [_own_task(config, **dict(group_size=GROUP_SIZE, samples=SAMPLES) | sizes)]
+    if config.reward:
+        raise ValueError(
+            f'reward is {config.reward!r} with recipe {recipe!r}, which has its own; leave one of them out'
+        )
     tasks = load_recipe(recipe)[0]
-    if sizes and len(tasks) > 1: raise ValueError(f'{next(iter(sizes))} is {next(iter(sizes.values()))}, but recipe {recipe!r} has {len(tasks)} tasks; a recipe of one task is right')
+    if sizes and len(tasks) > 1:
+        raise ValueError(
+            f'{next(iter(sizes))} is {next(iter(sizes.values()))}, but recipe {recipe!r} has {len(tasks)} '
+            'tasks; a recipe of one task is right'
+        )
     return [replace(t, **sizes) for t in tasks]
 
+
 def _own_task(config, **sizes):
-    if not config.reward: raise ValueError('reward must be given where there is no recipe, such as --reward clip_score or --reward my_file.py:my_reward')
-    if not config.prompts: raise ValueError('prompts must be given where there is no recipe, such as --prompts prompts.txt')
+    if not config.reward:
+        raise ValueError(
+            'reward must be given where there is no recipe, such as --reward clip_score or --reward '
+            'my_file.py:my_reward'
+        )
+    if not config.prompts:
+        raise ValueError('prompts must be given where there is no recipe, such as --prompts prompts.txt')
     weights = split_weights(config.reward)
     rewards = [named_reward(name) for name in weights]
     name = rewards[0].name if len(rewards) == 1 else 'rewards'
     weight = list(weights.values())
-    return Task(name, PromptStream(config.prompts, config.prompt_column), rewards if len(rewards) > 1 else rewards[0], weight=weight if len(rewards) > 1 else weight[0], **sizes)
+    return Task(
+        name,
+        PromptStream(config.prompts, config.prompt_column),
+        rewards if len(rewards) > 1 else rewards[0],
+        weight=weight if len(rewards) > 1 else weight[0],
+        **sizes,
+    )
 
 # %% ../../nbs/recipes/02_custom.ipynb #616846af
-MOST_COPIED = 2**26   # bytes of a prompts file that a run keeps a copy of
+MOST_COPIED = 2**26  # bytes of a prompts file that a run keeps a copy of
+
 
 def keep_prompts(
-    folder:Path,       # of the run
-    prompts:str,       # the file that the configuration names; '' for none
+    folder: Path,  # of the run
+    prompts: str,  # the file that the configuration names; '' for none
 ):
     "Copy the prompts into the run."
-    if not prompts or (file := Path(prompts)).stat().st_size > MOST_COPIED: return
+    if not prompts or (file := Path(prompts)).stat().st_size > MOST_COPIED:
+        return
     shutil.copyfile(file, prompts_copy(folder, prompts))
 
+
 def prompts_copy(
-    folder:Path,       # of the run
-    prompts:str,       # the file as the configuration names it
-) -> Path:             # of the copy, which may not be there
+    folder: Path,  # of the run
+    prompts: str,  # the file as the configuration names it
+) -> Path:  # of the copy, which may not be there
     "Where a run keeps its prompts."
     return path_inside(folder, f'prompts{Path(prompts).suffix.lower()}')
 
+
 def kept_prompts(
-    folder:Path,       # of the run
-    config:RunConfig,
-) -> RunConfig:        # the configuration with the file that is there
+    folder: Path,  # of the run
+    config: RunConfig,
+) -> RunConfig:  # the configuration with the file that is there
     "A configuration that reads the run's own copy of the prompts."
-    if not config.prompts: return config
+    if not config.prompts:
+        return config
     copy = prompts_copy(folder, config.prompts)
     return replace(config, prompts=str(copy)) if copy.is_file() else config
 
+
 def last_part(
-    name:str           # of a reward
+    name: str,  # of a reward
 ) -> str:
     "'my.py:red' of 'folder/my.py:red'."
     place, _, function = name.rpartition(':')
     return f'{Path(place).name}:{function}'
 
+
 def check_said(
-    names:list,        # of rewards, out of a file
-    said:list,         # of rewards, from the command line
-    what:str,          # whose names these are, for the error
-    option:str,        # that says a name
-) -> dict:             # name -> the name that may be imported
-    "Refuse to import what only a file names. Names that ship are free; of a path, the command line's own is taken."
+    names: list,  # of rewards, out of a file
+    said: list,  # of rewards, from the command line
+    what: str,  # whose names these are, for the error
+    option: str,  # that says a name
+) -> dict:  # name -> the name that may be imported
+    """Refuse to import what only a file names.
+
+    Names that ship are free; of a path, the command line's own is taken."""
     known = {last_part(name): name for name in said}
     for name in names:
-        if name in SHIPPED or last_part(name) in known: continue
-        raise ValueError(f'{what} names the reward {name!r}, which is code: it is not run because a file says so; say it yourself, by {option} {name}')
+        if name in SHIPPED or last_part(name) in known:
+            continue
+        raise ValueError(
+            f'{what} names the reward {name!r}, which is code: it is not run because a file says so; say it '
+            f'yourself, by {option} {name}'
+        )
     return {name: name if name in SHIPPED else known[last_part(name)] for name in names}

@@ -12,69 +12,106 @@ from typing import NamedTuple
 from .config import RunConfig
 
 # %% ../../nbs/recipes/00_methods.ipynb #774532a8
-_PLAIN = dict(objective='policy', likelihood='path', surrogate='ppo', advantage='batch', progressive=0., branching=False, grow=True, tree='')
+_PLAIN = dict(
+    objective='policy',
+    likelihood='path',
+    surrogate='ppo',
+    advantage='batch',
+    progressive=0.0,
+    branching=False,
+    grow=True,
+    tree='',
+)
 _MATCHING = _PLAIN | dict(likelihood='matching')
 
 METHODS = dict(
-    ppo=_PLAIN,                                                                             # Large-scale RL [P Eq 7 and 10]
-    ppo_prompt=_PLAIN | dict(advantage='per_prompt'),                                          # DDPO_IS
-    ddpo_sf=_PLAIN | dict(advantage='per_prompt', surrogate='reinforce', num_minibatches=1),           # DDPO_SF: one update an epoch
+    ppo=_PLAIN,  # Large-scale RL [P Eq 7 and 10]
+    ppo_prompt=_PLAIN | dict(advantage='per_prompt'),  # DDPO_IS
+    ddpo_sf=_PLAIN
+    | dict(advantage='per_prompt', surrogate='reinforce', num_minibatches=1),  # DDPO_SF: one update an epoch
     grpo=_PLAIN | dict(advantage='group'),
     rloo=_PLAIN | dict(advantage='leave_one_out'),
     grpo_guard=_PLAIN | dict(advantage='group', surrogate='guard'),
-    dpok=_PLAIN | dict(kl_weight=.01, kl_target=5.),                                        # a KL penalty that holds 5 nats per step
-    backward=_PLAIN | dict(progressive=.7),                                                 # the first half of B²: backward progressive training
-    branches=_PLAIN | dict(progressive=.7, grow=False, branching=True, advantage='contrastive'),   # the second half: branch-based sampling
-    b2=_PLAIN | dict(progressive=.7, branching=True, advantage='contrastive'),                 # B²-DiffuRL
-    branch_grpo=_PLAIN | dict(tree='0 2', advantage='group'),                                  # BranchGRPO: trees, an advantage for each depth
-    awm=_MATCHING | dict(advantage='group'),                                                   # Advantage Weighted Matching, with a clip
+    dpok=_PLAIN | dict(kl_weight=0.01, kl_target=5.0),  # a KL penalty that holds 5 nats per step
+    backward=_PLAIN | dict(progressive=0.7),  # the first half of B²: backward progressive training
+    branches=_PLAIN
+    | dict(
+        progressive=0.7, grow=False, branching=True, advantage='contrastive'
+    ),  # the second half: branch-based sampling
+    b2=_PLAIN | dict(progressive=0.7, branching=True, advantage='contrastive'),  # B²-DiffuRL
+    branch_grpo=_PLAIN
+    | dict(tree='0 2', advantage='group'),  # BranchGRPO: trees, an advantage for each depth
+    awm=_MATCHING | dict(advantage='group'),  # Advantage Weighted Matching, with a clip
     rwr=_MATCHING | dict(surrogate='reinforce', advantage='reward_weighted'),
     rwr_sparse=_MATCHING | dict(surrogate='reinforce', advantage='top_share'),
     raft=_MATCHING | dict(surrogate='reinforce', advantage='best_of'),
     nft=_MATCHING | dict(surrogate='nft', advantage='group'),
-    refl=_PLAIN | dict(objective='refl'),                                                   # without the data loss, as its code; which has relu(2 − r)·1e-3 for −r, and no guidance
-    refl_data=_PLAIN | dict(objective='refl', data_weight=.1, data_mode='joined'),         # as its paper: with it
+    refl=_PLAIN
+    | dict(
+        objective='refl'
+    ),  # without the data loss, as its code; which has relu(2 − r)·1e-3 for −r, and no guidance
+    refl_data=_PLAIN | dict(objective='refl', data_weight=0.1, data_mode='joined'),  # as its paper: with it
     draft=_PLAIN | dict(objective='draft', back_steps=1),
     draft_lv=_PLAIN | dict(objective='draft_lv'),
     alignprop=_PLAIN | dict(objective='alignprop', back_steps=5),
 )
 
-def method_fields(name:str) -> dict[str, object]: # field -> value
+
+def method_fields(name: str) -> dict[str, object]:  # field -> value
     "The fields of `RunConfig` that make a method."
-    if name not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
     return METHODS[name]
 
-# Fields whose number has another unit when one of these changes. The KL of the path is in nats, a sum over all D
-# dimensions beside a surrogate that is a mean over them; that of matching is a mean; with back-propagation it stands beside a reward.
-UNITS = dict(kl_weight=('objective', 'likelihood'), kl_target=('objective', 'likelihood'),
-             clip_range=('objective', 'likelihood', 'surrogate'), clip_high=('objective', 'likelihood', 'surrogate'))
+
+# Fields whose number has another unit when one of these changes. The KL of the path is in nats, a sum over
+# all D
+# dimensions beside a surrogate that is a mean over them; that of matching is a mean; with back-propagation it
+# stands beside a reward.
+UNITS = dict(
+    kl_weight=('objective', 'likelihood'),
+    kl_target=('objective', 'likelihood'),
+    clip_range=('objective', 'likelihood', 'surrogate'),
+    clip_high=('objective', 'likelihood', 'surrogate'),
+)
+
 
 class Combined(NamedTuple):
     "A recipe by a method."
+
     config: RunConfig
-    left: dict[str, float]   # fields of the recipe that were left behind -> their default
+    left: dict[str, float]  # fields of the recipe that were left behind -> their default
+
 
 def combined(
-    config:RunConfig,     # a recipe's
-    method:str='',        # of `METHODS`
-    given:dict=None,      # field -> value, which count most
+    config: RunConfig,  # a recipe's
+    method: str = '',  # of `METHODS`
+    given: dict = None,  # field -> value, which count most
 ) -> Combined:
     "A recipe by a method: the recipe's weights stay behind where they would mean something else."
     given = (method_fields(method) if method else {}) | (given or {})
     kinds = ('objective', 'likelihood', 'surrogate')
     changed = {name for name in kinds if given.get(name, getattr(config, name)) != getattr(config, name)}
     default = {f.name: f.default for f in fields(config)}
-    left = {name: default[name] for name, units in UNITS.items()
-            if changed & set(units) and name not in given and getattr(config, name) != default[name]}
+    left = {
+        name: default[name]
+        for name, units in UNITS.items()
+        if changed & set(units) and name not in given and getattr(config, name) != default[name]
+    }
     return Combined(replace(config, **left | given), left)
 
+
 def left_behind(
-    config:RunConfig, # the recipe's
-    left:dict,        # of `combined`
-) -> str:             # empty where nothing was
+    config: RunConfig,  # the recipe's
+    left: dict,  # of `combined`
+) -> str:  # empty where nothing was
     "In words, what was not taken from the recipe."
-    if not left: return ''
+    if not left:
+        return ''
     words = ' and '.join(f'{name}={getattr(config, name):g}' for name in left)
     option = next(iter(left)).replace('_', '-')
-    return (f"{words} of the recipe {'is' if len(left) == 1 else 'are'} left out: chosen for its own likelihood and objective, "
-            f"in other units; give --{option} to set one")
+    return (
+        f"{words} of the recipe {'is' if len(left) == 1 else 'are'} left out: chosen for its own likelihood "
+        "and objective, "
+        f"in other units; give --{option} to set one"
+    )

@@ -19,18 +19,23 @@ from ..ui.panel import World
 # %% ../../nbs/recipes/04_panel.ipynb #3e100862
 @lru_cache(maxsize=64)
 def cards_of(
-    recipe:str               # its name, as a run has it
-) -> dict[str, Card]:        # of each task's first reward, by the task's name
+    recipe: str,  # its name, as a run has it
+) -> dict[str, Card]:  # of each task's first reward, by the task's name
     "The cards of a recipe's rewards; none where the recipe is not one of ours."
-    try: return {t.name: t.rewards[0].card for t in load_recipe(recipe)[0]}
-    except ValueError: return {}
+    try:
+        return {t.name: t.rewards[0].card for t in load_recipe(recipe)[0]}
+    except ValueError:
+        return {}
+
 
 def check_prompt(
-    policy:Policy,   # that draws it
-    prompt:str
+    policy: Policy,  # that draws it
+    prompt: str,
 ):
     "`ValueError` for a prompt that a model of the emoji world does not know."
-    if speaks_emoji(policy): parse(prompt)
+    if speaks_emoji(policy):
+        parse(prompt)
+
 
 def panel_world() -> World:
     "What the panel must be told of the recipes and models of this package."

@@ -45,17 +45,20 @@ from .config import RunConfig, parse_splits, recipe_config
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #455d6fdb
-def object_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0, 1], captions
-    "Scenes of single objects and counts as in pretraining; no people and no pairs, so that neither bias nor lesson is in them."
+def object_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) in [0, 1], captions
+    """Scenes of single objects and counts as in pretraining; no people and no pairs, so that neither bias nor
+    lesson is in them."""
     rng = random.Random(seed)
     scenes = [world.pretraining_scene(rng, kind=rng.choice(('object', 'count'))) for _ in range(count)]
     return to_tensor([world.draw(s) for s in scenes]), [s.caption for s in scenes]
 
-def all_scenes(count:int, seed:int) -> tuple: # images (count, 3, 64, 64) in [0, 1], captions
+
+def all_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) in [0, 1], captions
     "Scenes as in pretraining: biased and with their faults."
     rng = random.Random(seed)
     scenes = [world.pretraining_scene(rng) for _ in range(count)]
     return to_tensor([world.draw(s) for s in scenes]), [s.caption for s in scenes]
+
 
 DATA = dict(objects=object_scenes, scenes=all_scenes)
 
@@ -64,67 +67,140 @@ def _with_grounds(prompts, *args):
     "The plain prompts twice and each once per background: a quarter of them plain."
     return 2 * prompts(*args) + prompts(*args, backgrounds=True)
 
+
 def _as_often(kinds):
     "One list in which every kind of prompt comes up as often."
     most = max(map(len, kinds))
     return [prompt for prompts in kinds for prompt in islice(cycle(prompts), most)]
 
+
 def fairness_task(
-    samples:int=192,
-    credit:str='own',   # 'own' or 'rare': each picture has its own; 'shared': the paper's, one for all sixteen
+    samples: int = 192,
+    # 'own' or 'rare': each picture has its own; 'shared': the paper's, one for all sixteen
+    credit: str = 'own',
 ) -> Task:
     "Skin-tone parity over the training occupations, in groups of 16. [P Eq 12]"
-    reward, advantage = dict(own=(fairness, partial(advantages.centred, scale=.01)), rare=(rare_fairness, partial(advantages.centred, scale=.08)),
-                             shared=(shared_fairness, advantages.batch))[credit]
-    return Task('fairness', P.portraits('train'), reward, group_size=16, samples=samples, advantage=advantage, window=(0, .9))
+    reward, advantage = dict(
+        own=(fairness, partial(advantages.centred, scale=0.01)),
+        rare=(rare_fairness, partial(advantages.centred, scale=0.08)),
+        shared=(shared_fairness, advantages.batch),
+    )[credit]
+    return Task(
+        'fairness',
+        P.portraits('train'),
+        reward,
+        group_size=16,
+        samples=samples,
+        advantage=advantage,
+        window=(0, 0.9),
+    )
 
-def composition_task(samples:int=64) -> Task:
+
+def composition_task(samples: int = 64) -> Task:
     "Both objects of the training pairs. [P Eq 13]"
-    return Task('composition', _with_grounds(P.pairs, 'train'), composition, group_size=4, samples=samples, weight=.5,
-                advantage=advantages.leave_one_out, window=(0, .6))
+    return Task(
+        'composition',
+        _with_grounds(P.pairs, 'train'),
+        composition,
+        group_size=4,
+        samples=samples,
+        weight=0.5,
+        advantage=advantages.leave_one_out,
+        window=(0, 0.6),
+    )
 
-def preference_task(samples:int=64, portraits:bool=True) -> Task:
+
+def preference_task(samples: int = 64, portraits: bool = True) -> Task:
     "The synthetic preference on prompts of every kind, each kind as often; or of all but people."
-    kinds = [_with_grounds(P.objects), _with_grounds(P.pairs, 'train')] + ([_with_grounds(P.portraits, 'train')] if portraits else [])
-    return Task('preference', _as_often(kinds), preference, group_size=4, samples=samples, weight=.8, advantage=advantages.leave_one_out, window=(0, .6))
+    kinds = [_with_grounds(P.objects), _with_grounds(P.pairs, 'train')] + (
+        [_with_grounds(P.portraits, 'train')] if portraits else []
+    )
+    return Task(
+        'preference',
+        _as_often(kinds),
+        preference,
+        group_size=4,
+        samples=samples,
+        weight=0.8,
+        advantage=advantages.leave_one_out,
+        window=(0, 0.6),
+    )
 
-def compressibility_task(samples:int=64) -> Task:
+
+def compressibility_task(samples: int = 64) -> Task:
     "Small JPEG files of single objects: the classic toy of DDPO. [D §5]"
     return Task('compressibility', P.objects(), jpeg_compressibility, samples=samples)
 
-def crispness_task(samples:int=64) -> Task:
+
+def crispness_task(samples: int = 64) -> Task:
     "A reward that was made to be hacked (notebook `rewards/12_lab`): training it is an exercise in noticing."
     return Task('crispness', P.objects(), crispness, samples=samples)
 
-def few_pairs(count:int=16) -> list: # of prompts
+
+def few_pairs(count: int = 16) -> list:  # of prompts
     "Some training pairs, chosen once: few enough that a short run meets each of them often."
     return random.Random(0).sample(P.pairs('train'), count)
 
-def clip_task(samples:int=64) -> Task:
+
+def clip_task(samples: int = 64) -> Task:
     "The CLIP score of sixteen pairs: a reward with a gradient, for comparing methods."
     return Task('clip', few_pairs(), clip_score, group_size=4, samples=samples)
 
-def presence_task(samples:int=64) -> Task:
+
+def presence_task(samples: int = 64) -> Task:
     "Both objects of sixteen pairs, by the detector: the same for composition."
     return Task('presence', few_pairs(), composition, group_size=4, samples=samples)
+
 
 def joint_tasks() -> list:
     "The first paper's joint run: three rewards, never summed. [P §3.3]"
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
+
 def six_tasks() -> list:
-    "Three more beside the joint run's: counts, the CLIP score, small files. Nothing in the trainer knows how many there are."
-    counts = Task('counts', P.counts(), strict_composition, group_size=4, samples=16, advantage=advantages.leave_one_out)
+    """Three more beside the joint run's: counts, the CLIP score, small files.
+
+    Nothing in the trainer knows how many there are."""
+    counts = Task(
+        'counts', P.counts(), strict_composition, group_size=4, samples=16, advantage=advantages.leave_one_out
+    )
     clip = Task('clip', P.objects(), clip_score, group_size=4, samples=16, advantage=advantages.leave_one_out)
-    small = Task('small files', P.objects(), jpeg_compressibility, group_size=4, samples=16, advantage=advantages.leave_one_out, weight=.25)
-    return [fairness_task(64), composition_task(16), preference_task(16, portraits=False), counts, clip, small]
+    small = Task(
+        'small files',
+        P.objects(),
+        jpeg_compressibility,
+        group_size=4,
+        samples=16,
+        advantage=advantages.leave_one_out,
+        weight=0.25,
+    )
+    return [
+        fairness_task(64),
+        composition_task(16),
+        preference_task(16, portraits=False),
+        counts,
+        clip,
+        small,
+    ]
 
 # %% ../../nbs/recipes/01_recipes.ipynb #2671ca68
-OBJECTIVES = dict(policy=lambda config: None, draft=lambda config: DRaFT(config.back_steps), draft_lv=lambda config: DRaFTLV(),
-                  alignprop=lambda config: AlignProp(config.back_steps), refl=lambda config: ReFL())
-STRATEGIES = dict(in_turn=lambda config: Strategy(), together=lambda config: Together(), pcgrad=lambda config: PCGrad(),
-                  mgda=lambda config: MGDA(), balanced=lambda config: Balanced(),
-                  constrained=lambda config: Constrained(keep=tuple(name.strip() for name in config.keep.split(',') if name.strip())))
+OBJECTIVES = dict(
+    policy=lambda config: None,
+    draft=lambda config: DRaFT(config.back_steps),
+    draft_lv=lambda config: DRaFTLV(),
+    alignprop=lambda config: AlignProp(config.back_steps),
+    refl=lambda config: ReFL(),
+)
+STRATEGIES = dict(
+    in_turn=lambda config: Strategy(),
+    together=lambda config: Together(),
+    pcgrad=lambda config: PCGrad(),
+    mgda=lambda config: MGDA(),
+    balanced=lambda config: Balanced(),
+    constrained=lambda config: Constrained(
+        keep=tuple(name.strip() for name in config.keep.split(',') if name.strip())
+    ),
+)
 
 RECIPE_TASKS = dict(
     joint=joint_tasks,
@@ -140,66 +216,102 @@ RECIPE_TASKS = dict(
     presence=lambda: [presence_task()],
 )
 
+
 class Recipe(NamedTuple):
     "What `drl train NAME` starts."
+
     tasks: list[Task]
     config: RunConfig
 
-def load_recipe(name:str) -> Recipe:
+
+def load_recipe(name: str) -> Recipe:
     "The tasks and a fresh configuration of a recipe."
     config = recipe_config(name)
     return Recipe(RECIPE_TASKS[name](), config)
 
+
 def make_policy(
-    config:RunConfig,
-    model=None,       # a pipeline, a folder or a hub id; the shipped model when None
-    device=None,      # the configuration's when None; without one, a pipeline stays where it is, and others come to `best_device()`
+    config: RunConfig,
+    model=None,  # a pipeline, a folder or a hub id; the shipped model when None
+    # the configuration's when None; without one, a pipeline stays where it is, and others come to
+    # `best_device()`
+    device=None,
 ) -> Policy:
     "The policy that a configuration asks for."
     check_device(config.device)
-    if config.deterministic: prepare_deterministic()                  # before CUDA starts
+    if config.deterministic:
+        prepare_deterministic()  # before CUDA starts
     device = device or config.device or (None if isinstance(model, DiffusionPipeline) else best_device())
     options = dict(device=device) | {f.name: getattr(config, f.name) for f in fields(PolicyConfig)}
-    if config.lora_seed < 0: options['lora_seed'] = config.seed
-    return Policy(model, **options) if isinstance(model, DiffusionPipeline) else Policy.from_pretrained(model or 'demo', **options)
+    if config.lora_seed < 0:
+        options['lora_seed'] = config.seed
+    return (
+        Policy(model, **options)
+        if isinstance(model, DiffusionPipeline)
+        else Policy.from_pretrained(model or 'demo', **options)
+    )
+
 
 def with_prompts(
-    tasks:list,         # one `Task`
-    path:Path,          # of a file as `prompt_files` takes it
-    column:str='prompt',
+    tasks: list,  # one `Task`
+    path: Path,  # of a file as `prompt_files` takes it
+    column: str = 'prompt',
 ) -> list:
     "The task with the prompts of a file, streamed; a small part of them is never drawn."
-    if len(tasks) > 1: raise ValueError(f"prompts is {str(path)!r}, but this recipe has {len(tasks)} tasks; a recipe of one task is right")
+    if len(tasks) > 1:
+        raise ValueError(
+            f"prompts is {str(path)!r}, but this recipe has {len(tasks)} tasks; a recipe of one task is right"
+        )
     return [replace(tasks[0], prompts=split_stream(path, 'train', column))]
 
-FEWEST_SPLIT = 200   # rows of a file of which some are held out; of fewer, a share would be none or too many
+
+FEWEST_SPLIT = 200  # rows of a file of which some are held out; of fewer, a share would be none or too many
+
 
 def split_stream(
-    path:Path,          # of a file as `prompt_files` takes it
-    split:str,          # 'train' or 'held_out'
-    column:str='prompt',
+    path: Path,  # of a file as `prompt_files` takes it
+    split: str,  # 'train' or 'held_out'
+    column: str = 'prompt',
 ) -> PromptStream:
     "A part of a file's prompts, or all of a small file's."
     stream = PromptStream(path, column, split=split)
     return stream if stream.source.rows >= FEWEST_SPLIT else PromptStream(stream.source)
 
-def make_sampler(config:RunConfig) -> RolloutSampler:
+
+def make_sampler(config: RunConfig) -> RolloutSampler:
     "Where a configuration's trajectories come from."
-    if config.tree: return TreeSampler(parse_splits(config.tree))
-    if not config.progressive and not config.branching: return AsyncRewardSampler() if config.overlap else RolloutSampler()
-    return BranchSampler(first=config.progressive or 1., share_prefix=config.branching, grow=config.grow)
+    if config.tree:
+        return TreeSampler(parse_splits(config.tree))
+    if not config.progressive and not config.branching:
+        return AsyncRewardSampler() if config.overlap else RolloutSampler()
+    return BranchSampler(first=config.progressive or 1.0, share_prefix=config.branching, grow=config.grow)
+
 
 def make_trainer(
-    config:RunConfig,
-    tasks:list,         # of `Task`
-    model=None,         # a pipeline, a folder or a hub id; the shipped model when None
-    callbacks:list=None,# of `Callback`; a progress line by default
-    processes:Processes=None, # who takes part; those that a launcher started by default
+    config: RunConfig,
+    tasks: list,  # of `Task`
+    model=None,  # a pipeline, a folder or a hub id; the shipped model when None
+    callbacks: list = None,  # of `Callback`; a progress line by default
+    processes: Processes = None,  # who takes part; those that a launcher started by default
 ) -> Trainer:
     "The trainer that a configuration asks for."
     processes = processes or Processes.launched()
-    if config.prompts: tasks = with_prompts(tasks, config.prompts, config.prompt_column)
+    if config.prompts:
+        tasks = with_prompts(tasks, config.prompts, config.prompt_column)
     policy = make_policy(config, model, processes.device if processes.count > 1 else None)
-    data = BaseSamples(policy, [p for t in tasks if isinstance(t.prompts, list) for p in t.prompts[:64]]) if config.data == 'base' and config.data_weight else DATA.get(config.data)
-    return Trainer(policy, tasks, config, data=data, callbacks=callbacks, sampler=make_sampler(config),
-                   objective=OBJECTIVES[config.objective](config), strategy=STRATEGIES[config.strategy](config), processes=processes)
+    data = (
+        BaseSamples(policy, [p for t in tasks if isinstance(t.prompts, list) for p in t.prompts[:64]])
+        if config.data == 'base' and config.data_weight
+        else DATA.get(config.data)
+    )
+    return Trainer(
+        policy,
+        tasks,
+        config,
+        data=data,
+        callbacks=callbacks,
+        sampler=make_sampler(config),
+        objective=OBJECTIVES[config.objective](config),
+        strategy=STRATEGIES[config.strategy](config),
+        processes=processes,
+    )

@@ -12,173 +12,301 @@ from functools import cache
 
 import torch, torch.nn.functional as F
 
-from .reward import Card, Loaded, Reward, image_features, load_frozen, processed, text_features
+from drl_toolkit.rewards.reward import (
+    Card,
+    Loaded,
+    Reward,
+    image_features,
+    load_frozen,
+    processed,
+    text_features,
+)
 
 # %% ../../nbs/rewards/04_alignment.ipynb #8f6d147c
 @cache
 def load_dual_encoder(
-    model:str,        # folder or hub id
-    device:str='cpu'
+    model: str,  # folder or hub id
+    device: str = 'cpu',
 ) -> Loaded:
     "A transformers model with an image and a text encoder."
     return load_frozen('AutoModel', model, device=device)
 
+
 def siglip_reward(
-    model:str='google/siglip-so400m-patch14-384', # folder or hub id of a SigLIP or SigLIP 2
-    name:str='siglip',
+    model: str = 'google/siglip-so400m-patch14-384',  # folder or hub id of a SigLIP or SigLIP 2
+    name: str = 'siglip',
 ) -> Reward:
     "The log-odds by SigLIP that picture and prompt belong together."
+
     def score(images, prompts):
         net, processor = load_dual_encoder(str(model), str(images.device))
-        longest = net.config.text_config.max_position_embeddings               # it was trained on padded texts
-        out = net(**processed(processor, images, text=list(prompts), padding='max_length', max_length=longest, truncation=True))
-        return net.logit_scale.exp().squeeze() * (out.image_embeds * out.text_embeds).sum(1) + net.logit_bias.squeeze()
-    return Reward(score, name, card=Card('whether picture and prompt belong together', 'log-odds', 'about -20 … 5', str(model),
-                                         'as of CLIP: texture of the right things without their shape, and written words', 'Apache-2.0'))
+        longest = net.config.text_config.max_position_embeddings  # it was trained on padded texts
+        out = net(
+            **processed(
+                processor,
+                images,
+                text=list(prompts),
+                padding='max_length',
+                max_length=longest,
+                truncation=True,
+            )
+        )
+        return (
+            net.logit_scale.exp().squeeze() * (out.image_embeds * out.text_embeds).sum(1)
+            + net.logit_bias.squeeze()
+        )
+
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'whether picture and prompt belong together',
+            'log-odds',
+            'about -20 … 5',
+            str(model),
+            'as of CLIP: texture of the right things without their shape, and written words',
+            'Apache-2.0',
+        ),
+    )
 
 # %% ../../nbs/rewards/04_alignment.ipynb #7579680c
 @cache
 def load_text_encoder(
-    model:str,            # folder or hub id
-    tokenizer:str=None,   # folder or hub id; the model's own by default
-    device:str='cpu'
-) -> Loaded:              # its processor is the tokenizer
+    model: str,  # folder or hub id
+    tokenizer: str = None,  # folder or hub id; the model's own by default
+    device: str = 'cpu',
+) -> Loaded:  # its processor is the tokenizer
     "A language model to compare texts with."
     return load_frozen('AutoModel', model, 'AutoTokenizer', tokenizer, device)
 
+
 def token_embeddings(
-    texts:list,
-    encoder,             # of transformers
-    tokenizer,           # its own
-    layer:int            # of the hidden states; -1 is the last
-) -> tuple:              # (B, L, D) of length 1, (B, L) true for tokens that are neither padding nor special, and (B, L) true for all but padding
+    texts: list,
+    encoder,  # of transformers
+    tokenizer,  # its own
+    layer: int,  # of the hidden states; -1 is the last
+) -> tuple:
+    # (B, L, D) of length 1, (B, L) true for tokens that are neither padding nor special, and (B, L) true for
+    # all
+    # but padding
     "Contextual embeddings of the words of texts."
-    read = tokenizer(texts, padding=True, truncation=True, return_tensors='pt', return_special_tokens_mask=True)
+    read = tokenizer(
+        texts, padding=True, truncation=True, return_tensors='pt', return_special_tokens_mask=True
+    )
     words = read.pop('special_tokens_mask') == 0
     states = encoder(**read.to(encoder.device), output_hidden_states=True).hidden_states
-    if not -len(states) <= layer < len(states): raise ValueError(f'layer is {layer}; -1 to {len(states) - 1} is right for this model')
+    if not -len(states) <= layer < len(states):
+        raise ValueError(f'layer is {layer}; -1 to {len(states) - 1} is right for this model')
     there = read['attention_mask'].cpu() == 1
     return F.normalize(states[layer], dim=-1), (words & there).to(encoder.device), there.to(encoder.device)
 
+
 @torch.no_grad()
 def bertscore_recall(
-    candidates:list,     # of B texts
-    references:list,     # of B texts
-    encoder,             # of transformers
-    tokenizer,           # its own
-    layer:int=-1,        # of the hidden states
-) -> torch.Tensor:       # (B,)
-    "How much of each reference is said by its candidate. [1904.09675, Eq 1; without idf weights] As in bert_score, special tokens have no weight and may be matched."
-    (said, said_words, said_all), (asked, asked_words, _) = (token_embeddings(t, encoder, tokenizer, layer) for t in (candidates, references))
+    candidates: list,  # of B texts
+    references: list,  # of B texts
+    encoder,  # of transformers
+    tokenizer,  # its own
+    layer: int = -1,  # of the hidden states
+) -> torch.Tensor:  # (B,)
+    """How much of each reference is said by its candidate.
+
+    [1904.09675, Eq 1; without idf weights] As in bert_score, special tokens have no weight and may be
+    matched."""
+    (said, said_words, said_all), (asked, asked_words, _) = (
+        token_embeddings(t, encoder, tokenizer, layer) for t in (candidates, references)
+    )
     similar = (asked @ said.mT).masked_fill(~said_all[:, None], -1).amax(2)
-    similar = similar.where(said_words.any(1, keepdim=True), 0)               # nothing was said
+    similar = similar.where(said_words.any(1, keepdim=True), 0)  # nothing was said
     return (similar * asked_words).sum(1) / asked_words.sum(1).clamp(min=1)
 
 # %% ../../nbs/rewards/04_alignment.ipynb #0218762c
-DESCRIBE = 'Answer concisely: what is going on in this image?'   # as DDPO's release asks; it sends JPEGs of quality 80, and here the pixels themselves are read
+# as DDPO's release asks; it sends JPEGs of quality 80, and here the pixels themselves are read
+DESCRIBE = 'Answer concisely: what is going on in this image?'
+
 
 class Viewer:
     "A transformers model that sees pictures and writes or reads text: BLIP, LLaVA, SmolVLM, Qwen-VL …"
-    def __init__(self,
-        model:str,         # folder or hub id
-        device:str='cpu',
-        longest:int=40,    # of a reply, tokens
+
+    def __init__(
+        self,
+        model: str,  # folder or hub id
+        device: str = 'cpu',
+        longest: int = 40,  # of a reply, tokens
     ):
         self.model, self.processor = load_frozen('AutoModelForImageTextToText', model, device=device)
         self.processor.tokenizer.padding_side, self.longest, self.name = 'left', longest, str(model)
 
-    def inputs(self,
-        images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        questions:list        # of B strings
+    def inputs(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        questions: list,  # of B strings
     ) -> dict:
-        "What the model takes: the questions in its own chat format, where it has one, and the pictures with their graph."
+        """What the model takes: the questions in its own chat format, where it has one, and the pictures with
+        their graph."""
         if self.processor.chat_template:
             chat = lambda q: [dict(role='user', content=[dict(type='image'), dict(type='text', text=q)])]
-            questions = [self.processor.apply_chat_template(chat(q), add_generation_prompt=True, tokenize=False) for q in questions]
+            questions = [
+                self.processor.apply_chat_template(chat(q), add_generation_prompt=True, tokenize=False)
+                for q in questions
+            ]
         return processed(self.processor, images, text=list(questions), padding=True)
 
     @torch.no_grad()
-    def reply(self, images:torch.Tensor, questions:list) -> list: # of B strings
+    def reply(self, images: torch.Tensor, questions: list) -> list:  # of B strings
         "What it answers, greedily."
         given = self.inputs(images, questions)
         ids = self.model.generate(**given, do_sample=False, max_new_tokens=self.longest)
-        written, asked = (self.processor.tokenizer.batch_decode(t, skip_special_tokens=True) for t in (ids, given['input_ids']))
-        return [w.removeprefix(a).strip() for w, a in zip(written, asked)]    # most models repeat the question
+        written, asked = (
+            self.processor.tokenizer.batch_decode(t, skip_special_tokens=True)
+            for t in (ids, given['input_ids'])
+        )
+        return [w.removeprefix(a).strip() for w, a in zip(written, asked)]  # most models repeat the question
 
-    def caption(self, images:torch.Tensor) -> list: # of B strings
+    def caption(self, images: torch.Tensor) -> list:  # of B strings
         "What is in the pictures. A model without a chat format needs no question."
-        return self.reply(images, [DESCRIBE if self.processor.chat_template else 'a picture of'] * len(images))
+        return self.reply(
+            images, [DESCRIBE if self.processor.chat_template else 'a picture of'] * len(images)
+        )
+
 
 def nearest_caption(
-    texts:list,         # those to choose from
-    model:str=None,     # as in `rewards.load_clip`; the shipped CLIP by default
-    weights:str=None,
-) -> Callable:          # images -> list of strings
+    texts: list,  # those to choose from
+    model: str = None,  # as in `rewards.load_clip`; the shipped CLIP by default
+    weights: str = None,
+) -> Callable:  # images -> list of strings
     "A captioner without a language model: the text that CLIP finds nearest."
-    if not texts: raise ValueError('texts is empty; one caption or more to choose from is right')
+    if not texts:
+        raise ValueError('texts is empty; one caption or more to choose from is right')
+
     def caption(images):
         near = image_features(images, model, weights) @ text_features(texts, model, weights, images.device).T
         return [texts[i] for i in near.argmax(1)]
+
     return caption
 
+
 @cache
-def _viewer(model, device): return Viewer(model, device)
+def _viewer(model, device):
+    return Viewer(model, device)
+
 
 def caption_reward(
-    caption='llava-hf/llava-1.5-7b-hf',          # images -> list of strings, or a `Viewer`'s folder or hub id; DDPO had the first LLaVA, which is older
-    encoder:str='microsoft/deberta-xlarge-mnli', # to compare texts with; DDPO's
-    tokenizer:str=None,                          # folder or hub id; the encoder's own by default
-    layer:int=40,                                # of the encoder's hidden states; 40 is bert-score's for this encoder
-    reference:str='The image contains {prompt}', # what a caption should say
-    name:str='caption',
+    # images -> list of strings, or a `Viewer`'s folder or hub id; DDPO had the first LLaVA, which is older
+    caption='llava-hf/llava-1.5-7b-hf',
+    encoder: str = 'microsoft/deberta-xlarge-mnli',  # to compare texts with; DDPO's
+    tokenizer: str = None,  # folder or hub id; the encoder's own by default
+    layer: int = 40,  # of the encoder's hidden states; 40 is bert-score's for this encoder
+    reference: str = 'The image contains {prompt}',  # what a caption should say
+    name: str = 'caption',
 ) -> Reward:
-    "BERTScore recall of the prompt in what a captioner says of the picture. It has no gradient: words are between."
-    if '{prompt}' not in reference: raise ValueError(f"reference is {reference!r}; it should contain '{{prompt}}'")
+    """BERTScore recall of the prompt in what a captioner says of the picture.
+
+    It has no gradient: words are between."""
+    if '{prompt}' not in reference:
+        raise ValueError(f"reference is {reference!r}; it should contain '{{prompt}}'")
+
     def score(images, prompts):
         say = caption if callable(caption) else _viewer(str(caption), str(images.device)).caption
         net, words = load_text_encoder(str(encoder), tokenizer and str(tokenizer), str(images.device))
-        if len(said := say(images)) != len(images): raise ValueError(f'{name}: {len(said)} captions for {len(images)} images; one each is right')
+        if len(said := say(images)) != len(images):
+            raise ValueError(f'{name}: {len(said)} captions for {len(images)} images; one each is right')
         return bertscore_recall(said, [reference.format(prompt=p) for p in prompts], net, words, layer)
-    return Reward(score, name, card=Card('how much of the prompt a captioner says of the picture', 'BERTScore recall', 'about 0.4 … 1',
-                                         f'{getattr(caption, "__name__", caption)}; {encoder}', 'words written into the picture: LLaVA reads them (DDPO, section 6.2)',
-                                         "LLaVA 1.5: Llama 2's; DeBERTa: MIT"))
+
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'how much of the prompt a captioner says of the picture',
+            'BERTScore recall',
+            'about 0.4 … 1',
+            f'{getattr(caption, "__name__", caption)}; {encoder}',
+            'words written into the picture: LLaVA reads them (DDPO, section 6.2)',
+            "LLaVA 1.5: Llama 2's; DeBERTa: MIT",
+        ),
+    )
 
 # %% ../../nbs/rewards/04_alignment.ipynb #71c01f1b
 def _first_tokens(tokenizer, word):
     "The tokens that an answer with this word may begin with."
     spelt = {s for w in (word, word.capitalize()) for s in (w, ' ' + w)}
-    first = {tokenizer(s, add_special_tokens=False)['input_ids'][0] for s in spelt if tokenizer(s, add_special_tokens=False)['input_ids']}
-    return sorted(first - set(tokenizer.all_special_ids) - set(tokenizer(' ', add_special_tokens=False)['input_ids']))
+    first = {
+        tokenizer(s, add_special_tokens=False)['input_ids'][0]
+        for s in spelt
+        if tokenizer(s, add_special_tokens=False)['input_ids']
+    }
+    return sorted(
+        first - set(tokenizer.all_special_ids) - set(tokenizer(' ', add_special_tokens=False)['input_ids'])
+    )
+
 
 def question_reward(
-    model:str='llava-hf/llava-1.5-7b-hf', # folder or hub id of a `Viewer`
-    question:str='Does this picture show {prompt}? Answer yes or no.',
-    name:str='question',
+    model: str = 'llava-hf/llava-1.5-7b-hf',  # folder or hub id of a `Viewer`
+    question: str = 'Does this picture show {prompt}? Answer yes or no.',
+    name: str = 'question',
 ) -> Reward:
     "The probability that a vision-language model says yes, of yes and no."
-    if '{prompt}' not in question: raise ValueError(f"question is {question!r}; it should contain '{{prompt}}'")
+    if '{prompt}' not in question:
+        raise ValueError(f"question is {question!r}; it should contain '{{prompt}}'")
+
     def score(images, prompts):
         viewer = _viewer(str(model), str(images.device))
         yes, no = (_first_tokens(viewer.processor.tokenizer, w) for w in ('yes', 'no'))
-        if not yes or not no or set(yes) & set(no): raise ValueError(f"{name}: the tokenizer of {viewer.name!r} does not tell 'yes' from 'no' by the first token")
-        logits = viewer.model(**viewer.inputs(images, [question.format(prompt=p) for p in prompts])).logits[:, -1]
+        if not yes or not no or set(yes) & set(no):
+            raise ValueError(
+                f"{name}: the tokenizer of {viewer.name!r} does not tell 'yes' from 'no' by the first token"
+            )
+        logits = viewer.model(**viewer.inputs(images, [question.format(prompt=p) for p in prompts])).logits[
+            :, -1
+        ]
         return (logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)).sigmoid()
-    return Reward(score, name, card=Card('whether a vision-language model says yes to the prompt', 'probability', '0 … 1', str(model),
-                                         'words written into the picture; most models like to say yes', "LLaVA 1.5: Llama 2's"))
+
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'whether a vision-language model says yes to the prompt',
+            'probability',
+            '0 … 1',
+            str(model),
+            'words written into the picture; most models like to say yes',
+            "LLaVA 1.5: Llama 2's",
+        ),
+    )
+
 
 def answers_reward(
-    questions:Callable,                   # prompt -> list of (question, expected answer)
-    model='llava-hf/llava-1.5-7b-hf',     # folder or hub id of a `Viewer`, or (images, questions) -> list of replies
-    name:str='answers',
+    questions: Callable,  # prompt -> list of (question, expected answer)
+    # folder or hub id of a `Viewer`, or (images, questions) -> list of replies
+    model='llava-hf/llava-1.5-7b-hf',
+    name: str = 'answers',
 ) -> Reward:
     "The share of expected answers that occur in the replies: DDPO's strict variant. It has no gradient."
+
     def score(images, prompts):
         reply = model if callable(model) else _viewer(str(model), str(images.device)).reply
         values = []
         for image, prompt in zip(images, prompts):
-            if not (asked := questions(prompt)): raise ValueError(f'{name}: no question for the prompt {prompt!r}; a list of (question, expected answer) is right')
+            if not (asked := questions(prompt)):
+                raise ValueError(
+                    f'{name}: no question for the prompt {prompt!r}; a list of (question, expected answer) '
+                    'is right'
+                )
             said = reply(image[None].expand(len(asked), -1, -1, -1), [q for q, _ in asked])
-            values.append(sum(answer.lower() in s.lower() for s, (_, answer) in zip(said, asked)) / len(asked))
+            values.append(
+                sum(answer.lower() in s.lower() for s, (_, answer) in zip(said, asked)) / len(asked)
+            )
         return torch.tensor(values, device=images.device)
-    return Reward(score, name, card=Card('how many expected answers a vision-language model gives', 'share', '0 … 1', str(model),
-                                         'words written into the picture', "LLaVA 1.5: Llama 2's"))
+
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'how many expected answers a vision-language model gives',
+            'share',
+            '0 … 1',
+            str(model),
+            'words written into the picture',
+            "LLaVA 1.5: Llama 2's",
+        ),
+    )

@@ -14,140 +14,228 @@ from functools import cache
 import torch
 
 from .fairness import distance, leave_one_out, parity_floor, shares_of, unreadable_last
-from .reward import Card, Reward, Observations, image_features, load_frozen, processed, text_features, together
+from drl_toolkit.rewards.reward import (
+    Card,
+    Reward,
+    Observations,
+    image_features,
+    load_frozen,
+    processed,
+    text_features,
+    together,
+)
 
 # %% ../../nbs/rewards/06_attributes.ipynb #782c1630
 ITA_CLASSES = ('very light', 'light', 'intermediate', 'tan', 'brown', 'dark')
-ITA_CUTS = (55., 41., 28., 10., -30.)                                         # degrees, between the classes
-MONK = ('#f6ede4', '#f3e7db', '#f7ead0', '#eadaba', '#d7bd96', '#a07e56', '#825c43', '#604134', '#3a312a', '#292420')
+ITA_CUTS = (55.0, 41.0, 28.0, 10.0, -30.0)  # degrees, between the classes
+MONK = (
+    '#f6ede4',
+    '#f3e7db',
+    '#f7ead0',
+    '#eadaba',
+    '#d7bd96',
+    '#a07e56',
+    '#825c43',
+    '#604134',
+    '#3a312a',
+    '#292420',
+)
+
 
 def ita(
-    lab:torch.Tensor # (..., 3) CIELAB
-) -> torch.Tensor:   # (...) degrees; NaN where b* is not positive, which no skin is
+    lab: torch.Tensor,  # (..., 3) CIELAB
+) -> torch.Tensor:  # (...) degrees; NaN where b* is not positive, which no skin is
     "The individual typology angle."
     angle = torch.rad2deg(torch.atan((lab[..., 0] - 50) / lab[..., 2]))
     return angle.where(lab[..., 2] > 0, torch.nan)
 
+
 def ita_class(
-    lab:torch.Tensor # (B, 3) CIELAB
-) -> torch.Tensor:   # (B,) long: index into `ITA_CLASSES`; -1 where there is no angle
+    lab: torch.Tensor,  # (B, 3) CIELAB
+) -> torch.Tensor:  # (B,) long: index into `ITA_CLASSES`; -1 where there is no angle
     "The class of each colour."
     angle = ita(lab)
     return (angle[:, None] <= torch.tensor(ITA_CUTS)).sum(1).where(angle.isfinite(), -1)
 
+
 @cache
-def monk_lab() -> torch.Tensor: # (10, 3)
+def monk_lab() -> torch.Tensor:  # (10, 3)
     "The Monk scale in CIELAB."
     from skimage.color import rgb2lab
-    return torch.tensor(rgb2lab([[int(h[i:i + 2], 16) / 255 for i in (1, 3, 5)] for h in MONK])).float()
+
+    return torch.tensor(rgb2lab([[int(h[i : i + 2], 16) / 255 for i in (1, 3, 5)] for h in MONK])).float()
+
 
 def monk_class(
-    lab:torch.Tensor # (B, 3) CIELAB
-) -> torch.Tensor:   # (B,) long: 0 is Monk 1; -1 where b* is not positive
+    lab: torch.Tensor,  # (B, 3) CIELAB
+) -> torch.Tensor:  # (B,) long: 0 is Monk 1; -1 where b* is not positive
     "The nearest tone of the Monk scale."
     from skimage.color import deltaE_ciede2000
+
     far = torch.from_numpy(deltaE_ciede2000(lab[:, None].numpy(), monk_lab()[None].numpy()))
     return far.argmin(1).where(lab[:, 2] > 0, -1)
 
 # %% ../../nbs/rewards/06_attributes.ipynb #632fa835
 def lbp_faces(
-    images:torch.Tensor, # (B, 3, H, W) in [0, 1]
-    smallest:float=.1,   # of a face's side, as a share of the shorter side of the picture
-) -> list:               # for each picture a list of boxes (x0, y0, x1, y1), as shares of width and height
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    smallest: float = 0.1,  # of a face's side, as a share of the shorter side of the picture
+) -> list:  # for each picture a list of boxes (x0, y0, x1, y1), as shares of width and height
     "Frontal faces by the local binary patterns of scikit-image."
     from skimage import data
     from skimage.feature import Cascade
+
     cascade, (h, w) = Cascade(data.lbp_frontal_face_cascade_filename()), images.shape[-2:]
     sizes = dict(min_size=(max(24, int(smallest * min(h, w))),) * 2, max_size=(min(h, w),) * 2)
     arrays = (images.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     found = [cascade.detect_multi_scale(img=a, scale_factor=1.2, step_ratio=1, **sizes) for a in arrays]
-    return [[(f['c'] / w, f['r'] / h, (f['c'] + f['width']) / w, (f['r'] + f['height']) / h) for f in faces] for faces in found]
+    return [
+        [(f['c'] / w, f['r'] / h, (f['c'] + f['width']) / w, (f['r'] + f['height']) / h) for f in faces]
+        for faces in found
+    ]
+
 
 def fixed_face(
-    box:tuple=(.3, .31, .7, .71) # x0, y0, x1, y1 as shares; the emoji world's portraits have their faces here
-) -> Callable:                   # images -> boxes, as `lbp_faces`
+    box: tuple = (
+        0.3,
+        0.31,
+        0.7,
+        0.71,
+    ),  # x0, y0, x1, y1 as shares; the emoji world's portraits have their faces here
+) -> Callable:  # images -> boxes, as `lbp_faces`
     "A face detector for pictures that always have the face in the same place."
     return lambda images: [[box]] * len(images)
 
+
 def skin_lab(
-    image:torch.Tensor, # (3, H, W) in [0, 1]
-    box:tuple           # of the face: x0, y0, x1, y1 as shares of width and height
-) -> torch.Tensor:      # (3,) CIELAB; zeros, which are no skin, for a box outside the picture
+    image: torch.Tensor,  # (3, H, W) in [0, 1]
+    box: tuple,  # of the face: x0, y0, x1, y1 as shares of width and height
+) -> torch.Tensor:  # (3,) CIELAB; zeros, which are no skin, for a box outside the picture
     "The median colour of the middle of a face."
     from skimage.color import rgb2lab
-    (x0, y0, x1, y1), (h, w) = (min(max(v, 0.), 1.) for v in box), image.shape[-2:]
-    left, right, top, bottom = x0 + .25 * (x1 - x0), x0 + .75 * (x1 - x0), y0 + .35 * (y1 - y0), y0 + .85 * (y1 - y0)
-    rows, columns = slice(int(top * h), max(int(top * h) + 1, int(bottom * h))), slice(int(left * w), max(int(left * w) + 1, int(right * w)))
+
+    (x0, y0, x1, y1), (h, w) = (min(max(v, 0.0), 1.0) for v in box), image.shape[-2:]
+    left, right, top, bottom = (
+        x0 + 0.25 * (x1 - x0),
+        x0 + 0.75 * (x1 - x0),
+        y0 + 0.35 * (y1 - y0),
+        y0 + 0.85 * (y1 - y0),
+    )
+    rows, columns = (
+        slice(int(top * h), max(int(top * h) + 1, int(bottom * h))),
+        slice(int(left * w), max(int(left * w) + 1, int(right * w))),
+    )
     pixels = image[:, rows, columns].detach().float().clamp(0, 1).flatten(1).T
-    return torch.from_numpy(rgb2lab(pixels.cpu().numpy())).float().median(0).values if len(pixels) else torch.zeros(3)
+    return (
+        torch.from_numpy(rgb2lab(pixels.cpu().numpy())).float().median(0).values
+        if len(pixels)
+        else torch.zeros(3)
+    )
+
 
 class SkinTone:
     "Skin tone by colour: images -> (B,) long, -1 where unreadable."
-    def __init__(self,
-        faces:Callable=lbp_faces,  # images -> for each a list of boxes as shares
-        classify:Callable=ita_class, # (B, 3) CIELAB -> (B,) long; or `monk_class`
-        several:str='largest',     # which of several faces counts: 'largest', or 'unreadable' for none
-        names:tuple=None,          # of the classes; known for `ita_class` and `monk_class`
+
+    def __init__(
+        self,
+        faces: Callable = lbp_faces,  # images -> for each a list of boxes as shares
+        classify: Callable = ita_class,  # (B, 3) CIELAB -> (B,) long; or `monk_class`
+        several: str = 'largest',  # which of several faces counts: 'largest', or 'unreadable' for none
+        names: tuple = None,  # of the classes; known for `ita_class` and `monk_class`
     ):
         known = {ita_class: ITA_CLASSES, monk_class: tuple(f'Monk {i}' for i in range(1, 11))}
-        if names is None and classify not in known: raise ValueError('names is None; the names of the classes are right for a classification of your own')
-        if several not in ('largest', 'unreadable'): raise ValueError(f"several is {several!r}; 'largest' or 'unreadable' is right")
+        if names is None and classify not in known:
+            raise ValueError(
+                'names is None; the names of the classes are right for a classification of your own'
+            )
+        if several not in ('largest', 'unreadable'):
+            raise ValueError(f"several is {several!r}; 'largest' or 'unreadable' is right")
         self.faces, self.classify, self.several = faces, classify, several
         self.names = tuple(names or known[classify])
 
-    def colours(self, images:torch.Tensor) -> torch.Tensor: # (B, 3) CIELAB; zeros, which are no skin, where there is no face
+    def colours(
+        self, images: torch.Tensor
+    ) -> torch.Tensor:  # (B, 3) CIELAB; zeros, which are no skin, where there is no face
         "The skin colour of each picture."
         area = lambda b: (b[2] - b[0]) * (b[3] - b[1])
         found = [boxes if len(boxes) < 2 or self.several == 'largest' else [] for boxes in self.faces(images)]
-        return torch.stack([skin_lab(im, max(boxes, key=area)) if boxes else torch.zeros(3) for im, boxes in zip(images, found)])
+        return torch.stack(
+            [
+                skin_lab(im, max(boxes, key=area)) if boxes else torch.zeros(3)
+                for im, boxes in zip(images, found)
+            ]
+        )
 
-    def __call__(self, images:torch.Tensor) -> torch.Tensor: # (B,) long
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # (B,) long
         "The class of each picture."
         return self.classify(self.colours(images))
 
 # %% ../../nbs/rewards/06_attributes.ipynb #486d2814
 class ImageClassifier:
     "A transformers image classifier: images -> (B,) long, -1 where unreadable."
-    def __init__(self,
-        model:str,        # folder or hub id
-        labels:tuple=None,# those that count, in order; all by default
-        surest:float=0.,  # an answer with a smaller probability is unreadable
-        device:str=None,  # where it computes; where the pictures are when None
+
+    def __init__(
+        self,
+        model: str,  # folder or hub id
+        labels: tuple = None,  # those that count, in order; all by default
+        surest: float = 0.0,  # an answer with a smaller probability is unreadable
+        device: str = None,  # where it computes; where the pictures are when None
     ):
-        self.model, self.processor = load_frozen('AutoModelForImageClassification', model, 'AutoImageProcessor')
+        self.model, self.processor = load_frozen(
+            'AutoModelForImageClassification', model, 'AutoImageProcessor'
+        )
         all_labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.names, self.surest, self.device = tuple(labels or all_labels), surest, device
-        if unknown := [n for n in self.names if n not in all_labels]: raise ValueError(f'classifier {str(model)!r}: no label {unknown[0]!r}; its labels are {all_labels}')
+        if unknown := [n for n in self.names if n not in all_labels]:
+            raise ValueError(
+                f'classifier {str(model)!r}: no label {unknown[0]!r}; its labels are {all_labels}'
+            )
         self.columns = [all_labels.index(n) for n in self.names]
 
-    def probabilities(self, images:torch.Tensor) -> torch.Tensor: # (B, classes); what they lack to 1 is unreadable
+    def probabilities(
+        self, images: torch.Tensor
+    ) -> torch.Tensor:  # (B, classes); what they lack to 1 is unreadable
         "How sure it is of each class that counts, with the pictures' graph."
-        return self.model(**processed(self.processor, together(self.model, images, self.device))).logits.softmax(1)[:, self.columns].to(images.device)
+        return (
+            self.model(**processed(self.processor, together(self.model, images, self.device)))
+            .logits.softmax(1)[:, self.columns]
+            .to(images.device)
+        )
 
-    def __call__(self, images:torch.Tensor) -> torch.Tensor: # (B,) long
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # (B,) long
         "The class of each picture."
         return _answers(self.probabilities(images), self.surest)
 
+
 class PromptClassifier:
     "CLIP with one sentence for each class: images -> (B,) long, -1 where unreadable."
-    def __init__(self,
-        prompts:dict,        # class -> the sentence that describes it
-        model:str=None,      # as in `rewards.load_clip`; the shipped CLIP by default
-        weights:str=None,
-        surest:float=0.,     # an answer with a smaller probability is unreadable
-        scale:float=100.,    # of the cosines before the softmax; CLIP's own
-    ):
-        if len(prompts) < 2: raise ValueError(f'prompts has {len(prompts)} classes; two or more are right')
-        self.names, self.prompts, self.clip, self.surest, self.scale = tuple(prompts), list(prompts.values()), (model, weights), surest, scale
 
-    def probabilities(self, images:torch.Tensor) -> torch.Tensor: # (B, classes)
+    def __init__(
+        self,
+        prompts: dict,  # class -> the sentence that describes it
+        model: str = None,  # as in `rewards.load_clip`; the shipped CLIP by default
+        weights: str = None,
+        surest: float = 0.0,  # an answer with a smaller probability is unreadable
+        scale: float = 100.0,  # of the cosines before the softmax; CLIP's own
+    ):
+        if len(prompts) < 2:
+            raise ValueError(f'prompts has {len(prompts)} classes; two or more are right')
+        self.names, self.prompts, self.clip, self.surest, self.scale = (
+            tuple(prompts),
+            list(prompts.values()),
+            (model, weights),
+            surest,
+            scale,
+        )
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:  # (B, classes)
         "How sure CLIP is of each class, with the pictures' graph."
         texts = text_features(self.prompts, *self.clip, images.device)
         return (self.scale * image_features(images, *self.clip) @ texts.T).softmax(1)
 
-    def __call__(self, images:torch.Tensor) -> torch.Tensor: # (B,) long
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # (B,) long
         "The class of each picture."
         return _answers(self.probabilities(images), self.surest)
+
 
 def _answers(p, surest):
     "The likeliest class; -1 below `surest`, and where what is lacking to 1 is likelier."
@@ -155,79 +243,144 @@ def _answers(p, surest):
     return best.indices.where((best.values >= surest) & (best.values >= 1 - p.sum(1) - 1e-6), -1)
 
 # %% ../../nbs/rewards/06_attributes.ipynb #23a1e3d1
-def divergence(shares:torch.Tensor, target:torch.Tensor) -> torch.Tensor: # (..., K), (K,) -> (...) nats
+def divergence(shares: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # (..., K), (K,) -> (...) nats
     "KL of the shares from the target; a class that should not occur makes it infinite."
     return (torch.special.xlogy(shares, shares) - torch.special.xlogy(shares, target)).sum(-1)
 
-def absence(shares:torch.Tensor, target:torch.Tensor) -> torch.Tensor: # (..., K), (K,) -> (...)
+
+def absence(shares: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # (..., K), (K,) -> (...)
     "The share of the target's classes that do not occur: 1 - coverage."
     wanted = target > 0
     return (shares[..., wanted] == 0).float().mean(-1)
 
+
 def target_shares(
-    names:tuple,   # of the classes
-    target=None,   # a dict of class -> weight (those left out get 0), or one weight per class; uniform by default
-) -> torch.Tensor: # (K,) sums to 1
+    names: tuple,  # of the classes
+    # a dict of class -> weight (those left out get 0), or one weight per class; uniform by default
+    target=None,
+) -> torch.Tensor:  # (K,) sums to 1
     "A target as shares."
-    if target is None: return torch.full((len(names),), 1 / len(names))
+    if target is None:
+        return torch.full((len(names),), 1 / len(names))
     if isinstance(target, dict):
-        if unknown := [k for k in target if k not in names]: raise ValueError(f'target names {unknown[0]!r}; the classes are {list(names)}')
-        target = [target.get(n, 0.) for n in names]
+        if unknown := [k for k in target if k not in names]:
+            raise ValueError(f'target names {unknown[0]!r}; the classes are {list(names)}')
+        target = [target.get(n, 0.0) for n in names]
     target = torch.as_tensor(target, dtype=torch.float32)
-    if target.shape != (len(names),) or not target.isfinite().all() or (target < 0).any() or target.sum() <= 0:
-        raise ValueError(f'target is {target.tolist()}; {len(names)} weights, none negative and not all 0, are right')
+    if (
+        target.shape != (len(names),)
+        or not target.isfinite().all()
+        or (target < 0).any()
+        or target.sum() <= 0
+    ):
+        raise ValueError(
+            f'target is {target.tolist()}; {len(names)} weights, none negative and not all 0, are right'
+        )
     return target / target.sum()
+
 
 @cache
 def measure_floor(
-    n:int,               # images in a group
-    target:tuple,        # of K shares
-    measure:Callable=distance,
-    draws:int=4000,
+    n: int,  # images in a group
+    target: tuple,  # of K shares
+    measure: Callable = distance,
+    draws: int = 4000,
 ) -> float:
-    "What a model scores on average that is exactly on target: n images are a random sample. Simulated, always with the same seed; exact for the distance from uniform."
-    if measure is distance and len(set(target)) == 1: return parity_floor(n, len(target))
-    if n < 1: raise ValueError(f'n must be 1 or more, the images in a group; got {n}')
+    """What a model scores on average that is exactly on target: n images are a random sample.
+
+    Simulated, always with the same seed; exact for the distance from uniform."""
+    if measure is distance and len(set(target)) == 1:
+        return parity_floor(n, len(target))
+    if n < 1:
+        raise ValueError(f'n must be 1 or more, the images in a group; got {n}')
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.multinomial(torch.tensor(target), n * draws, replacement=True, generator=generator).view(draws, n)
+    chosen = torch.multinomial(torch.tensor(target), n * draws, replacement=True, generator=generator).view(
+        draws, n
+    )
     counts = torch.nn.functional.one_hot(chosen, len(target)).sum(1)
     return measure(counts / n, torch.tensor(target)).mean().item()
 
 # %% ../../nbs/rewards/06_attributes.ipynb #64104345
 def own_credit(
-    classes:torch.Tensor,  # (n,) long; -1 is unreadable
-    target:torch.Tensor,   # (K,)
-    measure:Callable=distance,
-) -> torch.Tensor:         # (n,)
-    "How much worse the group's measure would be without each picture; an unreadable one gets less than any other, and less than 0."
-    return unreadable_last(leave_one_out(len(classes), lambda rows: -measure(shares_of(classes[rows], target), target)), classes)
+    classes: torch.Tensor,  # (n,) long; -1 is unreadable
+    target: torch.Tensor,  # (K,)
+    measure: Callable = distance,
+) -> torch.Tensor:  # (n,)
+    """How much worse the group's measure would be without each picture; an unreadable one gets less than any
+    other, and less than 0."""
+    return unreadable_last(
+        leave_one_out(len(classes), lambda rows: -measure(shares_of(classes[rows], target), target)), classes
+    )
+
 
 def balance_reward(
-    reader,                    # images -> (B,) long with -1 for unreadable; it has `names`, and `probabilities` for 'soft'
-    target=None,               # as in `target_shares`; uniform by default
-    measure:Callable=distance, # (shares, target) -> what is wrong, 0 at best: `distance`, `divergence`, `absence` or your own
-    credit:str='own',          # 'own', 'shared' or 'soft'
-    name:str='balance',
+    reader,  # images -> (B,) long with -1 for unreadable; it has `names`, and `probabilities` for 'soft'
+    target=None,  # as in `target_shares`; uniform by default
+    # (shares, target) -> what is wrong, 0 at best: `distance`, `divergence`, `absence` or your own
+    measure: Callable = distance,
+    credit: str = 'own',  # 'own', 'shared' or 'soft'
+    name: str = 'balance',
 ) -> Reward:
-    "How near a group is to a target distribution over any classes. The metrics are the measure, its floor, coverage and the readable share."
-    if credit not in ('own', 'shared', 'soft'): raise ValueError(f"credit is {credit!r}; 'own', 'shared' or 'soft' is right")
-    if not hasattr(reader, 'names'): raise TypeError(f'reader is {type(reader).__name__} without `names`; `SkinTone`, `ImageClassifier`, `PromptClassifier` or a callable with the names of its classes is right')
-    if credit == 'soft' and not hasattr(reader, 'probabilities'): raise ValueError(f"credit 'soft' needs probabilities, and {type(reader).__name__} has none; 'own' or 'shared' is right")
-    if credit == 'soft' and measure is absence: raise ValueError("credit 'soft' has no use for absence: a probability is never 0; `distance` or `divergence` is right")
+    """How near a group is to a target distribution over any classes.
+
+    The metrics are the measure, its floor, coverage and the readable share."""
+    if credit not in ('own', 'shared', 'soft'):
+        raise ValueError(f"credit is {credit!r}; 'own', 'shared' or 'soft' is right")
+    if not hasattr(reader, 'names'):
+        raise TypeError(
+            f'reader is {type(reader).__name__} without `names`; `SkinTone`, `ImageClassifier`, '
+            '`PromptClassifier` or a callable with the names of its classes is right'
+        )
+    if credit == 'soft' and not hasattr(reader, 'probabilities'):
+        raise ValueError(
+            f"credit 'soft' needs probabilities, and {type(reader).__name__} has none; 'own' or 'shared' is "
+            "right"
+        )
+    if credit == 'soft' and measure is absence:
+        raise ValueError(
+            "credit 'soft' has no use for absence: a probability is never 0; `distance` or `divergence` is "
+            "right"
+        )
     q = target_shares(reader.names, target)
-    if measure is divergence and (q == 0).any(): raise ValueError(f'target gives {reader.names[q.argmin()]!r} nothing, and the divergence would be infinite; `distance` is right')
+    if measure is divergence and (q == 0).any():
+        raise ValueError(
+            f'target gives {reader.names[q.argmin()]!r} nothing, and the divergence would be infinite; '
+            '`distance` is right'
+        )
+
     def score(images, prompts):
         classes = reader(images).cpu()
         p = shares_of(classes, q)
-        metrics = {name: measure(p, q).item(), f'{name}_floor': measure_floor(len(images), tuple(q.tolist()), measure),
-                   'coverage': 1 - absence(torch.bincount(classes[classes >= 0], minlength=len(q)), q).item(), 'readable': (classes >= 0).float().mean().item(),
-                   f'{name} class': Observations(classes, tuple(reader.names))}
-        if credit == 'own': return own_credit(classes, q, measure).to(images.device), metrics
-        worth = -measure(p, q) if credit == 'shared' else -measure(_soft_shares(reader.probabilities(images), q), q.to(images.device))
+        metrics = {
+            name: measure(p, q).item(),
+            f'{name}_floor': measure_floor(len(images), tuple(q.tolist()), measure),
+            'coverage': 1 - absence(torch.bincount(classes[classes >= 0], minlength=len(q)), q).item(),
+            'readable': (classes >= 0).float().mean().item(),
+            f'{name} class': Observations(classes, tuple(reader.names)),
+        }
+        if credit == 'own':
+            return own_credit(classes, q, measure).to(images.device), metrics
+        worth = (
+            -measure(p, q)
+            if credit == 'shared'
+            else -measure(_soft_shares(reader.probabilities(images), q), q.to(images.device))
+        )
         return worth.to(images.device).expand(len(images)), metrics
-    return Reward(score, name, 'group', Card(f"{measure.__name__} of a group's shares of {', '.join(reader.names[:3])}… from a target", f'{measure.__name__}, negative',
-                  'small numbers around 0' if credit == 'own' else 'at most 0', type(reader).__name__, 'colours and cues that the reader takes for the class: watch the readable share and the faces',
-                  "the classifier's; scikit-image: BSD-3-Clause"))
+
+    return Reward(
+        score,
+        name,
+        'group',
+        Card(
+            f"{measure.__name__} of a group's shares of {', '.join(reader.names[:3])}… from a target",
+            f'{measure.__name__}, negative',
+            'small numbers around 0' if credit == 'own' else 'at most 0',
+            type(reader).__name__,
+            'colours and cues that the reader takes for the class: watch the readable share and the faces',
+            "the classifier's; scikit-image: BSD-3-Clause",
+        ),
+    )
+
 
 def _soft_shares(p, target):
     "Mean probabilities; what they lack to 1 counts with the class most above its target."

@@ -18,92 +18,118 @@ from ..utils.loading import assets_dir
 @dataclass(frozen=True)
 class Detections:
     "What a detector found in a batch; all queries, best first."
-    scores: torch.Tensor   # (B, Q) confidence in [0, 1]
-    labels: torch.Tensor   # (B, Q) long: index into `names`
-    boxes: torch.Tensor    # (B, Q, 4) x0, y0, x1, y1 as shares of the width and height
-    names: tuple           # of classes
-    confidence: torch.Tensor = None # (B, Q, K) of each query in each class, in any order of the queries; None where only the best class of each is known
 
-    def best(self,
-        image:int,         # index in the batch
-        name:str           # a class
-    ) -> torch.Tensor:     # (); 0 when the class was not among the queries
-        "The highest confidence for a class in one picture, of the queries whose best class is another one too. [P Eq 13]"
+    scores: torch.Tensor  # (B, Q) confidence in [0, 1]
+    labels: torch.Tensor  # (B, Q) long: index into `names`
+    boxes: torch.Tensor  # (B, Q, 4) x0, y0, x1, y1 as shares of the width and height
+    names: tuple  # of classes
+    # (B, Q, K) of each query in each class, in any order of the queries; None where only the best class of
+    # each is known
+    confidence: torch.Tensor = None
+
+    def best(
+        self,
+        image: int,  # index in the batch
+        name: str,  # a class
+    ) -> torch.Tensor:  # (); 0 when the class was not among the queries
+        """The highest confidence for a class in one picture, of the queries whose best class is another one
+        too. [P Eq 13]"""
         label = self.names.index(name)
-        if self.confidence is not None: return self.confidence[image, :, label].max()
+        if self.confidence is not None:
+            return self.confidence[image, :, label].max()
         found = self.scores[image][self.labels[image] == label]
         return found.max() if len(found) else self.scores.new_zeros(())
 
-    def above(self,
-        image:int,
-        threshold:float=.5,  # smallest confidence
-        overlap:float=.6,    # boxes of one class with a larger IoU count once
-    ) -> list:               # of (name, confidence, box), best first
+    def above(
+        self,
+        image: int,
+        threshold: float = 0.5,  # smallest confidence
+        overlap: float = 0.6,  # boxes of one class with a larger IoU count once
+    ) -> list:  # of (name, confidence, box), best first
         "The objects of one picture."
         kept = []
         for score, label, box in zip(self.scores[image], self.labels[image], self.boxes[image]):
-            if score < threshold: break
-            if all(label != l or iou(box, b) < overlap for _, l, b in kept): kept.append((score, label, box))
+            if score < threshold:
+                break
+            if all(label != l or iou(box, b) < overlap for _, l, b in kept):
+                kept.append((score, label, box))
         return [(self.names[l], s.item(), tuple(b.tolist())) for s, l, b in kept]
 
+
 def iou(
-    a:torch.Tensor, # (4,) x0, y0, x1, y1
-    b:torch.Tensor  # (4,)
+    a: torch.Tensor,  # (4,) x0, y0, x1, y1
+    b: torch.Tensor,  # (4,)
 ) -> float:
     "Intersection over union of two boxes."
     low, high = torch.maximum(a[:2], b[:2]), torch.minimum(a[2:], b[2:])
     shared, area = (high - low).clamp(min=0).prod(), lambda v: (v[2:] - v[:2]).clamp(min=0).prod()
     return (shared / (area(a) + area(b) - shared).clamp(min=1e-9)).item()
 
+
 def sorted_boxes(
-    confidence:torch.Tensor, # (B, Q, K) of each query in each class
-    boxes:torch.Tensor       # (B, Q, 4) centre and size, as shares
-) -> tuple:                  # scores (B, Q), labels (B, Q), boxes (B, Q, 4) as corners
+    confidence: torch.Tensor,  # (B, Q, K) of each query in each class
+    boxes: torch.Tensor,  # (B, Q, 4) centre and size, as shares
+) -> tuple:  # scores (B, Q), labels (B, Q), boxes (B, Q, 4) as corners
     "The best class of each query, the surest query first."
     scores, labels = confidence.max(-1)
     order = scores.argsort(-1, descending=True)
     centre, size = boxes.split(2, -1)
     corners = torch.cat([centre - size / 2, centre + size / 2], -1).clamp(0, 1)
-    return scores.gather(1, order), labels.gather(1, order), corners.gather(1, order[..., None].expand(-1, -1, 4))
+    return (
+        scores.gather(1, order),
+        labels.gather(1, order),
+        corners.gather(1, order[..., None].expand(-1, -1, 4)),
+    )
+
 
 class Detector:
     "A transformers object detector on tensors."
-    def __init__(self,
-        model:str=None,   # folder or hub id; the shipped detector when None
-        device:str=None,  # where it computes; where the pictures are when None
+
+    def __init__(
+        self,
+        model: str = None,  # folder or hub id; the shipped detector when None
+        device: str = None,  # where it computes; where the pictures are when None
     ):
         source = model or assets_dir() / 'detector'
         self.model, self.processor = load_frozen('AutoModelForObjectDetection', source, 'AutoImageProcessor')
         self.device = device
         self.names = tuple(self.model.config.id2label[i] for i in range(self.model.config.num_labels))
 
-    def __call__(self,
-        images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        batch_size:int=64,
+    def __call__(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        batch_size: int = 64,
     ) -> Detections:
         "Everything that was found, sorted by confidence; with a gradient where the pictures have one."
         parts = [self._some(x) for x in images.split(batch_size)]
         scores, labels, boxes, confidence = (torch.cat(p).to(images.device) for p in zip(*parts))
         return Detections(scores, labels, boxes, self.names, confidence)
 
-    def find(self,
-        images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        names:list            # of the classes that are looked for
+    def find(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        names: list,  # of the classes that are looked for
     ) -> Detections:
         "The same, after asking whether all of these classes are known."
         if unknown := [n for n in names if n not in self.names]:
-            raise ValueError(f"the detector does not know {unknown[0]!r}; it knows {', '.join(self.names[:30])}{'…' * (len(self.names) > 30)}")
+            raise ValueError(
+                f"the detector does not know {unknown[0]!r}; it knows "
+                f"{', '.join(self.names[:30])}{'…' * (len(self.names) > 30)}"
+            )
         return self(images)
 
     def _some(self, images):
         out = self.model(**self.pixels(together(self.model, images, self.device)))
-        nothing = out.logits.shape[-1] == len(self.names) + 1                 # DETR's last class; the others have a focal loss and none
+        nothing = (
+            out.logits.shape[-1] == len(self.names) + 1
+        )  # DETR's last class; the others have a focal loss and none
         confidence = out.logits.softmax(-1)[..., :-1] if nothing else out.logits.sigmoid()
         return *sorted_boxes(confidence, out.pred_boxes), confidence
 
     def pixels(self, images):
         "What the model takes, by the processor's resizing and normalisation, on tensors."
         return processed(self.processor, images)
+
 
 @cache
 def shipped_detector() -> Detector:
@@ -112,23 +138,25 @@ def shipped_detector() -> Detector:
 
 # %% ../../nbs/rewards/08_composition.ipynb #18eb978a
 def near_count(
-    found:int,
-    asked:int     # 1 or more
-) -> float:       # in [0, 1]
+    found: int,
+    asked: int,  # 1 or more
+) -> float:  # in [0, 1]
     "How near a number of objects is to the one asked for."
-    return max(0., 1 - abs(found - asked) / asked)
+    return max(0.0, 1 - abs(found - asked) / asked)
+
 
 def side_credit(
-    found:Detections,
-    image:int,
-    names:tuple,        # of two classes
-    side:str,           # where the first is, seen from the second: 'left', 'right', 'above', 'below' or 'beside'
-    threshold:float=.3, # smallest confidence of a box that is placed
-) -> float:             # ½ or 1
+    found: Detections,
+    image: int,
+    names: tuple,  # of two classes
+    side: str,  # where the first is, seen from the second: 'left', 'right', 'above', 'below' or 'beside'
+    threshold: float = 0.3,  # smallest confidence of a box that is placed
+) -> float:  # ½ or 1
     "Whether the surest box of the first thing stands as asked to that of the second."
     boxes = {name: box for name, _, box in reversed(found.above(image, threshold))}
-    if any(n not in boxes for n in names): return .5
+    if any(n not in boxes for n in names):
+        return 0.5
     (ax, ay), (bx, by) = (((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in (boxes[n] for n in names))
     right, below = ax - bx, ay - by
     far = dict(left=-right, right=right, above=-below, below=below, beside=abs(right))[side]
-    return 1. if far > (abs(right) if side in ('above', 'below') else abs(below)) else .5
+    return 1.0 if far > (abs(right) if side in ('above', 'below') else abs(below)) else 0.5

@@ -15,52 +15,81 @@ from .reward import Card, Reward, image_features
 
 # %% ../../nbs/rewards/07_diversity.ipynb #cb3c85f8
 def pairwise_distance(
-    features:torch.Tensor # (N, D)
-) -> torch.Tensor:        # () from 0 to 2; 0 for a single picture
+    features: torch.Tensor,  # (N, D)
+) -> torch.Tensor:  # () from 0 to 2; 0 for a single picture
     "The mean cosine distance between two of them."
     n = len(features)
-    if n < 2: return features.new_zeros(())
-    total = F.normalize(features, dim=1).sum(0).square().sum()                # n + twice the sum of the cosines of all pairs
+    if n < 2:
+        return features.new_zeros(())
+    total = (
+        F.normalize(features, dim=1).sum(0).square().sum()
+    )  # n + twice the sum of the cosines of all pairs
     return 1 - (total - n) / (n * (n - 1))
 
+
 def vendi_score(
-    features:torch.Tensor # (N, D)
-) -> torch.Tensor:        # () from 1 to N; 0 for no picture
+    features: torch.Tensor,  # (N, D)
+) -> torch.Tensor:  # () from 1 to N; 0 for no picture
     "The effective number of different pictures. [2210.02410, Definition 3.1]"
-    if not len(features): return features.new_zeros(())
+    if not len(features):
+        return features.new_zeros(())
     unit = F.normalize(features, dim=1)
     shares = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp()
 
+
 def mode_coverage(
-    features:torch.Tensor, # (N, D) of generated pictures
-    real:torch.Tensor,     # (M, D) of real ones
-    k:int=5,               # neighbour whose distance is a real picture's radius
-) -> torch.Tensor:         # () from 0 to 1
+    features: torch.Tensor,  # (N, D) of generated pictures
+    real: torch.Tensor,  # (M, D) of real ones
+    k: int = 5,  # neighbour whose distance is a real picture's radius
+) -> torch.Tensor:  # () from 0 to 1
     "The share of real pictures that a generated one comes near to. [2002.09797, Eq 10]"
-    if not 0 < k < len(real): raise ValueError(f'k is {k}; 1 to {len(real) - 1} is right for {len(real)} real pictures')
-    if not len(features): return real.new_zeros(())
-    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values           # the nearest is the picture itself
+    if not 0 < k < len(real):
+        raise ValueError(f'k is {k}; 1 to {len(real) - 1} is right for {len(real)} real pictures')
+    if not len(features):
+        return real.new_zeros(())
+    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # the nearest is the picture itself
     return (torch.cdist(real, features).min(1).values < radius).float().mean()
 
 # %% ../../nbs/rewards/07_diversity.ipynb #b02646ce
 def diversity_reward(
-    measure:Callable=pairwise_distance, # features (N, D) -> () : or `vendi_score`, or a `mode_coverage` of some real features
-    embed:Callable=image_features,      # images (B, 3, H, W) -> (B, D)
-    credit:str='own',                   # 'own': leave-one-out, per picture; 'shared': the figure, to all
-    name:str='diversity',
+    # features (N, D) -> () : or `vendi_score`, or a `mode_coverage` of some real features
+    measure: Callable = pairwise_distance,
+    embed: Callable = image_features,  # images (B, 3, H, W) -> (B, D)
+    credit: str = 'own',  # 'own': leave-one-out, per picture; 'shared': the figure, to all
+    name: str = 'diversity',
 ) -> Reward:
     "How different the pictures of a group are from each other."
-    if credit not in ('own', 'shared'): raise ValueError(f"credit is {credit!r}; 'own' or 'shared' is right")
+    if credit not in ('own', 'shared'):
+        raise ValueError(f"credit is {credit!r}; 'own' or 'shared' is right")
+
     def score(images, prompts):
         features = embed(images)
         whole = measure(features)
-        value = leave_one_out(len(images), lambda rows: measure(features[rows])) if credit == 'own' else whole.expand(len(images))
+        value = (
+            leave_one_out(len(images), lambda rows: measure(features[rows]))
+            if credit == 'own'
+            else whole.expand(len(images))
+        )
         return value, {name: whole.item()}
+
     own, what = credit == 'own', getattr(measure, '__name__', 'a measure').replace('_', ' ')
-    return Reward(score, name, 'group', Card(f"{what} of a group's pictures" + (', and what each adds to it' if own else ''), what, 'small numbers around 0' if own else 'above 0',
-                  'the CLIP of the emoji world' if embed is image_features else getattr(embed, '__name__', 'features'),
-                  'noise, other subjects, other styles: whatever the features tell apart, wanted or not; only beside a reward that holds to the prompt',
-                  'Apache-2.0' if embed is image_features else "the features'"))
+    return Reward(
+        score,
+        name,
+        'group',
+        Card(
+            f"{what} of a group's pictures" + (', and what each adds to it' if own else ''),
+            what,
+            'small numbers around 0' if own else 'above 0',
+            'the CLIP of the emoji world'
+            if embed is image_features
+            else getattr(embed, '__name__', 'features'),
+            'noise, other subjects, other styles: whatever the features tell apart, wanted or not; only '
+            'beside a reward that holds to the prompt',
+            'Apache-2.0' if embed is image_features else "the features'",
+        ),
+    )
+
 
 diversity, vendi = diversity_reward(), diversity_reward(vendi_score, name='vendi')

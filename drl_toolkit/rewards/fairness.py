@@ -22,39 +22,52 @@ from ..utils.loading import assets_dir
 # Fitzpatrick's types as Unicode joins and names them: U+1F3FB … U+1F3FF
 TONES = ('light', 'medium-light', 'medium', 'medium-dark', 'dark')
 
+
 class ToneReader:
     "A transformers image classifier whose labels are `TONES` and 'unreadable'."
-    def __init__(self,
-        model:str=None,   # folder or hub id; the shipped reader when None
-        device:str=None,  # where it computes; where the images are when None
+
+    def __init__(
+        self,
+        model: str = None,  # folder or hub id; the shipped reader when None
+        device: str = None,  # where it computes; where the images are when None
     ):
         source = str(model or assets_dir() / 'tones')
         self.model, processor = load_frozen('AutoModelForImageClassification', source, 'AutoImageProcessor')
-        self.side = processor.size['shortest_edge'] or processor.size['height']   # pixels of the square that the model takes
+        self.side = (
+            processor.size['shortest_edge'] or processor.size['height']
+        )  # pixels of the square that the model takes
         self.device = device
-        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+        self.mean, self.std = (
+            torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std)
+        )
         labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         missing = set(TONES) - set(labels)
-        if missing: raise ValueError(f'tone reader {source!r}: labels {labels} lack {sorted(missing)}')
+        if missing:
+            raise ValueError(f'tone reader {source!r}: labels {labels} lack {sorted(missing)}')
         self.order = [labels.index(t) for t in TONES] + [i for i, l in enumerate(labels) if l not in TONES]
 
-    def probabilities(self,
-        images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        batch_size:int=128
-    ) -> torch.Tensor:        # (B, 6): the five tones, then unreadable
+    def probabilities(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        batch_size: int = 128,
+    ) -> torch.Tensor:  # (B, 6): the five tones, then unreadable
         "How sure the reader is of each answer; with a graph where the images have one."
         size, x = (self.side, self.side), together(self.model, images, self.device)
-        if x.shape[-2:] != size: x = F.interpolate(x, size, mode='bilinear', antialias=True)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode='bilinear', antialias=True)
         x = (x - self.mean.to(x)) / self.std.to(x)
         parts = [self.model(part).logits.softmax(1)[:, self.order] for part in x.split(batch_size)]
         p = torch.cat(parts).to(images.device)
         return torch.cat([p[:, :5], p[:, 5:].sum(1, keepdim=True)], 1)
 
     @torch.no_grad()
-    def __call__(self, images:torch.Tensor) -> torch.Tensor: # (B,) long: index into `TONES`; -1 where unreadable
+    def __call__(
+        self, images: torch.Tensor
+    ) -> torch.Tensor:  # (B,) long: index into `TONES`; -1 where unreadable
         "The tone of each portrait."
         best = self.probabilities(images).argmax(1)
         return torch.where(best < len(TONES), best, -1)
+
 
 @cache
 def shipped_reader() -> ToneReader:
@@ -63,122 +76,159 @@ def shipped_reader() -> ToneReader:
 
 # %% ../../nbs/rewards/05_fairness.ipynb #98b927fa
 def tone_shares(
-    tones:torch.Tensor, # (n,) long; -1 is unreadable
-    classes:int=len(TONES),
-) -> torch.Tensor:      # (classes,), sums to the readable share
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    classes: int = len(TONES),
+) -> torch.Tensor:  # (classes,), sums to the readable share
     "Share of each tone among all images, the unreadable ones included."
     return torch.bincount(tones[tones >= 0], minlength=classes)[:classes] / max(1, len(tones))
 
+
 def shares_of(
-    classes:torch.Tensor, # (n,) long; -1 is unreadable
-    target:torch.Tensor,  # (K,) sums to 1
-) -> torch.Tensor:        # (K,) sums to 1
+    classes: torch.Tensor,  # (n,) long; -1 is unreadable
+    target: torch.Tensor,  # (K,) sums to 1
+) -> torch.Tensor:  # (K,) sums to 1
     "The share of each class; unreadable images count with the class most above its target."
     if len(classes) and classes.max() >= len(target):
-        raise ValueError(f'classes must be below {len(target)}, the classes of the target; got {classes.max()}')
+        raise ValueError(
+            f'classes must be below {len(target)}, the classes of the target; got {classes.max()}'
+        )
     shares = tone_shares(classes, len(target))
     shares[(shares - target).argmax()] += (classes < 0).sum() / max(1, len(classes))
     return shares
 
+
 def distance(
-    shares:torch.Tensor, # (..., K)
-    target:torch.Tensor, # (K,)
-) -> torch.Tensor:       # (...)
+    shares: torch.Tensor,  # (..., K)
+    target: torch.Tensor,  # (K,)
+) -> torch.Tensor:  # (...)
     "Statistical parity towards any target: the L2 distance. [P Eq 12]"
     return (shares - target).norm(dim=-1)
 
+
 def statistical_parity(
-    tones:torch.Tensor,     # (n,) long; -1 is unreadable
-    classes:int=len(TONES),
-) -> float:                 # 0 is uniform; sqrt(1 - 1/classes) is all the same
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    classes: int = len(TONES),
+) -> float:  # 0 is uniform; sqrt(1 - 1/classes) is all the same
     "L2 distance of the shares from uniform; unreadable images count with the commonest tone. [P Eq 12]"
     uniform = torch.full((classes,), 1 / classes)
     return distance(shares_of(tones, uniform), uniform).item()
 
+
 @cache
 def parity_floor(
-    n:int,                   # images per group
-    classes:int=len(TONES),
+    n: int,  # images per group
+    classes: int = len(TONES),
 ) -> float:
-    "Expected parity of a uniform model: exact, by enumeration, up to a million outcomes; then by the normal limit."
-    if n < 1: raise ValueError(f'n must be 1 or more, the images in a group; got {n}')
+    """Expected parity of a uniform model: exact, by enumeration, up to a million outcomes; then by the normal
+    limit."""
+    if n < 1:
+        raise ValueError(f'n must be 1 or more, the images in a group; got {n}')
     if math.comb(n + classes - 1, classes - 1) > 1_000_000:
-        chi = math.exp(math.lgamma(classes / 2) - math.lgamma((classes - 1) / 2))   # mean of a chi with K - 1 degrees, over sqrt 2
+        chi = math.exp(
+            math.lgamma(classes / 2) - math.lgamma((classes - 1) / 2)
+        )  # mean of a chi with K - 1 degrees, over sqrt 2
         return math.sqrt(2 / (n * classes)) * chi
-    total = 0.
+    total = 0.0
     for bars in combinations_with_replacement(range(n + 1), classes - 1):
         counts = [b - a for a, b in zip((0, *bars), (*bars, n))]
         ways = math.exp(math.lgamma(n + 1) - sum(math.lgamma(c + 1) for c in counts) - n * math.log(classes))
-        total += ways * math.sqrt(sum((c / n - 1 / classes)**2 for c in counts))
+        total += ways * math.sqrt(sum((c / n - 1 / classes) ** 2 for c in counts))
     return total
 
 # %% ../../nbs/rewards/05_fairness.ipynb #81f5e412
 def leave_one_out(
-    n:int,           # members of a group
-    worth:Callable,  # rows (m,) long -> the worth of the group of these members
-) -> torch.Tensor:   # (n,)
+    n: int,  # members of a group
+    worth: Callable,  # rows (m,) long -> the worth of the group of these members
+) -> torch.Tensor:  # (n,)
     "What each member adds: the worth of all, less that of the others."
     rows = torch.arange(n)
     whole = torch.as_tensor(worth(rows))
     return torch.stack([whole - torch.as_tensor(worth(rows[rows != i])) for i in range(n)])
 
+
 def unreadable_last(
-    credit:torch.Tensor,  # (n,)
-    classes:torch.Tensor, # (n,) long; -1 is unreadable
-) -> torch.Tensor:        # (n,)
+    credit: torch.Tensor,  # (n,)
+    classes: torch.Tensor,  # (n,) long; -1 is unreadable
+) -> torch.Tensor:  # (n,)
     "An unreadable image gets less than any other, and less than 0."
-    return torch.where(classes < 0, credit.min().clamp(max=0) - .25 / len(classes), credit)
+    return torch.where(classes < 0, credit.min().clamp(max=0) - 0.25 / len(classes), credit)
+
 
 def leave_one_out_credit(
-    tones:torch.Tensor,     # (n,) long; -1 is unreadable
-    classes:int=len(TONES),
-) -> torch.Tensor:          # (n,)
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    classes: int = len(TONES),
+) -> torch.Tensor:  # (n,)
     "How much worse the group's parity would be without each image."
-    return unreadable_last(leave_one_out(len(tones), lambda rows: -statistical_parity(tones[rows], classes)), tones)
+    return unreadable_last(
+        leave_one_out(len(tones), lambda rows: -statistical_parity(tones[rows], classes)), tones
+    )
+
 
 def rarity_credit(
-    tones:torch.Tensor,     # (n,) long; -1 is unreadable
-    classes:int=len(TONES),
-) -> torch.Tensor:          # (n,)
-    "How rare each image's tone is among the others: its even share less theirs; unreadable ones get less than any. [after 2607.14962]"
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    classes: int = len(TONES),
+) -> torch.Tensor:  # (n,)
+    """How rare each image's tone is among the others: its even share less theirs; unreadable ones get less
+    than any. [after 2607.14962]"""
     shares = torch.bincount(tones[tones >= 0], minlength=classes)[:classes].float()
     others = (shares[tones.clamp(min=0)] - 1) / max(1, len(tones) - 1)
-    return torch.where(tones < 0, 1 / classes - 1 - .25 / max(1, len(tones)), 1 / classes - others)
+    return torch.where(tones < 0, 1 / classes - 1 - 0.25 / max(1, len(tones)), 1 / classes - others)
+
 
 def shared_credit(
-    tones:torch.Tensor,     # (n,) long; -1 is unreadable
-    classes:int=len(TONES),
-) -> torch.Tensor:          # (n,)
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    classes: int = len(TONES),
+) -> torch.Tensor:  # (n,)
     "The paper's: the negative parity of the group, for every image. [P Eq 12]"
     return torch.full((len(tones),), -statistical_parity(tones, classes))
+
 
 FAIRNESS_CREDITS = dict(own=leave_one_out_credit, rare=rarity_credit, shared=shared_credit)
 _RANGES = dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')
 
+
 def fairness_reward(
-    reader=None,             # images -> tones (B,), -1 for unreadable; the shipped reader when None
-    credit:str='own',        # of `FAIRNESS_CREDITS`: 'own' is leave-one-out, 'rare' for adding a rare tone, 'shared' the paper's
-    classes:int=len(TONES),  # of tones
-    name:str='fairness',     # of the reward
+    reader=None,  # images -> tones (B,), -1 for unreadable; the shipped reader when None
+    # of `FAIRNESS_CREDITS`: 'own' is leave-one-out, 'rare' for adding a rare tone, 'shared' the paper's
+    credit: str = 'own',
+    classes: int = len(TONES),  # of tones
+    name: str = 'fairness',  # of the reward
 ) -> Reward:
-    "Parity of a group as a reward. Recorded are parity, its square (both give its spread), its floor and the readable share, as means over groups."
+    """Parity of a group as a reward.
+
+    Recorded are parity, its square (both give its spread), its floor and the readable share, as means over
+    groups."""
     if credit not in FAIRNESS_CREDITS:
         raise ValueError(f"credit is {credit!r}; {', '.join(map(repr, FAIRNESS_CREDITS))} is right")
     names = TONES if classes == len(TONES) else tuple(f'class {i + 1}' for i in range(classes))
+
     def score(images, prompts):
         tones = (reader or shipped_reader())(images).cpu()
         value = FAIRNESS_CREDITS[credit](tones, classes)
-        return value.to(images.device), _metrics_of(tones, classes) | {'skin tone': Observations(tones, names)}
-    card = Card('how evenly the skin tones of a group are spread', 'parity', _RANGES[credit],
-                'the shipped tone reader' if reader is None else 'a tone reader',
-                'colour casts and painted faces: watch the readable share and the faces',
-                'Apache-2.0' if reader is None else "the reader's")
+        return value.to(images.device), _metrics_of(tones, classes) | {
+            'skin tone': Observations(tones, names)
+        }
+
+    card = Card(
+        'how evenly the skin tones of a group are spread',
+        'parity',
+        _RANGES[credit],
+        'the shipped tone reader' if reader is None else 'a tone reader',
+        'colour casts and painted faces: watch the readable share and the faces',
+        'Apache-2.0' if reader is None else "the reader's",
+    )
     made = Reward(score, name, 'group', card, headline='-parity')
     # The mean of the other credits says nothing of parity: success at them is measured by the paper's.
-    if credit != 'shared': made.measured_by = fairness_reward(reader, 'shared', classes, f'shared_{name}')
+    if credit != 'shared':
+        made.measured_by = fairness_reward(reader, 'shared', classes, f'shared_{name}')
     return made
+
 
 def _metrics_of(tones, classes):
     parity = statistical_parity(tones, classes)
-    return dict(parity=parity, parity_square=parity**2, parity_floor=parity_floor(len(tones), classes),
-                readable=(tones >= 0).float().mean().item())
+    return dict(
+        parity=parity,
+        parity_square=parity**2,
+        parity_floor=parity_floor(len(tones), classes),
+        readable=(tones >= 0).float().mean().item(),
+    )

@@ -24,121 +24,155 @@ from ..sampling.rollout import rollout
 from ..utils.templates import encode_figure, render
 
 # %% ../../nbs/rewards/12_lab.ipynb #78f3f341
-LAB_PROMPTS = ('a portrait of a doctor', 'a portrait of a farmer', 'an apple', 'a rocket on a blue background',
-               'a cat next to a dog', 'a key above a cake', 'three stars', 'a pizza next to a clock')
+LAB_PROMPTS = (
+    'a portrait of a doctor',
+    'a portrait of a farmer',
+    'an apple',
+    'a rocket on a blue background',
+    'a cat next to a dog',
+    'a key above a cake',
+    'three stars',
+    'a pizza next to a clock',
+)
+
 
 @cache
 def base_samples(
-    each:int=8,  # pictures per prompt
-    seed:int=7,  # of the noise
-) -> tuple:      # images (64, 3, 64, 64), list of 64 prompts
+    each: int = 8,  # pictures per prompt
+    seed: int = 7,  # of the noise
+) -> tuple:  # images (64, 3, 64, 64), list of 64 prompts
     "Pictures of the shipped model, prompt by prompt; about 5 seconds on one core, once."
     policy = Policy.from_pretrained('demo', device='cpu')
     traj = rollout(policy, [p for p in LAB_PROMPTS for _ in range(each)], seed=seed)
     return traj.images, traj.prompts
 
 # %% ../../nbs/rewards/12_lab.ipynb #7a04ae69
-def blur(images:torch.Tensor) -> torch.Tensor: # (B, 3, H, W)
+def blur(images: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W)
     "A 3×3 binomial filter, edges repeated."
     weights = images.new_tensor([1, 2, 1]) / 4
     kernel = torch.outer(weights, weights).expand(3, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode='replicate'), kernel, groups=3)
 
-def grey(images:torch.Tensor) -> torch.Tensor: # (B, 3, H, W)
+
+def grey(images: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W)
     "Without colour."
     return images.mean(1, keepdim=True).expand_as(images)
 
-def _noise(images): return images + .1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+
+def _noise(images):
+    return images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+
 
 def _grid(images):
     rows, columns = (torch.arange(n, device=images.device) for n in images.shape[-2:])
-    return images + .1 * (1 - 2 * ((rows[:, None] + columns) % 2)).to(images)
+    return images + 0.1 * (1 - 2 * ((rows[:, None] + columns) % 2)).to(images)
 
-MEASURES = {   # name -> function of images (B, 3, H, W) -> (B,)
+
+MEASURES = {  # name -> function of images (B, 3, H, W) -> (B,)
     'file size': jpeg_kilobytes,
-    'sharpness': lambda x: sharpness.raw(x, None),              # neither reads the prompt
+    'sharpness': lambda x: sharpness.raw(x, None),  # neither reads the prompt
     'brightness': lambda x: x.mean((1, 2, 3)),
     'contrast': lambda x: x.std((1, 2, 3)),
     'colourfulness': lambda x: colourfulness.raw(x, None),
 }
-EDITS = {      # name -> function of images -> images; clamped afterwards
+EDITS = {  # name -> function of images -> images; clamped afterwards
     'blurring': lambda x: blur(blur(x)),
     'sharpening': lambda x: x + 1.5 * (x - blur(x)),
     'adding noise': _noise,
     'a fine grid': _grid,
-    'brightening': lambda x: x + .15,
-    'darkening': lambda x: x - .15,
+    'brightening': lambda x: x + 0.15,
+    'darkening': lambda x: x - 0.15,
     'stronger colours': lambda x: grey(x) + 1.6 * (x - grey(x)),
-    'a red tint': lambda x: x + x.new_tensor([.15, -.08, -.08])[:, None, None],
+    'a red tint': lambda x: x + x.new_tensor([0.15, -0.08, -0.08])[:, None, None],
 }
 
 # %% ../../nbs/rewards/12_lab.ipynb #7bb90412
 def centred(
-    values:torch.Tensor,  # (B,)
-    prompts:list,         # of B strings
-) -> torch.Tensor:        # (B,)
+    values: torch.Tensor,  # (B,)
+    prompts: list,  # of B strings
+) -> torch.Tensor:  # (B,)
     "Without each prompt's mean."
     ids = groups_of(prompts)
     count = torch.bincount(ids).clamp(min=1)
     return values - (torch.bincount(ids, values.double()) / count)[ids]
 
+
 def rank_correlation(
-    a:torch.Tensor,  # (B,)
-    b:torch.Tensor,  # (B,)
-    prompts:list,    # of B strings
-) -> float:          # -1 … 1; 0 where one of them is constant
+    a: torch.Tensor,  # (B,)
+    b: torch.Tensor,  # (B,)
+    prompts: list,  # of B strings
+) -> float:  # -1 … 1; 0 where one of them is constant
     "Spearman's correlation within prompts, or over all pictures where nothing varies within a prompt."
     a, b = a.cpu().double(), b.cpu().double()
     varies = lambda v: centred(v, prompts).std() > 1e-6 * v.std()
-    if varies(a) and varies(b): a, b = centred(a, prompts), centred(b, prompts)
-    ranks = torch.stack([torch.from_numpy(rankdata(v.numpy())) for v in (a, b)])   # ties share a rank
-    if (ranks.std(1) == 0).any(): return 0.
+    if varies(a) and varies(b):
+        a, b = centred(a, prompts), centred(b, prompts)
+    ranks = torch.stack([torch.from_numpy(rankdata(v.numpy())) for v in (a, b)])  # ties share a rank
+    if (ranks.std(1) == 0).any():
+        return 0.0
     return torch.corrcoef(ranks)[0, 1].item()
 
 # %% ../../nbs/rewards/12_lab.ipynb #4fae53e7
 @dataclass(frozen=True)
 class Slope:
     "Derivatives of a reward along some directions."
-    claimed: torch.Tensor    # (n,) by autograd
-    measured: torch.Tensor   # (n,) by finite differences
+
+    claimed: torch.Tensor  # (n,) by autograd
+    measured: torch.Tensor  # (n,) by finite differences
 
     @property
     def error(self) -> float:
         "Length of the gap, relative to the longer of the two."
         longer = max(self.claimed.norm(), self.measured.norm())
-        return ((self.claimed - self.measured).norm() / longer).item() if longer > 0 else 0.
+        return ((self.claimed - self.measured).norm() / longer).item() if longer > 0 else 0.0
+
 
 def _total(r, images, prompts):
     values = torch.as_tensor(r.raw(images, prompts))
-    return values.expand(len(images)) @ torch.linspace(.5, 1.5, len(images)).to(values)   # a plain sum would cancel what is relative to the batch
+    return values.expand(len(images)) @ torch.linspace(0.5, 1.5, len(images)).to(
+        values
+    )  # a plain sum would cancel what is relative to the batch
+
 
 def _gradient(r, images, prompts):
     "Of the weighted sum of the values, or None where none is claimed."
     x = images.clone().requires_grad_()
     try:
-        with torch.enable_grad(): total = _total(r, x, prompts)
-    except RuntimeError: return None                       # numpy, for one, refuses pictures that carry a gradient
+        with torch.enable_grad():
+            total = _total(r, x, prompts)
+    except RuntimeError:
+        return None  # numpy, for one, refuses pictures that carry a gradient
     return torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
 
+
 def _slope(r, images, prompts, gradient, directions):
-    "Claimed and measured; of three steps the one that fits best, for large ones bend or cross a kink, and small ones round."
+    """Claimed and measured; of three steps the one that fits best, for large ones bend or cross a kink, and
+    small ones round."""
     directions = [d / d.square().mean().sqrt() for d in directions]
     claimed = torch.stack([(gradient * d).sum() for d in directions])
-    measure = lambda e: torch.stack([(_total(r, images + e * d, prompts) - _total(r, images - e * d, prompts)) / (2 * e) for d in directions])
+    measure = lambda e: torch.stack(
+        [
+            (_total(r, images + e * d, prompts) - _total(r, images - e * d, prompts)) / (2 * e)
+            for d in directions
+        ]
+    )
     measured = torch.stack([measure(e) for e in (1e-2, 1e-3, 1e-4)])
     return Slope(claimed, measured.gather(0, (measured - claimed).abs().argmin(0, keepdim=True))[0])
 
+
 @torch.no_grad()
 def gradient_slopes(
-    r:Reward,
-    images:torch.Tensor,  # (B, 3, H, W); of one group for a group-level reward
-    prompts:list,         # of B strings
-) -> list:                # of `Slope`: along its gradient, along four smooth directions; none where no gradient is claimed
+    r: Reward,
+    images: torch.Tensor,  # (B, 3, H, W); of one group for a group-level reward
+    prompts: list,  # of B strings
+) -> list:  # of `Slope`: along its gradient, along four smooth directions; none where no gradient is claimed
     "The reward's derivatives, claimed and measured."
-    images = .1 + .8 * images.float()
+    images = 0.1 + 0.8 * images.float()
     gradient = _gradient(r, images, prompts)
-    if gradient is None: return []
-    if not gradient.isfinite().all() or not gradient.any(): return [Slope(gradient.sum()[None], torch.tensor([torch.nan]))]
+    if gradient is None:
+        return []
+    if not gradient.isfinite().all() or not gradient.any():
+        return [Slope(gradient.sum()[None], torch.tensor([torch.nan]))]
     coarse = torch.randn(4, len(images), 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(images)
     smooth = [F.interpolate(c, images.shape[-2:], mode='bilinear') for c in coarse]
     return [_slope(r, images, prompts, gradient, d) for d in ([gradient], smooth)]
@@ -147,108 +181,185 @@ def gradient_slopes(
 @dataclass
 class RewardReport:
     "What `check_reward` found."
+
     name: str
     level: str
-    values: torch.Tensor         # (B,) float32
-    dtype: str                   # what the function itself returned
-    repeat: float                # largest difference between two calls
-    noise_share: float           # of the values' variance, how much is the reward's own noise
-    order: float                 # largest difference when the batch is shuffled
-    alone: float|None            # largest difference when pictures are scored by themselves; None for groups
-    milliseconds: float          # per picture
-    reads_prompt: bool|None      # whether values change with the prompts; None for groups, and where all prompts are one
+    values: torch.Tensor  # (B,) float32
+    dtype: str  # what the function itself returned
+    repeat: float  # largest difference between two calls
+    noise_share: float  # of the values' variance, how much is the reward's own noise
+    order: float  # largest difference when the batch is shuffled
+    alone: float | None  # largest difference when pictures are scored by themselves; None for groups
+    milliseconds: float  # per picture
+    reads_prompt: (
+        bool | None
+    )  # whether values change with the prompts; None for groups, and where all prompts are one
     card: Card
     metrics: dict = field(default_factory=dict)
-    slopes: list = field(default_factory=list)   # of `Slope`
-    ties: dict = field(default_factory=dict)     # of MEASURES: rank correlation
-    others: dict = field(default_factory=dict)   # other reward's name: rank correlation, NaN where it cannot judge these pictures
-    edits: dict = field(default_factory=dict)    # of EDITS: (mean change in standard deviations, share of pictures that gain)
-    images: torch.Tensor = None                  # (B, 3, H, W), for the figure
+    slopes: list = field(default_factory=list)  # of `Slope`
+    ties: dict = field(default_factory=dict)  # of MEASURES: rank correlation
+    others: dict = field(
+        default_factory=dict
+    )  # other reward's name: rank correlation, NaN where it cannot judge these pictures
+    edits: dict = field(
+        default_factory=dict
+    )  # of EDITS: (mean change in standard deviations, share of pictures that gain)
+    images: torch.Tensor = None  # (B, 3, H, W), for the figure
     prompts: list = field(default_factory=list)  # of B strings
 
     @property
     def mean(self) -> float:
         "Of the values."
         return self.values.mean().item()
+
     @property
     def std(self) -> float:
         "Of the values; of one it is 0."
         return self.values.std(correction=0).item()
+
     @property
     def tied(self) -> list:
         "Measures of the picture that it follows."
-        return [name for name, c in self.ties.items() if abs(c) >= .8]
+        return [name for name, c in self.ties.items() if abs(c) >= 0.8]
+
     @property
     def same(self) -> list:
         "Rewards that say nearly the same."
-        return [name for name, c in self.others.items() if abs(c) >= .95]
+        return [name for name, c in self.others.items() if abs(c) >= 0.95]
+
     @property
     def raised_by(self) -> list:
         "Edits that raise nearly every picture, by half a standard deviation or more."
-        return [name for name, (gain, share) in self.edits.items() if gain >= .5 and share >= .9]
+        return [name for name, (gain, share) in self.edits.items() if gain >= 0.5 and share >= 0.9]
 
 # %% ../../nbs/rewards/12_lab.ipynb #d0902a3e
 @patch(as_prop=True)
-def problems(self:RewardReport) -> list:
-    "One sentence for each thing that will hurt training; differences below a thousandth of the spread are rounding."
+def problems(self: RewardReport) -> list:
+    """One sentence for each thing that will hurt training; differences below a thousandth of the spread are
+    rounding."""
     v, found = self.values, []
     small = 1e-3 * max(self.std, 1e-6 * v.abs().max().item())
-    if v.max() == v.min(): found.append('it is constant on these images, so that nothing can be learnt from it')
-    if self.repeat > small: found.append(f'it is not deterministic: {self.noise_share:.0%} of the variance of its values is its own noise (two calls differ by up to {self.repeat:.3g})')
-    elif self.order > small: found.append(f'it depends on the order of the batch, by up to {self.order:.3g}')
+    if v.max() == v.min():
+        found.append('it is constant on these images, so that nothing can be learnt from it')
+    if self.repeat > small:
+        found.append(
+            f'it is not deterministic: {self.noise_share:.0%} of the variance of its values is its own '
+            f'noise (two calls differ by up to {self.repeat:.3g})'
+        )
+    elif self.order > small:
+        found.append(f'it depends on the order of the batch, by up to {self.order:.3g}')
     elif self.alone is not None and self.alone > small:
-        found.append(f"a picture's value depends on its neighbours, by up to {self.alone:.3g}; if that is meant, use level='group'")
-    if self.slopes and self.slopes[0].measured.isnan().any(): found.append('the gradient it claims is zero or not finite')
-    elif self.slopes and self.repeat <= small and (error := max(s.error for s in self.slopes)) > .4:
-        found.append(f'its gradient is not what finite differences measure, but off by {error:.0%}: PPO does not use it, methods that follow it go astray')
+        found.append(
+            f"a picture's value depends on its neighbours, by up to {self.alone:.3g}; if that is meant, use "
+            "level='group'"
+        )
+    if self.slopes and self.slopes[0].measured.isnan().any():
+        found.append('the gradient it claims is zero or not finite')
+    elif self.slopes and self.repeat <= small and (error := max(s.error for s in self.slopes)) > 0.4:
+        found.append(
+            f'its gradient is not what finite differences measure, but off by {error:.0%}: PPO does not use '
+            'it, methods that follow it go astray'
+        )
     return found
 
+
 @patch(as_prop=True)
-def suspicions(self:RewardReport) -> list:
+def suspicions(self: RewardReport) -> list:
     "One sentence for each way to please it cheaply."
     v, found = self.values, []
-    if v.max() == v.min(): return found
-    reach = .01 * (v.max() - v.min())
+    if v.max() == v.min():
+        return found
+    reach = 0.01 * (v.max() - v.min())
     top, bottom = (v >= v.max() - reach).float().mean().item(), (v <= v.min() + reach).float().mean().item()
-    if top >= .25: found.append(f'it is saturated: {top:.0%} of the pictures have the highest value already')
-    if bottom >= .75: found.append(f'it is silent: {bottom:.0%} of the pictures have the lowest value')
+    if top >= 0.25:
+        found.append(f'it is saturated: {top:.0%} of the pictures have the highest value already')
+    if bottom >= 0.75:
+        found.append(f'it is silent: {bottom:.0%} of the pictures have the lowest value')
     found += [f'it is tied to {name}: their rank correlation is {self.ties[name]:+.2f}' for name in self.tied]
-    found += [f'{name} alone raises it, in {self.edits[name][1]:.0%} of the pictures, by {self.edits[name][0]:.1f} standard deviations' for name in self.raised_by]
-    found += [f'it says nearly the same as {name}: their rank correlation is {self.others[name]:+.2f}' for name in self.same]
-    if self.reads_prompt is False: found.append('it does not read the prompt, so that the model may forget it')
+    found += [
+        f'{name} alone raises it, in {self.edits[name][1]:.0%} of the pictures, by '
+        f'{self.edits[name][0]:.1f} standard deviations'
+        for name in self.raised_by
+    ]
+    found += [
+        f'it says nearly the same as {name}: their rank correlation is {self.others[name]:+.2f}'
+        for name in self.same
+    ]
+    if self.reads_prompt is False:
+        found.append('it does not read the prompt, so that the model may forget it')
     return found
 
 # %% ../../nbs/rewards/12_lab.ipynb #3836b7f0
 @patch
-def rows(self:RewardReport) -> list: # of (label, text)
+def rows(self: RewardReport) -> list:  # of (label, text)
     "The report as lines."
-    v, pairs = self.values, lambda found: ', '.join(f'{k} cannot judge these' if c != c else f'{k} {c:+.2f}' for k, c in found.items())
-    rows = [('level', self.level), ('range', f'{v.min():.4g} … {v.max():.4g}, mean {self.mean:.4g}, std {self.std:.3g} over {len(v)} images' + (f' (its card says {self.card.range})' if self.card.range else '')),
-            ('returns', self.dtype), ('cost', f'{self.milliseconds:.2f} ms per image')]
-    rows.append(('gradient', f'along its own direction {self.slopes[0].claimed[0]:.4g} claimed, {self.slopes[0].measured[0]:.4g} measured' if self.slopes else 'none claimed'))
+    v, pairs = (
+        self.values,
+        lambda found: ', '.join(
+            f'{k} cannot judge these' if c != c else f'{k} {c:+.2f}' for k, c in found.items()
+        ),
+    )
+    rows = [
+        ('level', self.level),
+        (
+            'range',
+            f'{v.min():.4g} … {v.max():.4g}, mean {self.mean:.4g}, std {self.std:.3g} over {len(v)} images'
+            + (f' (its card says {self.card.range})' if self.card.range else ''),
+        ),
+        ('returns', self.dtype),
+        ('cost', f'{self.milliseconds:.2f} ms per image'),
+    ]
+    rows.append(
+        (
+            'gradient',
+            f'along its own direction {self.slopes[0].claimed[0]:.4g} claimed, '
+            f'{self.slopes[0].measured[0]:.4g} measured'
+            if self.slopes
+            else 'none claimed',
+        )
+    )
     rows += [(k, f'{float(x):.4g}') for k, x in self.metrics.items()]
     rows += [('goes with', pairs(self.ties)), ('others', pairs(self.others) or 'none asked')]
-    rows.append(('edits', ', '.join(f'{k} {gain:+.1f} std' for k, (gain, _) in self.edits.items()) or 'not tried: the values do not vary'))
-    if self.card.hacks: rows.append(('known hacks', self.card.hacks))
+    rows.append(
+        (
+            'edits',
+            ', '.join(f'{k} {gain:+.1f} std' for k, (gain, _) in self.edits.items())
+            or 'not tried: the values do not vary',
+        )
+    )
+    if self.card.hacks:
+        rows.append(('known hacks', self.card.hacks))
     rows.append(('suspicions', '; '.join(self.suspicions) or 'none'))
-    return rows + [('verdict', '; '.join(self.problems) or 'deterministic, independent of the batch, not constant: fit for training' + (', but see the suspicions' if self.suspicions else ''))]
+    return rows + [
+        (
+            'verdict',
+            '; '.join(self.problems)
+            or 'deterministic, independent of the batch, not constant: fit for training'
+            + (', but see the suspicions' if self.suspicions else ''),
+        )
+    ]
+
 
 @patch
-def __repr__(self:RewardReport): return '\n'.join([f'reward {self.name!r}'] + [f'  {k:11} {text}' for k, text in self.rows()])
+def __repr__(self: RewardReport):
+    return '\n'.join([f'reward {self.name!r}'] + [f'  {k:11} {text}' for k, text in self.rows()])
 
 # %% ../../nbs/rewards/12_lab.ipynb #185dbf6b
-def _short(text, most): return text if len(text) <= most else text[:most - 1] + '…'
+def _short(text, most):
+    return text if len(text) <= most else text[: most - 1] + '…'
+
 
 def _bars(ax, values, marked, label):
     "Horizontal bars, red where marked."
     names = list(values)
     colours = ['tab:red' if n in marked else '0.7' for n in names]
-    ax.barh(range(len(names)), list(values.values()), color=colours, height=.7)
+    ax.barh(range(len(names)), list(values.values()), color=colours, height=0.7)
     ax.set_yticks(range(len(names)), [_short(n, 26) for n in names], fontsize=7)
     ax.invert_yaxis()
-    ax.axvline(0, color='k', lw=.6)
+    ax.axvline(0, color='k', lw=0.6)
     ax.set_xlabel(label, fontsize=8)
     ax.tick_params(axis='x', labelsize=7)
+
 
 def _strip(axes, images, values, prompts, label):
     "Pictures with their values above and their prompts below."
@@ -257,12 +368,15 @@ def _strip(axes, images, values, prompts, label):
         ax.set_title(f'{value:.3g}', fontsize=7, pad=2)
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel(textwrap.fill(_short(prompt, 44), 22), fontsize=5.5, labelpad=2)
-    for ax in axes[len(images):]: ax.set_axis_off()
+    for ax in axes[len(images) :]:
+        ax.set_axis_off()
     axes[0].set_ylabel(label, fontsize=8)
 
+
 @patch
-def figure(self:RewardReport,
-    show:int=10,  # worst and best pictures each
+def figure(
+    self: RewardReport,
+    show: int = 10,  # worst and best pictures each
 ) -> Figure:
     "Histogram, correlations, edits, and the worst and best pictures."
     fig = Figure(figsize=(10, 5), layout='constrained')
@@ -274,7 +388,7 @@ def figure(self:RewardReport,
     spread.tick_params(labelsize=7)
     _bars(related, self.ties | self.others, self.tied + self.same, 'rank correlation, within prompts')
     related.set_xlim(-1, 1)
-    related.set_xticks((-1, -.5, 0, .5, 1))
+    related.set_xticks((-1, -0.5, 0, 0.5, 1))
     gains = {name: max(-4, min(4, gain)) for name, (gain, _) in self.edits.items()}
     _bars(edited, gains, self.raised_by, 'change by an edit, in standard deviations (cut at 4)')
     order, axes = self.values.argsort(), strips.subplots(2, show, squeeze=False)
@@ -282,92 +396,170 @@ def figure(self:RewardReport,
         _strip(row, self.images[rows], self.values[rows], [self.prompts[i] for i in rows], label)
     return fig
 
-IN_FIGURE = ('goes with', 'others', 'edits', 'suspicions', 'verdict')   # rows that the figure or the lists below the table show
+
+IN_FIGURE = (
+    'goes with',
+    'others',
+    'edits',
+    'suspicions',
+    'verdict',
+)  # rows that the figure or the lists below the table show
+
 
 @patch
-def _repr_html_(self:RewardReport):
+def _repr_html_(self: RewardReport):
     rows = [(label, text) for label, text in self.rows() if label not in IN_FIGURE]
     picture = encode_figure(self.figure(), 'png', dpi=90)
-    return str(render('rewards/templates/report.html', name=self.name, rows=rows, problems=self.problems,
-                      suspicions=self.suspicions, figure=picture.uri))
+    return str(
+        render(
+            'rewards/templates/report.html',
+            name=self.name,
+            rows=rows,
+            problems=self.problems,
+            suspicions=self.suspicions,
+            figure=picture.uri,
+        )
+    )
 
 # %% ../../nbs/rewards/12_lab.ipynb #b9047a36
-OTHERS = (clip_score, preference)   # what a new reward is compared with: the shipped models that take any prompt
+OTHERS = (
+    clip_score,
+    preference,
+)  # what a new reward is compared with: the shipped models that take any prompt
+
 
 def _raw_dtype(r, images, prompts):
     "What the function itself returns, before it is made float32."
     values = r.raw(images, prompts)
     return str(getattr(values, 'dtype', type(values).__name__)).removeprefix('torch.')
 
+
 def _some(level, prompts, groups, count):
     "Rows of about `count` pictures: spread over the prompts, or whole groups of a group-level reward."
-    if level == 'sample': return torch.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().long()
-    wanted = groups.unique()[:max(1, count // max(1, (groups == groups[0]).sum().item()))]
+    if level == 'sample':
+        return torch.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().long()
+    wanted = groups.unique()[: max(1, count // max(1, (groups == groups[0]).sum().item()))]
     return torch.isin(groups, wanted).nonzero().flatten()
+
 
 def _edits(r, images, prompts, groups, std):
     "Change by each edit, in standard deviations, and the share of pictures that gain."
-    if not std > 0: return {}
+    if not std > 0:
+        return {}
     plain = r(images, prompts, groups)
     change = lambda edit: (r(edit(images).clamp(0, 1), prompts, groups) - plain) / std
-    return {name: (d.mean().item(), (d > 0).float().mean().item()) for name, edit in EDITS.items() for d in [change(edit)]}
+    return {
+        name: (d.mean().item(), (d > 0).float().mean().item())
+        for name, edit in EDITS.items()
+        for d in [change(edit)]
+    }
+
 
 def _reads_prompt(r, images, prompts, values):
     "Whether the values change when each picture is judged for the next picture's prompt."
-    turned = sorted(set(prompts)); turned = [turned[(turned.index(p) + 1) % len(turned)] for p in prompts]
-    return None if r.level == 'group' or turned == list(prompts) else not torch.equal(r(images, turned), values)
+    turned = sorted(set(prompts))
+    turned = [turned[(turned.index(p) + 1) % len(turned)] for p in prompts]
+    return (
+        None if r.level == 'group' or turned == list(prompts) else not torch.equal(r(images, turned), values)
+    )
+
 
 def _related(r, values, images, prompts, groups, others):
     "Rank correlation with other rewards; NaN for one that cannot judge these pictures or prompts."
     found = {}
     for other in others:
-        if other is r or other.name == r.name: continue
-        try: found[other.name] = rank_correlation(values, other(images, prompts, groups if other.level == 'group' else None), prompts)
-        except ValueError: found[other.name] = math.nan      # such as a prompt outside a detector's vocabulary
+        if other is r or other.name == r.name:
+            continue
+        try:
+            found[other.name] = rank_correlation(
+                values, other(images, prompts, groups if other.level == 'group' else None), prompts
+            )
+        except ValueError:
+            found[other.name] = math.nan  # such as a prompt outside a detector's vocabulary
     return found
+
 
 @torch.no_grad()
 def check_reward(
-    r:Reward,                   # or a plain function
-    images:torch.Tensor=None,   # (B, 3, H, W) in [0, 1]; the shipped model's `base_samples` by default
-    prompts:list=None,          # of B strings, with the images
-    groups:torch.Tensor=None,   # (B,) long, for a group-level reward; equal prompts by default
-    others:list=None,           # rewards to compare with; `OTHERS` by default
+    r: Reward,  # or a plain function
+    images: torch.Tensor = None,  # (B, 3, H, W) in [0, 1]; the shipped model's `base_samples` by default
+    prompts: list = None,  # of B strings, with the images
+    groups: torch.Tensor = None,  # (B,) long, for a group-level reward; equal prompts by default
+    others: list = None,  # rewards to compare with; `OTHERS` by default
 ) -> RewardReport:
     "Try a reward on pictures: whether it is fit for training, what it likes, and how it would be hacked."
     r = r if isinstance(r, Reward) else Reward(r)
-    if (images is None) != (prompts is None): raise ValueError(f"check_reward: {'images' if images is None else 'prompts'} is None; give both images and prompts, or neither")
-    if images is None: images, prompts = base_samples()
+    if (images is None) != (prompts is None):
+        raise ValueError(
+            f"check_reward: {'images' if images is None else 'prompts'} is None; give both images and "
+            "prompts, or neither"
+        )
+    if images is None:
+        images, prompts = base_samples()
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)         # the report says itself what is constant
+        warnings.simplefilter('ignore', UserWarning)  # the report says itself what is constant
         return _examined(r, images, prompts, groups, OTHERS if others is None else others)
 
+
 def noise_share(
-    first:torch.Tensor,  # (B,) values of some pictures
-    again:torch.Tensor,  # (B,) of the same, by another call
-) -> float:              # 0 … 1; 0 where the values do not vary
-    "Share of one call's variance that is the reward's own noise: half the mean square of the difference, over the variance."
-    noise, variance = .5 * (first - again).double().square().mean(), .5 * (first.double().var(correction=0) + again.double().var(correction=0))
-    return (noise / variance).clamp(max=1).item() if variance else 0.
+    first: torch.Tensor,  # (B,) values of some pictures
+    again: torch.Tensor,  # (B,) of the same, by another call
+) -> float:  # 0 … 1; 0 where the values do not vary
+    """Share of one call's variance that is the reward's own noise: half the mean square of the difference,
+    over the variance."""
+    noise, variance = (
+        0.5 * (first - again).double().square().mean(),
+        0.5 * (first.double().var(correction=0) + again.double().var(correction=0)),
+    )
+    return (noise / variance).clamp(max=1).item() if variance else 0.0
+
 
 def _examined(r, images, prompts, groups, others):
-    values, metrics = r.report(images, prompts, groups)                       # the first call also loads models and checks what it was given
-    began = time.perf_counter(); again = r(images, prompts, groups); cost = time.perf_counter() - began
+    values, metrics = r.report(
+        images, prompts, groups
+    )  # the first call also loads models and checks what it was given
+    began = time.perf_counter()
+    again = r(images, prompts, groups)
+    cost = time.perf_counter() - began
     groups = groups_of(prompts) if groups is None else groups.cpu()
     perm = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     pick = lambda rows: (images[rows.to(images.device)], [prompts[i] for i in rows])
     gap = lambda a, b: (a - b).abs().max().item()
     some, one = _some(r.level, prompts, groups, 16), _some(r.level, prompts, groups, 4)
-    if r.level == 'group': one = (groups == groups[0]).nonzero().flatten()
+    if r.level == 'group':
+        one = (groups == groups[0]).nonzero().flatten()
     alone = gap(torch.cat([r(*pick(i[None])) for i in some]), values[some]) if r.level == 'sample' else None
     return RewardReport(
-        r.name, r.level, values.cpu(), _raw_dtype(r, *pick(one)), gap(again, values), noise_share(values, again), gap(r(*pick(perm), groups[perm]), values[perm]), alone, 1000 * cost / len(images),
-        _reads_prompt(r, images, prompts, values), r.card, metrics, gradient_slopes(r, *pick(one)), {name: rank_correlation(values, f(images), prompts) for name, f in MEASURES.items()},
-        _related(r, values, images, prompts, groups, others), _edits(r, *pick(some), groups[some], values.std(correction=0).item()), images.cpu(), list(prompts))
+        r.name,
+        r.level,
+        values.cpu(),
+        _raw_dtype(r, *pick(one)),
+        gap(again, values),
+        noise_share(values, again),
+        gap(r(*pick(perm), groups[perm]), values[perm]),
+        alone,
+        1000 * cost / len(images),
+        _reads_prompt(r, images, prompts, values),
+        r.card,
+        metrics,
+        gradient_slopes(r, *pick(one)),
+        {name: rank_correlation(values, f(images), prompts) for name, f in MEASURES.items()},
+        _related(r, values, images, prompts, groups, others),
+        _edits(r, *pick(some), groups[some], values.std(correction=0).item()),
+        images.cpu(),
+        list(prompts),
+    )
 
 # %% ../../nbs/rewards/12_lab.ipynb #db27e02d
-@reward(card=Card('how much each pixel differs from its surroundings', 'hundredths', 'above 0', 'a 3×3 filter',
-                  'noise and fine grids: it was made to be hacked, as an exercise'))
+@reward(
+    card=Card(
+        'how much each pixel differs from its surroundings',
+        'hundredths',
+        'above 0',
+        'a 3×3 filter',
+        'noise and fine grids: it was made to be hacked, as an exercise',
+    )
+)
 def crispness(images, prompts):
     "Mean absolute difference of a picture from its blurred self, in hundredths. Made to be hacked."
     return 100 * (images - blur(images)).abs().mean((1, 2, 3))

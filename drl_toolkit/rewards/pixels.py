@@ -16,67 +16,106 @@ from .reward import Card, Reward, reward
 from ..utils.images import to_pil
 
 # %% ../../nbs/rewards/02_pixels.ipynb #74d79378
-@reward(card=Card('variance of the Laplacian of the brightness', 'gray levels squared', 'above 0', 'Rec. 601 brightness and a 3×3 filter',
-                  'noise and checkerboards: nothing is sharper', 'none: a formula'))
+@reward(
+    card=Card(
+        'variance of the Laplacian of the brightness',
+        'gray levels squared',
+        'above 0',
+        'Rec. 601 brightness and a 3×3 filter',
+        'noise and checkerboards: nothing is sharper',
+        'none: a formula',
+    )
+)
 def sharpness(images, prompts):
     "How steep the edges are."
-    gray = 255 * torch.einsum('bchw,c->bhw', images, images.new_tensor([.299, .587, .114]))[:, None]
+    gray = 255 * torch.einsum('bchw,c->bhw', images, images.new_tensor([0.299, 0.587, 0.114]))[:, None]
     laplacian = images.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     return F.conv2d(gray, laplacian).var((1, 2, 3))
 
 # %% ../../nbs/rewards/02_pixels.ipynb #ff0a72d8
-@reward(card=Card('how colourful people would call the picture', 'their M', '0 … about 150', 'a formula of Hasler and Süsstrunk',
-                  'neon patches, whatever they show', 'none: a formula'))
+@reward(
+    card=Card(
+        'how colourful people would call the picture',
+        'their M',
+        '0 … about 150',
+        'a formula of Hasler and Süsstrunk',
+        'neon patches, whatever they show',
+        'none: a formula',
+    )
+)
 def colourfulness(images, prompts):
     "Hasler and Süsstrunk's measure of colourfulness."
     r, g, b = (255 * images).unbind(1)
     rg, yb = (r - g).flatten(1), ((r + g) / 2 - b).flatten(1)
-    root = lambda v: v.clamp(min=1e-6).sqrt()   # a gray image has no gradient, rather than an infinite one
-    return root(rg.var(1, correction=0) + yb.var(1, correction=0)) + .3 * root(rg.mean(1)**2 + yb.mean(1)**2)
+    root = lambda v: v.clamp(min=1e-6).sqrt()  # a gray image has no gradient, rather than an infinite one
+    return root(rg.var(1, correction=0) + yb.var(1, correction=0)) + 0.3 * root(
+        rg.mean(1) ** 2 + yb.mean(1) ** 2
+    )
 
 # %% ../../nbs/rewards/02_pixels.ipynb #99c40608
-def edits(a:str, b:str) -> int:
+def edits(a: str, b: str) -> int:
     "Levenshtein's distance: insertions, deletions and changes of a letter."
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         before, row[0] = row[0], i
-        for j, y in enumerate(b, 1): before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
     return row[-1]
 
+
 def quoted(
-    prompt:str # with words in double quotation marks
+    prompt: str,  # with words in double quotation marks
 ) -> str:
     "What a prompt wants to be written."
     found = ' '.join(re.findall(r'["“”]([^"“”]+)["“”]', prompt))
     if not re.search(r'\w', found):
-        raise ValueError(f'prompt {prompt!r} has no word in double quotation marks; \'a sign that says "open"\' is right')
+        raise ValueError(
+            f'prompt {prompt!r} has no word in double quotation marks; \'a sign that says "open"\' is right'
+        )
     return found
+
 
 @cache
 def _ocr():
-    try: from rapidocr import RapidOCR
+    try:
+        from rapidocr import RapidOCR
     except ImportError:
-        raise ImportError("reading text needs rapidocr and onnxruntime: pip install 'drl_toolkit[ocr]', "
-                          'or give text_reward a reader of your own') from None
+        raise ImportError(
+            "reading text needs rapidocr and onnxruntime: pip install 'drl_toolkit[ocr]', "
+            'or give text_reward a reader of your own'
+        ) from None
     return RapidOCR(params={'Global.log_level': 'error'})
 
+
 def rapid_reader(
-    images:torch.Tensor # (B, 3, H, W) in [0, 1]
-) -> list:              # of B strings
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+) -> list:  # of B strings
     "What is written, by PP-OCR. About half a second a picture on a CPU."
-    bgr = [np.asarray(image)[:, :, ::-1] for image in to_pil(images)]   # as OpenCV has it
+    bgr = [np.asarray(image)[:, :, ::-1] for image in to_pil(images)]  # as OpenCV has it
     return [' '.join(_ocr()(image).txts or ()) for image in bgr]
 
+
 def text_reward(
-    read:Callable=rapid_reader, # images -> list of strings
-    name:str='text',
+    read: Callable = rapid_reader,  # images -> list of strings
+    name: str = 'text',
 ) -> Reward:
     "How much of the quoted text is written in the picture. It has no gradient."
     plain = lambda text: re.sub(r'\W', '', text.lower())
+
     def score(images, prompts):
         pairs = [(plain(quoted(prompt)), plain(text)) for prompt, text in zip(prompts, read(images))]
-        values = [1. if wanted in text else max(0., 1 - edits(wanted, text) / len(wanted)) for wanted, text in pairs]
+        values = [
+            1.0 if wanted in text else max(0.0, 1 - edits(wanted, text) / len(wanted))
+            for wanted, text in pairs
+        ]
         return torch.tensor(values, device=images.device)
-    card = Card('how much of the quoted text can be read', 'share of letters', '0 … 1', getattr(read, '__name__', 'a reader'),
-                'walls of letters: text that holds the word among others counts whole', 'Apache-2.0 (rapidocr, PP-OCR)')
+
+    card = Card(
+        'how much of the quoted text can be read',
+        'share of letters',
+        '0 … 1',
+        getattr(read, '__name__', 'a reader'),
+        'walls of letters: text that holds the word among others counts whole',
+        'Apache-2.0 (rapidocr, PP-OCR)',
+    )
     return Reward(score, name, card=card)

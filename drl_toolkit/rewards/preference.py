@@ -8,50 +8,79 @@ __all__ = ['preference', 'preference_reward', 'load_transformers_clip', 'pick_sc
 # %% ../../nbs/rewards/10_preference.ipynb #89f103ea
 from functools import cache
 
-from .reward import Card, Loaded, Reward, image_features, load_clip, load_frozen, processed, text_features
+from drl_toolkit.rewards.reward import (
+    Card,
+    Loaded,
+    Reward,
+    image_features,
+    load_clip,
+    load_frozen,
+    processed,
+    text_features,
+)
 from ..utils.loading import assets_dir
 
 # %% ../../nbs/rewards/10_preference.ipynb #0c3ca78a
 def preference_reward(
-    model:str=None,          # a CLIP fine-tuned on preferences, as in `rewards.load_clip`; the shipped synthetic one by default
-    weights:str=None,
-    name:str='preference',
+    # a CLIP fine-tuned on preferences, as in `rewards.load_clip`; the shipped synthetic one by default
+    model: str = None,
+    weights: str = None,
+    name: str = 'preference',
 ) -> Reward:
     "Bradley-Terry score of an open_clip model: its scaled cosine between picture and prompt."
+
     def score(images, prompts):
         source, device = str(model or assets_dir() / 'preference'), str(images.device)
         scale = load_clip(source, weights, device)[0].logit_scale.exp()
-        cosine = (image_features(images, source, weights) * text_features(prompts, source, weights, device)).sum(1)
+        cosine = (
+            image_features(images, source, weights) * text_features(prompts, source, weights, device)
+        ).sum(1)
         return scale * cosine
+
     what = f'open_clip {model}' if model else 'a CLIP fine-tuned on synthetic pairs; no person was asked'
-    card = Card('how much raters like the picture for its prompt', 'log-odds', 'comparable within a prompt', what,
-                'the cleanest drawing of the prompt, always the same one: it asks for no variety',
-                "the checkpoint's" if model else 'Apache-2.0')
+    card = Card(
+        'how much raters like the picture for its prompt',
+        'log-odds',
+        'comparable within a prompt',
+        what,
+        'the cleanest drawing of the prompt, always the same one: it asks for no variety',
+        "the checkpoint's" if model else 'Apache-2.0',
+    )
     return Reward(score, name, card=card)
+
 
 preference = preference_reward()
 
 # %% ../../nbs/rewards/10_preference.ipynb #63275972
 @cache
 def load_transformers_clip(
-    model:str,         # folder or hub id of a CLIPModel
-    processor:str,     # folder or hub id of its processor
-    device:str='cpu'
+    model: str,  # folder or hub id of a CLIPModel
+    processor: str,  # folder or hub id of its processor
+    device: str = 'cpu',
 ) -> Loaded:
     "A CLIP in transformers' format."
     return load_frozen('CLIPModel', model, processor_source=processor, device=device)
 
+
 def pick_score(
-    model:str='yuvalkirstain/PickScore_v1',
-    processor:str='laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-    name:str='pick_score',
+    model: str = 'yuvalkirstain/PickScore_v1',
+    processor: str = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
+    name: str = 'pick_score',
 ) -> Reward:
     "PickScore (Kirstain et al. 2023), or any preference model that is a transformers CLIPModel."
+
     def score(images, prompts):
         clip, process = load_transformers_clip(model, processor, str(images.device))
         inputs = processed(process, images, text=list(prompts), padding=True, truncation=True)
         out = clip(**inputs)
         return clip.logit_scale.exp() * (out.image_embeds * out.text_embeds).sum(1)
-    card = Card('how much people like the picture for its prompt', 'log-odds', 'comparable within a prompt', model,
-                'saturated colours, busy detail and one house style', "MIT (the code's; the model card names none)")
+
+    card = Card(
+        'how much people like the picture for its prompt',
+        'log-odds',
+        'comparable within a prompt',
+        model,
+        'saturated colours, busy detail and one house style',
+        "MIT (the code's; the model card names none)",
+    )
     return Reward(score, name, card=card)

@@ -28,50 +28,72 @@ from ..utils.images import to_pil
 PROTOCOL = 1
 FORMATS = ('npz', 'png')
 
+
 def encode_images(
-    images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    format:str='npz',     # or 'png'
-):                        # text, or a list of B texts; base64
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    format: str = 'npz',  # or 'png'
+):  # text, or a list of B texts; base64
     "Pictures as JSON can hold them."
+
     def text(write):
-        buffer = io.BytesIO(); write(buffer)
+        buffer = io.BytesIO()
+        write(buffer)
         return base64.b64encode(buffer.getvalue()).decode()
-    if format == 'png': return [text(lambda b: image.save(b, 'PNG')) for image in to_pil(images)]
+
+    if format == 'png':
+        return [text(lambda b: image.save(b, 'PNG')) for image in to_pil(images)]
     return text(lambda b: np.savez(b, images=images.detach().float().cpu().numpy()))
 
+
 def decode_images(
-    data,                 # from `encode_images`
-    format:str,
-    count:int,            # pictures expected
-    limit:int=2**28,      # bytes that all pictures may take as floats
-) -> torch.Tensor:        # (count, 3, H, W) float32 in [0, 1]
+    data,  # from `encode_images`
+    format: str,
+    count: int,  # pictures expected
+    limit: int = 2**28,  # bytes that all pictures may take as floats
+) -> torch.Tensor:  # (count, 3, H, W) float32 in [0, 1]
     "The pictures again. Anything else is a `ValueError`."
-    try: images = _from_png(data, limit) if format == 'png' else _from_npz(data, limit)
-    except ValueError: raise
-    except Exception as e:                       # what zip, zlib, numpy and Pillow say to garbage has a dozen types
+    try:
+        images = _from_png(data, limit) if format == 'png' else _from_npz(data, limit)
+    except ValueError:
+        raise
+    except Exception as e:  # what zip, zlib, numpy and Pillow say to garbage has a dozen types
         raise ValueError(f'images are no {format}: {type(e).__name__}') from None
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != count or not images.numel():
-        raise ValueError(f'images have shape {tuple(images.shape)}; ({count}, 3, H, W) is right for {count} prompts')
-    if not all(map(_is_in_range, images)): raise ValueError('images have values outside [0, 1]')
+        raise ValueError(
+            f'images have shape {tuple(images.shape)}; ({count}, 3, H, W) is right for {count} prompts'
+        )
+    if not all(map(_is_in_range, images)):
+        raise ValueError('images have values outside [0, 1]')
     return images
 
-def _is_in_range(image): return image.isfinite().all() and image.min() >= -1e-3 and image.max() <= 1 + 1e-3
+
+def _is_in_range(image):
+    return image.isfinite().all() and image.min() >= -1e-3 and image.max() <= 1 + 1e-3
+
 
 def _bytes(text):
-    if not isinstance(text, str): raise ValueError(f'images are {type(text).__name__} where base64 text is right')
+    if not isinstance(text, str):
+        raise ValueError(f'images are {type(text).__name__} where base64 text is right')
     return io.BytesIO(base64.b64decode(text.encode('ascii', 'replace'), validate=True))
 
+
 def _check_size(size, limit):
-    if size > limit: raise ValueError(f'images take {size} bytes unpacked; {limit} at most are right')
+    if size > limit:
+        raise ValueError(f'images take {size} bytes unpacked; {limit} at most are right')
+
 
 def _from_npz(text, limit):
     "One float32 array called images; the sizes in the archive's list are read before its contents."
     buffer = _bytes(text)
-    with zipfile.ZipFile(buffer) as archive: _check_size(sum(f.file_size for f in archive.infolist()), limit + 4096)
+    with zipfile.ZipFile(buffer) as archive:
+        _check_size(sum(f.file_size for f in archive.infolist()), limit + 4096)
     buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as found: array = found['images']
-    if array.dtype != np.float32: raise ValueError(f'images are {array.dtype}; float32 is right')
+    with np.load(buffer, allow_pickle=False) as found:
+        array = found['images']
+    if array.dtype != np.float32:
+        raise ValueError(f'images are {array.dtype}; float32 is right')
     return torch.from_numpy(np.ascontiguousarray(array))
+
 
 def _from_png(texts, limit):
     "RGB pictures of one size; the size in each header is read before its pixels."
@@ -83,8 +105,9 @@ def _from_png(texts, limit):
     if len(kinds) > 1 or opened[0].mode != 'RGB':
         raise ValueError(f'images are {sorted(kinds)[:2]}; 8-bit RGB of one size is right')
     (width, height), images = opened[0].size, None
-    for i, image in enumerate(opened):                # one at a time: nothing but the floats is ever held for all of them
-        with image: pixels = np.asarray(image).transpose(2, 0, 1)
+    for i, image in enumerate(opened):  # one at a time: nothing but the floats is ever held for all of them
+        with image:
+            pixels = np.asarray(image).transpose(2, 0, 1)
         images = np.empty((len(opened), 3, height, width), np.float32) if images is None else images
         np.divide(pixels, np.float32(255), out=images[i])
     return torch.from_numpy(images)
@@ -92,80 +115,115 @@ def _from_png(texts, limit):
 # %% ../../nbs/rewards/03_remote.ipynb #bfeb8d6c
 class Request(NamedTuple):
     "Images to judge."
-    images: torch.Tensor   # (B, 3, H, W) in [0, 1]
-    prompts: list          # of B strings
+
+    images: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    prompts: list  # of B strings
+
 
 class Reply(NamedTuple):
     "What a reward says of a request."
-    values: torch.Tensor             # (B,) float32
+
+    values: torch.Tensor  # (B,) float32
     metrics: dict[str, float]
 
+
 def read_request(
-    body:bytes,
-    limit:int=2**28,   # bytes that the pictures may take as floats
-) -> Request:          # `ValueError` for anything but a well-formed request
+    body: bytes,
+    limit: int = 2**28,  # bytes that the pictures may take as floats
+) -> Request:  # `ValueError` for anything but a well-formed request
     "What a client asks."
     asked = _json_object(body, 'the request')
     prompts, format = asked.get('prompts'), asked.get('format')
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError('prompts are not a list of strings; one for each picture is right')
-    if format not in FORMATS: raise ValueError(f"format is {str(format)[:40]!r}; 'npz' or 'png' is right")
+    if format not in FORMATS:
+        raise ValueError(f"format is {str(format)[:40]!r}; 'npz' or 'png' is right")
     return Request(decode_images(asked.get('images'), format, len(prompts), limit), prompts)
+
 
 def _plain(value):
     "JSON whose words do nothing to a terminal."
-    if isinstance(value, str): return printable(value)
-    if isinstance(value, list): return [_plain(v) for v in value]
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
     return {printable(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
 
 def _json_object(body, what, clean=lambda value: value):
     "A JSON object of this protocol."
-    try: found = clean(json.loads(body))
-    except (ValueError, RecursionError): raise ValueError(f'{what} is no JSON, but begins with {bytes(body[:40])!r}') from None
-    if not isinstance(found, dict): raise ValueError(f'{what} is JSON, but {type(found).__name__} where an object is right')
+    try:
+        found = clean(json.loads(body))
+    except (ValueError, RecursionError):
+        raise ValueError(f'{what} is no JSON, but begins with {bytes(body[:40])!r}') from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{what} is JSON, but {type(found).__name__} where an object is right')
     if found.get('protocol') != PROTOCOL:
         theirs = ' '.join(str(found.get('protocol'))[:20].split())
-        raise ValueError(f'{what} speaks protocol {theirs}, and this side {PROTOCOL}; '
-                         'the same version of drl_toolkit on both sides is right')
+        raise ValueError(
+            f'{what} speaks protocol {theirs}, and this side {PROTOCOL}; '
+            'the same version of drl_toolkit on both sides is right'
+        )
     return found
+
 
 def _is_number(x):
     "Whether float32 holds it; NaN does not compare."
     return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 3e38
 
+
 def read_reply(
-    status:int,        # of HTTP
-    body:bytes,
-    count:int,         # values expected
-) -> tuple:            # values (count,) float32, dict of metrics
+    status: int,  # of HTTP
+    body: bytes,
+    count: int,  # values expected
+) -> tuple:  # values (count,) float32, dict of metrics
     "What a server answered. Anything but the values asked for is a `ValueError`."
     found = _json_object(body, f'the reply (status {status})', _plain)
-    if status != 200: raise ValueError(' '.join(f"it answers with status {status}: {str(found.get('error'))[:400]}".split()))
+    if status != 200:
+        raise ValueError(
+            ' '.join(f"it answers with status {status}: {str(found.get('error'))[:400]}".split())
+        )
     values, metrics = found.get('values'), found.get('metrics', {})
     if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"the reply has {len(values) if isinstance(values, list) else 'no'} values; {count} are right")
+        raise ValueError(
+            f"the reply has {len(values) if isinstance(values, list) else 'no'} values; {count} are right"
+        )
     bad = [v for v in values if not _is_number(v)]
-    if bad: raise ValueError(f'the reply has the value {str(bad[0])[:40]}; finite numbers are right')
+    if bad:
+        raise ValueError(f'the reply has the value {str(bad[0])[:40]}; finite numbers are right')
     if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
         raise ValueError('the reply has metrics that are not finite numbers')
     return Reply(torch.tensor(values, dtype=torch.float32), metrics)
 
 # %% ../../nbs/rewards/03_remote.ipynb #c396a5dd
-class _Gateway(OSError): "A gateway says that the server is away for now."
+class _Gateway(OSError):
+    "A gateway says that the server is away for now."
+
 
 def _dial(address, timeout):
     "A connection to a server, before anything was said on it."
     port = address.port or (443 if address.scheme == 'https' else 80)
     line = socket.create_connection((address.hostname, port), timeout)
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if address.scheme == 'http': return line
-    return ssl.create_default_context().wrap_socket(line, server_hostname=address.hostname, do_handshake_on_connect=False)
+    if address.scheme == 'http':
+        return line
+    return ssl.create_default_context().wrap_socket(
+        line, server_hostname=address.hostname, do_handshake_on_connect=False
+    )
+
 
 class _Timed:
     "A connection for `http.client` that is read until a moment."
-    def __init__(self, line, end): self.line, self.end, self.sendall = line, end, line.sendall
-    def close(self): "Whoever made the connection ends it: `http.client` closes before it reads."
-    def makefile(self, mode): return io.BufferedReader(TimedReader(self.line, self.end))
+
+    def __init__(self, line, end):
+        self.line, self.end, self.sendall = line, end, line.sendall
+
+    def close(self):
+        "Whoever made the connection ends it: `http.client` closes before it reads."
+
+    def makefile(self, mode):
+        return io.BufferedReader(TimedReader(self.line, self.end))
+
 
 def _exchange(address, method, body, timeout, lines):
     "One request: (status, body). The connection is left in `lines`, so that somebody else can cut it."
@@ -173,135 +231,212 @@ def _exchange(address, method, body, timeout, lines):
     lines.append(_dial(address, timeout))
     connection = http.client.HTTPConnection(address.hostname, address.port)
     connection.sock = _Timed(lines[0], end)
-    if address.scheme == 'https': lines[0].do_handshake()
+    if address.scheme == 'https':
+        lines[0].do_handshake()
     token = parse_qs(address.query).get('token')
-    headers = ({'Content-Type': 'application/json'} if body else {}) | ({'Authorization': f'Bearer {token[0]}'} if token else {})
+    headers = ({'Content-Type': 'application/json'} if body else {}) | (
+        {'Authorization': f'Bearer {token[0]}'} if token else {}
+    )
     connection.request(method, address.path or '/', body, headers)
     response, found = connection.getresponse(), bytearray()
     while part := response.read1(65536):
         found += part
-        if len(found) > 2**24: raise TimeoutError('its answer has no end')
+        if len(found) > 2**24:
+            raise TimeoutError('its answer has no end')
     return response.status, bytes(found)
+
 
 def _cut(lines):
     "End a connection, also under somebody who reads from it."
     for line in lines:
-        try: line.shutdown(socket.SHUT_RDWR)
-        except OSError: pass                                              # it has ended already
+        try:
+            line.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
         line.close()
+
 
 def _call(address, method, body, timeout):
     """One request: (status, body). The time limit is for all of it, whatever the server does: a limit on each read could be
     stretched for ever by a server that sends a byte at a time. The look-up of a name has no limit at all, so it gets a thread."""
     told, lines = queue.SimpleQueue(), []
+
     def ask():
-        try: told.put((_exchange(address, method, body, timeout, lines), None))
-        except Exception as e: told.put((None, e))
+        try:
+            told.put((_exchange(address, method, body, timeout, lines), None))
+        except Exception as e:
+            told.put((None, e))
+
     threading.Thread(target=ask, daemon=True, name='remote reward').start()
-    try: found, error = told.get(timeout=timeout)
-    except queue.Empty: raise TimeoutError('timed out') from None
-    finally: _cut(lines)
-    if isinstance(error, (OSError, http.client.HTTPException, ValueError)): raise _failure(error)
-    if error: raise error
-    if found[0] in (502, 503, 504): raise _Gateway(f'status {found[0]}')
+    try:
+        found, error = told.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError('timed out') from None
+    finally:
+        _cut(lines)
+    if isinstance(error, (OSError, http.client.HTTPException, ValueError)):
+        raise _failure(error)
+    if error:
+        raise error
+    if found[0] in (502, 503, 504):
+        raise _Gateway(f'status {found[0]}')
     return found
+
 
 def _failure(error):
     "What broke, as one of two kinds of error."
-    if isinstance(error, OSError): return error
+    if isinstance(error, OSError):
+        return error
     return ConnectionError(f'it broke off: {type(error).__name__}')
+
 
 def _patiently(address, method, body, timeout, retries):
     "The same, tried again where that can help."
     for attempt in range(retries + 1):
-        try: return _call(address, method, body, timeout)
-        except OSError as e:                                              # a refused, broken or timed-out connection
+        try:
+            return _call(address, method, body, timeout)
+        except OSError as e:  # a refused, broken or timed-out connection
             late = isinstance(e, TimeoutError)
-            kind, why = (TimeoutError, f'no answer within {timeout:g} s') if late else (ConnectionError, e.strerror or e)
-            if attempt < retries: time.sleep(min(10, .2 * 2**attempt))
+            kind, why = (
+                (TimeoutError, f'no answer within {timeout:g} s')
+                if late
+                else (ConnectionError, e.strerror or e)
+            )
+            if attempt < retries:
+                time.sleep(min(10, 0.2 * 2**attempt))
     raise kind(f'remote reward {_shown(address)}: {why}; tried {retries + 1} time{"s" * (retries > 0)}')
+
 
 def _address(url):
     address = urlsplit(url) if isinstance(url, str) else None
-    try: good = address is not None and _is_ours(address)
-    except ValueError: good = False                                       # a port that is no number
-    if not good: raise ValueError(f"remote reward: url is {url!r}; such as 'http://localhost:8100' is right")
+    try:
+        good = address is not None and _is_ours(address)
+    except ValueError:
+        good = False  # a port that is no number
+    if not good:
+        raise ValueError(f"remote reward: url is {url!r}; such as 'http://localhost:8100' is right")
     return address
+
 
 def _is_ours(address):
     "Whether `drl serve` could have printed it."
     only_token = set(parse_qs(address.query)) <= {'token'}
     return address.scheme in ('http', 'https') and address.hostname and only_token and (address.port or 1)
 
+
 def _shown(address) -> str:
     "An address for a message: without the token."
     return address._replace(query='').geturl()
 
+
 def _card(found):
     "The card as far as this version knows its fields; plain text, and not too much of it."
-    return Card(**{f.name: str(found.get(f.name, ''))[:500] for f in fields(Card)} if isinstance(found, dict) else dict(what=''))
+    return Card(
+        **{f.name: str(found.get(f.name, ''))[:500] for f in fields(Card)}
+        if isinstance(found, dict)
+        else dict(what='')
+    )
+
 
 def remote_reward(
-    url:str,               # such as 'http://localhost:8100', or with ?token=… as `drl serve` printed it
-    timeout:float=60.,     # seconds for one answer, from the look-up of the name to its last byte
-    retries:int=3,         # more tries after a failure that may pass
-    batch_size:int=64,     # pictures in one request; a group of a group-level reward is never split
-    format:str='npz',      # 'npz' sends exact floats; 'png' fewer bytes, rounded to 8 bits
+    url: str,  # such as 'http://localhost:8100', or with ?token=… as `drl serve` printed it
+    timeout: float = 60.0,  # seconds for one answer, from the look-up of the name to its last byte
+    retries: int = 3,  # more tries after a failure that may pass
+    batch_size: int = 64,  # pictures in one request; a group of a group-level reward is never split
+    format: str = 'npz',  # 'npz' sends exact floats; 'png' fewer bytes, rounded to 8 bits
 ) -> Reward:
     "A reward that is computed by `drl serve` somewhere else."
     address = _address(url)
-    if not (_is_number(timeout) and timeout > 0): raise ValueError(f'timeout is {timeout!r}; a number of seconds above 0 is right')
+    if not (_is_number(timeout) and timeout > 0):
+        raise ValueError(f'timeout is {timeout!r}; a number of seconds above 0 is right')
     for name, value, least in (('retries', retries, 0), ('batch_size', batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f'{name} is {value!r}; a whole number of {least} or more is right')
-    if format not in FORMATS: raise ValueError(f"format is {format!r}; 'npz' or 'png' is right")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f'{name} is {value!r}; a whole number of {least} or more is right')
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; 'npz' or 'png' is right")
     about, url = _about(address, timeout, retries), _shown(address)
 
     def ask(images, prompts):
         size, limit = 4 * images.numel(), about['limit']
         if size > limit:
-            raise ValueError(f'remote reward {url}: {len(images)} pictures take {size} bytes, and the server takes {limit}; '
-                             f'{smaller} is right')
-        message = dict(protocol=PROTOCOL, format=format, images=encode_images(images, format), prompts=list(prompts))
+            raise ValueError(
+                f'remote reward {url}: {len(images)} pictures take {size} bytes, and the server takes '
+                f'{limit}; '
+                f'{smaller} is right'
+            )
+        message = dict(
+            protocol=PROTOCOL, format=format, images=encode_images(images, format), prompts=list(prompts)
+        )
         body = json.dumps(message).encode()
         status, reply = _patiently(address, 'POST', body, timeout, retries)
-        try: return read_reply(status, reply, len(images))
-        except ValueError as e: raise ValueError(f'remote reward {url}: {e}') from None
+        try:
+            return read_reply(status, reply, len(images))
+        except ValueError as e:
+            raise ValueError(f'remote reward {url}: {e}') from None
 
     smaller = 'a smaller group' if about['level'] == 'group' else 'a smaller batch_size'
+
     def score(images, prompts):
         size = len(images) if about['level'] == 'group' else batch_size
-        told = [(ask(images[i:i + size], prompts[i:i + size]), len(images[i:i + size])) for i in range(0, len(images), size)]
-        metrics = {k: sum(f[k] * n for (_, f), n in told) / len(images) for k in told[0][0][1] if all(k in f for (_, f), _ in told)}
+        told = [
+            (ask(images[i : i + size], prompts[i : i + size]), len(images[i : i + size]))
+            for i in range(0, len(images), size)
+        ]
+        metrics = {
+            k: sum(f[k] * n for (_, f), n in told) / len(images)
+            for k in told[0][0][1]
+            if all(k in f for (_, f), _ in told)
+        }
         return torch.cat([values for (values, _), _ in told]).to(images.device), metrics
+
     return Reward(score, about['name'], about['level'], _card(about.get('card')))
+
 
 def _about(address, timeout, retries):
     "Who is there: name, level and card."
     status, body = _patiently(address, 'GET', None, timeout, retries)
-    try: found = _json_object(body, f'what is there (status {status})', _plain)
-    except ValueError as e: raise ValueError(f'remote reward {_shown(address)}: {e}') from None
-    if status != 200 or not isinstance(found.get('name'), str) or not found['name'] or found.get('level') not in ('sample', 'group') or not _is_number(found.get('limit')):
-        raise ValueError(f"remote reward {_shown(address)}: status {status}, name {str(found.get('name'))[:40]!r}, level {str(found.get('level'))[:20]!r}; the address of a drl serve is right")
+    try:
+        found = _json_object(body, f'what is there (status {status})', _plain)
+    except ValueError as e:
+        raise ValueError(f'remote reward {_shown(address)}: {e}') from None
+    if (
+        status != 200
+        or not isinstance(found.get('name'), str)
+        or not found['name']
+        or found.get('level') not in ('sample', 'group')
+        or not _is_number(found.get('limit'))
+    ):
+        raise ValueError(
+            f"remote reward {_shown(address)}: status {status}, name {str(found.get('name'))[:40]!r}, level "
+            f"{str(found.get('level'))[:20]!r}; the address of a drl serve is right"
+        )
     return found
 
 # %% ../../nbs/rewards/03_remote.ipynb #2aec1317
 def load_reward(
-    spec:str,    # 'module:name' such as 'drl_toolkit.rewards.reward:clip_score', or 'my_file.py:my_reward'
+    spec: str,  # 'module:name' such as 'drl_toolkit.rewards.reward:clip_score', or 'my_file.py:my_reward'
 ) -> Reward:
     "A reward by its name; a plain function becomes one."
     place, _, name = spec.rpartition(':')
     if not place or not name.isidentifier():
-        raise ValueError(f"reward {spec!r}: 'module:name' or 'file.py:name' is right, "
-                         'such as drl_toolkit.rewards.reward:clip_score')
+        raise ValueError(
+            f"reward {spec!r}: 'module:name' or 'file.py:name' is right, "
+            'such as drl_toolkit.rewards.reward:clip_score'
+        )
     found = getattr(_module(place, spec), name, None)
-    if found is None: raise ValueError(f'reward {spec!r}: there is no {name!r} in {place}')
+    if found is None:
+        raise ValueError(f'reward {spec!r}: there is no {name!r} in {place}')
     return found if isinstance(found, Reward) else Reward(found, name)
+
 
 def _module(place, spec):
     if not place.endswith('.py'):
-        try: return importlib.import_module(place)
-        except ModuleNotFoundError as e: raise ValueError(f'reward {spec!r}: {e}') from None
-    if not Path(place).is_file(): raise FileNotFoundError(f'reward {spec!r}: there is no file {place!r}')
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as e:
+            raise ValueError(f'reward {spec!r}: {e}') from None
+    if not Path(place).is_file():
+        raise FileNotFoundError(f'reward {spec!r}: there is no file {place!r}')
     loader = importlib.util.spec_from_file_location(Path(place).stem, place)
     module = importlib.util.module_from_spec(loader)
     loader.loader.exec_module(module)
@@ -310,95 +445,150 @@ def _module(place, spec):
 # %% ../../nbs/rewards/03_remote.ipynb #e2a4970f
 def _take_one_thread():
     torch.set_num_threads(1)
-    return torch.get_num_threads()                               # asked for, the number stays this thread's
+    return torch.get_num_threads()  # asked for, the number stays this thread's
+
 
 class Pending:
     "Values on their way: pictures are handed over in batches and scored in a thread."
-    def __init__(self,
-        reward:Reward,
-        prompts:list,              # of all B pictures
-        groups:torch.Tensor=None,  # (B,) long; equal prompts are a group by default
+
+    def __init__(
+        self,
+        reward: Reward,
+        prompts: list,  # of all B pictures
+        groups: torch.Tensor = None,  # (B,) long; equal prompts are a group by default
     ):
         self.reward, self.prompts = reward, list(prompts)
         self.groups = groups_of(prompts) if groups is None else groups.cpu()
         self.images, self.asked, self.parts = {}, set(), []
         self.pool, threads = ThreadPoolExecutor(1, thread_name_prefix='reward'), torch.get_num_threads()
-        self.pool.submit(_take_one_thread).result()              # a second team of OpenMP's would put the first one, which samples, to sleep at every layer
-        torch.set_num_threads(threads)                           # for threads to come
+        self.pool.submit(
+            _take_one_thread
+            # a second team of OpenMP's would put the first one, which samples, to sleep at every layer
+        ).result()
+        torch.set_num_threads(threads)  # for threads to come
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.pool.shutdown(wait=not any(error), cancel_futures=True)
+    def __enter__(self):
+        return self
 
-    def add(self,
-        rows:list,             # indices of these pictures among all
-        images:torch.Tensor,   # (len(rows), 3, H, W)
+    def __exit__(self, *error):
+        self.pool.shutdown(wait=not any(error), cancel_futures=True)
+
+    def add(
+        self,
+        rows: list,  # indices of these pictures among all
+        images: torch.Tensor,  # (len(rows), 3, H, W)
     ):
         "Hand over a batch; returns at once."
         for _, part in self.parts:
-            if part.done(): part.result()                        # a reward that failed says so now, not after the last batch
-        if len(rows) != len(images): raise ValueError(f'pending: {len(rows)} rows for {len(images)} images; one each is right')
+            if part.done():
+                part.result()  # a reward that failed says so now, not after the last batch
+        if len(rows) != len(images):
+            raise ValueError(f'pending: {len(rows)} rows for {len(images)} images; one each is right')
         self.images |= dict(zip(rows, images))
-        ready = [i for i in rows if i not in self.asked] if self.reward.level == 'sample' else self._whole_groups(rows)
-        if not ready: return
+        ready = (
+            [i for i in rows if i not in self.asked]
+            if self.reward.level == 'sample'
+            else self._whole_groups(rows)
+        )
+        if not ready:
+            return
         self.asked |= set(ready)
         batch = torch.stack([self.images.pop(i) for i in ready])
-        self.parts.append((ready, self.pool.submit(told_of, ready, self.reward.evaluate, batch, [self.prompts[i] for i in ready], self.groups[ready])))
+        self.parts.append(
+            (
+                ready,
+                self.pool.submit(
+                    told_of,
+                    ready,
+                    self.reward.evaluate,
+                    batch,
+                    [self.prompts[i] for i in ready],
+                    self.groups[ready],
+                ),
+            )
+        )
 
     def _whole_groups(self, rows):
         "Rows of the groups that are complete with these."
         members = [(self.groups == g).nonzero().flatten().tolist() for g in self.groups[list(rows)].unique()]
         return [i for m in members if all(j in self.images for j in m) for i in m]
 
-    def result(self) -> tuple: # (values (B,), dict of metrics), as `reward.report` gives them
+    def result(self) -> tuple:  # (values (B,), dict of metrics), as `reward.report` gives them
         "All values; waits for those that are not there yet. An error of the reward comes out here."
         return self.evaluate()[:2]
 
-    def evaluate(self) -> tuple: # (values (B,), dict of metrics, dict of `Observations`), as `reward.evaluate` gives them
+    def evaluate(
+        self,
+    ) -> tuple:  # (values (B,), dict of metrics, dict of `Observations`), as `reward.evaluate` gives them
         "The same, and what the reward saw in each picture."
         missing = len(self.prompts) - len(self.asked)
-        if missing: raise ValueError(f'pending: {missing} of {len(self.prompts)} pictures have not been handed over')
+        if missing:
+            raise ValueError(f'pending: {missing} of {len(self.prompts)} pictures have not been handed over')
         told = [(rows, *part.result()) for rows, part in self.parts]
         values = told[0][1].new_zeros(len(self.prompts))
-        for rows, part, *_ in told: values[rows] = part
-        weights = [len(rows) if self.reward.level == 'sample' else len(self.groups[rows].unique()) for rows, *_ in told]
-        metrics = {k: sum(w * f[k] for w, (_, _, f, _) in zip(weights, told)) / sum(weights) for k in told[0][2]}
-        return values, metrics, {k: seen_in_place([torch.tensor(rows) for rows, *_ in told], [s[k] for *_, s in told]) for k in told[0][3]}
+        for rows, part, *_ in told:
+            values[rows] = part
+        weights = [
+            len(rows) if self.reward.level == 'sample' else len(self.groups[rows].unique())
+            for rows, *_ in told
+        ]
+        metrics = {
+            k: sum(w * f[k] for w, (_, _, f, _) in zip(weights, told)) / sum(weights) for k in told[0][2]
+        }
+        return (
+            values,
+            metrics,
+            {
+                k: seen_in_place([torch.tensor(rows) for rows, *_ in told], [s[k] for *_, s in told])
+                for k in told[0][3]
+            },
+        )
+
 
 def scored_rollout(
-    policy:Policy,
-    prompts:list,              # of B strings
-    reward:Reward,
-    groups:torch.Tensor=None,  # (B,) long, for a group-level reward
-    seed:int=0,                # of the run
-    epoch:int=0,
-    batch_size:int=0,          # pictures that are handed to the reward together; 0 is `part_size`
-) -> tuple:                    # Trajectory, values (B,), dict of metrics
-    "What `rollout` and `reward.report` give, with the reward at work on each batch while the next is sampled."
-    if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
-    if batch_size < 0: raise ValueError(f'batch_size is {batch_size}; it should be 0 or more')
+    policy: Policy,
+    prompts: list,  # of B strings
+    reward: Reward,
+    groups: torch.Tensor = None,  # (B,) long, for a group-level reward
+    seed: int = 0,  # of the run
+    epoch: int = 0,
+    batch_size: int = 0,  # pictures that are handed to the reward together; 0 is `part_size`
+) -> tuple:  # Trajectory, values (B,), dict of metrics
+    """What `rollout` and `reward.report` give, with the reward at work on each batch while the next is
+    sampled."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
+    if batch_size < 0:
+        raise ValueError(f'batch_size is {batch_size}; it should be 0 or more')
     with Pending(reward, prompts, groups) as pending:
         return rollout_in_parts(policy, prompts, pending.add, seed, epoch, batch_size), *pending.result()
 
-def part_size(policy:Policy) -> int:
-    "Pictures of a part that computes as fast as a whole rollout: a small network on a GPU needs many rows, a large one and a CPU few."
+
+def part_size(policy: Policy) -> int:
+    """Pictures of a part that computes as fast as a whole rollout: a small network on a GPU needs many rows,
+    a large one and a CPU few."""
     return 16 if policy.device.type == 'cpu' or policy.large else 64
 
+
 def rollout_in_parts(
-    policy:Policy,
-    prompts:list,              # of B strings
-    done:Callable,             # (rows, images) -> anything; called when a part is sampled
-    seed:int=0,                # of the run
-    epoch:int=0,
-    batch_size:int=0,          # pictures in a part; 0 is `part_size`
-    first:int=0,               # index of the first prompt's sample within the epoch
+    policy: Policy,
+    prompts: list,  # of B strings
+    done: Callable,  # (rows, images) -> anything; called when a part is sampled
+    seed: int = 0,  # of the run
+    epoch: int = 0,
+    batch_size: int = 0,  # pictures in a part; 0 is `part_size`
+    first: int = 0,  # index of the first prompt's sample within the epoch
 ) -> Trajectory:
     "What `rollout` gives, told part by part."
     parts, batch_size = [], batch_size or part_size(policy)
     for start in range(0, len(prompts), batch_size):
         rows = list(range(start, min(start + batch_size, len(prompts))))
-        parts.append(rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=first + start))
+        parts.append(
+            rollout(policy, [prompts[i] for i in rows], seed, epoch, batch_size, first=first + start)
+        )
         done(rows, parts[-1].images)
     return _one(parts)
+
 
 def _one(parts):
     "Trajectories of parts of an epoch as one."

@@ -30,104 +30,177 @@ from ..utils.images import to_pil
 # %% ../../nbs/rewards/01_reward.ipynb #421509b0
 def _check_inputs(name, images, prompts):
     "The pictures and prompts that a reward is given."
-    if not torch.is_tensor(images) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    if (
+        not torch.is_tensor(images)
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or not images.is_floating_point()
+    ):
         found = f'{images.dtype} {tuple(images.shape)}' if torch.is_tensor(images) else type(images).__name__
-        raise TypeError(f'reward {name!r}: images are {found}; a float tensor (B, 3, H, W) in [0, 1] is right')
+        raise TypeError(
+            f'reward {name!r}: images are {found}; a float tensor (B, 3, H, W) in [0, 1] is right'
+        )
     if isinstance(prompts, str) or len(prompts) != len(images):
         found = 'one string' if isinstance(prompts, str) else f'{len(prompts)} prompts'
-        raise ValueError(f'reward {name!r}: {found} for {len(images)} images; a list with one prompt per image is right')
+        raise ValueError(
+            f'reward {name!r}: {found} for {len(images)} images; a list with one prompt per image is right'
+        )
     if len(images) and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
-        raise ValueError(f'reward {name!r}: images range from {images.min():.3g} to {images.max():.3g}; values in [0, 1] are right')
+        raise ValueError(
+            f'reward {name!r}: images range from {images.min():.3g} to {images.max():.3g}; values in [0, 1] '
+            'are right'
+        )
+
 
 class NotFinite(ValueError):
     "A reward that is no number; `sample` is the index of the first picture that got it."
-    def __init__(self, words:str, sample:int):
+
+    def __init__(self, words: str, sample: int):
         super().__init__(words)
         self.sample = sample
+
 
 def _check_values(name, values, images, prompts, shapes):
     "What a reward function returned, as float32 of the first of the allowed shapes that fits."
     here = f'reward {name!r} returned'
     if not torch.is_tensor(values):
-        if isinstance(values, (list, tuple)): values = [_number_of(v) for v in values]        # a list has no dtype: 0 and 1 are as good as 0. and 1.
-        try: values = torch.as_tensor(values).to(images.device)
-        except (TypeError, ValueError, RuntimeError): raise TypeError(f'{here} {type(values).__name__}; a float tensor (B,) is right') from None
-    if not values.is_floating_point(): raise TypeError(f'{here} {values.dtype}; floating-point values are right, so end it with .float()')
+        if isinstance(values, (list, tuple)):
+            values = [_number_of(v) for v in values]  # a list has no dtype: 0 and 1 are as good as 0. and 1.
+        try:
+            values = torch.as_tensor(values).to(images.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f'{here} {type(values).__name__}; a float tensor (B,) is right') from None
+    if not values.is_floating_point():
+        raise TypeError(f'{here} {values.dtype}; floating-point values are right, so end it with .float()')
     if tuple(values.shape) not in shapes:
-        raise ValueError(f"{here} shape {tuple(values.shape)}; {' or '.join(map(str, shapes))} is right for {len(images)} images")
-    if values.device != images.device: raise ValueError(f'{here} values on {values.device}; the images are on {images.device}, and so should they be')
-    bad = (~values.isfinite()).nonzero().flatten().tolist() if values.ndim else [0] * int(not values.isfinite())
+        raise ValueError(
+            f"{here} shape {tuple(values.shape)}; {' or '.join(map(str, shapes))} is right for "
+            f"{len(images)} images"
+        )
+    if values.device != images.device:
+        raise ValueError(
+            f'{here} values on {values.device}; the images are on {images.device}, and so should they be'
+        )
+    bad = (
+        (~values.isfinite()).nonzero().flatten().tolist() if values.ndim else [0] * int(not values.isfinite())
+    )
     if bad and not _KEEPING:
         what = 'NaN' if values.isnan().any() else 'an infinite value'
-        raise NotFinite(f'{here} {what} for {len(bad)} of {len(images)} images (the first shows {prompts[bad[0]]!r}); every value must be finite', bad[0])
+        raise NotFinite(
+            f'{here} {what} for {len(bad)} of {len(images)} images (the first shows {prompts[bad[0]]!r}); '
+            'every value must be finite',
+            bad[0],
+        )
     kept = values.detach().float()
     if not kept.isfinite().all() and not _KEEPING:
         large = values.detach().abs().flatten().argmax().item()
-        raise NotFinite(f'{here} {values.flatten()[large].item():.3g} for {prompts[large]!r}, more than float32 holds; values below {torch.finfo(torch.float32).max:.1e} are right', large)
+        raise NotFinite(
+            f'{here} {values.flatten()[large].item():.3g} for {prompts[large]!r}, more than float32 holds; '
+            f'values below {torch.finfo(torch.float32).max:.1e} are right',
+            large,
+        )
     return kept
+
 
 def _number_of(value):
     "An entry of a list as a float; None is no number."
     return math.nan if value is None else float(value) if isinstance(value, (bool, int)) else value
 
-_KEEPING = []   # not empty while values that are not finite may pass
+
+_KEEPING = []  # not empty while values that are not finite may pass
+
 
 @contextmanager
 def keep_nonfinite():
-    "Within it rewards return NaN and infinite values instead of raising `NotFinite`, in all threads, and a reward of single images that raises is asked image by image."
+    """Within it rewards return NaN and infinite values instead of raising `NotFinite`, in all threads, and a
+    reward of single images that raises is asked image by image."""
     _KEEPING.append(True)
-    try: yield
-    finally: _KEEPING.pop()
+    try:
+        yield
+    finally:
+        _KEEPING.pop()
 
 # %% ../../nbs/rewards/01_reward.ipynb #eaaa941e
 @dataclass(frozen=True)
 class Card:
     "What a reward measures, and how it can be cheated."
-    what: str               # one sentence
-    unit: str = ''          # of the values
-    range: str = ''         # of the values
-    model: str = ''         # what it is computed with
-    hacks: str = ''         # pictures that please it and nobody else
-    licence: str = ''       # of the model's weights, or of the library that computes it
+
+    what: str  # one sentence
+    unit: str = ''  # of the values
+    range: str = ''  # of the values
+    model: str = ''  # what it is computed with
+    hacks: str = ''  # pictures that please it and nobody else
+    licence: str = ''  # of the model's weights, or of the library that computes it
+
 
 @dataclass(frozen=True)
 class Observations:
-    "What a reward saw in each picture: for people to look at. Among the metrics that a reward function returns, under a name such as 'skin tone'."
-    values: object          # (B,) long: index into `names`, -1 where unreadable; or a list of B lists of (name, confidence, box), boxes as shares
-    names: tuple = ()       # of the classes; none for boxes
+    """What a reward saw in each picture: for people to look at.
 
-_SUM, _PRODUCT, _ATOM = range(3)   # how closely a name holds together: `a + b`, `2*a`, `a`
+    Among the metrics that a reward function returns, under a name such as 'skin tone'."""
 
-def told_of(rows:list, function, *args):
+    # (B,) long: index into `names`, -1 where unreadable; or a list of B lists of (name, confidence, box),
+    # boxes as shares
+    values: object
+    names: tuple = ()  # of the classes; none for boxes
+
+
+_SUM, _PRODUCT, _ATOM = range(3)  # how closely a name holds together: `a + b`, `2*a`, `a`
+
+
+def told_of(rows: list, function, *args):
     "A function of some pictures; one that it complains of is named by its index among all."
-    try: return function(*args)
-    except NotFinite as e: raise NotFinite(str(e), rows[e.sample]) from None
+    try:
+        return function(*args)
+    except NotFinite as e:
+        raise NotFinite(str(e), rows[e.sample]) from None
+
 
 def headline_of(
-    metrics:dict  # of a task's batch, or a row of metrics
-) -> tuple:       # name of a metric, 'higher' or 'lower'
-    "The figure by which people judge a task, and which way is better: its first reward's headline, else the mean reward."
-    said = metrics.get('headline') or ('-parity' if 'parity' in metrics else 'reward')       # runs of before do not say
+    metrics: dict,  # of a task's batch, or a row of metrics
+) -> tuple:  # name of a metric, 'higher' or 'lower'
+    """The figure by which people judge a task, and which way is better: its first reward's headline, else the
+    mean reward."""
+    said = metrics.get('headline') or (
+        '-parity' if 'parity' in metrics else 'reward'
+    )  # runs of before do not say
     name = str(said).removeprefix('-')
-    return ('reward', 'higher') if name not in metrics else (name, 'lower' if str(said).startswith('-') else 'higher')
+    return (
+        ('reward', 'higher')
+        if name not in metrics
+        else (name, 'lower' if str(said).startswith('-') else 'higher')
+    )
+
 
 class Reward:
     "A checked reward function. Made by `@reward`; `score` is the function as written, without checks."
-    headline = ''     # the metric by which people judge it, where that is not the mean of its values; with a minus before it, less is better: '-parity'
-    _measure = None
-    __array_ufunc__ = None   # numpy's numbers leave the arithmetic to us
 
-    def __init__(self,
-        score:Callable,      # (images (B, 3, H, W), prompts) -> (B,), or with a dict of metrics; a group's may return one number
-        name:str=None,       # the function's own by default
-        level:str='sample',  # 'sample': judges each picture alone; 'group': all pictures of one prompt together
-        card:Card=None,
-        headline:str='',     # the metric by which people judge it, where that is not the mean of its values; with a minus before it, less is better
+    # the metric by which people judge it, where that is not the mean of its values; with a minus before it,
+    # less is better: '-parity'
+    headline = ''
+    _measure = None
+    __array_ufunc__ = None  # numpy's numbers leave the arithmetic to us
+
+    def __init__(
+        self,
+        # (images (B, 3, H, W), prompts) -> (B,), or with a dict of metrics; a group's may return one number
+        score: Callable,
+        name: str = None,  # the function's own by default
+        # 'sample': judges each picture alone; 'group': all pictures of one prompt together
+        level: str = 'sample',
+        card: Card = None,
+        # the metric by which people judge it, where that is not the mean of its values; with a minus before
+        # it, less is better
+        headline: str = '',
     ):
-        if not callable(score): raise TypeError(f'reward: {score!r} is no function; (images, prompts) -> float tensor (B,) is right')
-        if level not in ('sample', 'group'): raise ValueError(f"reward: level is {level!r}; 'sample' or 'group' is right")
+        if not callable(score):
+            raise TypeError(
+                f'reward: {score!r} is no function; (images, prompts) -> float tensor (B,) is right'
+            )
+        if level not in ('sample', 'group'):
+            raise ValueError(f"reward: level is {level!r}; 'sample' or 'group' is right")
         self.score, self.level, self.headline, self._told = score, level, headline, False
-        self.parts, self.binds = (self,), _ATOM         # of a sum; see "Rewards add up"
+        self.parts, self.binds = (self,), _ATOM  # of a sum; see "Rewards add up"
         self.name = name or getattr(score, '__name__', type(score).__name__)
         self.card = card or Card((getattr(score, '__doc__', None) or '').strip().split('\n')[0])
 
@@ -137,41 +210,58 @@ class Reward:
         return self._measure or self
 
     @measured_by.setter
-    def measured_by(self, reward): self._measure = reward
+    def measured_by(self, reward):
+        self._measure = reward
 
-    def __call__(self,
-        images:torch.Tensor,      # (B, 3, H, W) in [0, 1]
-        prompts:list,             # of B strings
-        groups:torch.Tensor=None, # (B,) long: which group an image belongs to; equal prompts are a group by default
-    ) -> torch.Tensor:            # (B,) float32
+    def __call__(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        prompts: list,  # of B strings
+        # (B,) long: which group an image belongs to; equal prompts are a group by default
+        groups: torch.Tensor = None,
+    ) -> torch.Tensor:  # (B,) float32
         "The rewards of a batch."
         return self.report(images, prompts, groups)[0]
 
-    def report(self, images, prompts, groups=None) -> tuple: # (values (B,), dict of metrics: means over the groups)
+    def report(
+        self, images, prompts, groups=None
+    ) -> tuple:  # (values (B,), dict of metrics: means over the groups)
         "The rewards of a batch, and the metrics that the function gives beside them."
         return self.evaluate(images, prompts, groups)[:2]
 
     @torch.no_grad()
-    def evaluate(self, images, prompts, groups=None) -> tuple: # (values (B,), dict of metrics, dict of `Observations`)
+    def evaluate(
+        self, images, prompts, groups=None
+    ) -> tuple:  # (values (B,), dict of metrics, dict of `Observations`)
         "The same, and what the function saw in each picture."
         _check_inputs(self.name, images, prompts)
-        parts = [torch.arange(len(images))] if self.level == 'sample' else _group_rows(self.name, prompts, groups)
+        parts = (
+            [torch.arange(len(images))] if self.level == 'sample' else _group_rows(self.name, prompts, groups)
+        )
         values, metrics = torch.zeros(len(images), device=images.device), []
         for rows in parts:
-            group_values, group_figures = told_of(rows.tolist(), self._part, images[rows.to(images.device)], [prompts[i] for i in rows])
+            group_values, group_figures = told_of(
+                rows.tolist(), self._part, images[rows.to(images.device)], [prompts[i] for i in rows]
+            )
             values[rows.to(images.device)] = group_values
             metrics.append(group_figures)
-        if self.level == 'sample' or len(parts) > 1: self._warn_if_constant(values)   # one group may well have one value
+        if self.level == 'sample' or len(parts) > 1:
+            self._warn_if_constant(values)  # one group may well have one value
         seen = [k for k, f in metrics[0].items() if isinstance(f, Observations)]
-        means = {k: sum(_one_figure(self.name, k, f[k]) for f in metrics) / len(metrics) for k in metrics[0] if k not in seen}
+        means = {
+            k: sum(_one_figure(self.name, k, f[k]) for f in metrics) / len(metrics)
+            for k in metrics[0]
+            if k not in seen
+        }
         return values, means, {k: seen_in_place(parts, [f[k] for f in metrics]) for k in seen}
 
     def _part(self, images, prompts):
         "One call of the function, checked."
-        try: values, metrics = _split(self.score(images, prompts))
+        try:
+            values, metrics = _split(self.score(images, prompts))
         except Exception as e:
             if not _KEEPING or self.level == 'group' or len(images) < 2:
-                e.add_note(f'reward {self.name!r}')                                   # whose error it is: one of several may have raised it
+                e.add_note(f'reward {self.name!r}')  # whose error it is: one of several may have raised it
                 raise
             values, metrics = self._one_by_one(images, prompts), {}
         shapes = [(len(images),)] + [()] * (self.level == 'group')
@@ -181,152 +271,234 @@ class Reward:
         "Values of single images, NaN where the function raises; it raises where all of them do."
         values, failed = [], None
         for image, prompt in zip(images, prompts):
-            try: values.append(float(_split(self.score(image[None], [prompt]))[0][0]))
-            except Exception as e: failed = e; values.append(math.nan)
-        if all(math.isnan(v) for v in values): raise failed
+            try:
+                values.append(float(_split(self.score(image[None], [prompt]))[0][0]))
+            except Exception as e:
+                failed = e
+                values.append(math.nan)
+        if all(math.isnan(v) for v in values):
+            raise failed
         return values
 
     def _warn_if_constant(self, values):
         "Once per reward: a single constant batch can be chance."
         values = values[values.isfinite()]
-        if self._told or len(values) < 2 or values.max() > values.min(): return
+        if self._told or len(values) < 2 or values.max() > values.min():
+            return
         self._told = True
-        warnings.warn(f'reward {self.name!r} gave {values[0].item():.4g} to all {len(values)} images: nothing can be learnt from this', stacklevel=4)
+        warnings.warn(
+            f'reward {self.name!r} gave {values[0].item():.4g} to all {len(values)} images: nothing can be '
+            'learnt from this',
+            stacklevel=4,
+        )
 
-    def value_of(self, values:dict) -> torch.Tensor:
+    def value_of(self, values: dict) -> torch.Tensor:
         "Its values among those of several rewards."
         return values[self]
 
     def raw(self, images, prompts):
-        "What the function itself returns, without its metrics and unchecked; with a gradient where it has one."
+        """What the function itself returns, without its metrics and unchecked; with a gradient where it has
+        one."""
         return _split(self.score(images, prompts))[0]
 
-    def __repr__(self): return f'Reward({self.name!r}, level={self.level!r}): {self.card.what}'
+    def __repr__(self):
+        return f'Reward({self.name!r}, level={self.level!r}): {self.card.what}'
+
 
 def seen_in_place(
-    parts:list,   # of (n,) long: which pictures each part holds
-    seen:list,    # of `Observations`, one for each part
+    parts: list,  # of (n,) long: which pictures each part holds
+    seen: list,  # of `Observations`, one for each part
 ) -> Observations:
     "What was seen part by part, in the order of the pictures."
-    found = {i: v for rows, s in zip(parts, seen) for i, v in zip(rows.tolist(), s.values.tolist() if torch.is_tensor(s.values) else s.values)}
+    found = {
+        i: v
+        for rows, s in zip(parts, seen)
+        for i, v in zip(rows.tolist(), s.values.tolist() if torch.is_tensor(s.values) else s.values)
+    }
     values = [found[i] for i in range(len(found))]
     return Observations(torch.tensor(values) if seen[0].names else values, seen[0].names)
 
+
 def _split(result):
     "Values and metrics of what a reward function returned."
-    return result if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict) else (result, {})
+    return (
+        result
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+        else (result, {})
+    )
+
 
 def _one_figure(name, key, value) -> float:
     "A figure that a reward function gives beside its values."
-    try: return float(value)
+    try:
+        return float(value)
     except (TypeError, ValueError, RuntimeError):
         found = f'{value.dtype} {tuple(value.shape)}' if torch.is_tensor(value) else type(value).__name__
-        raise TypeError(f"reward {name!r}: figure {key!r} is {found}; one number is right, such as a mean, or `Observations` for what each picture shows") from None
+        raise TypeError(
+            f"reward {name!r}: figure {key!r} is {found}; one number is right, such as a mean, or "
+            "`Observations` for what each picture shows"
+        ) from None
+
 
 def groups_of(
-    prompts:list,   # of B strings
+    prompts: list,  # of B strings
 ) -> torch.Tensor:  # (B,) long: equal prompts have equal numbers
     "Groups where nobody has named any."
     first = {p: i for i, p in reversed(list(enumerate(prompts)))}
     return torch.tensor([first[p] for p in prompts])
 
+
 def _group_rows(name, prompts, groups):
     "The rows of each group, in order; a group with two prompts is an error."
-    if groups is None: groups = groups_of(prompts)
-    if len(groups) != len(prompts): raise ValueError(f'reward {name!r}: {len(groups)} group ids for {len(prompts)} images; one each is right')
+    if groups is None:
+        groups = groups_of(prompts)
+    if len(groups) != len(prompts):
+        raise ValueError(
+            f'reward {name!r}: {len(groups)} group ids for {len(prompts)} images; one each is right'
+        )
     groups, rows = groups.cpu(), []
     for g in groups.unique():
         rows.append((groups == g).nonzero().flatten())
         if len(several := {prompts[i] for i in rows[-1]}) > 1:
-            raise ValueError(f'reward {name!r}: group {g.item()} mixes the prompts {sorted(several)[:2]}; a group is of one prompt')
+            raise ValueError(
+                f'reward {name!r}: group {g.item()} mixes the prompts {sorted(several)[:2]}; a group is of '
+                'one prompt'
+            )
     return rows
 
+
 def reward(
-    score:Callable=None,  # the decorated function
+    score: Callable = None,  # the decorated function
     *,
-    name:str=None,        # the function's own by default
-    level:str='sample',   # or 'group'
-    card:Card=None,
+    name: str = None,  # the function's own by default
+    level: str = 'sample',  # or 'group'
+    card: Card = None,
 ) -> Reward:
     "Make a function a reward: `@reward` or `@reward(level='group')`."
-    if score is None: return lambda f: Reward(f, name, level, card)
+    if score is None:
+        return lambda f: Reward(f, name, level, card)
     return Reward(score, name, level, card)
 
 # %% ../../nbs/rewards/01_reward.ipynb #1681230e
 def jpeg_kilobytes(
-    images:torch.Tensor, # (B, 3, H, W) in [0, 1]
-    quality:int=95       # DDPO's
-) -> torch.Tensor:       # (B,) kB = 1000 bytes
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    quality: int = 95,  # DDPO's
+) -> torch.Tensor:  # (B,) kB = 1000 bytes
     "Size of each picture as a JPEG file."
+
     def size(image):
-        buffer = io.BytesIO(); image.save(buffer, 'JPEG', quality=quality)
+        buffer = io.BytesIO()
+        image.save(buffer, 'JPEG', quality=quality)
         return buffer.tell() / 1000
+
     return torch.tensor([size(im) for im in to_pil(images)], device=images.device)
 
-@reward(card=Card('how small the picture is as a JPEG of quality 95', 'kB, negative', 'below 0', 'libjpeg',
-                  'plain backgrounds and blur: the object shrinks until it is gone', 'IJG, through Pillow (MIT-CMU)'))
+
+@reward(
+    card=Card(
+        'how small the picture is as a JPEG of quality 95',
+        'kB, negative',
+        'below 0',
+        'libjpeg',
+        'plain backgrounds and blur: the object shrinks until it is gone',
+        'IJG, through Pillow (MIT-CMU)',
+    )
+)
 def jpeg_compressibility(images, prompts):
     "DDPO's compressibility: minus the kilobytes of a JPEG of quality 95."
     return -jpeg_kilobytes(images)
 
-@reward(card=Card('how large the picture is as a JPEG of quality 95', 'kB', 'above 0', 'libjpeg',
-                  'pixel noise: DDPO reports that the model ends in pure noise (appendix A)', 'IJG, through Pillow (MIT-CMU)'))
+
+@reward(
+    card=Card(
+        'how large the picture is as a JPEG of quality 95',
+        'kB',
+        'above 0',
+        'libjpeg',
+        'pixel noise: DDPO reports that the model ends in pure noise (appendix A)',
+        'IJG, through Pillow (MIT-CMU)',
+    )
+)
 def jpeg_incompressibility(images, prompts):
     "DDPO's incompressibility: the kilobytes of a JPEG of quality 95."
     return jpeg_kilobytes(images)
 
 # %% ../../nbs/rewards/01_reward.ipynb #f511bce6
-CLIP_H = ('ViT-H-14', 'laion2b_s32b_b79k')                                    # OpenCLIP's, B²-DiffuRL's reward; 4 GB, from the hub
+CLIP_H = ('ViT-H-14', 'laion2b_s32b_b79k')  # OpenCLIP's, B²-DiffuRL's reward; 4 GB, from the hub
+
 
 def weights_file(
-    source:str # a file, or 'owner/name/file' on the hub
-) -> str:      # its path on this machine
+    source: str,  # a file, or 'owner/name/file' on the hub
+) -> str:  # its path on this machine
     "Where a checkpoint lies; one from the hub is downloaded once."
-    if Path(source).is_file(): return str(source)
+    if Path(source).is_file():
+        return str(source)
     owner, name, *rest = [*str(source).split('/', 2), '', '']
     if not owner or owner.startswith('.') or not rest[0]:
-        raise FileNotFoundError(f"weights {str(source)!r}: no such file; a file, or 'owner/name/file' on the hub is right")
+        raise FileNotFoundError(
+            f"weights {str(source)!r}: no such file; a file, or 'owner/name/file' on the hub is right"
+        )
     from huggingface_hub import hf_hub_download
+
     return hf_hub_download(f'{owner}/{name}', rest[0])
 
+
 def load_tensors(
-    source:str # a safetensors or torch file, or 'owner/name/file' on the hub
+    source: str,  # a safetensors or torch file, or 'owner/name/file' on the hub
 ) -> dict[str, torch.Tensor]:
     "The tensors of a checkpoint, on the CPU; nothing is unpickled."
     path = weights_file(source)
-    tensors = load_file(path) if path.endswith('.safetensors') else torch.load(path, map_location='cpu', weights_only=True)
+    tensors = (
+        load_file(path)
+        if path.endswith('.safetensors')
+        else torch.load(path, map_location='cpu', weights_only=True)
+    )
     return tensors.get('state_dict', tensors)
+
 
 class LoadedClip(NamedTuple):
     "A CLIP of open_clip and what its texts go through."
-    model: nn.Module      # in evaluation mode; its weights take no gradient
-    tokenizer: Callable   # list of texts -> (B, L) tokens
+
+    model: nn.Module  # in evaluation mode; its weights take no gradient
+    tokenizer: Callable  # list of texts -> (B, L) tokens
+
 
 @cache
 def load_clip(
-    model:str,          # a folder in open_clip's format, 'hf-hub:owner/name', or an architecture such as 'ViT-H-14'
-    weights:str=None,   # for an architecture: a tag that open_clip knows, a file, or 'owner/name/file' on the hub
-    device:str='cpu'
+    model: str,  # a folder in open_clip's format, 'hf-hub:owner/name', or an architecture such as 'ViT-H-14'
+    # for an architecture: a tag that open_clip knows, a file, or 'owner/name/file' on the hub
+    weights: str = None,
+    device: str = 'cpu',
 ) -> LoadedClip:
     "An open_clip model. Nothing is downloaded for a folder."
-    import open_clip   # here: it takes seconds, and most rewards do without
+    import open_clip  # here: it takes seconds, and most rewards do without
+
     if model in open_clip.list_models():
         tags = open_clip.list_pretrained_tags_by_model(model)
-        if not weights: raise ValueError(f"clip {model!r} is an architecture; it needs weights: {', '.join(map(repr, tags)) or 'a file'} is right")
+        if not weights:
+            raise ValueError(
+                f"clip {model!r} is an architecture; it needs weights: "
+                f"{', '.join(map(repr, tags)) or 'a file'} is right"
+            )
         weights = weights if weights in tags else weights_file(weights)
     elif not model.startswith('hf-hub:'):
         if not (Path(model) / 'open_clip_config.json').is_file():
-            raise FileNotFoundError(f'clip {model!r}: no open_clip_config.json in it; a folder saved in open_clip\'s format, '
-                                    f"an architecture such as 'ViT-H-14' or 'hf-hub:owner/name' is right")
+            raise FileNotFoundError(
+                f'clip {model!r}: no open_clip_config.json in it; a folder saved in open_clip\'s format, '
+                f"an architecture such as 'ViT-H-14' or 'hf-hub:owner/name' is right"
+            )
         model = f'local-dir:{Path(model)}'
     clip = open_clip.create_model(model, weights, device=device, require_pretrained=True)
     return LoadedClip(clip.eval().requires_grad_(False), open_clip.get_tokenizer(model))
 
+
 def clip_pixels(
-    model:nn.Module,     # of open_clip
-    images:torch.Tensor  # (B, 3, H, W) in [0, 1]
-) -> torch.Tensor:       # (B, 3, h, w) as the model wants them
-    "open_clip's own transform, on tensors: resize the shorter side, crop the centre, normalise. Nothing is clamped, or gradients would end there."
+    model: nn.Module,  # of open_clip
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+) -> torch.Tensor:  # (B, 3, h, w) as the model wants them
+    """open_clip's own transform, on tensors: resize the shorter side, crop the centre, normalise.
+
+    Nothing is clamped, or gradients would end there."""
     cfg, size = model.visual.preprocess_cfg, model.visual.image_size
     h, w = size if isinstance(size, (tuple, list)) else (size, size)
     if images.shape[-2:] != (h, w):
@@ -334,94 +506,127 @@ def clip_pixels(
         near = [max(side, round(n * scale)) for side, n in zip((h, w), images.shape[-2:])]
         images = F.interpolate(images, near, mode='bicubic', antialias=True, align_corners=False)
         top, left = (near[0] - h) // 2, (near[1] - w) // 2
-        images = images[..., top:top + h, left:left + w]
+        images = images[..., top : top + h, left : left + w]
     column = lambda v: torch.tensor(v, device=images.device, dtype=images.dtype)[:, None, None]
     return (images - column(cfg['mean'])) / column(cfg['std'])
 
+
 def image_features(
-    images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    model:str=None,       # as in `load_clip`; the shipped CLIP by default
-    weights:str=None,
-) -> torch.Tensor:        # (B, D), of length 1
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    model: str = None,  # as in `load_clip`; the shipped CLIP by default
+    weights: str = None,
+) -> torch.Tensor:  # (B, D), of length 1
     "Pictures in CLIP's space."
     clip, _ = load_clip(str(model or assets_dir() / 'clip'), weights, str(images.device))
     return clip.encode_image(clip_pixels(clip, images.float()), normalize=True)
 
+
 def text_features(
-    texts:list,           # of B strings
-    model:str=None,       # as in `load_clip`; the shipped CLIP by default
-    weights:str=None,
-    device:str='cpu'
-) -> torch.Tensor:        # (B, D), of length 1
+    texts: list,  # of B strings
+    model: str = None,  # as in `load_clip`; the shipped CLIP by default
+    weights: str = None,
+    device: str = 'cpu',
+) -> torch.Tensor:  # (B, D), of length 1
     "Texts in CLIP's space; each distinct text is encoded once."
     clip, tokenizer = load_clip(str(model or assets_dir() / 'clip'), weights, str(device))
     distinct = list(dict.fromkeys(texts))
     encoded = clip.encode_text(tokenizer(distinct).to(device), normalize=True)
     return encoded[[distinct.index(t) for t in texts]]
 
+
 def clip_reward(
-    model:str=None,          # as in `load_clip`; the shipped CLIP by default
-    weights:str=None,
-    name:str='clip_score',
+    model: str = None,  # as in `load_clip`; the shipped CLIP by default
+    weights: str = None,
+    name: str = 'clip_score',
 ) -> Reward:
     "The CLIP score of any open_clip model as a reward."
+
     def score(images, prompts):
-        return (image_features(images, model, weights) * text_features(prompts, model, weights, images.device)).sum(1)
+        return (
+            image_features(images, model, weights) * text_features(prompts, model, weights, images.device)
+        ).sum(1)
+
     what = ' '.join(str(m) for m in (model, weights) if m)
-    return Reward(score, name, card=Card('cosine between picture and prompt in the space of CLIP', 'cosine', '-1 … 1',
-                                         f'open_clip {what}' if what else 'the CLIP of the emoji world',
-                                         'texture and colour of the right objects without their shape; counts and relations are weak',
-                                         "the checkpoint's (ViT-H-14 of LAION: MIT)" if what else 'Apache-2.0'))
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'cosine between picture and prompt in the space of CLIP',
+            'cosine',
+            '-1 … 1',
+            f'open_clip {what}' if what else 'the CLIP of the emoji world',
+            'texture and colour of the right objects without their shape; counts and relations are weak',
+            "the checkpoint's (ViT-H-14 of LAION: MIT)" if what else 'Apache-2.0',
+        ),
+    )
+
 
 clip_score = clip_reward()
 
 # %% ../../nbs/rewards/01_reward.ipynb #96f65246
 class Loaded(NamedTuple):
     "A model of transformers and what its inputs go through."
-    model: nn.Module      # in float32 and evaluation mode; its weights take no gradient
-    processor: Any        # images or texts -> what the model takes
+
+    model: nn.Module  # in float32 and evaluation mode; its weights take no gradient
+    processor: Any  # images or texts -> what the model takes
+
 
 def load_frozen(
-    kind:str,                       # class of transformers, such as 'AutoModelForObjectDetection'
-    source:str,                     # folder or hub id
-    processor:str='AutoProcessor',  # class of its processor or tokenizer
-    processor_source:str=None,      # folder or hub id of that; the model's own by default
-    device:str=None                 # where the model goes; None leaves it on the CPU
+    kind: str,  # class of transformers, such as 'AutoModelForObjectDetection'
+    source: str,  # folder or hub id
+    processor: str = 'AutoProcessor',  # class of its processor or tokenizer
+    processor_source: str = None,  # folder or hub id of that; the model's own by default
+    device: str = None,  # where the model goes; None leaves it on the CPU
 ) -> Loaded:
     "A model that is only asked, never trained."
-    import transformers   # here: most rewards do without
+    import transformers  # here: most rewards do without
+
     with no_progress_bars():
-        model = getattr(transformers, kind).from_pretrained(str(source), dtype=torch.float32).eval().requires_grad_(False)
-    return Loaded(model if device is None else model.to(device),
-                  getattr(transformers, processor).from_pretrained(str(processor_source or source)))
+        model = (
+            getattr(transformers, kind)
+            .from_pretrained(str(source), dtype=torch.float32)
+            .eval()
+            .requires_grad_(False)
+        )
+    return Loaded(
+        model if device is None else model.to(device),
+        getattr(transformers, processor).from_pretrained(str(processor_source or source)),
+    )
+
 
 def processed(
-    processor,            # of transformers, with torchvision behind it
-    images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    **texts,              # further arguments of the processor, such as text and padding
-) -> dict[str, torch.Tensor]: # what the model takes, on the images' device
+    processor,  # of transformers, with torchvision behind it
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    **texts,  # further arguments of the processor, such as text and padding
+) -> dict[str, torch.Tensor]:  # what the model takes, on the images' device
     "Pictures as a transformers model wants them, by its own processor, with their graph."
-    return processor(images=list(images.float()), do_rescale=False, return_tensors='pt', **texts).to(images.device)
+    return processor(images=list(images.float()), do_rescale=False, return_tensors='pt', **texts).to(
+        images.device
+    )
+
 
 def together(
-    model,                # of transformers
-    images:torch.Tensor,  # (B, 3, H, W)
-    device=None           # where to compute; where the pictures are when None
-) -> torch.Tensor:        # the pictures there
+    model,  # of transformers
+    images: torch.Tensor,  # (B, 3, H, W)
+    device=None,  # where to compute; where the pictures are when None
+) -> torch.Tensor:  # the pictures there
     "A model and its pictures in one place. A model that was elsewhere is moved, and stays."
     place = torch.device(device or images.device)
-    if model.device != place: model.to(place)
+    if model.device != place:
+        model.to(place)
     return images.to(place)
 
 # %% ../../nbs/rewards/01_reward.ipynb #5a17b80d
 class Combination(Reward):
     "Rewards joined by arithmetic. Each part is asked once; its mean and its metrics are reported."
-    def __init__(self,
-        how:Callable,     # the operands' values -> (B,)
-        text:str,         # of the name, with {} for each operand
-        operands:tuple,   # rewards and numbers
-        binds:int,        # _SUM, _PRODUCT or _ATOM: what the name is
-        needs:tuple,      # the same for each operand: looser ones get parentheses
+
+    def __init__(
+        self,
+        how: Callable,  # the operands' values -> (B,)
+        text: str,  # of the name, with {} for each operand
+        operands: tuple,  # rewards and numbers
+        binds: int,  # _SUM, _PRODUCT or _ATOM: what the name is
+        needs: tuple,  # the same for each operand: looser ones get parentheses
     ):
         self.how, self.operands, self.binds, self._told = how, operands, binds, False
         self.name = text.format(*(_operand_name(o, need) for o, need in zip(operands, needs)))
@@ -432,86 +637,162 @@ class Combination(Reward):
 
     def _check_names(self):
         twice = [n for n, count in Counter(p.name for p in self.parts).items() if count > 1]
-        if twice: raise ValueError(f"reward {self.name!r} has two parts called {twice[0]!r}, which could not be told apart in a run; .named('…') gives one another name")
+        if twice:
+            raise ValueError(
+                f"reward {self.name!r} has two parts called {twice[0]!r}, which could not be told apart in "
+                "a run; .named('…') gives one another name"
+            )
 
-    def value_of(self, values:dict) -> torch.Tensor:
+    def value_of(self, values: dict) -> torch.Tensor:
         "The arithmetic, on the values of the parts."
         return self.how(*(o.value_of(values) if isinstance(o, Reward) else o for o in self.operands))
 
-    def score(self, images, prompts) -> torch.Tensor: # (B,), with the graph of its parts
+    def score(self, images, prompts) -> torch.Tensor:  # (B,), with the graph of its parts
         "As the parts are written, without checks; a group-level part takes all pictures as one group."
-        plain = lambda part: torch.as_tensor(part.raw(images, prompts), device=images.device).expand(len(images))
+        plain = lambda part: torch.as_tensor(part.raw(images, prompts), device=images.device).expand(
+            len(images)
+        )
         return self.value_of({p: plain(p) for p in self.parts})
 
     @torch.no_grad()
-    def evaluate(self, images, prompts, groups=None) -> tuple: # (values (B,), dict of metrics, dict of `Observations`)
+    def evaluate(
+        self, images, prompts, groups=None
+    ) -> tuple:  # (values (B,), dict of metrics, dict of `Observations`)
         "The combined values; each part's mean under its name, the parts' own metrics, and what they saw."
         looks = {p: p.evaluate(images, prompts, groups) for p in self.parts}
         told = {p: l[:2] for p, l in looks.items()}
-        values = _check_values(self.name, self.value_of({p: v for p, (v, _) in told.items()}), images, prompts, [(len(images),)])
-        if self.level == 'sample' or len(_group_rows(self.name, prompts, groups)) > 1: self._warn_if_constant(values)
+        values = _check_values(
+            self.name, self.value_of({p: v for p, (v, _) in told.items()}), images, prompts, [(len(images),)]
+        )
+        if self.level == 'sample' or len(_group_rows(self.name, prompts, groups)) > 1:
+            self._warn_if_constant(values)
         return values, _figures_of(told), {k: s for *_, seen in looks.values() for k, s in seen.items()}
+
 
 def _operand_name(operand, need):
     "A reward's name, in parentheses where it would be read wrongly; or a number."
-    if not isinstance(operand, Reward): return f'{operand:g}'
+    if not isinstance(operand, Reward):
+        return f'{operand:g}'
     return operand.name if operand.binds >= need else f'({operand.name})'
+
 
 def _card_of(name, parts):
     "A card made of the parts' cards; units and ranges are lost in arithmetic."
-    said = lambda field: '; '.join(f'{p.name}: {getattr(p.card, field)}' for p in parts if getattr(p.card, field))
-    return Card(**{f.name: said(f.name) for f in fields(Card) if f.name not in ('what', 'unit', 'range')}, what=f"{name}, where {said('what')}" if said('what') else name)
+    said = lambda field: '; '.join(
+        f'{p.name}: {getattr(p.card, field)}' for p in parts if getattr(p.card, field)
+    )
+    return Card(
+        **{f.name: said(f.name) for f in fields(Card) if f.name not in ('what', 'unit', 'range')},
+        what=f"{name}, where {said('what')}" if said('what') else name,
+    )
+
 
 def _figures_of(told):
-    "Means of the parts and their metrics; a figure that two parts have, or that is called like a part, gets its part's name before its own."
-    means, count = {p.name: values[values.isfinite()].mean().item() for p, (values, _) in told.items()}, Counter(k for _, metrics in told.values() for k in metrics)
-    return means | {k if count[k] == 1 and k not in means else f'{p.name}/{k}': v for p, (_, metrics) in told.items() for k, v in metrics.items()}
+    """Means of the parts and their metrics; a figure that two parts have, or that is called like a part, gets
+    its part's name before its own."""
+    means, count = (
+        {p.name: values[values.isfinite()].mean().item() for p, (values, _) in told.items()},
+        Counter(k for _, metrics in told.values() for k in metrics),
+    )
+    return means | {
+        k if count[k] == 1 and k not in means else f'{p.name}/{k}': v
+        for p, (_, metrics) in told.items()
+        for k, v in metrics.items()
+    }
 
 # %% ../../nbs/rewards/01_reward.ipynb #e245b803
 def _number(r, sign, x):
     "A finite number, or an error that shows the expression."
-    if isinstance(x, bool) or not isinstance(x, Real): raise TypeError(f"reward {r.name!r} {sign} {getattr(x, 'name', x)!r}: only a number is right there")
-    if not math.isfinite(x): raise ValueError(f'reward {r.name!r} {sign} {x}: a finite number is right there')
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"reward {r.name!r} {sign} {getattr(x, 'name', x)!r}: only a number is right there")
+    if not math.isfinite(x):
+        raise ValueError(f'reward {r.name!r} {sign} {x}: a finite number is right there')
     return float(x)
 
-def _term(r, sign, x): return x if isinstance(x, Reward) else _number(r, sign, x)
 
-def _add(self, other): return Combination(operator.add, '{} + {}', (self, _term(self, '+', other)), _SUM, (_SUM, _SUM))
-def _radd(self, other): return self if isinstance(other, Real) and other == 0 else Combination(operator.add, '{} + {}', (_number(self, '+', other), self), _SUM, (_SUM, _SUM))   # sum() begins with 0
-def _sub(self, other): return Combination(operator.sub, '{} - {}', (self, _term(self, '-', other)), _SUM, (_SUM, _PRODUCT))
-def _rsub(self, other): return Combination(operator.sub, '{} - {}', (_number(self, '-', other), self), _SUM, (_SUM, _PRODUCT))
-def _mul(self, other): return Combination(operator.mul, '{}*{}', (_number(self, '*', other), self), _PRODUCT, (_ATOM, _PRODUCT))
-def _neg(self): return Combination(operator.neg, '-{}', (self,), _PRODUCT, (_PRODUCT,))
+def _term(r, sign, x):
+    return x if isinstance(x, Reward) else _number(r, sign, x)
+
+
+def _add(self, other):
+    return Combination(operator.add, '{} + {}', (self, _term(self, '+', other)), _SUM, (_SUM, _SUM))
+
+
+def _radd(self, other):
+    return (
+        self
+        if isinstance(other, Real) and other == 0
+        else Combination(operator.add, '{} + {}', (_number(self, '+', other), self), _SUM, (_SUM, _SUM))
+    )  # sum() begins with 0
+
+
+def _sub(self, other):
+    return Combination(operator.sub, '{} - {}', (self, _term(self, '-', other)), _SUM, (_SUM, _PRODUCT))
+
+
+def _rsub(self, other):
+    return Combination(operator.sub, '{} - {}', (_number(self, '-', other), self), _SUM, (_SUM, _PRODUCT))
+
+
+def _mul(self, other):
+    return Combination(operator.mul, '{}*{}', (_number(self, '*', other), self), _PRODUCT, (_ATOM, _PRODUCT))
+
+
+def _neg(self):
+    return Combination(operator.neg, '-{}', (self,), _PRODUCT, (_PRODUCT,))
+
+
 def _truediv(self, other):
-    if _number(self, '/', other) == 0: raise ValueError(f'reward {self.name!r} / 0: a number other than 0 is right there')
+    if _number(self, '/', other) == 0:
+        raise ValueError(f'reward {self.name!r} / 0: a number other than 0 is right there')
     return Combination(operator.truediv, '{}/{}', (self, float(other)), _PRODUCT, (_PRODUCT, _ATOM))
 
-for _name, _function in dict(add=_add, radd=_radd, sub=_sub, rsub=_rsub, mul=_mul, rmul=_mul, neg=_neg, truediv=_truediv).items(): setattr(Reward, f'__{_name}__', _function)
+
+for _name, _function in dict(
+    add=_add, radd=_radd, sub=_sub, rsub=_rsub, mul=_mul, rmul=_mul, neg=_neg, truediv=_truediv
+).items():
+    setattr(Reward, f'__{_name}__', _function)
+
 
 @patch
-def clip(self:Reward,
-    min:float=None,  # smaller values become this
-    max:float=None,  # larger ones this
+def clip(
+    self: Reward,
+    min: float = None,  # smaller values become this
+    max: float = None,  # larger ones this
 ) -> Combination:
     "No less than `min` and no more than `max`."
     limits = {k: _number(self, f'clip {k}', v) for k, v in dict(min=min, max=max).items() if v is not None}
     if not limits or limits.get('min', -math.inf) >= limits.get('max', math.inf):
-        raise ValueError(f'reward {self.name!r}: clip has min {min} and max {max}; one of them, or a min below the max, is right')
-    return Combination(partial(torch.clamp, **limits), '{}.clip(' + ', '.join(f'{k}={v:g}' for k, v in limits.items()) + ')', (self,), _ATOM, (_ATOM,))
+        raise ValueError(
+            f'reward {self.name!r}: clip has min {min} and max {max}; one of them, or a min below the max, '
+            'is right'
+        )
+    return Combination(
+        partial(torch.clamp, **limits),
+        '{}.clip(' + ', '.join(f'{k}={v:g}' for k, v in limits.items()) + ')',
+        (self,),
+        _ATOM,
+        (_ATOM,),
+    )
+
 
 @patch
-def standardised(self:Reward,
-    mean:float,   # of this reward on the base model
-    std:float,    # the same
+def standardised(
+    self: Reward,
+    mean: float,  # of this reward on the base model
+    std: float,  # the same
 ) -> Combination:
     "(r - mean) / std, with fixed numbers; `check_reward` measures them."
-    if _number(self, 'std', std) <= 0: raise ValueError(f'reward {self.name!r}: std is {std}; a number above 0 is right')
+    if _number(self, 'std', std) <= 0:
+        raise ValueError(f'reward {self.name!r}: std is {std}; a number above 0 is right')
     return (self - mean) / std
 
+
 @patch
-def named(self:Reward, name:str) -> Reward:
+def named(self: Reward, name: str) -> Reward:
     "The same reward under another name."
     other = copy.copy(self)
     other.name, other.binds, other._told = name, _ATOM, False
-    if not isinstance(self, Combination): other.parts = (other,)
+    if not isinstance(self, Combination):
+        other.parts = (other,)
     return other

@@ -13,16 +13,29 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .reward import Card, Loaded, Reward, clip_reward, image_features, load_tensors, processed
+from drl_toolkit.rewards.reward import (
+    Card,
+    Loaded,
+    Reward,
+    clip_reward,
+    image_features,
+    load_tensors,
+    processed,
+)
 
 # %% ../../nbs/rewards/11_reward_models.ipynb #38d6e412
 def linear_head(
-    tensors:dict,     # 'layers.N.weight' and 'layers.N.bias' for some numbers N, in the order of N
-    prefix:str='',    # of the names, before 'layers'
+    tensors: dict,  # 'layers.N.weight' and 'layers.N.bias' for some numbers N, in the order of N
+    prefix: str = '',  # of the names, before 'layers'
 ) -> nn.Sequential:
     "The linear layers of a checkpoint, one after the other; dropout does nothing any more."
-    numbers = sorted(int(k.split('.')[-2]) for k in tensors if k.startswith(f'{prefix}layers.') and k.endswith('.weight'))
-    if not numbers: raise ValueError(f"head: the checkpoint has {sorted(tensors)[:3]}…; '{prefix}layers.0.weight' and so on are right")
+    numbers = sorted(
+        int(k.split('.')[-2]) for k in tensors if k.startswith(f'{prefix}layers.') and k.endswith('.weight')
+    )
+    if not numbers:
+        raise ValueError(
+            f"head: the checkpoint has {sorted(tensors)[:3]}…; '{prefix}layers.0.weight' and so on are right"
+        )
     layers = []
     for n in numbers:
         weight, bias = (tensors[f'{prefix}layers.{n}.{k}'].float() for k in ('weight', 'bias'))
@@ -30,138 +43,244 @@ def linear_head(
         layers[-1].weight.data, layers[-1].bias.data = weight, bias
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
+
 @cache
 def load_head(
-    source:str, # as in `rewards.load_tensors`
-    device:str='cpu'
+    source: str,  # as in `rewards.load_tensors`
+    device: str = 'cpu',
 ) -> nn.Sequential:
     "A head from a checkpoint of its own."
     return linear_head(load_tensors(source)).to(device)
 
 # %% ../../nbs/rewards/11_reward_models.ipynb #dbee409d
 def aesthetic_reward(
-    head:str='trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth', # the linear layers: a file, or 'owner/name/file' on the hub
-    model:str='ViT-L-14-quickgelu',  # the CLIP that the head was trained on, as in `rewards.load_clip`
-    weights:str='openai',
-    name:str='aesthetic',
+    # the linear layers: a file, or 'owner/name/file' on the hub
+    head: str = 'trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth',
+    model: str = 'ViT-L-14-quickgelu',  # the CLIP that the head was trained on, as in `rewards.load_clip`
+    weights: str = 'openai',
+    name: str = 'aesthetic',
 ) -> Reward:
     "LAION's aesthetic predictor, or any head on a CLIP's embedding of the picture."
+
     def score(images, prompts):
         features, layers = image_features(images, model, weights), load_head(str(head), str(images.device))
         if features.shape[1] != layers[0].in_features:
-            raise ValueError(f'{name}: the head takes {layers[0].in_features} numbers and this CLIP gives {features.shape[1]}; the CLIP it was trained on is right')
+            raise ValueError(
+                f'{name}: the head takes {layers[0].in_features} numbers and this CLIP gives '
+                f'{features.shape[1]}; the CLIP it was trained on is right'
+            )
         return layers(features).squeeze(1)
-    return Reward(score, name, card=Card('the mark that people would give the picture; the prompt is not read', 'marks', 'about 1 … 10', f'{head} on {model}',
-                                         'one painterly style with soft light, whatever was asked for', 'Apache-2.0; CLIP: MIT'))
+
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'the mark that people would give the picture; the prompt is not read',
+            'marks',
+            'about 1 … 10',
+            f'{head} on {model}',
+            'one painterly style with soft light, whatever was asked for',
+            'Apache-2.0; CLIP: MIT',
+        ),
+    )
 
 # %% ../../nbs/rewards/11_reward_models.ipynb #8475fc9f
 def fit_head(
-    features:torch.Tensor, # (N, D) of a CLIP
-    marks:torch.Tensor,    # (N,)
-    path:str,              # of the safetensors file that is written
-    ridge:float=1e-4,      # penalty on the weights, as a share of the features' variance
-) -> str:                  # the path
+    features: torch.Tensor,  # (N, D) of a CLIP
+    marks: torch.Tensor,  # (N,)
+    path: str,  # of the safetensors file that is written
+    ridge: float = 1e-4,  # penalty on the weights, as a share of the features' variance
+) -> str:  # the path
     "A one-layer aesthetic head by ridge regression."
     centre, level = features.mean(0), marks.mean()
     x, y = features - centre, marks.float() - level
     gram = x.T @ x
     weight = torch.linalg.solve(gram + ridge * gram.trace() / len(gram) * torch.eye(len(gram)), x.T @ y)
-    save_file({'layers.0.weight': weight[None].contiguous(), 'layers.0.bias': (level - centre @ weight)[None]}, path)
+    save_file(
+        {'layers.0.weight': weight[None].contiguous(), 'layers.0.bias': (level - centre @ weight)[None]}, path
+    )
     return path
 
 # %% ../../nbs/rewards/11_reward_models.ipynb #25df8dd7
 def hps_reward(
-    weights:str='xswu/HPSv2/HPS_v2.1_compressed.pt', # a file, or 'owner/name/file' on the hub; None where `model` is a folder
-    model:str='ViT-H-14',                            # as in `rewards.load_clip`
-    name:str='hps',
+    # a file, or 'owner/name/file' on the hub; None where `model` is a folder
+    weights: str = 'xswu/HPSv2/HPS_v2.1_compressed.pt',
+    model: str = 'ViT-H-14',  # as in `rewards.load_clip`
+    name: str = 'hps',
 ) -> Reward:
     "HPSv2: the cosine of a CLIP that was fine-tuned on people's choices."
-    return Reward(clip_reward(model, weights).score, name, card=Card('how much people like the picture for its prompt', 'cosine', 'about 0.1 … 0.4', f'{weights or model}',
-                                                                     'oily surfaces, glow and detail everywhere (DanceGRPO §4.3)', 'Apache-2.0'))
+    return Reward(
+        clip_reward(model, weights).score,
+        name,
+        card=Card(
+            'how much people like the picture for its prompt',
+            'cosine',
+            'about 0.1 … 0.4',
+            f'{weights or model}',
+            'oily surfaces, glow and detail everywhere (DanceGRPO §4.3)',
+            'Apache-2.0',
+        ),
+    )
 
 # %% ../../nbs/rewards/11_reward_models.ipynb #9de14669
-MEAN, STD = .16717362830052426, 1.0333394966054072                            # of the raw values; ImageReward.py of its authors
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw values; ImageReward.py of its authors
 
-_PARTS = (('blocks.', 'encoder.layers.'), ('.attn.proj.', '.self_attn.projection.'), ('.attn.', '.self_attn.'), ('.norm1.', '.layer_norm1.'), ('.norm2.', '.layer_norm2.'),
-          ('patch_embed.proj.', 'embeddings.patch_embedding.'), ('pos_embed', 'embeddings.position_embedding'), ('cls_token', 'embeddings.class_embedding'))
+_PARTS = (
+    ('blocks.', 'encoder.layers.'),
+    ('.attn.proj.', '.self_attn.projection.'),
+    ('.attn.', '.self_attn.'),
+    ('.norm1.', '.layer_norm1.'),
+    ('.norm2.', '.layer_norm2.'),
+    ('patch_embed.proj.', 'embeddings.patch_embedding.'),
+    ('pos_embed', 'embeddings.position_embedding'),
+    ('cls_token', 'embeddings.class_embedding'),
+)
+
 
 def _vision_name(name):
     "What transformers calls a part of BLIP's picture encoder."
-    if name.startswith('norm.'): return 'post_layer' + name
-    for theirs, ours in _PARTS: name = name.replace(theirs, ours)
+    if name.startswith('norm.'):
+        return 'post_layer' + name
+    for theirs, ours in _PARTS:
+        name = name.replace(theirs, ours)
     return name
 
-def _depth(tensors, before): return 1 + max(int(k.removeprefix(before).split('.')[0]) for k in tensors if k.startswith(before))
+
+def _depth(tensors, before):
+    return 1 + max(int(k.removeprefix(before).split('.')[0]) for k in tensors if k.startswith(before))
+
 
 def _vision_encoder(tensors):
     "BLIP's ViT with the sizes and the weights of a checkpoint."
     from transformers import BlipVisionConfig, BlipVisionModel
+
     _, width = tensors['pos_embed'].shape[1:]
     patch, places = tensors['patch_embed.proj.weight'].shape[-1], tensors['pos_embed'].shape[1] - 1
-    config = BlipVisionConfig(hidden_size=width, intermediate_size=len(tensors['blocks.0.mlp.fc1.weight']), num_hidden_layers=_depth(tensors, 'blocks.'),
-                              num_attention_heads=width // 64, image_size=patch * round(places ** .5), patch_size=patch, layer_norm_eps=1e-6)
+    config = BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(tensors['blocks.0.mlp.fc1.weight']),
+        num_hidden_layers=_depth(tensors, 'blocks.'),
+        num_attention_heads=width // 64,
+        image_size=patch * round(places**0.5),
+        patch_size=patch,
+        layer_norm_eps=1e-6,
+    )
     return _filled(BlipVisionModel(config), {_vision_name(k): v for k, v in tensors.items()})
+
 
 def _text_encoder(tensors):
     "BLIP's BERT with cross-attention, with the sizes and the weights of a checkpoint."
     from transformers import BlipTextConfig, BlipTextModel
+
     words, width = tensors['embeddings.word_embeddings.weight'].shape
-    config = BlipTextConfig(vocab_size=words, hidden_size=width, num_hidden_layers=_depth(tensors, 'encoder.layer.'), num_attention_heads=width // 64,
-                            bos_token_id=None, sep_token_id=None, encoder_hidden_size=tensors['encoder.layer.0.crossattention.self.key.weight'].shape[1], projection_dim=width,
-                            intermediate_size=len(tensors['encoder.layer.0.intermediate.dense.weight']),
-                            max_position_embeddings=len(tensors['embeddings.position_embeddings.weight']))
+    config = BlipTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        num_hidden_layers=_depth(tensors, 'encoder.layer.'),
+        num_attention_heads=width // 64,
+        bos_token_id=None,
+        sep_token_id=None,
+        encoder_hidden_size=tensors['encoder.layer.0.crossattention.self.key.weight'].shape[1],
+        projection_dim=width,
+        intermediate_size=len(tensors['encoder.layer.0.intermediate.dense.weight']),
+        max_position_embeddings=len(tensors['embeddings.position_embeddings.weight']),
+    )
     return _filled(BlipTextModel(config, add_pooling_layer=False), tensors)
+
 
 def _filled(model, tensors):
     "The model with these weights; each of its own must be there."
     missing = model.load_state_dict(tensors, strict=False).missing_keys
     if missing := [k for k in missing if not k.endswith('position_ids')]:
-        raise ValueError(f'ImageReward: the checkpoint lacks {len(missing)} weights of its {type(model).__name__}, such as {missing[0]!r}')
+        raise ValueError(
+            f'ImageReward: the checkpoint lacks {len(missing)} weights of its {type(model).__name__}, such '
+            f'as {missing[0]!r}'
+        )
     return model
+
 
 class ImageRewardModel(nn.Module):
     "ImageReward's network, built from its checkpoint."
-    def __init__(self,
-        tensors:dict # names of the published checkpoint: 'blip.visual_encoder.…', 'blip.text_encoder.…', 'mlp.layers.…'
+
+    def __init__(
+        self,
+        # names of the published checkpoint: 'blip.visual_encoder.…', 'blip.text_encoder.…', 'mlp.layers.…'
+        tensors: dict,
     ):
         super().__init__()
-        part = lambda prefix: {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
-        if not (vision := part('blip.visual_encoder.')): raise ValueError(f"ImageReward: the checkpoint has {sorted(tensors)[:3]}…; 'blip.visual_encoder.…' and so on are right")
-        self.vision, self.text, self.head = _vision_encoder(vision), _text_encoder(part('blip.text_encoder.')), linear_head(tensors, 'mlp.')
+        part = lambda prefix: {
+            k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)
+        }
+        if not (vision := part('blip.visual_encoder.')):
+            raise ValueError(
+                f"ImageReward: the checkpoint has {sorted(tensors)[:3]}…; 'blip.visual_encoder.…' and so on "
+                "are right"
+            )
+        self.vision, self.text, self.head = (
+            _vision_encoder(vision),
+            _text_encoder(part('blip.text_encoder.')),
+            linear_head(tensors, 'mlp.'),
+        )
         from transformers import CLIPImageProcessor
-        side = self.vision.config.image_size
-        self.processor = CLIPImageProcessor(size=dict(shortest_edge=side), crop_size=dict(height=side, width=side))
 
-    def forward(self,
-        pixels:torch.Tensor,  # (B, 3, H, W) as the processor gives them
-        ids:torch.Tensor,     # (B, L) tokens of the prompts
-        mask:torch.Tensor,    # (B, L) 0 where a prompt has ended
-    ) -> torch.Tensor:        # (B,)
+        side = self.vision.config.image_size
+        self.processor = CLIPImageProcessor(
+            size=dict(shortest_edge=side), crop_size=dict(height=side, width=side)
+        )
+
+    def forward(
+        self,
+        pixels: torch.Tensor,  # (B, 3, H, W) as the processor gives them
+        ids: torch.Tensor,  # (B, L) tokens of the prompts
+        mask: torch.Tensor,  # (B, L) 0 where a prompt has ended
+    ) -> torch.Tensor:  # (B,)
         "The standardised reward."
         seen = self.vision(pixels).last_hidden_state
-        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state[:, 0]
+        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state[
+            :, 0
+        ]
         return (self.head(read).squeeze(1) - MEAN) / STD
+
 
 @cache
 def load_image_reward(
-    model:str,      # as in `rewards.load_tensors`
-    tokenizer:str,  # folder or hub id
-    device:str='cpu'
-) -> Loaded:        # its processor is the tokenizer
+    model: str,  # as in `rewards.load_tensors`
+    tokenizer: str,  # folder or hub id
+    device: str = 'cpu',
+) -> Loaded:  # its processor is the tokenizer
     "ImageReward and the tokenizer of its BERT."
     from transformers import AutoTokenizer
+
     network = ImageRewardModel(load_tensors(model)).to(device).eval().requires_grad_(False)
     return Loaded(network, AutoTokenizer.from_pretrained(tokenizer))
 
+
 def image_reward(
-    model:str='THUDM/ImageReward/ImageReward.pt', # a file, or 'owner/name/file' on the hub
-    tokenizer:str='google-bert/bert-base-uncased',
-    name:str='image_reward',
+    model: str = 'THUDM/ImageReward/ImageReward.pt',  # a file, or 'owner/name/file' on the hub
+    tokenizer: str = 'google-bert/bert-base-uncased',
+    name: str = 'image_reward',
 ) -> Reward:
     "ImageReward (Xu et al. 2023)."
+
     def score(images, prompts):
         net, tokens = load_image_reward(str(model), str(tokenizer), str(images.device))
-        read = tokens(list(prompts), padding=True, truncation=True, max_length=35, return_tensors='pt').to(images.device)
-        return net(processed(net.processor, images)['pixel_values'], read['input_ids'], read['attention_mask'])
-    return Reward(score, name, card=Card('how much people like the picture for its prompt', 'standard deviations', 'about -2.5 … 2', str(model),
-                                         'over-detailed, high-frequency texture: 1.9 and more is noise, not quality ([P] metrics 4 and 28)', 'Apache-2.0'))
+        read = tokens(list(prompts), padding=True, truncation=True, max_length=35, return_tensors='pt').to(
+            images.device
+        )
+        return net(
+            processed(net.processor, images)['pixel_values'], read['input_ids'], read['attention_mask']
+        )
+
+    return Reward(
+        score,
+        name,
+        card=Card(
+            'how much people like the picture for its prompt',
+            'standard deviations',
+            'about -2.5 … 2',
+            str(model),
+            'over-detailed, high-frequency texture: 1.9 and more is noise, not quality ([P] metrics 4 and '
+            '28)',
+            'Apache-2.0',
+        ),
+    )

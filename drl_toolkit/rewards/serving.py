@@ -24,89 +24,120 @@ from ..utils.web import Access, Refusal, access_to, exposure
 # %% ../../nbs/rewards/13_serving.ipynb #23109a49
 class Answer(NamedTuple):
     "What a request is answered with."
-    status: int     # of HTTP
-    message: dict   # JSON, without the protocol
+
+    status: int  # of HTTP
+    message: dict  # JSON, without the protocol
+
 
 @dataclass
 class EvalReward:
-    "A reward, with the only thread that calls it: models are seldom safe in two, and its memory is there once."
+    """A reward, with the only thread that calls it: models are seldom safe in two, and its memory is there
+    once."""
+
     reward: Reward
-    limit: int      # bytes that the images of one request may take as floats
+    limit: int  # bytes that the images of one request may take as floats
 
-    def __post_init__(self): self.pool = ThreadPoolExecutor(1, thread_name_prefix='reward server')
+    def __post_init__(self):
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix='reward server')
 
-    async def answer(self,
-        body:bytes   # of a request
+    async def answer(
+        self,
+        body: bytes,  # of a request
     ) -> Answer:
         "The reward's values, or its complaint; requests wait in line."
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.answer_now, body)
 
-    def answer_now(self,
-        body:bytes   # of a request
+    def answer_now(
+        self,
+        body: bytes,  # of a request
     ) -> Answer:
         "The same in this thread. The client is told of every error; the server goes on."
-        try: images, prompts = read_request(body, self.limit)
-        except ValueError as e: return Answer(400, dict(error=str(e)))
+        try:
+            images, prompts = read_request(body, self.limit)
+        except ValueError as e:
+            return Answer(400, dict(error=str(e)))
         groups = torch.zeros(len(prompts), dtype=torch.long) if self.reward.level == 'group' else None
-        try: values, metrics = self.reward.report(images, prompts, groups)
-        except (ValueError, TypeError) as e: return Answer(422, dict(error=str(e)))
-        except BaseException as e: return Answer(500, dict(error=f'{type(e).__name__}: {e}'))   # sys.exit in a reward, too
+        try:
+            values, metrics = self.reward.report(images, prompts, groups)
+        except (ValueError, TypeError) as e:
+            return Answer(422, dict(error=str(e)))
+        except BaseException as e:
+            return Answer(500, dict(error=f'{type(e).__name__}: {e}'))  # sys.exit in a reward, too
         return Answer(200, dict(values=values.tolist(), metrics={k: float(v) for k, v in metrics.items()}))
 
     def about(self) -> dict[str, object]:
         "Who is there."
-        return dict(name=self.reward.name, level=self.reward.level, card=asdict(self.reward.card), formats=FORMATS, limit=self.limit)
+        return dict(
+            name=self.reward.name,
+            level=self.reward.level,
+            card=asdict(self.reward.card),
+            formats=FORMATS,
+            limit=self.limit,
+        )
 
 # %% ../../nbs/rewards/13_serving.ipynb #fd331cb7
 class Room:
     "So many bytes for all requests together."
-    def __init__(self,
-        size:int   # bytes
-    ): self.left, self.changed = size, asyncio.Condition()
+
+    def __init__(
+        self,
+        size: int,  # bytes
+    ):
+        self.left, self.changed = size, asyncio.Condition()
 
     @asynccontextmanager
-    async def take(self,
-        size:int,       # bytes
-        seconds:float   # to wait for them
+    async def take(
+        self,
+        size: int,  # bytes
+        seconds: float,  # to wait for them
     ):
         "Room for a request; `TimeoutError` where there was none in time."
         async with asyncio.timeout(seconds), self.changed:
             await self.changed.wait_for(lambda: self.left >= size)
             self.left -= size
-        try: yield
+        try:
+            yield
         finally:
             async with self.changed:
                 self.left += size
                 self.changed.notify_all()
 
+
 def _told(answer, **headers):
     "An answer as JSON of this protocol."
     return JSONResponse(dict(protocol=PROTOCOL) | answer.message, answer.status, headers)
 
-async def refuse(
-    refusal:Refusal,
-    request:Request
-) -> JSONResponse:
+
+async def refuse(refusal: Refusal, request: Request) -> JSONResponse:
     "Say why not, when the client has sent what it wanted to send, or some seconds have passed."
     too_slow = refusal.status == 408
-    if request.method == 'POST' and not too_slow: await drop_body(request.receive)
+    if request.method == 'POST' and not too_slow:
+        await drop_body(request.receive)
     return _told(Answer(refusal.status, dict(error=refusal.why)), connection='close')
+
 
 def _refusal(request, limit):
     "Why a request is not even read."
     length, kind = request.headers.get('content-length', ''), request.headers.get('content-type', '')
-    if kind.partition(';')[0].strip() != 'application/json': return Refusal(415, 'Content-Type should be application/json')
-    if not (length.isascii() and length.isdigit()): return Refusal(411, 'Content-Length is missing')
+    if kind.partition(';')[0].strip() != 'application/json':
+        return Refusal(415, 'Content-Type should be application/json')
+    if not (length.isascii() and length.isdigit()):
+        return Refusal(411, 'Content-Length is missing')
     if len(length) > 15 or int(length) > 1.5 * limit:
-        return Refusal(413, f'the request is larger than this server takes ({limit} bytes of pictures); use a smaller batch_size')
+        return Refusal(
+            413,
+            f'the request is larger than this server takes ({limit} bytes of pictures); use a smaller '
+            'batch_size',
+        )
     return None
 
+
 def reward_app(
-    reward:Reward,          # or a plain function
-    limit:int=2**28,        # bytes that the images of one request may take as floats
-    access:Access=Access(), # who may ask
-    seconds:float=60.       # for a request to arrive, and a second more for each of its megabytes
-) -> FastAPI:               # `state.judge` holds the reward
+    reward: Reward,  # or a plain function
+    limit: int = 2**28,  # bytes that the images of one request may take as floats
+    access: Access = Access(),  # who may ask
+    seconds: float = 60.0,  # for a request to arrive, and a second more for each of its megabytes
+) -> FastAPI:  # `state.judge` holds the reward
     "A reward as an ASGI application."
     judge = EvalReward(reward if isinstance(reward, Reward) else Reward(reward), limit)
     room, app = Room(2 * limit), FastAPI(openapi_url=None)
@@ -114,44 +145,54 @@ def reward_app(
     app.add_middleware(Guard, access=access, refuse=refuse)
 
     @app.get('/')
-    async def about(): return _told(Answer(200, judge.about()))
+    async def about():
+        return _told(Answer(200, judge.about()))
 
     @app.post('/')
-    async def values(request:Request):
+    async def values(request: Request):
         refusal = _refusal(request, limit)
-        if refusal: return await refuse(refusal, request)
+        if refusal:
+            return await refuse(refusal, request)
         length = int(request.headers['content-length'])
         try:
             async with room.take(length, seconds):
                 body = await read_body(request.receive, None, length, seconds + length / 2**20)
-                return await refuse(body.refusal, request) if body.refusal else _told(await judge.answer(body.data))
-        except TimeoutError: return await refuse(Refusal(503, 'this server is busy'), request)
+                return (
+                    await refuse(body.refusal, request)
+                    if body.refusal
+                    else _told(await judge.answer(body.data))
+                )
+        except TimeoutError:
+            return await refuse(Refusal(503, 'this server is busy'), request)
 
     @app.exception_handler(404)
     @app.exception_handler(405)
-    async def elsewhere(request:Request, error):
-        return await refuse(Refusal(error.status_code, f'nothing is at {request.url.path[:80]!r}; ask at /'), request)
+    async def elsewhere(request: Request, error):
+        return await refuse(
+            Refusal(error.status_code, f'nothing is at {request.url.path[:80]!r}; ask at /'), request
+        )
 
     return app
 
 # %% ../../nbs/rewards/13_serving.ipynb #9b0c6c81
 def make_server(
-    reward:Reward,           # or a plain function
-    host:str='127.0.0.1',    # '0.0.0.0' opens it to the network, for those who have the token
-    port:int=8100,           # 0 takes any free one
-    limit:int=2**28,         # bytes that the images of one request may take as floats
-    access:Access=None,      # who may ask; of the host by default
-    seconds:float=60.        # for a request to arrive
-) -> Server:                 # `serve_forever()` runs it, `server_address` is where
+    reward: Reward,  # or a plain function
+    host: str = '127.0.0.1',  # '0.0.0.0' opens it to the network, for those who have the token
+    port: int = 8100,  # 0 takes any free one
+    limit: int = 2**28,  # bytes that the images of one request may take as floats
+    access: Access = None,  # who may ask; of the host by default
+    seconds: float = 60.0,  # for a request to arrive
+) -> Server:  # `serve_forever()` runs it, `server_address` is where
     "A server of one reward, not yet running."
     return Server(reward_app(reward, limit, access or access_to(host), seconds), host, port, seconds)
 
+
 def serve(
-    reward:Reward,           # or a plain function
-    host:str='127.0.0.1',    # '0.0.0.0' opens it to the network, for those who have the token
-    port:int=8100,           # 0 takes any free one
-    allow_host:tuple=(),     # names under which a proxy serves it
-    open:bool=False          # no token: whoever reaches the port may ask
+    reward: Reward,  # or a plain function
+    host: str = '127.0.0.1',  # '0.0.0.0' opens it to the network, for those who have the token
+    port: int = 8100,  # 0 takes any free one
+    allow_host: tuple = (),  # names under which a proxy serves it
+    open: bool = False,  # no token: whoever reaches the port may ask
 ):
     "Serve a reward until interrupted; what `drl serve` does."
     access = access_to(host, allow_host, open)
@@ -159,5 +200,7 @@ def serve(
         where = access.address(host, server.server_address[1])
         print(f'serving {server.app.state.judge.reward!r}')
         print(f'at {where} (protocol {PROTOCOL}; {exposure(access, open)}); Ctrl-C ends it', flush=True)
-        try: server.serve_forever()
-        except KeyboardInterrupt: print('stopped')
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print('stopped')

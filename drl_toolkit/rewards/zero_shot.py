@@ -13,96 +13,148 @@ from functools import cache
 
 import torch
 
-from .composition import Detections, near_count, shipped_detector, side_credit, sorted_boxes
+from drl_toolkit.rewards.composition import (
+    Detections,
+    near_count,
+    shipped_detector,
+    side_credit,
+    sorted_boxes,
+)
 from .reward import Card, Reward, load_frozen, processed, together
 from ..utils.words import article, singular
 
 # %% ../../nbs/rewards/09_zero_shot.ipynb #cc2e3af9
 NUMBERS = {w: i for i, w in enumerate('one two three four five six seven eight nine ten'.split(), 1)}
-SIDES = {'to the left of': 'left', 'on the left of': 'left', 'left of': 'left', 'to the right of': 'right', 'on the right of': 'right', 'right of': 'right',
-         'on top of': 'above', 'above': 'above', 'over': 'above', 'below': 'below', 'beneath': 'below', 'under': 'below',
-         'next to': 'beside', 'beside': 'beside', 'near': 'beside', 'on side of': 'beside', 'and': None}
-PERSON = 'person'   # what a portrait shows, whatever the occupation
+SIDES = {
+    'to the left of': 'left',
+    'on the left of': 'left',
+    'left of': 'left',
+    'to the right of': 'right',
+    'on the right of': 'right',
+    'right of': 'right',
+    'on top of': 'above',
+    'above': 'above',
+    'over': 'above',
+    'below': 'below',
+    'beneath': 'below',
+    'under': 'below',
+    'next to': 'beside',
+    'beside': 'beside',
+    'near': 'beside',
+    'on side of': 'beside',
+    'and': None,
+}
+PERSON = 'person'  # what a portrait shows, whatever the occupation
 _RELATION = re.compile(r'\s+(' + '|'.join(sorted(SIDES, key=len, reverse=True)) + r')\s+')
 _STYLE = re.compile(r'^(an?|the) ([a-z]+ )?(photo|photograph|picture|image|drawing|painting|portrait) of ')
 _GROUND = re.compile(r' (on|in front of|against|with) (an?|the) [a-z ]*background$')
 
+
 @dataclass(frozen=True)
 class Request:
     "The objects that a prompt asks for."
-    names: tuple                # in reading order
-    counts: tuple               # of each
-    relation: str|None = None   # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
+
+    names: tuple  # in reading order
+    counts: tuple  # of each
+    relation: str | None = (
+        None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
+    )
+
 
 def _thing(text, prompt):
     "(name, count) of 'a red car' or 'three stars'."
     word, _, name = text.strip().partition(' ')
     count = 1 if word in ('a', 'an', 'the') else NUMBERS.get(word) or (int(word) if word.isdigit() else 0)
     if not name or not 0 < count or len(name.split()) > 3:
-        raise ValueError(f"prompt {prompt!r}: {text.strip()!r} names no countable thing; 'a cat', 'a red car' or 'three stars', joined by 'next to', 'above', 'and' …, is right")
+        raise ValueError(
+            f"prompt {prompt!r}: {text.strip()!r} names no countable thing; 'a cat', 'a red car' or 'three "
+            "stars', joined by 'next to', 'above', 'and' …, is right"
+        )
     return (singular(name) if count > 1 else name), count
+
 
 @cache
 def read_prompt(
-    prompt:str # such as 'a red car to the left of two dogs'
+    prompt: str,  # such as 'a red car to the left of two dogs'
 ) -> Request:
     "What a prompt asks for. Raises `ValueError` with the words that are no thing."
     text = _GROUND.sub('', prompt.strip().lower().rstrip('.'))
-    if text.startswith('a portrait of '): return Request((PERSON,), (1,))
+    if text.startswith('a portrait of '):
+        return Request((PERSON,), (1,))
     first, *rest = _RELATION.split(re.sub(r',\s*(and\s+)?', ' and ', _STYLE.sub('', text)))
     things = [_thing(t, prompt) for t in (first, *rest[1::2])]
     relations = {SIDES[r] for r in rest[::2]} - {None}
-    if relations and len(things) != 2: raise ValueError(f'prompt {prompt!r}: a relation is between 2 things; here are {len(things)}')
+    if relations and len(things) != 2:
+        raise ValueError(f'prompt {prompt!r}: a relation is between 2 things; here are {len(things)}')
     return Request(*zip(*things), relation=next(iter(relations), None))
 
 # %% ../../nbs/rewards/09_zero_shot.ipynb #b7cb2963
-def number_credit(found:Detections, image:int, request:Request, threshold:float) -> float: # in [0, 1]
-    "How near the numbers are to those asked for; a single thing is not counted, as in the composition chapter."
+def number_credit(found: Detections, image: int, request: Request, threshold: float) -> float:  # in [0, 1]
+    """How near the numbers are to those asked for; a single thing is not counted, as in the composition
+    chapter."""
     names = [name for name, _, _ in found.above(image, threshold)]
     credit = [near_count(names.count(n), c) for n, c in zip(request.names, request.counts) if c > 1]
-    return sum(credit) / len(credit) if credit else 1.
+    return sum(credit) / len(credit) if credit else 1.0
+
 
 def request_score(
-    found:Detections,
-    image:int,
-    request:Request,
-    strict:bool=False,    # number and relation too
-    threshold:float=.3,   # smallest confidence of a box that is counted or placed
-) -> torch.Tensor:        # () in [0, 1], with the detections' graph
+    found: Detections,
+    image: int,
+    request: Request,
+    strict: bool = False,  # number and relation too
+    threshold: float = 0.3,  # smallest confidence of a box that is counted or placed
+) -> torch.Tensor:  # () in [0, 1], with the detections' graph
     "What a picture is worth for a request."
     presence = torch.stack([found.best(image, n) for n in dict.fromkeys(request.names)]).mean()
-    if not strict: return presence
-    placed = request.relation is None or request.names[0] == request.names[1] or side_credit(found, image, request.names, request.relation, threshold)
+    if not strict:
+        return presence
+    placed = (
+        request.relation is None
+        or request.names[0] == request.names[1]
+        or side_credit(found, image, request.names, request.relation, threshold)
+    )
     return presence * number_credit(found, image, request, threshold) * placed
 
 # %% ../../nbs/rewards/09_zero_shot.ipynb #3a2303d4
 class ZeroShotDetector:
     "A transformers detector that takes names: the OWL family and the Grounding DINO family."
-    def __init__(self,
-        model:str='google/owlv2-base-patch16-ensemble', # folder or hub id, for instance also 'IDEA-Research/grounding-dino-tiny'
-        device:str=None,  # where it computes; where the pictures are when None
+
+    def __init__(
+        self,
+        # folder or hub id, for instance also 'IDEA-Research/grounding-dino-tiny'
+        model: str = 'google/owlv2-base-patch16-ensemble',
+        device: str = None,  # where it computes; where the pictures are when None
     ):
         self.model, self.processor = load_frozen('AutoModelForZeroShotObjectDetection', model)
-        families = {'owlvit': self._by_phrase, 'owlv2': self._by_phrase, 'grounding-dino': self._by_token, 'mm-grounding-dino': self._by_token}
+        families = {
+            'owlvit': self._by_phrase,
+            'owlv2': self._by_phrase,
+            'grounding-dino': self._by_token,
+            'mm-grounding-dino': self._by_token,
+        }
         kind = self.model.config.model_type
-        if kind not in families: raise ValueError(f"detector {str(model)!r} is of type {kind!r}; {', '.join(families)} are right")
+        if kind not in families:
+            raise ValueError(f"detector {str(model)!r} is of type {kind!r}; {', '.join(families)} are right")
         self.confidence, self.device = families[kind], device
 
-    def find(self,
-        images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        names:list            # to look for, in the singular
+    def find(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        names: list,  # to look for, in the singular
     ) -> Detections:
         "Every box with its best name, sorted by confidence; with a gradient where the pictures have one."
         confidence, boxes = self.confidence(together(self.model, images, self.device), list(names))
-        scores, labels, boxes, confidence = (found.to(images.device) for found in (*sorted_boxes(confidence, boxes), confidence))
+        scores, labels, boxes, confidence = (
+            found.to(images.device) for found in (*sorted_boxes(confidence, boxes), confidence)
+        )
         return Detections(scores, labels, boxes, tuple(names), confidence)
 
     def _by_phrase(self, images, names):
         phrases = [f'a photo of {article(n)}' for n in names]
         out = self.model(**processed(self.processor, images, text=[phrases] * len(images)))
-        (h, w), square = images.shape[-2:], max(images.shape[-2:])             # OWLv2 pads to a square, OWL-ViT squeezes
+        (h, w), square = images.shape[-2:], max(images.shape[-2:])  # OWLv2 pads to a square, OWL-ViT squeezes
         padded = self.model.config.model_type == 'owlv2'
-        shares = torch.tensor([square / w, square / h] * 2, device=images.device) if padded else 1.
+        shares = torch.tensor([square / w, square / h] * 2, device=images.device) if padded else 1.0
         return out.logits.sigmoid(), out.pred_boxes * shares
 
     def _by_token(self, images, names):
@@ -110,25 +162,46 @@ class ZeroShotDetector:
         spans = self.processor.tokenizer(text, return_offsets_mapping=True)['offset_mapping']
         out = self.model(**processed(self.processor, images, text=[text] * len(images)))
         starts = [sum(len(n) + 2 for n in names[:i]) for i in range(len(names))]
-        tokens = [[t for t, (a, b) in enumerate(spans) if s <= a < b <= s + len(n)] for s, n in zip(starts, names)]
+        tokens = [
+            [t for t, (a, b) in enumerate(spans) if s <= a < b <= s + len(n)] for s, n in zip(starts, names)
+        ]
         return torch.stack([out.logits[..., t].sigmoid().mean(-1) for t in tokens], -1), out.pred_boxes
 
+
 def detection_reward(
-    detector=None,        # has `find(images, names)`: a `ZeroShotDetector` or a `Detector`; the shipped one when None
-    strict:bool=False,    # number and relation too
-    threshold:float=.3,   # smallest confidence of a box that is counted or placed; OWLv2's are low: .1 to .2
-    name:str=None,
+    # has `find(images, names)`: a `ZeroShotDetector` or a `Detector`; the shipped one when None
+    detector=None,
+    strict: bool = False,  # number and relation too
+    # smallest confidence of a box that is counted or placed; OWLv2's are low: .1 to .2
+    threshold: float = 0.3,
+    name: str = None,
 ) -> Reward:
     "Composition for prompts of plain English."
-    if not 0 <= threshold < 1: raise ValueError(f'threshold is {threshold}; 0 to 1 is right')
+    if not 0 <= threshold < 1:
+        raise ValueError(f'threshold is {threshold}; 0 to 1 is right')
+
     def score(images, prompts):
         values, finder = images.new_zeros(len(images)), detector or shipped_detector()
         for request in dict.fromkeys(map(read_prompt, prompts)):
-            rows = torch.tensor([i for i, p in enumerate(prompts) if read_prompt(p) == request], device=images.device)
+            rows = torch.tensor(
+                [i for i, p in enumerate(prompts) if read_prompt(p) == request], device=images.device
+            )
             found = finder.find(images[rows], list(dict.fromkeys(request.names)))
-            values = values.index_put((rows,), torch.stack([request_score(found, i, request, strict, threshold) for i in range(len(rows))]))
+            values = values.index_put(
+                (rows,),
+                torch.stack([request_score(found, i, request, strict, threshold) for i in range(len(rows))]),
+            )
         return values
-    card = Card('confidence that what the prompt names is there' + (', in the right number and place' if strict else ''), 'probability', '0 … 1',
-                'the shipped RT-DETR' if detector is None else getattr(getattr(detector, 'model', detector), 'name_or_path', '') or type(detector).__name__,
-                'objects as the detector likes them best, and written words: OWL reads', 'Apache-2.0 (OWLv2, Grounding DINO and the shipped detector)')
+
+    card = Card(
+        'confidence that what the prompt names is there'
+        + (', in the right number and place' if strict else ''),
+        'probability',
+        '0 … 1',
+        'the shipped RT-DETR'
+        if detector is None
+        else getattr(getattr(detector, 'model', detector), 'name_or_path', '') or type(detector).__name__,
+        'objects as the detector likes them best, and written words: OWL reads',
+        'Apache-2.0 (OWLv2, Grounding DINO and the shipped detector)',
+    )
     return Reward(score, name or ('strict_detection' if strict else 'detection'), card=card)

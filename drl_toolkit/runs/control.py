@@ -19,30 +19,38 @@ from ..utils.files import open_plain, read_json
 # %% ../../nbs/runs/06_control.ipynb #1d3802c3
 RUN_COMMANDS = ('run', 'pause', 'stop', 'save')
 
+
 class Control:
     "The command to a run, in its folder."
-    def __init__(self,
-        folder:Path,   # of the run
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
     ):
         self.file = Path(folder) / 'control.json'
 
     @property
-    def want(self) -> str: # one of `RUN_COMMANDS`
+    def want(self) -> str:  # one of `RUN_COMMANDS`
         "The last command; 'run' when there is none that can be read."
-        try: want = read_json(self.file, 2**12, self.file.parent)['want']
-        except (OSError, ValueError, TypeError, KeyError): return 'run'
+        try:
+            want = read_json(self.file, 2**12, self.file.parent)['want']
+        except (OSError, ValueError, TypeError, KeyError):
+            return 'run'
         return want if isinstance(want, str) and want in RUN_COMMANDS else 'run'
 
     @want.setter
     def want(self, value):
-        with self._exclusive(): self._write(value)
+        with self._exclusive():
+            self._write(value)
 
-    def met(self,
-        then:str,   # one of `RUN_COMMANDS`
+    def met(
+        self,
+        then: str,  # one of `RUN_COMMANDS`
     ):
         "Put another command in the place of a save that was done; one that came meanwhile stays."
         with self._exclusive():
-            if self.want == 'save': self._write(then)
+            if self.want == 'save':
+                self._write(then)
 
     @contextmanager
     def _exclusive(self):
@@ -52,52 +60,70 @@ class Control:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
-        finally: os.close(handle)
+        finally:
+            os.close(handle)
 
     def _write(self, value):
         "Readers do not wait: they find the old command or the new one."
         part = self.file.with_name(f'.control.{os.getpid()}.{threading.get_ident()}')
         part.unlink(missing_ok=True)
-        with open_plain(part, 'xb', inside=part.parent) as f: f.write(json.dumps(dict(want=value)).encode())
+        with open_plain(part, 'xb', inside=part.parent) as f:
+            f.write(json.dumps(dict(want=value)).encode())
         os.replace(part, self.file)
 
+
 def ask(
-    folder:Path, # of a run that is being written
-    want:str,    # 'pause', 'run', 'stop' or 'save'
+    folder: Path,  # of a run that is being written
+    want: str,  # 'pause', 'run', 'stop' or 'save'
 ):
     "Ask a run for something; it answers after the epoch it is in."
-    if want not in RUN_COMMANDS: raise RunError(f"want must be one of {', '.join(map(repr, RUN_COMMANDS))}; got {want!r}")
+    if want not in RUN_COMMANDS:
+        raise RunError(f"want must be one of {', '.join(map(repr, RUN_COMMANDS))}; got {want!r}")
     if not Run.open(folder).alive:
-        raise RunError(f'run {str(folder)!r} is not being trained now, so nobody would hear; drl train … --resume goes on with it')
+        raise RunError(
+            f'run {str(folder)!r} is not being trained now, so nobody would hear; drl train … --resume goes '
+            'on with it'
+        )
     Control(folder).want = want
 
 # %% ../../nbs/runs/06_control.ipynb #af7ca0ef
 class ControlCallback(Callback):
-    "Does what is wanted, between epochs. The last of the callbacks, so that the others have seen the epoch when it waits."
-    def __init__(self,
-        run:Run,  # that is written
-        control=None,      # has a `want` and `met`, as the run's `Control`, which it is when None
-        every:float=.2,    # seconds between two looks while it waits
+    """Does what is wanted, between epochs.
+
+    The last of the callbacks, so that the others have seen the epoch when it waits."""
+
+    def __init__(
+        self,
+        run: Run,  # that is written
+        control=None,  # has a `want` and `met`, as the run's `Control`, which it is when None
+        every: float = 0.2,  # seconds between two looks while it waits
     ):
         self.run, self.every = run, every
         self.control = control or Control(run.folder)
-        self.control.want = 'run'                                    # a command to an earlier process is none to this one
+        self.control.want = 'run'  # a command to an earlier process is none to this one
 
     def after_epoch(self, trainer, record):
         "Save, wait or stop."
         paused = False
         while True:
             want = 'stop' if trainer.processes.stop_asked else self.control.want
-            if want == 'run': return
-            if want in ('save', 'stop'): self.save(trainer)
-            if want == 'stop': raise StopTraining(f'stopped after epoch {trainer.epoch}, as asked')
-            if want == 'save': self.control.met('pause' if paused else 'run')
+            if want == 'run':
+                return
+            if want in ('save', 'stop'):
+                self.save(trainer)
+            if want == 'stop':
+                raise StopTraining(f'stopped after epoch {trainer.epoch}, as asked')
+            if want == 'save':
+                self.control.met('pause' if paused else 'run')
             if want == 'pause':
                 paused = True
                 time.sleep(self.every)
 
     def save(self, trainer):
         "A checkpoint, and the weights in diffusers' own format."
-        if self.run.saved == trainer.epoch: self.run.settle()
-        else: self.run.checkpoint(trainer.epoch, *state_of(trainer), trainer.state_dict())
-        with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
+        if self.run.saved == trainer.epoch:
+            self.run.settle()
+        else:
+            self.run.checkpoint(trainer.epoch, *state_of(trainer), trainer.state_dict())
+        with averaged(trainer):
+            self.run.save_weights(trainer.policy, training_notes(trainer))

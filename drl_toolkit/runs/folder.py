@@ -16,8 +16,9 @@ from ..utils.files import Damaged, check_manifest, open_plain
 class RunError(ValueError):
     "A run folder that cannot be used; the message says what would be right."
 
+
 def check_out(
-    folder:Path,   # made where it is not there
+    folder: Path,  # made where it is not there
 ) -> Path:
     "Make an output folder that can be written, or raise one clear line."
     folder = Path(folder)
@@ -27,36 +28,54 @@ def check_out(
         trial.touch()
         trial.unlink()
     except OSError as e:
-        raise RunError(f'output folder {str(folder)!r} cannot be written ({e.strerror}); choose a folder that you can write to') from None
+        raise RunError(
+            f'output folder {str(folder)!r} cannot be written ({e.strerror}); choose a folder that you can '
+            'write to'
+        ) from None
     return folder
 
 # %% ../../nbs/runs/01_folder.ipynb #e08c92ec
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
+
 def _taken(handle, kind, unknown=True):
-    "Whether somebody else holds the lock; otherwise it is ours now. `unknown` is the answer where nothing can be locked."
-    try: fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError: return True
-    except OSError: return unknown
+    """Whether somebody else holds the lock; otherwise it is ours now.
+
+    `unknown` is the answer where nothing can be locked."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return unknown
     return False
 
+
 class Lock:
-    "The exclusive lock of whoever writes a run: on its folder, and on the file `lock` for file systems that lock no folders."
-    def __init__(self,
-        folder:Path,   # that can be written
+    """The exclusive lock of whoever writes a run: on its folder, and on the file `lock` for file systems that
+    lock no folders."""
+
+    def __init__(
+        self,
+        folder: Path,  # that can be written
     ):
         self.folder = folder
         self.file = open_plain(folder / 'lock', 'ab', inside=folder)
         self.at = os.open(folder, _FOLDER)
-        if self._acquire(self.at, False) and self._acquire(self.file): return
+        if self._acquire(self.at, False) and self._acquire(self.file):
+            return
         self.close()
-        raise RunError(f'run folder {str(folder)!r} is being written by another process; wait for it or take another --out')
+        raise RunError(
+            f'run folder {str(folder)!r} is being written by another process; wait for it or take another '
+            '--out'
+        )
 
     def _acquire(self, handle, unknown=True):
         "Whether we have it now; a reader that asks whether the run is alive holds it for a moment."
         for _ in range(50):
-            if not _taken(handle, fcntl.LOCK_EX, unknown): return True
-            time.sleep(.005)
+            if not _taken(handle, fcntl.LOCK_EX, unknown):
+                return True
+            time.sleep(0.005)
         return False
 
     def close(self):
@@ -71,56 +90,86 @@ class Lock:
             there = os.stat(self.folder)
             os.stat(self.folder / 'config.json')
         except OSError:
-            raise RunError(f'run folder {str(self.folder)!r} is gone: somebody deleted or moved it while it was written') from None
-        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino): return
-        raise RunError(f'run folder {str(self.folder)!r} is another folder now; the one that was written was moved or deleted')
+            raise RunError(
+                f'run folder {str(self.folder)!r} is gone: somebody deleted or moved it while it was written'
+            ) from None
+        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+            return
+        raise RunError(
+            f'run folder {str(self.folder)!r} is another folder now; the one that was written was moved or '
+            'deleted'
+        )
+
 
 def is_locked(
-    folder:Path,   # of a run
+    folder: Path,  # of a run
 ) -> bool:
     "Whether a process is writing this run now."
     try:
         at = os.open(folder, _FOLDER)
         try:
-            if _taken(at, fcntl.LOCK_SH, False): return True
-        finally: os.close(at)
-        with open_plain(folder / 'lock', inside=folder) as file: return _taken(file, fcntl.LOCK_SH)
-    except OSError: return False
+            if _taken(at, fcntl.LOCK_SH, False):
+                return True
+        finally:
+            os.close(at)
+        with open_plain(folder / 'lock', inside=folder) as file:
+            return _taken(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
 
 # %% ../../nbs/runs/01_folder.ipynb #17006d20
-_OURS = re.compile(r'\.(probe\d+|control\.[\d.]+|(config\.json|control\.json|weights|best|judged\.json)\.(part|old))')
+_OURS = re.compile(
+    r'\.(probe\d+|control\.[\d.]+|(config\.json|control\.json|weights|best|judged\.json)\.(part|old))'
+)
 _HALF_DONE = re.compile(r'\..+\.(part|old|gone)')
-PARTS = ('checkpoints', 'frames', 'samples')   # folders of a run in which everything that has a dot first is half-done
+PARTS = (
+    'checkpoints',
+    'frames',
+    'samples',
+)  # folders of a run in which everything that has a dot first is half-done
+
 
 def _leftovers(folder):
     "What killed processes left in a run's folder."
     found = [p for p in folder.iterdir() if _OURS.fullmatch(p.name)]
     for name in PARTS:
         below = folder / name
-        if below.is_dir() and not below.is_symlink(): found += [p for p in below.iterdir() if _HALF_DONE.fullmatch(p.name)]
+        if below.is_dir() and not below.is_symlink():
+            found += [p for p in below.iterdir() if _HALF_DONE.fullmatch(p.name)]
     return found
 
+
 def tidy(
-    folder:Path,   # of a run that this process has locked
+    folder: Path,  # of a run that this process has locked
 ):
-    "Clear what was left half-written. What was about to be replaced comes back, unless its successor is there."
+    """Clear what was left half-written.
+
+    What was about to be replaced comes back, unless its successor is there."""
     for path in _leftovers(folder):
         name, _, kind = path.name[1:].rpartition('.')
-        if kind == 'old' and _comes_back(path, path.with_name(name)): path.rename(path.with_name(name))
-        else: remove(path)
+        if kind == 'old' and _comes_back(path, path.with_name(name)):
+            path.rename(path.with_name(name))
+        else:
+            remove(path)
+
 
 def _comes_back(old, successor):
     "Whether what was to be replaced is needed again."
     return not successor.exists() and (old.parent.name != 'checkpoints' or _vouched(old))
 
+
 def _vouched(folder):
     "Whether a folder has a manifest and is as it says."
-    try: return check_manifest(folder) is not None
-    except Damaged: return False
+    try:
+        return check_manifest(folder) is not None
+    except Damaged:
+        return False
+
 
 def foreign_files(
-    folder:Path,    # a folder, a file, or nothing
-) -> list[str]:     # names
+    folder: Path,  # a folder, a file, or nothing
+) -> list[str]:  # names
     "What is there that is not of a process that was killed while it made a run here."
-    if folder.is_dir(): return [p.name for p in folder.iterdir() if p.name != 'lock' and not _OURS.fullmatch(p.name)]
+    if folder.is_dir():
+        return [p.name for p in folder.iterdir() if p.name != 'lock' and not _OURS.fullmatch(p.name)]
     return [folder.name] if folder.exists() else []

@@ -15,10 +15,11 @@ from ..utils.atomic import naming
 from ..utils.files import open_plain, parse_json, read_plain
 
 # %% ../../nbs/runs/02_metrics.ipynb #f27380c6
-LONGEST = 2**28   # bytes of all metrics; a run of 10,000 epochs and ten tasks has a tenth
+LONGEST = 2**28  # bytes of all metrics; a run of 10,000 epochs and ten tasks has a tenth
+
 
 def rows_of(
-    record:dict,    # `{'epoch': 3, 'tasks': {name: {number: …}}, 'seconds': …}`
+    record: dict,  # `{'epoch': 3, 'tasks': {name: {number: …}}, 'seconds': …}`
 ) -> list[dict]:
     """The trainer's record of an epoch as rows of one level.
 
@@ -27,102 +28,131 @@ def rows_of(
     whole = {k: v for k, v in record.items() if k not in ('epoch', 'tasks')}
     return rows + ([_row_of(record['epoch'], None, whole)] if whole else [])
 
+
 def _row_of(epoch, task, metrics):
     head = dict(epoch=epoch, task=task)
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
     return head | finite | head
 
+
 def append_record(
-    file:Path,       # metrics.jsonl
-    record:dict,     # as for `rows_of`
-    sync:bool=True,  # wait until the disk has it
+    file: Path,  # metrics.jsonl
+    record: dict,  # as for `rows_of`
+    sync: bool = True,  # wait until the disk has it
 ):
     "Append an epoch's rows in one call."
     text = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows_of(record))
     with naming(file), open_plain(file, 'ab', inside=file.parent) as f:
         f.write(text.encode())
         f.flush()
-        if sync: os.fsync(f.fileno())
+        if sync:
+            os.fsync(f.fileno())
 
 # %% ../../nbs/runs/02_metrics.ipynb #29683ebd
 class Rows(list):
     "Rows of metrics, and which lines could not be read: `damaged`, their numbers, and `complaint`, in words."
-    def __init__(self,
-        rows:list,     # of dicts
-        damaged=(),    # numbers of lines, from 1
+
+    def __init__(
+        self,
+        rows: list,  # of dicts
+        damaged=(),  # numbers of lines, from 1
     ):
         super().__init__(rows)
         self.damaged = list(damaged)
 
     @property
-    def complaint(self) -> str: # empty where all is well
+    def complaint(self) -> str:  # empty where all is well
         "Which lines are damaged, in words."
-        if not self.damaged: return ''
-        if len(self.damaged) == 1: return f'metrics.jsonl, line {self.damaged[0]} is damaged and left out'
+        if not self.damaged:
+            return ''
+        if len(self.damaged) == 1:
+            return f'metrics.jsonl, line {self.damaged[0]} is damaged and left out'
         first, more = ', '.join(map(str, self.damaged[:5])), ' and others' * (len(self.damaged) > 5)
         return f'metrics.jsonl, lines {first}{more} are damaged and left out'
 
+
 def read_rows(
-    file:Path,    # metrics.jsonl
-) -> Rows:        # dicts, by epoch; the last of each (epoch, task)
+    file: Path,  # metrics.jsonl
+) -> Rows:  # dicts, by epoch; the last of each (epoch, task)
     "All rows so far that can be read; a torn last line is left out, and so is a damaged one."
     found = [_parsed(line) for line in _lines(file)[:-1]]
     rows = {(row['epoch'], row['task']): row for row in found if row}
     damaged = [i for i, row in enumerate(found, 1) if row is None]
     return Rows(sorted(rows.values(), key=lambda row: row['epoch']), damaged)
 
+
 def _lines(file):
     "The lines of the metrics; what follows the last line's end is the last of them."
-    try: return read_plain(file, LONGEST, file.parent).split(b'\n')
-    except FileNotFoundError: return [b'']
-    except (OSError, ValueError) as e: raise RunError(str(e)) from None
+    try:
+        return read_plain(file, LONGEST, file.parent).split(b'\n')
+    except FileNotFoundError:
+        return [b'']
+    except (OSError, ValueError) as e:
+        raise RunError(str(e)) from None
+
 
 def _parsed(line):
     "A row of metrics, or None: an epoch, a task's name or null, and words and numbers."
-    try: row = parse_json(line, 'a line')
-    except ValueError: return None
-    if not isinstance(row, dict): return None
+    try:
+        row = parse_json(line, 'a line')
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
     row = with_new_names(row, METRICS)
-    if type(row.get('epoch')) is not int or row['epoch'] < 0: return None
-    if not isinstance(row.get('task', 0), (str, type(None))): return None
+    if type(row.get('epoch')) is not int or row['epoch'] < 0:
+        return None
+    if not isinstance(row.get('task', 0), (str, type(None))):
+        return None
     return row if all(map(_is_plain, row.values())) else None
+
 
 def _is_plain(value):
     "Whether a value is a word, a number of 64 bits, or null."
     return isinstance(value, (str, float, type(None))) or isinstance(value, int) and abs(value) < 2**63
 
+
 def drop_torn_line(
-    file:Path,    # metrics.jsonl
+    file: Path,  # metrics.jsonl
 ):
     "Cut off a last line without its end."
     torn = _lines(file)[-1]
-    if not torn: return
-    with open_plain(file, 'r+b', inside=file.parent) as f: f.truncate(os.fstat(f.fileno()).st_size - len(torn))
+    if not torn:
+        return
+    with open_plain(file, 'r+b', inside=file.parent) as f:
+        f.truncate(os.fstat(f.fileno()).st_size - len(torn))
 
 # %% ../../nbs/runs/02_metrics.ipynb #5c1396fc
 def merits(
-    rows:list,    # of `read_rows`
-    figure:str,   # a number of the metrics, its mean over the tasks that have it; with a minus before it, less is better
+    rows: list,  # of `read_rows`
+    # a number of the metrics, its mean over the tasks that have it; with a minus before it, less is better
+    figure: str,
 ) -> dict[int, float]:  # epochs done -> how good the weights were then; more is better
     "What the metrics say of the weights after each number of epochs."
     name, sign = figure.removeprefix('-'), -1 if figure.startswith('-') else 1
     after_update = name.startswith(('watch/', 'drift/'))
     found = {}
     for row in rows:
-        if isinstance(row.get(name), (int, float)): found.setdefault(row['epoch'] + after_update, []).append(row[name])
+        if isinstance(row.get(name), (int, float)):
+            found.setdefault(row['epoch'] + after_update, []).append(row[name])
     return {epochs: sign * sum(values) / len(values) for epochs, values in found.items()}
 
+
 def gains(
-    rows:list,    # of `read_rows`
+    rows: list,  # of `read_rows`
 ) -> dict[int, float]:  # epochs done -> how good the weights were then; more is better
-    "How far the training rewards were above those of the first epoch, in standard deviations of the samples then; the mean over the tasks."
+    """How far the training rewards were above those of the first epoch, in standard deviations of the samples
+    then; the mean over the tasks."""
     first, found = {}, {}
     for row in rows:
-        if row['task'] is None or not _is_number(row.get('reward')): continue
+        if row['task'] is None or not _is_number(row.get('reward')):
+            continue
         spread = row.get('reward_std')
-        unit = spread if _is_number(spread) and spread > 0 else 1.
+        unit = spread if _is_number(spread) and spread > 0 else 1.0
         start, unit = first.setdefault(row['task'], (row['reward'], unit))
         found.setdefault(row['epoch'], []).append((row['reward'] - start) / unit)
     return {epochs: sum(values) / len(values) for epochs, values in found.items()}
 
-def _is_number(value): return isinstance(value, (int, float))
+
+def _is_number(value):
+    return isinstance(value, (int, float))

@@ -15,30 +15,49 @@ from ..utils.devices import best_device
 from ..utils.files import Damaged, check_manifest
 
 # %% ../../nbs/runs/09_models.ipynb #37927fae
-SAMPLER = ('num_steps', 'eta', 'scheduler', 'sde', 'noise_level', 'prev_timestep', 'sde_start', 'sde_steps', 'guidance_scale',
-           'guidance_rescale', 'negative_prompt', 'precision', 'image_size')   # the fields of `PolicyConfig` that change images
+SAMPLER = (
+    'num_steps',
+    'eta',
+    'scheduler',
+    'sde',
+    'noise_level',
+    'prev_timestep',
+    'sde_start',
+    'sde_steps',
+    'guidance_scale',
+    'guidance_rescale',
+    'negative_prompt',
+    'precision',
+    'image_size',
+)  # the fields of `PolicyConfig` that change images
+
 
 def sampler_of(
-    config:dict,             # of a run
-) -> dict[str, object]:      # options of `Policy`
+    config: dict,  # of a run
+) -> dict[str, object]:  # options of `Policy`
     "How a run samples."
     return {name: config[name] for name in SAMPLER if name in config}
 
+
 def checked_weights(
-    run:Run,  # with weights
+    run: Run,  # with weights
 ) -> Path:
     "A run's weights/, once all of it is as it was written."
-    try: check_manifest(run.inside('weights'))
-    except Damaged as e: raise RunError(f'{e}; drl train … --resume writes it anew from the last checkpoint') from None
+    try:
+        check_manifest(run.inside('weights'))
+    except Damaged as e:
+        raise RunError(f'{e}; drl train … --resume writes it anew from the last checkpoint') from None
     return run.folder / 'weights'
 
+
 def open_policy(
-    name:str,   # a run's folder, a pipeline's folder, a hub id, or 'demo'
-    **options   # of `Policy`, in place of the run's own
+    name: str,  # a run's folder, a pipeline's folder, a hub id, or 'demo'
+    **options,  # of `Policy`, in place of the run's own
 ) -> Policy:
     "A model by any name, on a GPU where there is one."
     options = dict(device=best_device()) | options
-    if not is_run(name): return Policy.from_pretrained(name, **options)
+    if not is_run(name):
+        return Policy.from_pretrained(name, **options)
     run = Run.open(name)
     if not (run.folder / 'weights').is_dir():
         again = f"drl train {run.about['recipe']} --out {name} --resume"

@@ -25,29 +25,40 @@ from ..utils.files import Damaged
 # %% ../../nbs/runs/05_recorder.ipynb #b97de390
 class TrainerState(NamedTuple):
     "The tensors of a checkpoint."
-    params: dict        # name -> tensor, of `named_state`
-    optimizer: object   # has a `state`, as optimisers of torch do
+
+    params: dict  # name -> tensor, of `named_state`
+    optimizer: object  # has a `state`, as optimisers of torch do
+
 
 def named_state(
     trainer,
 ) -> dict[str, torch.Tensor]:
-    "The tensors that a trainer must find again: its parameters, their average where it keeps one, and its callbacks' own."
+    """The tensors that a trainer must find again: its parameters, their average where it keeps one, and its
+    callbacks' own."""
     shards = trainer.shards
-    named = trainer.policy.named_parameters() if shards is None else dict(zip(shards.named, shards.gather('weights')))
+    named = (
+        trainer.policy.named_parameters()
+        if shards is None
+        else dict(zip(shards.named, shards.gather('weights')))
+    )
     found = dict(named)
     if trainer.ema is not None:
         average = trainer.ema if shards is None else shards.gather('average')
         found |= {f'average/{name}': tensor for name, tensor in zip(named, average)}
-    for callback in trainer.callbacks: found |= callback.tensors()
+    for callback in trainer.callbacks:
+        found |= callback.tensors()
     return found
+
 
 def state_of(
     trainer,
 ) -> TrainerState:
     "What a checkpoint is made of. Of a sharded trainer whole copies, in the main process."
     named = named_state(trainer)
-    if trainer.shards is None: return TrainerState(named, trainer.optimizer)
+    if trainer.shards is None:
+        return TrainerState(named, trainer.optimizer)
     return TrainerState(named, trainer.shards.gather_optimizer(named, trainer.optimizer))
+
 
 def averaged(
     trainer,
@@ -55,18 +66,35 @@ def averaged(
     "A context in which the policy holds the averaged weights, where the trainer keeps them."
     return nullcontext() if trainer.ema is None else trainer.policy.swapped(trainer.ema)
 
+
 def training_notes(
     trainer,
-) -> str: # Markdown
+) -> str:  # Markdown
     "What a model was trained on, for its card."
     rows = [_note_row(task, reward) for task in trainer.tasks for reward in task.rewards]
     c = trainer.config
-    how = ', '.join([
-        f'{trainer.epoch} epoch{"s" * (trainer.epoch != 1)}', trainer.objective.describe(trainer.context), f'learning rate {c.lr:g}',
-        f'KL weight {c.kl_weight:g}', f'data-loss weight {c.data_weight:g}', f'seed {c.seed}'])
-    lines = ['## Training', '', '| task | reward | measures | prompts | samples an epoch |', '|---|---|---|---|---|', *rows, '', f'{how}.',
-             'A reward measures part of what one wants; look at samples before you trust the rest.']
+    how = ', '.join(
+        [
+            f'{trainer.epoch} epoch{"s" * (trainer.epoch != 1)}',
+            trainer.objective.describe(trainer.context),
+            f'learning rate {c.lr:g}',
+            f'KL weight {c.kl_weight:g}',
+            f'data-loss weight {c.data_weight:g}',
+            f'seed {c.seed}',
+        ]
+    )
+    lines = [
+        '## Training',
+        '',
+        '| task | reward | measures | prompts | samples an epoch |',
+        '|---|---|---|---|---|',
+        *rows,
+        '',
+        f'{how}.',
+        'A reward measures part of what one wants; look at samples before you trust the rest.',
+    ]
     return '\n'.join(lines)
+
 
 def _note_row(task, reward):
     measures = reward.card.what or 'a function of its author'
@@ -75,12 +103,14 @@ def _note_row(task, reward):
 # %% ../../nbs/runs/05_recorder.ipynb #696dd005
 class Recorder(Callback):
     "Writes a run while a trainer works."
-    def __init__(self,
-        run:Run,  # opened for writing
-        prompts:list[str],     # of the sheets
-        seed:int=1,            # of the sheets; not the run's own, so that these images are never trained on
-        every:int=5,           # epochs between two sheets; there is a checkpoint after each epoch
-        keep:int=2,            # newest checkpoints
+
+    def __init__(
+        self,
+        run: Run,  # opened for writing
+        prompts: list[str],  # of the sheets
+        seed: int = 1,  # of the sheets; not the run's own, so that these images are never trained on
+        every: int = 5,  # epochs between two sheets; there is a checkpoint after each epoch
+        keep: int = 2,  # newest checkpoints
     ):
         self.run, self.prompts = run, list(prompts)
         self.seed, self.every, self.keep = seed, every, keep
@@ -88,7 +118,8 @@ class Recorder(Callback):
     def before_fit(self, trainer):
         "The base's sheet; after a resume, the one that a kill prevented."
         there = self.run.inside('samples', f'epoch_{trainer.epoch:04d}.png').is_file()
-        if self.due(trainer) and not there: self.sheet(trainer)
+        if self.due(trainer) and not there:
+            self.sheet(trainer)
 
     def after_sample(self, trainer, *rest):
         "A run that is no longer there is no run."
@@ -97,7 +128,8 @@ class Recorder(Callback):
     def after_epoch(self, trainer, record):
         "Checkpoint and record; every `every` epochs and at the end a sheet."
         self.run.record(State(*state_of(trainer), trainer.state_dict()), record, self.keep)
-        if self.due(trainer): self.sheet(trainer)
+        if self.due(trainer):
+            self.sheet(trainer)
 
     def due(self, trainer) -> bool:
         "Whether there is a sheet of the weights of now."
@@ -105,69 +137,92 @@ class Recorder(Callback):
 
     def sheet(self, trainer):
         "The fixed prompts at their fixed seeds, by the policy as it is."
-        with averaged(trainer): images = rollout(trainer.policy, self.prompts, seed=self.seed).images
+        with averaged(trainer):
+            images = rollout(trainer.policy, self.prompts, seed=self.seed).images
         self.run.save_sheet(trainer.epoch, images)
 
     def after_fit(self, trainer):
         "The weights in diffusers' own format."
-        if sys.exc_info()[0]: return                                  # stopped within an epoch: these weights are between two states
+        if sys.exc_info()[0]:
+            return  # stopped within an epoch: these weights are between two states
         self.run.settle()
-        with averaged(trainer): self.run.save_weights(trainer.policy, training_notes(trainer))
+        with averaged(trainer):
+            self.run.save_weights(trainer.policy, training_notes(trainer))
         self.write_best(trainer)
 
     def write_best(self, trainer):
         "best/, of a checkpoint that is better than the last."
         best = self.run.best()
-        if best is None: return
+        if best is None:
+            return
         epochs = epochs_done(best.folder)
         if epochs == trainer.epoch:
-            remove(self.run.folder / 'best')                          # of before a resume
+            remove(self.run.folder / 'best')  # of before a resume
             return
-        try: saved = read_state(best.folder, moments=False).weights
+        try:
+            saved = read_state(best.folder, moments=False).weights
         except Damaged as e:
             print(f'{e}; best/ is not written')
             return
         prefix = '' if trainer.ema is None else 'average/'
         weights = [saved[f'{prefix}{name}'].to(p) for name, p in trainer.policy.named_parameters().items()]
         rule = self.run.config['keep_best']
-        note = f'\n\nThese are the weights after {epochs} of the epochs, which had the best {rule}: {best.value:.4g}.'
-        with trainer.policy.swapped(weights): self.run.save_weights(trainer.policy, training_notes(trainer) + note, 'best')
+        note = (
+            f'\n\nThese are the weights after {epochs} of the epochs, which had the best {rule}: '
+            f'{best.value:.4g}.'
+        )
+        with trainer.policy.swapped(weights):
+            self.run.save_weights(trainer.policy, training_notes(trainer) + note, 'best')
 
 # %% ../../nbs/runs/05_recorder.ipynb #3189de1a
 def resume(
     trainer,
-    run:Run,  # opened for writing
-) -> int: # epochs done
-    "Take up a run's newest checkpoint that is as it was written, and say which ones are not; without a checkpoint, the start."
+    run: Run,  # opened for writing
+) -> int:  # epochs done
+    """Take up a run's newest checkpoint that is as it was written, and say which ones are not; without a
+    checkpoint, the start."""
     damaged = []
     for checkpoint in reversed(run.checkpoints()):
-        try: _take_up(trainer, checkpoint)
+        try:
+            _take_up(trainer, checkpoint)
         except Damaged as e:
             damaged.append(str(e))
             continue
-        except ValueError as e: raise RunError(f'{e}; nothing on disk was changed') from None
-        if damaged: print(f'{"; ".join(damaged)}: going on from {checkpoint.name}')
-        if run._lock: _complete(run, trainer.history)
+        except ValueError as e:
+            raise RunError(f'{e}; nothing on disk was changed') from None
+        if damaged:
+            print(f'{"; ".join(damaged)}: going on from {checkpoint.name}')
+        if run._lock:
+            _complete(run, trainer.history)
         return trainer.epoch
-    if not damaged: return 0
+    if not damaged:
+        return 0
     these = 'this folder' if len(damaged) == 1 else 'these folders'
     raise RunError(f"{'; '.join(damaged)}; nothing on disk was changed: without {these} the run begins again")
+
 
 def _take_up(trainer, checkpoint):
     "Give a trainer the state of a checkpoint."
     named, optimizer = state_of(trainer)
     state = load_state(checkpoint, named, optimizer, epochs_done(checkpoint))
-    if 'history' in state: state['history'] = [record_with_new_names(record) for record in state['history']]
-    if trainer.shards: trainer.shards.take_state(named, optimizer, trainer.optimizer)
-    try: trainer.load_state_dict(state)
+    if 'history' in state:
+        state['history'] = [record_with_new_names(record) for record in state['history']]
+    if trainer.shards:
+        trainer.shards.take_state(named, optimizer, trainer.optimizer)
+    try:
+        trainer.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, IndexError) as e:
         reason = f'state.json: {type(e).__name__} {str(e)[:80]}'
         raise Damaged(f'checkpoint {str(checkpoint)!r} cannot be read ({reason})') from None
 
+
 def _complete(run, history):
-    "Log what a checkpoint knows of epochs that metrics.jsonl has not: a kill came in between, or a line was damaged."
+    """Log what a checkpoint knows of epochs that metrics.jsonl has not: a kill came in between, or a line was
+    damaged."""
     rows = run.metrics()
-    if rows.complaint: print(f'{str(run.folder)!r}: {rows.complaint}')
+    if rows.complaint:
+        print(f'{str(run.folder)!r}: {rows.complaint}')
     there = {(row['epoch'], row['task']) for row in rows}
     for record in history:
-        if {(row['epoch'], row['task']) for row in rows_of(record)} - there: run.log(record)
+        if {(row['epoch'], row['task']) for row in rows_of(record)} - there:
+            run.log(record)

@@ -10,7 +10,7 @@ __all__ = ['MOST_PIXELS', 'SCHEMA', 'COLUMNS', 'QUALITIES', 'cells', 'Path', 'Ta
 # %% ../../nbs/runs/08_recordings.ipynb #f5be5391
 import io, json, math, re, shutil, time
 from functools import cached_property
-from pathlib import Path as File                 # a `Path` is something else in this chapter
+from pathlib import Path as File  # a `Path` is something else in this chapter
 from typing import NamedTuple
 
 import numpy as np, torch
@@ -26,9 +26,9 @@ from ..utils.images import sheet, to_pil
 
 # %% ../../nbs/runs/08_recordings.ipynb #f5655ae9
 def cells(
-    canvas:Image.Image,  # the whole grid
-    columns:int,    # images in a row
-    count:int,      # of images, row by row
+    canvas: Image.Image,  # the whole grid
+    columns: int,  # images in a row
+    count: int,  # of images, row by row
 ) -> list[Image.Image]:
     "The images of a grid without gaps."
     rows = -(-count // columns)
@@ -38,44 +38,64 @@ def cells(
     corners = [(i % columns * w, i // columns * h) for i in range(count)]
     return [canvas.crop((x, y, x + w, y + h)) for x, y in corners]
 
-# Of a file of frames. Those that are written here have a tenth at most, and a small file can claim more than fits in memory.
+
+# Of a file of frames. Those that are written here have a tenth at most, and a small file can claim more than
+# fits in memory.
 MOST_PIXELS = 2**25
+
 
 def _open_grid(file, columns, count):
     "The images of a WebP file; any other file is an error that names it."
-    try: return cells(read_picture(file, 'WEBP', most=MOST_PIXELS).convert('RGB'), columns, count)
+    try:
+        return cells(read_picture(file, 'WEBP', most=MOST_PIXELS).convert('RGB'), columns, count)
     except Exception as e:
-        raise RunError(f'{str(file)!r} cannot be shown ({type(e).__name__}); it must be a WebP image of {count} cells') from None
+        raise RunError(
+            f'{str(file)!r} cannot be shown ({type(e).__name__}); it must be a WebP image of {count} cells'
+        ) from None
 
 # %% ../../nbs/runs/08_recordings.ipynb #6383f184
-SCHEMA = 1                      # of frames.json; a reader refuses a later one
-COLUMNS = 8                     # of the pictures
-_STEPS = dict(steps=int, timesteps=float, log_prob=float, ratio=float, kl=float, trained=bool, clipped=bool, noise_std=float)
+SCHEMA = 1  # of frames.json; a reader refuses a later one
+COLUMNS = 8  # of the pictures
+_STEPS = dict(
+    steps=int,
+    timesteps=float,
+    log_prob=float,
+    ratio=float,
+    kl=float,
+    trained=bool,
+    clipped=bool,
+    noise_std=float,
+)
+
 
 class Path:
     """
-A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
+    A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
 
-    steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
-    timesteps  as the network takes them
-    log_prob   of the step that was taken, mean over latent dimensions, nats; 0 where the step is deterministic
-    ratio      likelihood under the policy after the epoch / under the one that sampled, of the same mean
-    kl         of the policy that sampled from the reference, nats; NaN where the run knows no reference
-    trained    whether an update learnt from it
-    clipped    whether the update has moved its ratio out of the clip range, where it has no gradient any more
-    noise_std  of the noise that the step adds
+        steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
+        timesteps  as the network takes them
+        log_prob   of the step that was taken, mean over latent dimensions, nats; 0 where the step is deterministic
+        ratio      likelihood under the policy after the epoch / under the one that sampled, of the same mean
+        kl         of the policy that sampled from the reference, nats; NaN where the run knows no reference
+        trained    whether an update learnt from it
+        clipped    whether the update has moved its ratio out of the clip range, where it has no gradient any more
+        noise_std  of the noise that the step adds
     """
-    steps: np.ndarray   # (T,); with the other columns of `_STEPS`
 
-    def __init__(self,
-        note:dict,    # the path's part of frames.json
-        prompt:str,  # of the sample
-        strip:File,   # of its images
+    steps: np.ndarray  # (T,); with the other columns of `_STEPS`
+
+    def __init__(
+        self,
+        note: dict,  # the path's part of frames.json
+        prompt: str,  # of the sample
+        strip: File,  # of its images
     ):
         self.sample, self.advantage = int(note['sample']), _number(note['advantage'])
         self.prompt, self._strip = prompt, strip
-        for name, kind in _STEPS.items(): setattr(self, name, np.array([_number(v) for v in note[name]]).astype(kind))
-        if len({len(note[name]) for name in _STEPS}) > 1 or not len(self.steps): raise ValueError('the columns of a path differ in length')
+        for name, kind in _STEPS.items():
+            setattr(self, name, np.array([_number(v) for v in note[name]]).astype(kind))
+        if len({len(note[name]) for name in _STEPS}) > 1 or not len(self.steps):
+            raise ValueError('the columns of a path differ in length')
 
     @cached_property
     def _pictures(self):
@@ -84,7 +104,7 @@ A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an ar
         return both[:count], both[count:-1]
 
     @property
-    def noisy(self) -> list[Image.Image]: # one more than there are steps
+    def noisy(self) -> list[Image.Image]:  # one more than there are steps
         "The latents before each step and at the end, decoded."
         return self._pictures[0]
 
@@ -93,7 +113,10 @@ A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an ar
         "The image that the policy predicted at each step."
         return self._pictures[1]
 
-def _number(value): return math.nan if value is None else float(value)
+
+def _number(value):
+    return math.nan if value is None else float(value)
+
 
 class TaskFrames:
     """What is kept of a task's epoch.
@@ -106,10 +129,12 @@ class TaskFrames:
     boxes       sample -> [(name, confidence, (x0, y0, x1, y1))], where a detector was asked
     paths       of a few samples, a `Path` each
     """
-    def __init__(self,
-        name:str,  # of the task
-        note:dict,    # the task's part of frames.json
-        inside,       # file name -> path in the epoch's folder
+
+    def __init__(
+        self,
+        name: str,  # of the task
+        note: dict,  # the task's part of frames.json
+        inside,  # file name -> path in the epoch's folder
     ):
         self.name, index = name, int(note['index'])
         own = ('prompt', 'seed', 'group', 'advantage')
@@ -122,14 +147,23 @@ class TaskFrames:
         self._file = inside(f'{index}.pictures.webp')
         self.boxes = {known(i): [_box(entry) for entry in found] for i, found in note['boxes'].items()}
         prompts = self.samples['prompt']
-        self.paths = [Path(p, prompts[known(p['sample'])], inside(f'{index}.path_{i}.webp')) for i, p in enumerate(note['paths'])]
+        self.paths = [
+            Path(p, prompts[known(p['sample'])], inside(f'{index}.path_{i}.webp'))
+            for i, p in enumerate(note['paths'])
+        ]
 
     def _table(self, note):
         "A row per sample."
         import pandas as pd
-        columns = dict(prompt=list(map(str, note['prompts'])), seed=list(map(int, note['seeds'])),
-                       group=list(map(int, note['groups'])), advantage=list(map(_number, note['advantages'])))
-        for name, values in zip(self.rewards, note['rewards'].values()): columns[name] = list(map(_number, values))
+
+        columns = dict(
+            prompt=list(map(str, note['prompts'])),
+            seed=list(map(int, note['seeds'])),
+            group=list(map(int, note['groups'])),
+            advantage=list(map(_number, note['advantages'])),
+        )
+        for name, values in zip(self.rewards, note['rewards'].values()):
+            columns[name] = list(map(_number, values))
         for what, c in note['categories'].items():
             named = [c['names'][i] if i >= 0 else None for i in c['values']]
             columns[what] = pd.Series(named, dtype=object)
@@ -137,131 +171,169 @@ class TaskFrames:
 
     def _known(self, sample):
         "A sample's index, if there is such a sample."
-        if not 0 <= int(sample) < len(self.samples): raise ValueError(f'sample {sample} of {len(self.samples)} is shown')
+        if not 0 <= int(sample) < len(self.samples):
+            raise ValueError(f'sample {sample} of {len(self.samples)} is shown')
         return int(sample)
 
     @cached_property
-    def pictures(self) -> dict[int, Image.Image]: # sample -> image
+    def pictures(self) -> dict[int, Image.Image]:  # sample -> image
         "The finished images that were kept."
-        if not self.shown: return {}
+        if not self.shown:
+            return {}
         return dict(zip(self.shown, _open_grid(self._file, min(COLUMNS, len(self.shown)), len(self.shown))))
+
 
 def _box(entry):
     "(name, confidence, (x0, y0, x1, y1)) of a detection."
     name, confidence, *corners = entry
     return str(name), float(confidence), tuple(map(float, corners))
 
+
 class Frames:
     "What is kept of an epoch: `epoch`, and `tasks`, a `TaskFrames` by name."
-    def __init__(self,
-        epoch:int,   # as in metrics.jsonl
-        note:dict,   # what frames.json holds
-        inside,      # file name -> path in the epoch's folder
+
+    def __init__(
+        self,
+        epoch: int,  # as in metrics.jsonl
+        note: dict,  # what frames.json holds
+        inside,  # file name -> path in the epoch's folder
     ):
         schema = note['schema']
-        if not isinstance(schema, int) or schema > SCHEMA: raise ValueError(f'schema {schema!r:.20} is later than {SCHEMA}, which this version reads')
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise ValueError(f'schema {schema!r:.20} is later than {SCHEMA}, which this version reads')
         self.epoch = epoch
         self.tasks = {name: TaskFrames(name, task, inside) for name, task in note['tasks'].items()}
 
+
 def recorded_epochs(
-    run:Run,  # whose frames they are
-) -> list[int]: # as in metrics.jsonl, ascending
+    run: Run,  # whose frames they are
+) -> list[int]:  # as in metrics.jsonl, ascending
     "The epochs of which something was kept. A half-written one has another name."
-    try: names = [p.name for p in run.inside('frames').iterdir()]
-    except (FileNotFoundError, NotADirectoryError): return []
+    try:
+        names = [p.name for p in run.inside('frames').iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(int(n.removeprefix('epoch_')) for n in names if re.fullmatch(r'epoch_\d{4,9}', n, re.ASCII))
 
+
 def read_frames(
-    run:Run,  # whose frames they are
-    epoch:int,   # one of `recorded_epochs`
+    run: Run,  # whose frames they are
+    epoch: int,  # one of `recorded_epochs`
 ) -> Frames:
     "What is kept of an epoch. Raises `RunError` that names the file that is wrong."
     folder = f'epoch_{epoch:04d}'
     inside = lambda name: run.inside('frames', folder, name)
     file = inside('frames.json')
-    try: return Frames(epoch, read_json(file, 2**25, run.folder), inside)
-    except FileNotFoundError: raise RunError(f'{str(run.folder)!r} has no frames of epoch {epoch}') from None
-    except RunError: raise
+    try:
+        return Frames(epoch, read_json(file, 2**25, run.folder), inside)
+    except FileNotFoundError:
+        raise RunError(f'{str(run.folder)!r} has no frames of epoch {epoch}') from None
+    except RunError:
+        raise
     except Exception as e:
         why = printable(' '.join(str(e).split()))[:100]
         raise RunError(f'{str(file)!r} is damaged ({type(e).__name__}: {why})') from None
 
 # %% ../../nbs/runs/08_recordings.ipynb #abd4cb4d
-QUALITIES = ((256, 80), (160, 70), (96, 60), (64, 40), (32, 20))                 # sides in pixels and WebP qualities, tried in this order
+QUALITIES = (
+    (256, 80),
+    (160, 70),
+    (96, 60),
+    (64, 40),
+    (32, 20),
+)  # sides in pixels and WebP qualities, tried in this order
+
 
 def _webp(pictures, columns, side, quality):
     "A grid as bytes, its cells no larger than a side."
     share = side / max(pictures[0].size)
-    if share < 1: pictures = [_scaled(picture, share) for picture in pictures]
+    if share < 1:
+        pictures = [_scaled(picture, share) for picture in pictures]
     file = io.BytesIO()
     sheet(pictures, columns, pad=0).save(file, 'WEBP', quality=quality)
     return file.getvalue()
 
+
 def _scaled(picture, share):
     return picture.resize([max(1, round(side * share)) for side in picture.size], Image.LANCZOS)
+
 
 def _files(tasks, side, quality):
     "File name -> bytes, of all pictures."
     found = {}
     for i, (shown, paths) in enumerate(tasks):
-        if shown: found[f'{i}.pictures.webp'] = _webp(shown, min(COLUMNS, len(shown)), side, quality)
+        if shown:
+            found[f'{i}.pictures.webp'] = _webp(shown, min(COLUMNS, len(shown)), side, quality)
         for j, (noisy, predicted) in enumerate(paths):
             blank = Image.new('RGB', noisy[0].size, 'white')
             smaller = side // 2 if side > 128 else side
             found[f'{i}.path_{j}.webp'] = _webp([*noisy, *predicted, blank], len(noisy), smaller, quality)
     return found
 
+
 def save_frames(
-    run:Run,  # whose frames they are
-    epoch:int,            # as in metrics.jsonl
-    notes:dict,           # task's name -> its part of frames.json
-    pictures:dict,        # task's name -> (list of PIL images, list of (noisy, predicted)), as `shown` and `paths` say
-    size:int=1_000_000,   # bytes that an epoch takes at most
-) -> File:                # the folder
+    run: Run,  # whose frames they are
+    epoch: int,  # as in metrics.jsonl
+    notes: dict,  # task's name -> its part of frames.json
+    # task's name -> (list of PIL images, list of (noisy, predicted)), as `shown` and `paths` say
+    pictures: dict,
+    size: int = 1_000_000,  # bytes that an epoch takes at most
+) -> File:  # the folder
     "Write an epoch's frames, whole or not at all."
     tasks = {name: dict(index=i) | note for i, (name, note) in enumerate(notes.items())}
-    text = json.dumps(dict(schema=SCHEMA, epoch=epoch, tasks=tasks), allow_nan=False, separators=(',', ':')).encode()
+    text = json.dumps(
+        dict(schema=SCHEMA, epoch=epoch, tasks=tasks), allow_nan=False, separators=(',', ':')
+    ).encode()
     for side, quality in QUALITIES:
         files = _files([pictures[name] for name in notes], side, quality)
-        if len(text) + sum(map(len, files.values())) <= size: break
+        if len(text) + sum(map(len, files.values())) <= size:
+            break
+
     def write(part):
         part.mkdir()
-        for name, data in (files | {'frames.json': text}).items(): (part / name).write_bytes(data)
+        for name, data in (files | {'frames.json': text}).items():
+            (part / name).write_bytes(data)
+
     return atomic_write(run.place('frames', f'epoch_{epoch:04d}'), write)
 
 # %% ../../nbs/runs/08_recordings.ipynb #222ced9a
 def shown_samples(
-    groups:torch.Tensor, # (B,) long
-    count:int,           # samples at most
-) -> list[int]:          # indices
+    groups: torch.Tensor,  # (B,) long
+    count: int,  # samples at most
+) -> list[int]:  # indices
     "Whole groups as long as they fit; of a first one that is too large, a part."
     members = {}
-    for i, g in enumerate(groups.tolist()): members.setdefault(g, []).append(i)
+    for i, g in enumerate(groups.tolist()):
+        members.setdefault(g, []).append(i)
     shown = []
     for group in members.values():
-        if len(shown) + len(group) > count: break
+        if len(shown) + len(group) > count:
+            break
         shown += group
     return shown or next(iter(members.values()))[:count]
 
+
 def followed_samples(
-    shown:list[int],         # indices
-    groups:torch.Tensor,     # (B,) long
-    advantage:torch.Tensor,  # (B,)
-    count:int,               # samples at most
-) -> list[int]:              # indices, the largest advantage first
+    shown: list[int],  # indices
+    groups: torch.Tensor,  # (B,) long
+    advantage: torch.Tensor,  # (B,)
+    count: int,  # samples at most
+) -> list[int]:  # indices, the largest advantage first
     "Some samples of the group that was judged most differently; of all, where nobody shares a group."
     members = {}
-    for i in shown: members.setdefault(groups[i].item(), []).append(i)
+    for i in shown:
+        members.setdefault(groups[i].item(), []).append(i)
     spread = lambda rows: (advantage[rows].max() - advantage[rows].min()).item()
     group = max(members.values(), key=spread) if len(members) < len(shown) else shown
     ranked = sorted(group, key=lambda i: -advantage[i].item())
     places = torch.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().long().unique()
     return [ranked[i] for i in places.tolist()]
 
+
 def shared_steps(
-    latents:torch.Tensor, # (T+1, B, C, H, W)
-    groups:torch.Tensor,  # (B,) long
-) -> int:                 # or None where not even the first latents are the same
+    latents: torch.Tensor,  # (T+1, B, C, H, W)
+    groups: torch.Tensor,  # (B,) long
+) -> int:  # or None where not even the first latents are the same
     "How many denoising steps the samples of a group have in common."
     rows = (groups == groups[0]).nonzero().flatten()
     same = (latents[:, rows] == latents[:, rows[:1]]).flatten(1).all(1).long()
@@ -270,77 +342,125 @@ def shared_steps(
 # %% ../../nbs/runs/08_recordings.ipynb #d98cdefd
 def _numbers(values):
     "Six digits of each number, for JSON; None where it is not finite."
-    return [float(f'{v:.6g}') if math.isfinite(v) else None for v in torch.as_tensor(values).flatten().tolist()]
+    return [
+        float(f'{v:.6g}') if math.isfinite(v) else None for v in torch.as_tensor(values).flatten().tolist()
+    ]
+
 
 def note_of(
-    batch,            # a trainer's `Batch`
-    shown:list[int],  # indices of the samples whose images are kept
+    batch,  # a trainer's `Batch`
+    shown: list[int],  # indices of the samples whose images are kept
 ) -> dict[str, object]:  # JSON
     "A task's part of frames.json, without paths."
     trajectory = batch.trajectory
-    classes = {what: dict(names=list(s.names), values=s.values.tolist()) for what, s in batch.observations.items() if s.names}
+    classes = {
+        what: dict(names=list(s.names), values=s.values.tolist())
+        for what, s in batch.observations.items()
+        if s.names
+    }
     rewards = {reward.name: _numbers(values) for reward, values in zip(batch.task.rewards, batch.values)}
-    return dict(prompts=trajectory.prompts, seeds=trajectory.seeds, groups=batch.groups.tolist(), advantages=_numbers(batch.advantage),
-                rewards=rewards, categories=classes, split=shared_steps(trajectory.latents, batch.groups), shown=shown, paths=[],
-                boxes=_boxes(batch.observations, shown))
+    return dict(
+        prompts=trajectory.prompts,
+        seeds=trajectory.seeds,
+        groups=batch.groups.tolist(),
+        advantages=_numbers(batch.advantage),
+        rewards=rewards,
+        categories=classes,
+        split=shared_steps(trajectory.latents, batch.groups),
+        shown=shown,
+        paths=[],
+        boxes=_boxes(batch.observations, shown),
+    )
+
 
 def _boxes(observations, shown):
     "What a detector saw in the samples that are shown: of the first detector that was asked."
     detected = [s.values for s in observations.values() if not s.names]
-    if not detected: return {}
+    if not detected:
+        return {}
     return {i: [[name, *_numbers([score, *box])] for name, score, box in detected[0][i]] for i in shown}
 
 # %% ../../nbs/runs/08_recordings.ipynb #412e76cf
 class Followed:
     "Some samples of a batch, step by step."
-    def __init__(self,
+
+    def __init__(
+        self,
         trainer,
-        batch,             # a trainer's `Batch`
-        minibatches:list,  # what the updates learn from
-        samples:list,      # indices of those that are followed
-        steps:int,         # kept of each path at most
+        batch,  # a trainer's `Batch`
+        minibatches: list,  # what the updates learn from
+        samples: list,  # indices of those that are followed
+        steps: int,  # kept of each path at most
     ):
         traj, count = batch.trajectory, trainer.policy.num_steps
         self.samples, self.batch = samples, batch
         self.steps = torch.linspace(0, count - 1, min(steps, count)).round().long()
-        sample, step = torch.tensor(samples).repeat_interleave(len(self.steps)), self.steps.repeat(len(samples))
+        sample, step = (
+            torch.tensor(samples).repeat_interleave(len(self.steps)),
+            self.steps.repeat(len(samples)),
+        )
         cond = trainer.policy.encode([traj.prompts[i] for i in sample])
-        self.rows = dict(latents=traj.latents[step, sample], next_latents=traj.latents[step + 1, sample], step=step, sample=sample,
-                         old_log_prob=traj.log_probs[step, sample], cond=cond)
-        learnt = {pair for rows in minibatches for pair in zip(rows['sample'].tolist(), rows['step'].tolist())}
+        self.rows = dict(
+            latents=traj.latents[step, sample],
+            next_latents=traj.latents[step + 1, sample],
+            step=step,
+            sample=sample,
+            old_log_prob=traj.log_probs[step, sample],
+            cond=cond,
+        )
+        learnt = {
+            pair for rows in minibatches for pair in zip(rows['sample'].tolist(), rows['step'].tolist())
+        }
         self.trained = torch.tensor([pair in learnt for pair in zip(sample.tolist(), step.tolist())])
         self.prediction = self._predict(trainer)
 
     def _predict(self, trainer):
         "What the policy, as it is, predicts at each row."
         predict = lambda rows: trainer.policy.predict(rows['latents'], rows['step'], rows['cond'])
-        with trainer.policy.uncounted(): return trainer.micro_batches.map(predict, self.rows)
+        with trainer.policy.uncounted():
+            return trainer.micro_batches.map(predict, self.rows)
 
     def _transition(self, trainer, prediction):
-        return trainer.policy.coefficients.transition(prediction, self.rows['step'], self.rows['latents'].float())
+        return trainer.policy.coefficients.transition(
+            prediction, self.rows['step'], self.rows['latents'].float()
+        )
 
-    def columns(self,
+    def columns(
+        self,
         trainer,
-    ) -> dict[str, torch.Tensor]: # name -> (rows,)
+    ) -> dict[str, torch.Tensor]:  # name -> (rows,)
         "What became of each row by the end of the epoch."
         policy, rows = trainer.policy, self.rows
-        then, now = self._transition(trainer, self.prediction), self._transition(trainer, self._predict(trainer))
+        then, now = (
+            self._transition(trainer, self.prediction),
+            self._transition(trainer, self._predict(trainer)),
+        )
         ratio = (now.log_prob(rows['next_latents'].float()) - rows['old_log_prob']).exp().cpu()
         advantage = self.batch.advantage.cpu()[rows['sample']]
         kl = torch.full_like(ratio, math.nan)
         if policy.knows_base:
-            with policy.reference(): kl = then.kl(self._transition(trainer, self._predict(trainer)))
+            with policy.reference():
+                kl = then.kl(self._transition(trainer, self._predict(trainer)))
         clipped = self.trained & trainer.objective.clipped(ratio, advantage)
-        return dict(steps=rows['step'], timesteps=policy.timesteps[rows['step']], log_prob=rows['old_log_prob'], ratio=ratio, kl=kl,
-                    trained=self.trained, clipped=clipped, noise_std=policy.coefficients.std[rows['step']])
+        return dict(
+            steps=rows['step'],
+            timesteps=policy.timesteps[rows['step']],
+            log_prob=rows['old_log_prob'],
+            ratio=ratio,
+            kl=kl,
+            trained=self.trained,
+            clipped=clipped,
+            noise_std=policy.coefficients.std[rows['step']],
+        )
 
     def _of_path(self, i):
         "The rows of a path."
         return slice(i * len(self.steps), (i + 1) * len(self.steps))
 
-    def notes(self,
+    def notes(
+        self,
         trainer,
-    ) -> list[dict]: # JSON, one for each path
+    ) -> list[dict]:  # JSON, one for each path
         "Each path's part of frames.json."
         columns, found = self.columns(trainer), []
         for i, sample in enumerate(self.samples):
@@ -348,21 +468,30 @@ class Followed:
             found.append(head | {name: _json(values[self._of_path(i)]) for name, values in columns.items()})
         return found
 
-    def pictures(self,
+    def pictures(
+        self,
         trainer,
     ) -> list['DecodedPath']:
         "Each path decoded."
         policy, rows = trainer.policy, self.rows
         latents, step = rows['latents'].float(), rows['step']
         noisy = to_pil(policy.decode(policy.coefficients.model_input(latents, step)))
-        clean = to_pil(policy.decode(policy.coefficients.clean_and_noise(self.prediction, step, latents).clean))
+        clean = to_pil(
+            policy.decode(policy.coefficients.clean_and_noise(self.prediction, step, latents).clean)
+        )
         last = to_pil(self.batch.trajectory.images[self.samples])
-        return [DecodedPath(noisy[self._of_path(i)] + [last[i]], clean[self._of_path(i)]) for i in range(len(self.samples))]
+        return [
+            DecodedPath(noisy[self._of_path(i)] + [last[i]], clean[self._of_path(i)])
+            for i in range(len(self.samples))
+        ]
+
 
 class DecodedPath(NamedTuple):
     "The images of a path."
-    noisy: list       # of PIL images: the latents before each step and at the end
-    predicted: list   # of PIL images: what the policy predicted at each step
+
+    noisy: list  # of PIL images: the latents before each step and at the end
+    predicted: list  # of PIL images: what the policy predicted at each step
+
 
 def _json(values):
     return values.tolist() if values.dtype in (torch.bool, torch.long) else _numbers(values)
@@ -370,61 +499,80 @@ def _json(values):
 # %% ../../nbs/runs/08_recordings.ipynb #a9623587
 class FinishedPaths(NamedTuple):
     "The paths of a task."
-    notes: list      # JSON, one for each path
-    pictures: list   # of `DecodedPath`
+
+    notes: list  # JSON, one for each path
+    pictures: list  # of `DecodedPath`
+
 
 class FrameRecorder(Callback):
     "Keeps something of an epoch to look at, within a share of the training time."
-    def __init__(self,
-        run:Run,  # whose frames they are
-        paths:int=2,       # that are followed, of each task
-        pictures:int=16,   # images that are kept, of each task
-        share:float=.03,   # of the training time that this may take; the first and the last epoch are kept whatever it takes
-        steps:int=12,      # of a path that are kept at most
+
+    def __init__(
+        self,
+        run: Run,  # whose frames they are
+        paths: int = 2,  # that are followed, of each task
+        pictures: int = 16,  # images that are kept, of each task
+        # of the training time that this may take; the first and the last epoch are kept whatever it takes
+        share: float = 0.03,
+        steps: int = 12,  # of a path that are kept at most
     ):
         for name, value, low in (('paths', paths, 0), ('pictures', pictures, 1), ('steps', steps, 2)):
-            if not isinstance(value, int) or value < low: raise ValueError(f'{name} must be an integer of at least {low}; got {value!r}')
-        if not share > 0: raise ValueError(f'share must be above 0; got {share!r}')
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f'{name} must be an integer of at least {low}; got {value!r}')
+        if not share > 0:
+            raise ValueError(f'share must be above 0; got {share!r}')
         self.run, self.share = run, share
         self.paths, self.pictures, self.steps = paths, pictures, steps
-        self.epoch = None                                  # the one that is being recorded
-        self.chosen = None                                 # names of the tasks whose paths are kept in it; None keeps nothing
-        self.kept, self.followed = {}, {}                  # task -> its note and images; task -> `Followed`
-        self.trained = self.within = 0.                    # seconds of training; of them those of this callback in this epoch
-        self.spent = dict(pictures=0., paths=0.)           # seconds of all epochs
-        self.took, self.cost, self.last = {}, {}, {}       # task -> seconds of its paths now; the last time; in which epoch
+        self.epoch = None  # the one that is being recorded
+        self.chosen = None  # names of the tasks whose paths are kept in it; None keeps nothing
+        self.kept, self.followed = {}, {}  # task -> its note and images; task -> `Followed`
+        self.trained = self.within = 0.0  # seconds of training; of them those of this callback in this epoch
+        self.spent = dict(pictures=0.0, paths=0.0)  # seconds of all epochs
+        self.took, self.cost, self.last = (
+            {},
+            {},
+            {},
+        )  # task -> seconds of its paths now; the last time; in which epoch
 
     def after_plan(self, trainer, batch, minibatches):
         "Keep what is gone after the epoch."
         start = time.perf_counter()
-        if trainer.epoch != self.epoch: self.begin(trainer)
+        if trainer.epoch != self.epoch:
+            self.begin(trainer)
         if self.chosen is not None:
             shown = shown_samples(batch.groups, self.pictures)
             self.kept[batch.task.name] = note_of(batch, shown), to_pil(batch.trajectory.images[shown])
-            if batch.task.name in self.chosen: self.follow(trainer, batch, minibatches, shown)
+            if batch.task.name in self.chosen:
+                self.follow(trainer, batch, minibatches, shown)
         self.within += time.perf_counter() - start
 
     def begin(self, trainer):
         "Decide what of this epoch is kept."
         self.epoch, self.kept, self.followed, self.took = trainer.epoch, {}, {}, {}
         names = [t.name for t in trainer.tasks]
-        latest = trainer.history[-1]['seconds'] if trainer.history else 0.
+        latest = trainer.history[-1]['seconds'] if trainer.history else 0.0
         self.chosen = set(names)
-        if self.epoch == 0 or self.epoch == trainer.config.epochs - 1 or trainer.time_used(2 * latest) > 1: return
+        if self.epoch == 0 or self.epoch == trainer.config.epochs - 1 or trainer.time_used(2 * latest) > 1:
+            return
         budget = self.share * (self.trained + latest)
-        for_pictures, for_paths = 1 / 3 * budget - self.spent['pictures'], 2 / 3 * budget - self.spent['paths']
-        last = sum(self.cost.values())                                               # is put aside for the last epoch
+        for_pictures, for_paths = (
+            1 / 3 * budget - self.spent['pictures'],
+            2 / 3 * budget - self.spent['paths'],
+        )
+        last = sum(self.cost.values())  # is put aside for the last epoch
         self.chosen = self.affordable(names, for_paths - last) if for_pictures >= 0 else None
 
-    def affordable(self,
-        names:list[str],    # of tasks
-        seconds:float,      # that there are
+    def affordable(
+        self,
+        names: list[str],  # of tasks
+        seconds: float,  # that there are
     ) -> set[str]:
         "The tasks whose paths were not kept for longest, as many as there is time for."
         found = set()
         for name in sorted(names, key=lambda n: self.last.get(n, -1)):
             seconds -= self.cost.get(name, 0)
-            if seconds < 0: break
+            if seconds < 0:
+                break
             found.add(name)
         return found
 
@@ -432,7 +580,8 @@ class FrameRecorder(Callback):
         "Begin with a task's paths."
         start, name = time.perf_counter(), batch.task.name
         samples = followed_samples(shown, batch.groups, batch.advantage, self.paths) if self.paths else []
-        if samples: self.followed[name] = Followed(trainer, batch, minibatches, samples, self.steps)
+        if samples:
+            self.followed[name] = Followed(trainer, batch, minibatches, samples, self.steps)
         self.took[name], self.last[name] = time.perf_counter() - start, self.epoch
 
     def after_epoch(self, trainer, record):
@@ -450,12 +599,13 @@ class FrameRecorder(Callback):
         self.trained += record['seconds'] - self.within
         self.spent['paths'] += sum(self.took.values())
         self.spent['pictures'] += ours - sum(self.took.values())
-        self.cost, self.within = self.cost | self.took, 0.
+        self.cost, self.within = self.cost | self.took, 0.0
 
-    def finish(self,
+    def finish(
+        self,
         trainer,
-        name:str,            # of a task
-        followed:Followed,   # its paths
+        name: str,  # of a task
+        followed: Followed,  # its paths
     ) -> 'FinishedPaths':
         "The rest of a task's paths."
         start = time.perf_counter()
@@ -470,14 +620,20 @@ class FrameRecorder(Callback):
 
 # %% ../../nbs/runs/08_recordings.ipynb #cb1704d3
 def slim_copy(
-    run:File,            # folder of a finished run
-    folder:File,         # new, or replaced
-    weights:bool=True,   # with the result in diffusers' own format; small where a LoRA was trained
+    run: File,  # folder of a finished run
+    folder: File,  # new, or replaced
+    weights: bool = True,  # with the result in diffusers' own format; small where a LoRA was trained
 ) -> File:
     "A run as it is shown to others: without checkpoints, locks and what trackers wrote."
     Run.open(run)
-    left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | ({'weights'} if not weights else set())
+    left_out = {'checkpoints', 'lock', 'control.json', 'trackers', 'wandb'} | (
+        {'weights'} if not weights else set()
+    )
+
     def skipped(at, names):
         of_run = left_out if File(at) == File(run) else ()
-        return [name for name in names if name.startswith('.') or name in of_run or (File(at) / name).is_symlink()]
+        return [
+            name for name in names if name.startswith('.') or name in of_run or (File(at) / name).is_symlink()
+        ]
+
     return atomic_write(folder, lambda part: shutil.copytree(run, part, ignore=skipped))

@@ -27,29 +27,42 @@ from ..utils.files import path_inside, read_json, write_manifest
 from ..utils.images import sheet
 
 # %% ../../nbs/runs/04_run.ipynb #09105c95
-SCHEMA = 2   # of config.json; readers refuse a later one; 1 had other names, see `utils.aliases`
-PACKAGES = ('drl_toolkit', 'torch', 'diffusers', 'transformers', 'open_clip_torch', 'peft')   # on whose versions results depend
+SCHEMA = 2  # of config.json; readers refuse a later one; 1 had other names, see `utils.aliases`
+PACKAGES = (
+    'drl_toolkit',
+    'torch',
+    'diffusers',
+    'transformers',
+    'open_clip_torch',
+    'peft',
+)  # on whose versions results depend
 
-def versions() -> dict[str, str]: # distribution -> version
+
+def versions() -> dict[str, str]:  # distribution -> version
     "What the results depend on."
     found = {}
     for name in PACKAGES:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return found
+
 
 class Run:
     "A run folder. `create` and `open` make these."
-    def __init__(self,
-        folder:Path,  # of the run
-        about:dict,        # what config.json holds
-        lock:Lock=None,    # of whoever writes the run
+
+    def __init__(
+        self,
+        folder: Path,  # of the run
+        about: dict,  # what config.json holds
+        lock: Lock = None,  # of whoever writes the run
     ):
         self.folder, self.about = Path(folder), about
-        self.saved = None                               # the epochs of the last checkpoint that this object wrote
+        self.saved = None  # the epochs of the last checkpoint that this object wrote
         self._lock = lock
-        self._writing:threading.Thread|None = None      # that writes,
-        self._failed = None                             # and the error that it ended with
+        self._writing: threading.Thread | None = None  # that writes,
+        self._failed = None  # and the error that it ended with
 
     @property
     def config(self) -> dict[str, object]:
@@ -61,48 +74,62 @@ class Run:
         "Whether a process is writing this run now."
         return is_locked(self.folder)
 
-    def beside(self,
-        work:Callable,   # function without arguments
+    def beside(
+        self,
+        work: Callable,  # function without arguments
     ):
         "Do something in a thread while the training goes on. `settle` waits for it."
         self.settle()
+
         def guarded():
-            try: work()
-            except Exception as e: self._failed = e
+            try:
+                work()
+            except Exception as e:
+                self._failed = e
+
         self._writing = threading.Thread(target=guarded, name='drl-writer')
         self._writing.start()
 
     def settle(self):
         "Wait for what is done `beside`, and raise what went wrong there."
-        if self._writing: self._writing.join()
+        if self._writing:
+            self._writing.join()
         failed, self._writing, self._failed = self._failed, None, None
-        if failed is None: return
-        self.check_there()                                        # a folder that is gone is the reason, and not the file that is missing
+        if failed is None:
+            return
+        self.check_there()  # a folder that is gone is the reason, and not the file that is missing
         raise failed
 
     def close(self):
         "Wait for what is still being written, and give the lock back."
-        try: self.settle()
+        try:
+            self.settle()
         finally:
-            if self._lock: self._lock.close()
+            if self._lock:
+                self._lock.close()
             self._lock = None
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
     def __exit__(self, kind, *error):
-        try: self.close()
+        try:
+            self.close()
         except Exception:
-            if kind is None: raise                      # else the first error is the one to be told
+            if kind is None:
+                raise  # else the first error is the one to be told
 
-    def __repr__(self): return f'Run({str(self.folder)!r}, {len(self.metrics())} lines of metrics)'
+    def __repr__(self):
+        return f'Run({str(self.folder)!r}, {len(self.metrics())} lines of metrics)'
 
 # %% ../../nbs/runs/04_run.ipynb #5305fe43
 @patch(cls_method=True)
-def create(cls:Run,
-    folder:Path,  # of the run
-    config,            # a dataclass or a dict: what was asked for
-    recipe:str=None,   # its name
-    model:str=None,    # folder or hub id of the base model; None is the shipped one
+def create(
+    cls: Run,
+    folder: Path,  # of the run
+    config,  # a dataclass or a dict: what was asked for
+    recipe: str = None,  # its name
+    model: str = None,  # folder or hub id of the base model; None is the shipped one
 ) -> Run:
     "A new run in a new or empty folder, locked."
     folder = Path(folder)
@@ -110,24 +137,37 @@ def create(cls:Run,
     lock = Lock(check_out(folder))
     tidy(folder)
     fields = asdict(config) if is_dataclass(config) else dict(config)
-    about = dict(schema=SCHEMA, recipe=recipe, model=model and str(model), config=fields, versions=versions(),
-                 created=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
+    about = dict(
+        schema=SCHEMA,
+        recipe=recipe,
+        model=model and str(model),
+        config=fields,
+        versions=versions(),
+        created=time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    )
     write_json(folder / 'config.json', about)
     return cls(folder, about, lock)
+
 
 def _check_free(folder):
     "Refuse a folder that holds anything but what a process left that was killed while it made a run here."
     if folder.is_dir() and (folder / 'config.json').exists():
-        Run.open(folder)                                              # a damaged one says so
-        raise RunError(f'output folder {str(folder)!r} already holds a run; go on with it by --resume, or take another --out')
-    if not foreign_files(folder): return
+        Run.open(folder)  # a damaged one says so
+        raise RunError(
+            f'output folder {str(folder)!r} already holds a run; go on with it by --resume, or take another '
+            '--out'
+        )
+    if not foreign_files(folder):
+        return
     what = 'is not empty and holds no run' if folder.is_dir() else 'is a file'
     raise RunError(f'output folder {str(folder)!r} {what}; a new or an empty folder is right')
 
+
 @patch(cls_method=True)
-def open(cls:Run,
-    folder:Path,  # of the run
-    write:bool=False,  # take the lock, so as to go on with it
+def open(
+    cls: Run,
+    folder: Path,  # of the run
+    write: bool = False,  # take the lock, so as to go on with it
 ) -> Run:
     "A run on disk; reading needs no lock and may go on while it is written."
     folder = Path(folder)
@@ -138,91 +178,120 @@ def open(cls:Run,
         drop_torn_line(folder / 'metrics.jsonl')
     return run
 
+
 def _read_about(folder):
     "What config.json says, in the names of now."
-    if not (folder / 'config.json').is_file(): raise RunError(f'{str(folder)!r} holds no run: there is no config.json in it')
-    try: about = read_json(folder / 'config.json', 2**20, folder)
-    except ValueError: raise RunError(f'run {str(folder)!r}: config.json is damaged') from None
-    except OSError as e: raise RunError(f'run {str(folder)!r}: {e}') from None
+    if not (folder / 'config.json').is_file():
+        raise RunError(f'{str(folder)!r} holds no run: there is no config.json in it')
+    try:
+        about = read_json(folder / 'config.json', 2**20, folder)
+    except ValueError:
+        raise RunError(f'run {str(folder)!r}: config.json is damaged') from None
+    except OSError as e:
+        raise RunError(f'run {str(folder)!r}: {e}') from None
     _check_about(about, folder)
     about['config'] = with_new_names(about['config'], FIELDS)
     return about
 
+
 _TEXT = str, type(None)
-_ABOUT = dict(config=dict, recipe=_TEXT, model=_TEXT, versions=dict, created=str)   # types of what config.json holds
+_ABOUT = dict(
+    config=dict, recipe=_TEXT, model=_TEXT, versions=dict, created=str
+)  # types of what config.json holds
+
 
 def _check_about(about, folder):
     "Refuse a config.json that is none of ours, before anybody counts on its parts."
     if not isinstance(about, dict) or not isinstance(about.get('schema'), int):
         raise RunError(f"{str(folder)!r} holds no run: its config.json has no 'schema'")
     if about['schema'] > SCHEMA:
-        raise RunError(f"run {str(folder)!r} has schema {str(about['schema'])[:20]}; this version reads up to {SCHEMA}")
+        raise RunError(
+            f"run {str(folder)!r} has schema {str(about['schema'])[:20]}; this version reads up to {SCHEMA}"
+        )
     for name, kinds in _ABOUT.items():
         value = about.get(name)
-        if not isinstance(value, kinds): raise RunError(f'run {str(folder)!r}: config.json is damaged, {name!r} is {str(value)[:40]!r}')
+        if not isinstance(value, kinds):
+            raise RunError(f'run {str(folder)!r}: config.json is damaged, {name!r} is {str(value)[:40]!r}')
+
 
 def is_run(
-    folder:Path,  # of the run
+    folder: Path,  # of the run
 ) -> bool:
     "Whether a folder holds a run. `RunError` where it holds one that is damaged."
     folder = Path(folder)
-    try: Run.open(folder)
+    try:
+        Run.open(folder)
     except ValueError:
         of_a_run = any((folder / name).exists() for name in ('metrics.jsonl', 'checkpoints'))
-        if (folder / 'config.json').is_file() and of_a_run: raise
+        if (folder / 'config.json').is_file() and of_a_run:
+            raise
         return False
     return True
 
+
 def resolved_model(
-    name:str,   # a folder, a hub id, 'demo' or None
-) -> str:       # None is the shipped one
+    name: str,  # a folder, a hub id, 'demo' or None
+) -> str:  # None is the shipped one
     "A model by a name that means the same from everywhere."
-    if name in (None, 'demo'): return None
+    if name in (None, 'demo'):
+        return None
     return str(Path(name).resolve()) if Path(name).exists() else str(name)
 
 # %% ../../nbs/runs/04_run.ipynb #83d78e86
 @patch
-def inside(self:Run,
-    *names,     # of a file below the run's folder
+def inside(
+    self: Run,
+    *names,  # of a file below the run's folder
 ) -> Path:
     "A path in the run that no link is part of."
-    try: return path_inside(self.folder, *names)
-    except OSError as e: raise RunError(f'{e}: nothing leads out of a run') from None
+    try:
+        return path_inside(self.folder, *names)
+    except OSError as e:
+        raise RunError(f'{e}: nothing leads out of a run') from None
+
 
 @patch
-def place(self:Run,
-    *names,     # of a file below the run's folder
+def place(
+    self: Run,
+    *names,  # of a file below the run's folder
 ) -> Path:
     "Where something of the run is to be written: the run is still there, and no link leads out of it."
     self.check_there()
     path = self.inside(*names)
-    if len(names) > 1: path.parent.mkdir(parents=not self._lock, exist_ok=True)
+    if len(names) > 1:
+        path.parent.mkdir(parents=not self._lock, exist_ok=True)
     return path
 
+
 @patch
-def check_there(self:Run):
+def check_there(self: Run):
     "Raise `RunError` where the run that this process writes was deleted, moved or replaced."
-    if self._lock: self._lock.check()
+    if self._lock:
+        self._lock.check()
 
 # %% ../../nbs/runs/04_run.ipynb #e7938209
 @patch
-def log(self:Run,
-    record:dict,     # `{'epoch': 3, 'tasks': {name: {number: …}}, 'seconds': …}`
-    sync:bool=True,  # wait until the disk has it
+def log(
+    self: Run,
+    record: dict,  # `{'epoch': 3, 'tasks': {name: {number: …}}, 'seconds': …}`
+    sync: bool = True,  # wait until the disk has it
 ):
     "Append an epoch to metrics.jsonl."
     append_record(self.place('metrics.jsonl'), record, sync)
 
+
 @patch
-def metrics(self:Run) -> Rows: # dicts, by epoch; the last of each (epoch, task)
+def metrics(self: Run) -> Rows:  # dicts, by epoch; the last of each (epoch, task)
     "All rows so far that can be read."
     return read_rows(self.folder / 'metrics.jsonl')
 
+
 @patch
-def save_sheet(self:Run,
-    epoch:int,              # epochs done
-    images:torch.Tensor,    # (B, 3, H, W) in [0, 1]
-    columns:int=8,          # images in a row
+def save_sheet(
+    self: Run,
+    epoch: int,  # epochs done
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    columns: int = 8,  # images in a row
 ) -> Path:
     "samples/epoch_0010.png"
     path = self.place('samples', f'epoch_{epoch:04d}.png')
@@ -230,36 +299,42 @@ def save_sheet(self:Run,
 
 # %% ../../nbs/runs/04_run.ipynb #0b38d91a
 @patch
-def checkpoints(self:Run) -> list[Path]: # folders, oldest first
+def checkpoints(self: Run) -> list[Path]:  # folders, oldest first
     "The whole checkpoints; what a killed process left has another name."
     folders = [p for p in self.inside('checkpoints').glob('epoch_*') if p.is_dir() and not p.is_symlink()]
     return sorted(filter(epochs_done, folders), key=epochs_done)
 
+
 def epochs_done(
-    checkpoint:Path,  # folder of a checkpoint
-) -> int:             # None where the name is no checkpoint's
+    checkpoint: Path,  # folder of a checkpoint
+) -> int:  # None where the name is no checkpoint's
     "How many epochs were done."
     found = re.fullmatch(r'epoch_(\d{4,9})', checkpoint.name, re.ASCII)
     return found and int(found[1])
 
+
 @patch
-def write_state(self:Run,
-    state:State,  # of the trainer
-    epoch:int,              # epochs done
-    sync:bool=True,         # as for `atomic_write`
+def write_state(
+    self: Run,
+    state: State,  # of the trainer
+    epoch: int,  # epochs done
+    sync: bool = True,  # as for `atomic_write`
 ) -> Path:
     "checkpoints/epoch_0010"
     path = state.write(self.place('checkpoints', f'epoch_{epoch:04d}'), sync, epoch=epoch)
     self.saved = epoch
     return path
 
+
 @patch
-def checkpoint(self:Run,
-    epoch:int,              # epochs done
-    params:dict,            # as for `State`
-    optimizer,              # as for `State`
-    extra:dict,             # as for `State`
-    keep:int=2,             # newest ones, beside the one that is `kept`; others are deleted, once the new one is whole
+def checkpoint(
+    self: Run,
+    epoch: int,  # epochs done
+    params: dict,  # as for `State`
+    optimizer,  # as for `State`
+    extra: dict,  # as for `State`
+    # newest ones, beside the one that is `kept`; others are deleted, once the new one is whole
+    keep: int = 2,
 ) -> Path:
     "Write checkpoints/epoch_0010, and wait until the disk has it."
     self.settle()
@@ -268,54 +343,68 @@ def checkpoint(self:Run,
     self.prune(keep)
     return path
 
+
 @patch
-def prune(self:Run,
-    keep:int,   # newest checkpoints that stay
+def prune(
+    self: Run,
+    keep: int,  # newest checkpoints that stay
 ):
     "Delete all checkpoints but the newest and the one that is `kept`."
     stays = self.kept()
     for old in self.checkpoints()[:-keep]:
-        if stays is None or old != stays.folder: old.rename(old.with_name(f'.{old.name}.gone'))
-    for leftover in self.inside('checkpoints').glob('.epoch_*'): remove(leftover)      # these, and those of a process that was killed
+        if stays is None or old != stays.folder:
+            old.rename(old.with_name(f'.{old.name}.gone'))
+    for leftover in self.inside('checkpoints').glob('.epoch_*'):
+        remove(leftover)  # these, and those of a process that was killed
+
 
 @patch
-def save_weights(self:Run,
+def save_weights(
+    self: Run,
     policy,  # whose weights are saved
-    notes:str='',          # Markdown for the model card
-    name:str='weights',    # of the folder
+    notes: str = '',  # Markdown for the model card
+    name: str = 'weights',  # of the folder
 ) -> Path:
     "weights/, in diffusers' own format."
     check_finite(policy.named_parameters(), f'{str(self.folder / name)!r} is not written')
+
     def write(part):
         policy.save(part, base=self.about['model'], notes=notes)
         write_manifest(part)
+
     return atomic_write(self.place(name), write)
 
 # %% ../../nbs/runs/04_run.ipynb #dce36f20
 class Checkpoint(NamedTuple):
     "A checkpoint and what the metrics say of it."
+
     folder: Path
     value: float
 
+
 @patch
-def kept(self:Run) -> Checkpoint: # its value: more is better; or None
+def kept(self: Run) -> Checkpoint:  # its value: more is better; or None
     """The checkpoint that stays however old it gets.
 
     It is the best by `keep_best`, or by `gains` where the run names no number; the later one of equals."""
     figure, rows = _keep_best(self), self.metrics()
     known = merits(rows, figure) if figure else gains(rows)
     there = [p for p in self.checkpoints() if epochs_done(p) in known]
-    if not there: return None
+    if not there:
+        return None
     best = max(there, key=lambda p: (known[epochs_done(p)], epochs_done(p)))
     return Checkpoint(best, known[epochs_done(best)])
 
+
 @patch
-def best(self:Run) -> Checkpoint: # or None
+def best(self: Run) -> Checkpoint:  # or None
     "The checkpoint whose `keep_best` is best, the later one of equals, and what it is."
     figure = _keep_best(self)
     best = self.kept() if figure else None
-    if best is None: return None
+    if best is None:
+        return None
     return Checkpoint(best.folder, -best.value if figure.startswith('-') else best.value)
+
 
 def _keep_best(run):
     "The number of the metrics that says which checkpoint is best; empty where the run names none."
@@ -323,62 +412,84 @@ def _keep_best(run):
     return figure if isinstance(figure, str) else ''
 
 # %% ../../nbs/runs/04_run.ipynb #c956bf80
-DIRECT = 2**28   # bytes of a state that is written before training goes on: 256 MiB, half a second
+DIRECT = 2**28  # bytes of a state that is written before training goes on: 256 MiB, half a second
+
 
 @patch
-def record(self:Run,
-    state:State,     # after this epoch
-    record:dict,     # as for `log`
-    keep:int=2,      # as for `checkpoint`
+def record(
+    self: Run,
+    state: State,  # after this epoch
+    record: dict,  # as for `log`
+    keep: int = 2,  # as for `checkpoint`
 ):
     """An epoch's checkpoint and its metrics.
 
     They are safe from a kill when this returns, unless the state is large, and from a power failure a little later."""
-    self.settle()                                                               # never more than one behind
+    self.settle()  # never more than one behind
     epoch, large = record['epoch'] + 1, state.size > DIRECT
-    if large: state.copy()
-    else: self.write_state(state, epoch, sync=False)
+    if large:
+        state.copy()
+    else:
+        self.write_state(state, epoch, sync=False)
     self.log(record, sync=False)
+
     def secure():
-        if large: self.write_state(state, epoch, sync=False)
+        if large:
+            self.write_state(state, epoch, sync=False)
         sync_whole(self.folder / 'checkpoints' / f'epoch_{epoch:04d}')
         sync_entry(self.folder / 'metrics.jsonl')
         self.prune(keep)
+
     self.beside(secure)
 
 # %% ../../nbs/runs/04_run.ipynb #dc5b980d
 class FoundRuns(NamedTuple):
     "What a folder of runs holds."
-    runs: list      # of `Run`, by name
-    broken: dict    # path -> complaint
+
+    runs: list  # of `Run`, by name
+    broken: dict  # path -> complaint
+
 
 def find_runs(
-    folder:Path, # of runs, or of folders of runs; or a run
-    depth:int=2, # levels that are searched
+    folder: Path,  # of runs, or of folders of runs; or a run
+    depth: int = 2,  # levels that are searched
 ) -> FoundRuns:
     "The runs in a folder, and what is broken there."
     folder = Path(folder)
-    if (folder / 'config.json').exists(): return FoundRuns([Run.open(folder)], {})
-    if not folder.is_dir(): raise RunError(f'runs folder {str(folder)!r} does not exist; a folder that holds runs is right')
+    if (folder / 'config.json').exists():
+        return FoundRuns([Run.open(folder)], {})
+    if not folder.is_dir():
+        raise RunError(f'runs folder {str(folder)!r} does not exist; a folder that holds runs is right')
     found, broken = [], {}
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith('.'): continue                              # half-written things, and other programs' own
+        if entry.name.startswith('.'):
+            continue  # half-written things, and other programs' own
         run, complaint = _run_at(entry)
-        if run: found.append(run)
-        elif complaint: broken[entry.path] = complaint
-        elif entry.is_dir() and not any(os.scandir(entry)): broken[entry.path] = 'is empty'
+        if run:
+            found.append(run)
+        elif complaint:
+            broken[entry.path] = complaint
+        elif entry.is_dir() and not any(os.scandir(entry)):
+            broken[entry.path] = 'is empty'
         elif entry.is_dir() and depth > 1:
             below = find_runs(entry, depth - 1)
             found += below.runs
             broken |= below.broken
     return FoundRuns(found, broken)
 
+
 def _run_at(entry):
     "(a run or None, a complaint or None) for an entry of a runs folder."
     config = Path(entry) / 'config.json'
-    if entry.is_symlink(): return None, 'is a link; links are not followed'
-    if not entry.is_dir(follow_symlinks=False): return None, None if Path(entry.name).suffix else 'is a file; a run is a folder'
-    if config.is_symlink(): return None, 'its config.json is a link; links are not followed'
-    if not config.exists(): return None, None
-    try: return Run.open(entry.path), None
-    except (RunError, OSError) as e: return None, str(e)
+    if entry.is_symlink():
+        return None, 'is a link; links are not followed'
+    if not entry.is_dir(follow_symlinks=False):
+        return None, None if Path(entry.name).suffix else 'is a file; a run is a folder'
+    if config.is_symlink():
+        return None, 'its config.json is a link; links are not followed'
+    if not config.exists():
+        return None, None
+    try:
+        return Run.open(entry.path), None
+    except (RunError, OSError) as e:
+        return None, str(e)

@@ -20,45 +20,55 @@ from ..training.nonfinite import check_finite
 
 # %% ../../nbs/runs/03_state.ipynb #174e2478
 def optimizer_tensors(
-    optimizer,                    # of torch
-    names:dict,                   # parameter -> its name
-) -> dict[str, torch.Tensor]:     # 'name/moment' -> tensor
+    optimizer,  # of torch
+    names: dict,  # parameter -> its name
+) -> dict[str, torch.Tensor]:  # 'name/moment' -> tensor
     "The tensors that an optimiser keeps for each parameter."
     found = {}
     for p, moments in optimizer.state.items():
-        for key, value in moments.items(): found[f'{names[p]}/{key}'] = torch.as_tensor(value)
+        for key, value in moments.items():
+            found[f'{names[p]}/{key}'] = torch.as_tensor(value)
     return found
+
 
 class State:
     "What a checkpoint is made of. `FloatingPointError` where a number is not finite."
-    def __init__(self,
-        params:dict,         # name -> tensor: the trained parameters, and other tensors that must come back
-        optimizer=None,      # of torch; each of its parameters is among `params`
-        extra:dict=None,     # what else must come back, in JSON
-        name:str='the checkpoint',   # for the error
+
+    def __init__(
+        self,
+        params: dict,  # name -> tensor: the trained parameters, and other tensors that must come back
+        optimizer=None,  # of torch; each of its parameters is among `params`
+        extra: dict = None,  # what else must come back, in JSON
+        name: str = 'the checkpoint',  # for the error
     ):
         self.tensors = dict(weights=params)
-        if optimizer is not None: self.tensors['optimizer'] = optimizer_tensors(optimizer, {p: n for n, p in params.items()})
+        if optimizer is not None:
+            self.tensors['optimizer'] = optimizer_tensors(optimizer, {p: n for n, p in params.items()})
         self.note = json.dumps(extra or {})
-        for tensors in self.tensors.values(): check_finite(tensors, f'{name} is not written')
+        for tensors in self.tensors.values():
+            check_finite(tensors, f'{name} is not written')
 
     @property
-    def size(self) -> int: # bytes
+    def size(self) -> int:  # bytes
         "Of all tensors."
         return sum(t.nbytes for tensors in self.tensors.values() for t in tensors.values())
 
-    def copy(self) -> 'State': # this one
+    def copy(self) -> 'State':  # this one
         "Take the tensors to memory of their own, so that training may go on while they are written."
         own = lambda t: t.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
-        self.tensors = {name: {k: own(t) for k, t in tensors.items()} for name, tensors in self.tensors.items()}
+        self.tensors = {
+            name: {k: own(t) for k, t in tensors.items()} for name, tensors in self.tensors.items()
+        }
         return self
 
-    def write(self,
-        path:Path,           # a folder; whole or not at all
-        sync:bool=True,      # as for `atomic_write`
-        **about,             # of the manifest, such as the epoch
+    def write(
+        self,
+        path: Path,  # a folder; whole or not at all
+        sync: bool = True,  # as for `atomic_write`
+        **about,  # of the manifest, such as the epoch
     ) -> Path:
         "Write weights, the optimiser's moments, a note, and a manifest that vouches for them."
+
         def write(part):
             part.mkdir()
             for name, tensors in self.tensors.items():
@@ -66,14 +76,16 @@ class State:
                 save_file(contiguous, part / f'{name}.safetensors')
             (part / 'state.json').write_text(self.note, encoding='utf-8')
             write_manifest(part, **about)
+
         return atomic_write(path, write, sync)
 
+
 def save_state(
-    path:Path,           # a folder; whole or not at all
-    params:dict,         # as for `State`
-    optimizer=None,      # as for `State`
-    extra:dict=None,     # as for `State`
-    **about,             # of the manifest
+    path: Path,  # a folder; whole or not at all
+    params: dict,  # as for `State`
+    optimizer=None,  # as for `State`
+    extra: dict = None,  # as for `State`
+    **about,  # of the manifest
 ) -> Path:
     "Write a `State`."
     return State(params, optimizer, extra, f'checkpoint {str(path)!r}').write(path, **about)
@@ -81,58 +93,76 @@ def save_state(
 # %% ../../nbs/runs/03_state.ipynb #48991494
 class SavedState(NamedTuple):
     "A checkpoint as it was read."
-    weights: dict    # name -> tensor
-    moments: dict    # 'name/moment' -> tensor; empty where they were not asked for
-    extra: dict      # what else was saved
+
+    weights: dict  # name -> tensor
+    moments: dict  # 'name/moment' -> tensor; empty where they were not asked for
+    extra: dict  # what else was saved
+
 
 def read_state(
-    path:Path,  # folder of a checkpoint
-    moments:bool=True,   # the optimiser's, too
-    epoch:int=None,      # as for `load_state`
+    path: Path,  # folder of a checkpoint
+    moments: bool = True,  # the optimiser's, too
+    epoch: int = None,  # as for `load_state`
 ) -> SavedState:
-    "All of a checkpoint, once it is what its manifest says. `Damaged` names the checkpoint and what is wrong."
+    """All of a checkpoint, once it is what its manifest says.
+
+    `Damaged` names the checkpoint and what is wrong."""
     path = Path(path)
-    try: return _checked_state(path, moments, epoch)
+    try:
+        return _checked_state(path, moments, epoch)
     except (OSError, ValueError, SafetensorError, FloatingPointError) as e:
         reason = str(e).replace(f'{path}{os.sep}', '').splitlines()[0][:160]
         raise Damaged(f'checkpoint {str(path)!r} cannot be read ({reason})') from None
+
 
 def _checked_state(path, moments, epoch):
     manifest = check_manifest(path)
     names = ('weights', 'optimizer') if moments else ('weights',)
     tensors = {name: _tensors(path / f'{name}.safetensors') for name in names}
     extra = read_json(path / 'state.json', 2**28, path)
-    for name in names: check_finite(tensors[name], f'{name}.safetensors')
+    for name in names:
+        check_finite(tensors[name], f'{name}.safetensors')
     if epoch is not None:
         _check_epoch(epoch, 'state.json', extra)
-        if manifest is not None: _check_epoch(epoch, MANIFEST, manifest)
-    if not isinstance(extra, dict): raise ValueError(f'its state.json holds {type(extra).__name__} where an object is right')
+        if manifest is not None:
+            _check_epoch(epoch, MANIFEST, manifest)
+    if not isinstance(extra, dict):
+        raise ValueError(f'its state.json holds {type(extra).__name__} where an object is right')
     return SavedState(tensors['weights'], tensors.get('optimizer', {}), extra)
+
 
 def _check_epoch(epoch, name, note):
     "Refuse a file of another epoch."
     there = note.get('epoch') if isinstance(note, dict) else None
-    if type(there) is not int or there != epoch: raise ValueError(f'its {name} is of epoch {there!r:.20}')
+    if type(there) is not int or there != epoch:
+        raise ValueError(f'its {name} is of epoch {there!r:.20}')
+
 
 def _tensors(file):
     "The tensors of a plain file."
     open_plain(file, inside=file.parent).close()
     return load_file(file)
 
+
 @torch.no_grad()
 def load_state(
-    path:Path,  # folder of a checkpoint
-    params:dict,         # name -> tensor; filled in place
-    optimizer=None,      # takes its moments back
-    epoch:int=None,      # epochs done, where that is known: a state of another epoch is refused
+    path: Path,  # folder of a checkpoint
+    params: dict,  # name -> tensor; filled in place
+    optimizer=None,  # takes its moments back
+    epoch: int = None,  # epochs done, where that is known: a state of another epoch is refused
 ) -> dict[str, object]:  # what was saved as `extra`
-    "Take up a state that `save_state` wrote. `Damaged` where it is not what was written, `ValueError` naming what does not fit."
+    """Take up a state that `save_state` wrote.
+
+    `Damaged` where it is not what was written, `ValueError` naming what does not fit."""
     path = Path(path)
-    saved = read_state(path, optimizer is not None, epoch)                       # all of it, before anything here is changed
+    saved = read_state(path, optimizer is not None, epoch)  # all of it, before anything here is changed
     _check_fits(path, saved, params)
-    for name, p in params.items(): p.copy_(saved.weights[name])
-    if optimizer is not None: _fill_optimizer(optimizer, saved.moments, params)
+    for name, p in params.items():
+        p.copy_(saved.weights[name])
+    if optimizer is not None:
+        _fill_optimizer(optimizer, saved.moments, params)
     return saved.extra
+
 
 def _check_fits(path, saved, params):
     "Refuse the state of another model."
@@ -141,14 +171,22 @@ def _check_fits(path, saved, params):
     if unlike:
         name = unlike[0]
         there, here = _in_words(saved.weights.get(name)), _in_words(params.get(name))
-        raise ValueError(f'checkpoint {str(path)!r} does not fit this model: {name!r} is {there} there and {here} here')
+        raise ValueError(
+            f'checkpoint {str(path)!r} does not fit this model: {name!r} is {there} there and {here} here'
+        )
     for key, value in saved.moments.items():
         name, _, moment = key.rpartition('/')
-        if name in params and value.shape == (() if moment == 'step' else params[name].shape): continue
-        raise ValueError(f'checkpoint {str(path)!r} does not fit this model: there is no {key!r} of shape {tuple(value.shape)} here')
+        if name in params and value.shape == (() if moment == 'step' else params[name].shape):
+            continue
+        raise ValueError(
+            f'checkpoint {str(path)!r} does not fit this model: there is no {key!r} of shape '
+            f'{tuple(value.shape)} here'
+        )
+
 
 def _in_words(tensor):
     return 'absent' if tensor is None else f'{str(tensor.dtype).removeprefix("torch.")} {tuple(tensor.shape)}'
+
 
 def _fill_optimizer(optimizer, moments, params):
     "Moments back to their parameters; a step count stays on the CPU, as AdamW keeps it."

@@ -17,48 +17,67 @@ from ..training.callbacks import Callback
 from ..utils.files import read_picture
 
 # %% ../../nbs/runs/07_trackers.ipynb #0e9582fe
-TRACKERS = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio')      # name -> what pip installs
+TRACKERS = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio')  # name -> what pip installs
+
 
 def check_trackers(
-    names:str,       # separated by commas
+    names: str,  # separated by commas
 ) -> list[str]:
     "The trackers that are asked for; one that is unknown or not installed is a `ValueError`."
     asked = list(dict.fromkeys(name.strip() for name in names.split(',') if name.strip()))
     for name in asked:
-        if name not in TRACKERS: raise ValueError(f'trackers must be some of {", ".join(TRACKERS)}, separated by commas; got {names!r}')
-    if not asked: return []
+        if name not in TRACKERS:
+            raise ValueError(
+                f'trackers must be some of {", ".join(TRACKERS)}, separated by commas; got {names!r}'
+            )
+    if not asked:
+        return []
     from accelerate.tracking import get_available_trackers
+
     installed = {tracker.value for tracker in get_available_trackers()}
     for name in asked:
-        if name not in installed: raise ValueError(f'trackers is {names!r}, but {name} is not installed; pip install {TRACKERS[name]}')
+        if name not in installed:
+            raise ValueError(
+                f'trackers is {names!r}, but {name} is not installed; pip install {TRACKERS[name]}'
+            )
     return asked
 
 # %% ../../nbs/runs/07_trackers.ipynb #575ab174
 class Trackers(Callback):
     "Sends what is recorded to trackers. After the `Recorder`, whose sheets it sends."
-    def __init__(self,
-        run:Run,  # that is recorded
-        names:list[str],  # from `check_trackers`
+
+    def __init__(
+        self,
+        run: Run,  # that is recorded
+        names: list[str],  # from `check_trackers`
     ):
         self.run, self.names = run, names
 
     def before_fit(self, trainer):
         "Open them; the base's sheet."
         from accelerate import Accelerator
+
         cpu = trainer.policy.device.type == 'cpu'
         try:
-            self.accelerator = Accelerator(cpu=cpu, log_with=self.names, project_dir=self.run.inside('trackers'))
+            self.accelerator = Accelerator(
+                cpu=cpu, log_with=self.names, project_dir=self.run.inside('trackers')
+            )
             self.accelerator.init_trackers('drl_toolkit', config=self.run.config, init_kwargs=self._options())
         except Exception as e:
             reason = ' '.join(str(e).split())[:160]
-            raise RunError(f"trackers {', '.join(self.names)} do not start ({type(e).__name__}: {reason})") from None
+            raise RunError(
+                f"trackers {', '.join(self.names)} do not start ({type(e).__name__}: {reason})"
+            ) from None
         self.send_sheet(trainer.epoch)
 
     def _options(self):
         "What each tracker wants to know, so that a resumed run is the same one there."
         name = self.run.folder.resolve().name
         id = re.sub(r'\W', '', f"{name}{self.run.about['created']}")
-        return dict(wandb=dict(name=name, dir=str(self.run.folder), id=id, resume='allow'), trackio=dict(name=name, resume='allow'))
+        return dict(
+            wandb=dict(name=name, dir=str(self.run.folder), id=id, resume='allow'),
+            trackio=dict(name=name, resume='allow'),
+        )
 
     def after_epoch(self, trainer, record):
         "All numbers, and the sheet if there is a new one."
@@ -67,20 +86,25 @@ class Trackers(Callback):
 
     def after_fit(self, trainer):
         "Close them. (`end_training` would also part the processes of the run.)"
-        for tracker in self.accelerator.trackers: tracker.finish()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
-    def send_sheet(self,
-        epoch:int,   # epochs done
+    def send_sheet(
+        self,
+        epoch: int,  # epochs done
     ):
         "The sheet of an epoch, where there is one."
         file = self.run.inside('samples', f'epoch_{epoch:04d}.png')
-        if not file.exists(): return
+        if not file.exists():
+            return
         image = read_picture(file, 'PNG').convert('RGB')
-        for tracker in self.accelerator.trackers: _send_image(tracker, 'samples', image, epoch)
+        for tracker in self.accelerator.trackers:
+            _send_image(tracker, 'samples', image, epoch)
+
 
 def flat_numbers(
-    record:dict,       # the trainer's, of an epoch
-) -> dict[str, float]: # 'task/number' -> value; without a task for the whole epoch
+    record: dict,  # the trainer's, of an epoch
+) -> dict[str, float]:  # 'task/number' -> value; without a task for the whole epoch
     "The numbers of an epoch under one name each."
     found = {}
     for row in rows_of(record):
@@ -89,10 +113,14 @@ def flat_numbers(
         found |= {prefix + k: v for k, v in numbers.items()}
     return found
 
+
 def _send_image(tracker, name, image, step):
     "Each tracker wants images in its own way."
-    if tracker.name == 'tensorboard': tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats='NHWC')
-    elif tracker.name == 'wandb': tracker.log_images({name: [image]}, step=step)
+    if tracker.name == 'tensorboard':
+        tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats='NHWC')
+    elif tracker.name == 'wandb':
+        tracker.log_images({name: [image]}, step=step)
     else:
         import trackio
+
         tracker.log({name: trackio.Image(image)}, step=step)

@@ -12,38 +12,67 @@ from ..utils.settings import setting, validate
 
 # %% ../../nbs/sampling/01_config.ipynb #9b7cc393
 PRECISION_NAMES = ('fp32', 'bf16', 'fp16')
-SDE_NAMES = ('flow', 'dance', 'cps')              # noise of flow matching
-PREV_TIMESTEPS = ('schedule', 'diffusers')        # the timestep that is visited next; t - num_train_timesteps // T
+SDE_NAMES = ('flow', 'dance', 'cps')  # noise of flow matching
+PREV_TIMESTEPS = ('schedule', 'diffusers')  # the timestep that is visited next; t - num_train_timesteps // T
 ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')  # the layers that LoRA joins by default, as in DDPO's code
+
 
 @dataclass
 class PolicyConfig:
     "How a pipeline is sampled and what of it is trained. An empty word or a 0 is the pipeline's own choice."
+
     num_steps: int = setting(10, 'denoising steps of the sampler', '[1, inf)')
-    eta: float = setting(1., "share of the scheduler's noise: 1 is all of it, 0 is deterministic", '[0, inf)')
+    eta: float = setting(
+        1.0, "share of the scheduler's noise: 1 is all of it, 0 is deterministic", '[0, inf)'
+    )
     scheduler: str = setting('', 'sample with another scheduler, such as DDIMScheduler')
     sde: str = setting('', "noise of flow matching: 'flow', 'dance' or 'cps'", choices=('', *SDE_NAMES))
-    noise_level: float = setting(0., 'noise of flow matching: how much of it', '[0, inf)')
-    prev_timestep: str = setting('schedule', "DDIM: a step leads to the timestep that is visited next; 'diffusers' is t - 1000 // T",
-                                 choices=PREV_TIMESTEPS)
+    noise_level: float = setting(0.0, 'noise of flow matching: how much of it', '[0, inf)')
+    prev_timestep: str = setting(
+        'schedule',
+        "DDIM: a step leads to the timestep that is visited next; 'diffusers' is t - 1000 // T",
+        choices=PREV_TIMESTEPS,
+    )
     sde_start: int = setting(0, 'first step that adds noise', '[0, inf)')
-    sde_steps: int = setting(0, "how many steps add noise from there on (MixGRPO's window); 0 is all", '[0, inf)')
-    guidance_scale: float = setting(1., 'classifier-free guidance; 1 is none', '[0, inf)')
-    guidance_rescale: float = setting(0., 'how far the guided prediction is brought back to the spread of the unguided one', '[0, 1]')
+    sde_steps: int = setting(
+        0, "how many steps add noise from there on (MixGRPO's window); 0 is all", '[0, inf)'
+    )
+    guidance_scale: float = setting(1.0, 'classifier-free guidance; 1 is none', '[0, inf)')
+    guidance_rescale: float = setting(
+        0.0, 'how far the guided prediction is brought back to the spread of the unguided one', '[0, 1]'
+    )
     negative_prompt: str = setting('', 'what guidance goes away from')
     train_unconditional: bool = setting(True, 'with guidance, the unconditional branch has a gradient too')
     train: str = setting('lora', "'lora' or 'full'", choices=('lora', 'full'))
     train_text_encoder: bool = setting(False, 'train the CLIP text encoders too')
     lora_rank: int = setting(16, 'rank of the LoRA matrices', '[1, inf)')
-    lora_alpha: float = setting(0., 'scale of the LoRA; 0 is the rank, so that the factor is 1', '[0, inf)')
+    lora_alpha: float = setting(0.0, 'scale of the LoRA; 0 is the rank, so that the factor is 1', '[0, inf)')
     lora_targets: str = setting(' '.join(ATTENTION), 'layers that LoRA joins, by the ends of their names')
-    precision: str = setting('fp32', "of the network's forward pass; trained weights stay in fp32", choices=PRECISION_NAMES)
-    latents_dtype: str = setting('fp32', 'of stored latents; they are rounded before they are scored', choices=PRECISION_NAMES)
-    checkpointing: bool = setting(False, 'compute activations twice and store few: less memory, a third slower')
-    offload: bool = setting(False, "frozen text encoders wait in the CPU's memory and come to the device only to encode new prompts")
+    precision: str = setting(
+        'fp32', "of the network's forward pass; trained weights stay in fp32", choices=PRECISION_NAMES
+    )
+    latents_dtype: str = setting(
+        'fp32', 'of stored latents; they are rounded before they are scored', choices=PRECISION_NAMES
+    )
+    checkpointing: bool = setting(
+        False, 'compute activations twice and store few: less memory, a third slower'
+    )
+    offload: bool = setting(
+        False,
+        "frozen text encoders wait in the CPU's memory and come to the device only to encode new prompts",
+    )
     image_size: int = setting(0, 'pixels, width and height', '[0, inf)')
-    min_batch_size: int = setting(0, 'samples that a call of the network has at least; smaller batches are filled up; 0 is 16 for a small network, 1 for a large one',
-                                  '[0, inf)')
-    lora_seed: int = setting(-1, "of the LoRA's first matrices, the second start at zero; -1 is the run's seed, or 0 without a run", '[-1, inf)')
+    min_batch_size: int = setting(
+        0,
+        'samples that a call of the network has at least; smaller batches are filled up; 0 is 16 for a '
+        'small network, 1 for a large one',
+        '[0, inf)',
+    )
+    lora_seed: int = setting(
+        -1,
+        "of the LoRA's first matrices, the second start at zero; -1 is the run's seed, or 0 without a run",
+        '[-1, inf)',
+    )
 
-    def __post_init__(self): validate(self)
+    def __post_init__(self):
+        validate(self)

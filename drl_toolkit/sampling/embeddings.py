@@ -17,14 +17,16 @@ from .policy import Policy
 
 # %% ../../nbs/sampling/11_embeddings.ipynb #88da574b
 def text_identity(
-    policy:Policy,  # whose text encoders are cached
-) -> str:   # hexadecimal
+    policy: Policy,  # whose text encoders are cached
+) -> str:  # hexadecimal
     "A hash of what decides a prompt's embeddings. It reads every weight of the text encoders once."
     import diffusers, transformers
+
     about = [type(policy.pipeline).__name__, policy.precision, policy.device.type]
     about += [diffusers.__version__, transformers.__version__, torch.__version__]
     for name, part in policy.pipeline.components.items():
-        if name.startswith('tokenizer') and part is not None: about.append((name, part.model_max_length, sorted(part.get_vocab().items())))
+        if name.startswith('tokenizer') and part is not None:
+            about.append((name, part.model_max_length, sorted(part.get_vocab().items())))
     digest = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
     for i, module in enumerate(policy.text_encoders):
         for name, tensor in module.state_dict().items():
@@ -35,44 +37,54 @@ def text_identity(
 # %% ../../nbs/sampling/11_embeddings.ipynb #27ac3554
 class EmbeddingCache:
     "Embeddings of prompts on disk. Give it to a policy: `policy.cache = EmbeddingCache(folder, policy)`."
-    def __init__(self,
-        folder:Path,  # made when the first prompt is kept
-        policy:Policy,  # whose text encoders are cached
-        max_bytes:int=2**33,   # of the folder, for all models and processes that share it
+
+    def __init__(
+        self,
+        folder: Path,  # made when the first prompt is kept
+        policy: Policy,  # whose text encoders are cached
+        max_bytes: int = 2**33,  # of the folder, for all models and processes that share it
     ):
         if policy.train_text_encoder:
-            raise ValueError('train_text_encoder must be False: embeddings that change with every step cannot be kept; got True')
+            raise ValueError(
+                'train_text_encoder must be False: embeddings that change with every step cannot be kept; '
+                'got True'
+            )
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f'max_bytes must be an integer of at least 1; got {max_bytes!r}')
         self.folder, self.max_bytes = Path(folder), max_bytes
-        if self.folder.exists() and not self.folder.is_dir(): raise NotADirectoryError(f'folder {str(folder)!r} is a file; choose a folder')
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f'folder {str(folder)!r} is a file; choose a folder')
         self.identity, self.device = text_identity(policy), policy.device
         self.hits = self.misses = 0
         self._trim()
 
-    def path(self,
-        prompt:str,  # as it is encoded
+    def path(
+        self,
+        prompt: str,  # as it is encoded
     ) -> Path:
         "Where a prompt's embeddings lie."
         name = f'{self.identity}/{prompt}'.encode('utf-8', 'surrogatepass')
         key = hashlib.blake2b(name, digest_size=16).hexdigest()
         return self.folder / key[:2] / f'{key}.safetensors'
 
-    def get(self,
-        prompt:str,  # as it is encoded
-    ) -> dict[str, torch.Tensor]: # name -> tensor; None where the prompt is not kept
+    def get(
+        self,
+        prompt: str,  # as it is encoded
+    ) -> dict[str, torch.Tensor]:  # name -> tensor; None where the prompt is not kept
         "A prompt's embeddings."
         path = self.path(prompt)
         try:
-            content = path.read_bytes()                              # at once: another process may delete the file
+            content = path.read_bytes()  # at once: another process may delete the file
             found = {name: t.to(self.device) for name, t in load(content).items()}
-            os.utime(path)                                           # used now: it goes last
-        except (OSError, SafetensorError): return None               # not there, gone meanwhile, or torn
+            os.utime(path)  # used now: it goes last
+        except (OSError, SafetensorError):
+            return None  # not there, gone meanwhile, or torn
         return found
 
-    def put(self,
-        prompt:str,  # as it is encoded
-        embeddings:dict,  # name -> tensor
+    def put(
+        self,
+        prompt: str,  # as it is encoded
+        embeddings: dict,  # name -> tensor
     ):
         "Keep a prompt's embeddings, whole or not at all."
         path = self.path(prompt)
@@ -80,31 +92,36 @@ class EmbeddingCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: t.detach().cpu().clone() for name, t in embeddings.items()}, part)
-            size = part.stat().st_size                               # before another process may delete it again
+            size = part.stat().st_size  # before another process may delete it again
             os.replace(part, path)
             self._room -= size
-        except (OSError, SafetensorError) as e:                          # a full disk, or another process made room meanwhile
+        except (OSError, SafetensorError) as e:  # a full disk, or another process made room meanwhile
             reason = getattr(e, 'strerror', None) or e
             warnings.warn(f'embeddings are not kept in {str(self.folder)!r} ({reason})', stacklevel=2)
-        if self._room < 0: self._trim()
+        if self._room < 0:
+            self._trim()
 
     def _trim(self):
-        "Delete what was not used for longest, if there is too much; then count again after a sixteenth of the bound."
+        """Delete what was not used for longest, if there is too much; then count again after a sixteenth of
+        the bound."""
         files = []
         for path in self.folder.glob('??/*'):
             info = _info(path)
-            if info: files.append((info.st_mtime, info.st_size, path))
+            if info:
+                files.append((info.st_mtime, info.st_size, path))
         total = sum(size for _, size, _ in files)
         too_much = total > self.max_bytes
         for _, size, path in sorted(files):
-            if not too_much or total <= .9 * self.max_bytes: break
+            if not too_much or total <= 0.9 * self.max_bytes:
+                break
             path.unlink(missing_ok=True)
             total -= size
         self._room = min(self.max_bytes - total, self.max_bytes // 16)
 
-    def __call__(self,
-        encode,             # list of prompts -> name -> (P, …): the text encoder
-        prompts:list[str],  # P of them
+    def __call__(
+        self,
+        encode,  # list of prompts -> name -> (P, …): the text encoder
+        prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         "Embeddings of prompts; the encoder encodes those that are not kept."
         found = {p: self.get(p) for p in prompts}
@@ -118,7 +135,10 @@ class EmbeddingCache:
         names = found[prompts[0]]
         return {name: torch.stack([found[p][name] for p in prompts]) for name in names}
 
+
 def _info(path):
     "A file's size and age; None if another process has just deleted it."
-    try: return path.stat()
-    except OSError: return None
+    try:
+        return path.stat()
+    except OSError:
+        return None

@@ -26,18 +26,23 @@ from ..utils.messages import say_once
 from .model_folders import check_pipeline_index
 from .pipelines import ADAPTERS
 
-if TYPE_CHECKING: from diffusers import DiffusionPipeline
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 # %% ../../nbs/sampling/08_loading.ipynb #b7526665
 def demo_folder() -> Path:
     "Folder of the shipped pipeline."
     return assets_dir() / 'emoji-sd'
 
+
 def find_model(
     model,  # folder of a pipeline, a hub id 'owner/name', or 'demo' for the shipped one
-) -> str:   # a folder or a hub id
-    "What `from_pretrained` wants. A name that is neither folder nor hub id fails at once, and not after a wait for the hub."
-    if model == 'demo': model = demo_folder()
+) -> str:  # a folder or a hub id
+    """What `from_pretrained` wants.
+
+    A name that is neither folder nor hub id fails at once, and not after a wait for the hub."""
+    if model == 'demo':
+        model = demo_folder()
     path, name = Path(model), str(model)
     if path.is_dir():
         _check_has_index(path)
@@ -45,17 +50,27 @@ def find_model(
     if path.is_file() and path.suffix in ('.safetensors', '.ckpt', '.bin', '.pt'):
         raise FileNotFoundError(f'model {name!r} is a single file; {_how_to_convert(path)}')
     hub_id = re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not path.exists() and not name.startswith('.')
-    if hub_id: return _on_hub(name)
+    if hub_id:
+        return _on_hub(name)
     right = "a folder saved by save_pretrained, a hub id 'owner/name' or 'demo'"
     raise FileNotFoundError(f'model must be {right}; got {name!r}, which is no folder')
 
+
 def _check_has_index(folder):
     "Refuse a folder that is no pipeline's."
-    if (folder / 'model_index.json').is_file(): return
+    if (folder / 'model_index.json').is_file():
+        return
     single = sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.ckpt'))
     if single and not (folder / 'policy.json').exists():
-        raise FileNotFoundError(f'model {str(folder)!r} holds {single[0].name} and no model_index.json; {_how_to_convert(single[0])}')
-    raise FileNotFoundError(f'model must be a folder saved by save_pretrained; got {str(folder)!r}, a folder without model_index.json')
+        raise FileNotFoundError(
+            f'model {str(folder)!r} holds {single[0].name} and no model_index.json; '
+            f'{_how_to_convert(single[0])}'
+        )
+    raise FileNotFoundError(
+        f'model must be a folder saved by save_pretrained; got {str(folder)!r}, a folder without '
+        'model_index.json'
+    )
+
 
 def _how_to_convert(file):
     "How one file becomes a folder."
@@ -63,87 +78,125 @@ def _how_to_convert(file):
     return f'convert it once by {convert} (or the class of its family), and give the folder'
 
 # %% ../../nbs/sampling/08_loading.ipynb #13e16533
-def _on_hub(name) -> str: # the id, or the folder of the cache where the hub is out of reach
+def _on_hub(name) -> str:  # the id, or the folder of the cache where the hub is out of reach
     "A hub id that can be read. `OSError` says at once why it cannot."
     from huggingface_hub import constants, try_to_load_from_cache
+
     reason = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
-    if not reason: return name
+    if not reason:
+        return name
     cached = try_to_load_from_cache(name, 'model_index.json')
-    if isinstance(cached, str): return str(Path(cached).parent)
-    raise OSError(f"model {name!r} is a hub id that is not in this machine's cache, and the hub is out of reach ({reason}); "
-                  'connect, or give a folder saved by save_pretrained')
+    if isinstance(cached, str):
+        return str(Path(cached).parent)
+    raise OSError(
+        f"model {name!r} is a hub id that is not in this machine's cache, and the hub is out of reach "
+        f"({reason}); "
+        'connect, or give a folder saved by save_pretrained'
+    )
+
 
 def unreachable(
-    address:str,       # URL of a server
-    seconds:float=4.,  # until it is given up
-) -> str:              # '' where it, or the proxy before it, takes a connection
+    address: str,  # URL of a server
+    seconds: float = 4.0,  # until it is given up
+) -> str:  # '' where it, or the proxy before it, takes a connection
     "Why a server cannot be reached, in a few seconds whatever the resolver does."
     url = urlsplit(getproxies().get('https') or address)
     port = url.port or (80 if url.scheme == 'http' else 443)
     found = []
+
     def connect():
         try:
             socket.create_connection((url.hostname, port), seconds).close()
             found.append('')
-        except OSError as e: found.append(e.strerror or str(e) or type(e).__name__)
+        except OSError as e:
+            found.append(e.strerror or str(e) or type(e).__name__)
+
     thread = Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds)
     return found[0] if found else f'no answer in {seconds:g} s'
 
 # %% ../../nbs/sampling/08_loading.ipynb #1ca666e0
-WEIGHTS = re.compile(r'(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors')
+WEIGHTS = re.compile(
+    r'(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors'
+)
 VOCABULARIES = ('tokenizer.json', 'vocab.json', 'vocab.txt', 'spiece.model', 'tokenizer.model')
 PICKLES = ('.bin', '.ckpt', '.pt', '.pth')
-OPTIONAL = ('safety_checker', 'feature_extractor', 'image_encoder')   # parts of an index that no policy needs
+OPTIONAL = ('safety_checker', 'feature_extractor', 'image_encoder')  # parts of an index that no policy needs
+
 
 def check_folder(
-    folder:Path,  # of a pipeline
-    index:dict,   # what its model_index.json holds
-) -> str:         # variant of the weights, such as 'fp16'; None for the plain ones
+    folder: Path,  # of a pipeline
+    index: dict,  # what its model_index.json holds
+) -> str:  # variant of the weights, such as 'fp16'; None for the plain ones
     "Refuse a folder that lacks a part which its index names, or has it pickled alone."
     _check_needed(folder, index)
     variants = set()
     for name, spec in index.items():
-        if not isinstance(spec, list) or not spec[0] or name in OPTIONAL: continue
+        if not isinstance(spec, list) or not spec[0] or name in OPTIONAL:
+            continue
         files = _files_of(folder, name)
-        if 'Tokenizer' in spec[1]: _check_vocabulary(folder, name, files)
-        elif name != 'scheduler': variants.add(_variant(folder, name, files))
+        if 'Tokenizer' in spec[1]:
+            _check_vocabulary(folder, name, files)
+        elif name != 'scheduler':
+            variants.add(_variant(folder, name, files))
     named = sorted(variants - {None})
     if len(named) > 1:
-        raise ValueError(f'model {str(folder)!r} has weights of the variants {", ".join(named)}, '
-                         'and none of all its parts; one variant is right')
+        raise ValueError(
+            f'model {str(folder)!r} has weights of the variants {", ".join(named)}, '
+            'and none of all its parts; one variant is right'
+        )
     return named[0] if named else None
+
 
 def _check_needed(folder, index):
     "Refuse an index that leaves out a part which its class needs."
     kind = index.get('_class_name')
     needed = ADAPTERS[kind].needed() if kind in ADAPTERS else ()
     for name in needed:
-        if any(index.get(name) or ()): continue
-        raise ValueError(f'model {str(folder)!r} has no {name}, as its model_index.json says; a {kind} needs {", ".join(needed)}')
+        if any(index.get(name) or ()):
+            continue
+        raise ValueError(
+            f'model {str(folder)!r} has no {name}, as its model_index.json says; a {kind} needs '
+            f'{", ".join(needed)}'
+        )
+
 
 def _files_of(folder, name):
     "The names of a part's files."
     files = [p.name for p in (folder / name).iterdir()] if (folder / name).is_dir() else []
-    if files: return files
-    raise FileNotFoundError(f'model {str(folder)!r} has no {name}/, which its model_index.json names; '
-                            'a whole folder, as save_pretrained writes it, is right')
+    if files:
+        return files
+    raise FileNotFoundError(
+        f'model {str(folder)!r} has no {name}/, which its model_index.json names; '
+        'a whole folder, as save_pretrained writes it, is right'
+    )
+
 
 def _check_vocabulary(folder, name, files):
-    if set(VOCABULARIES) & set(files): return
-    raise FileNotFoundError(f'{name}/ of model {str(folder)!r} has no vocabulary; one of {", ".join(VOCABULARIES)} is right')
+    if set(VOCABULARIES) & set(files):
+        return
+    raise FileNotFoundError(
+        f'{name}/ of model {str(folder)!r} has no vocabulary; one of {", ".join(VOCABULARIES)} is right'
+    )
+
 
 def _variant(folder, name, files):
     "Of a network's weights: None where there are plain ones."
     found = {m[1] or m[2] for m in map(WEIGHTS.fullmatch, files) if m}
-    if None in found: return None
-    if found: return sorted(found)[0]
+    if None in found:
+        return None
+    if found:
+        return sorted(found)[0]
     pickled = next((file for file in sorted(files) if file.endswith(PICKLES)), None)
     if pickled:
-        raise ValueError(f'{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is unpickled here; '
-                         'where you trust them, load the folder with plain diffusers and save it again by save_pretrained, '
-                         'which writes .safetensors')
+        raise ValueError(
+            f'{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is '
+            'unpickled here; '
+            'where you trust them, load the folder with plain diffusers and save it again by '
+            'save_pretrained, '
+            'which writes .safetensors'
+        )
     raise FileNotFoundError(f'{name}/ of model {str(folder)!r} has no weights; a .safetensors file is right')
 
 # %% ../../nbs/sampling/08_loading.ipynb #7a711e44
@@ -152,43 +205,64 @@ def readable(
     model,  # as the user names it
 ):
     "Every failure to read a model is one line that names it."
-    try: yield
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as e:
         reason = (str(e).strip() or '?').splitlines()[0][:160]
         raise ValueError(f'model {str(model)!r} cannot be read ({type(e).__name__}: {reason})') from None
 
+
 def open_pipeline(
     model,  # folder of a pipeline, a hub id 'owner/name', or 'demo' for the shipped one
-) -> 'DiffusionPipeline':   # its weights in fp32
+) -> 'DiffusionPipeline':  # its weights in fp32
     "Load a pipeline."
     from diffusers import DiffusionPipeline
+
     found = find_model(model)
-    if best_device() == 'cpu': keep_freed_memory()                # before the first threads, which read the weights, have heaps
+    if best_device() == 'cpu':
+        keep_freed_memory()  # before the first threads, which read the weights, have heaps
     with readable(model), no_progress_bars():
         index = DiffusionPipeline.load_config(found)
-        check_pipeline_index(index, found)                        # nothing that it names is imported before
+        check_pipeline_index(index, found)  # nothing that it names is imported before
     variant = check_folder(Path(found), index) if Path(found).is_dir() else None
     with readable(model), no_progress_bars():
-        checker = dict(safety_checker=None, requires_safety_checker=False) if 'safety_checker' in index else {}
-        pipeline = DiffusionPipeline.from_pretrained(found, dtype=torch.float32, use_safetensors=True, variant=variant, **checker)
+        checker = (
+            dict(safety_checker=None, requires_safety_checker=False) if 'safety_checker' in index else {}
+        )
+        pipeline = DiffusionPipeline.from_pretrained(
+            found, dtype=torch.float32, use_safetensors=True, variant=variant, **checker
+        )
     if variant:
-        say_once(f'model {str(model)!r}: its {variant} weights are the only ones; '
-                 'loaded from them, and computed in the precision that is asked for')
-    if found != str(model) != 'demo': pipeline.register_to_config(_name_or_path=str(model))   # the hub id, and not the folder of the cache
+        say_once(
+            f'model {str(model)!r}: its {variant} weights are the only ones; '
+            'loaded from them, and computed in the precision that is asked for'
+        )
+    if found != str(model) != 'demo':
+        pipeline.register_to_config(_name_or_path=str(model))  # the hub id, and not the folder of the cache
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 # %% ../../nbs/sampling/08_loading.ipynb #7b98c4a5
 def read_note(
-    file:Path,  # policy.json
+    file: Path,  # policy.json
 ) -> dict[str, object]:  # fields of `PolicyConfig`, base and pipeline
     "What `Policy.save` wrote in policy.json."
     model = str(file.parent)
-    try: saved = read_json(file, 2**20)
-    except ValueError as e: raise ValueError(f'model {model!r} cannot be read ({e})') from None
-    right = isinstance(saved, dict) and saved.get('train') in ('lora', 'full') and isinstance(saved.get('base'), str)
-    if not right: raise ValueError(f"model {model!r} cannot be read (policy.json must hold train, 'lora' or 'full', and base)")
+    try:
+        saved = read_json(file, 2**20)
+    except ValueError as e:
+        raise ValueError(f'model {model!r} cannot be read ({e})') from None
+    right = (
+        isinstance(saved, dict)
+        and saved.get('train') in ('lora', 'full')
+        and isinstance(saved.get('base'), str)
+    )
+    if not right:
+        raise ValueError(
+            f"model {model!r} cannot be read (policy.json must hold train, 'lora' or 'full', and base)"
+        )
     return with_new_names(saved, FIELDS)
+
 
 def base_of(
     model,  # folder of a pipeline or one written by `Policy.save`, a hub id, or 'demo'
@@ -197,17 +271,23 @@ def base_of(
     seen = set()
     while model != 'demo':
         note = Path(model) / 'policy.json'
-        if not note.is_file(): break
+        if not note.is_file():
+            break
         saved = read_note(note)
-        if saved['train'] != 'lora': break
-        if str(model) in seen: raise ValueError(f'model {str(model)!r} cannot be read (its policy.json names itself as the base)')
+        if saved['train'] != 'lora':
+            break
+        if str(model) in seen:
+            raise ValueError(
+                f'model {str(model)!r} cannot be read (its policy.json names itself as the base)'
+            )
         seen.add(str(model))
         model = noted_base(saved['base'], model)
     return str(model)
 
+
 def noted_base(
-    base:str,     # as policy.json says it
-    folder:Path,  # of policy.json
+    base: str,  # as policy.json says it
+    folder: Path,  # of policy.json
 ) -> str:
     "Where a base lies: a note that begins with a dot is relative to the folder in which it stands."
     return os.path.normpath(Path(folder) / base) if base.startswith(('./', '../')) else base

@@ -14,83 +14,102 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn.functional import pad
 
-if TYPE_CHECKING: from peft import LoraConfig
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 # %% ../../nbs/sampling/05_lora.ipynb #9de8d071
 def tuner_layers(
-    module:torch.nn.Module,  # a component of a pipeline
+    module: torch.nn.Module,  # a component of a pipeline
 ) -> dict[str, torch.nn.Module]:  # name -> layer, a `BaseTunerLayer`
     "The layers of a module that peft gave adapters."
     from peft.tuners.tuners_utils import BaseTunerLayer
+
     return {name: m for name, m in module.named_modules() if isinstance(m, BaseTunerLayer)}
 
+
 def add_lora(
-    module:torch.nn.Module,   # without adapters
-    config:'LoraConfig',      # of peft
-    seed:int=0,               # of A; B starts at zero
+    module: torch.nn.Module,  # without adapters
+    config: 'LoraConfig',  # of peft
+    seed: int = 0,  # of A; B starts at zero
 ):
     "Inject a new LoRA. The global random state is left as it was."
     from peft import inject_adapter_in_model
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, module)
-    module._hf_peft_config_loaded = True                              # diffusers' and transformers' own methods ask this
+    module._hf_peft_config_loaded = True  # diffusers' and transformers' own methods ask this
+
 
 @contextmanager
 def lora_disabled(
-    modules:list  # of modules
+    modules: list,  # of modules
 ):
     "Inside this context modules compute without their adapters."
     layers = [layer for module in modules for layer in tuner_layers(module).values()]
-    for layer in layers: layer.enable_adapters(False)
-    try: yield
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
     finally:
-        for layer in layers: layer.enable_adapters(True)
+        for layer in layers:
+            layer.enable_adapters(True)
 
 # %% ../../nbs/sampling/05_lora.ipynb #30ea1303
 class Factors(NamedTuple):
     "What a LoRA adds to a layer's weight, as two matrices: up @ down."
-    down: torch.Tensor   # A (r, in, …)
-    up: torch.Tensor     # B (out, r, …)
+
+    down: torch.Tensor  # A (r, in, …)
+    up: torch.Tensor  # B (out, r, …)
+
 
 def lora_factors(
-    layer:torch.nn.Module,  # a layer of peft
-) -> Factors:               # fp32, the scale in B; of all active adapters together
+    layer: torch.nn.Module,  # a layer of peft
+) -> Factors:  # fp32, the scale in B; of all active adapters together
     "What a layer's LoRA adds to its weight. `ValueError` for adapters that are no plain LoRA."
     from peft.tuners import lora
+
     if not isinstance(layer, (lora.Linear, lora.Conv2d)):
         raise ValueError(f'{type(layer).__name__} is no LoRA of a linear or convolutional layer')
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     for name in names:
-        if name in layer.lora_variant or layer.lora_B[name].bias is not None: raise ValueError(f'adapter {name!r} is DoRA, or has a bias')
+        if name in layer.lora_variant or layer.lora_B[name].bias is not None:
+            raise ValueError(f'adapter {name!r} is DoRA, or has a bias')
     downs = [layer.lora_A[name].weight.detach().float() for name in names]
     ups = [layer.scaling[name] * layer.lora_B[name].weight.detach().float() for name in names]
     return Factors(torch.cat(downs), torch.cat(ups, 1))
 
+
 def active_factors(
-    module:torch.nn.Module,  # a component of a pipeline
+    module: torch.nn.Module,  # a component of a pipeline
 ) -> dict[str, Factors]:  # layer's name -> `lora_factors`
     "What a module's active adapters add to its weights."
     found = {}
     for name, layer in tuner_layers(module).items():
         known = getattr(layer, 'lora_A', layer.active_adapters)
-        if not layer.disable_adapters and set(layer.active_adapters) & set(known): found[name] = lora_factors(layer)
+        if not layer.disable_adapters and set(layer.active_adapters) & set(known):
+            found[name] = lora_factors(layer)
     return found
 
+
 def merge_adapters(
-    module:torch.nn.Module,  # a component of a pipeline
+    module: torch.nn.Module,  # a component of a pipeline
 ):
-    "Add the active adapters to the weights, and take peft's layers out. Adapters that are switched off are dropped."
+    """Add the active adapters to the weights, and take peft's layers out.
+
+    Adapters that are switched off are dropped."""
     for name, layer in tuner_layers(module).items():
-        if not layer.disable_adapters and not layer.merged: layer.merge(safe_merge=True)
+        if not layer.disable_adapters and not layer.merged:
+            layer.merge(safe_merge=True)
         parent, _, child = name.rpartition('.')
         setattr(module.get_submodule(parent), child, layer.get_base_layer())
     vars(module).pop('peft_config', None)
     module._hf_peft_config_loaded = False
 
+
 def stacked_factors(
-    first:dict,    # layer's name -> `Factors`, as of `active_factors`
-    second:dict,  # likewise
+    first: dict,  # layer's name -> `Factors`, as of `active_factors`
+    second: dict,  # likewise
 ) -> dict[str, Factors]:
     "Two LoRAs as one: their matrices side by side."
     both = {}
@@ -99,62 +118,77 @@ def stacked_factors(
         both[name] = Factors(torch.cat([down, other_down]), torch.cat([up, other_up], 1))
     return first | second | both
 
+
 def pad_to_rank(
-    factors:dict,  # layer's name -> `Factors`
-    rank:int,      # as large as the largest of them or larger
+    factors: dict,  # layer's name -> `Factors`
+    rank: int,  # as large as the largest of them or larger
 ) -> dict[str, Factors]:
     "Pad with zeros, so that every layer has one rank: all programs that read LoRAs understand that."
+
     def padded(t, axis):
         trailing = [0, 0] * (t.ndim - 1 - axis)
         return pad(t, trailing + [0, rank - t.shape[axis]])
+
     return {name: Factors(padded(down, 0), padded(up, 1)) for name, (down, up) in factors.items()}
 
 # %% ../../nbs/sampling/05_lora.ipynb #2194610d
 MATRIX = re.compile(r'(.+)\.(?:lora_(A|B)|lora(?:_linear_layer)?\.(down|up))\.weight')
 
+
 def factors_of_file(
-    state:dict[str, torch.Tensor],   # of one network
-) -> dict[str, Factors]:             # layer's name -> `Factors`, without the scale
+    state: dict[str, torch.Tensor],  # of one network
+) -> dict[str, Factors]:  # layer's name -> `Factors`, without the scale
     "The matrices in a file that `save_lora_weights` wrote."
     found = {}
     for key, tensor in state.items():
         name = MATRIX.fullmatch(key)
-        if not name: raise ValueError(f'{key!r:.100} is no matrix of a LoRA')
+        if not name:
+            raise ValueError(f'{key!r:.100} is no matrix of a LoRA')
         side = name[2] or dict(down='A', up='B')[name[3]]
         found.setdefault(name[1], {})[side] = tensor
     for name, pair in found.items():
-        if len(pair) < 2: raise ValueError(f'{name!r:.100} has one matrix, not two')
+        if len(pair) < 2:
+            raise ValueError(f'{name!r:.100} has one matrix, not two')
     return {name: Factors(pair['A'], pair['B']) for name, pair in found.items()}
 
+
 def add_factors(
-    module:torch.nn.Module,         # without adapters
-    factors:dict[str, Factors],     # layer's name -> `Factors`, all of one rank
-    alpha:float,                    # the scale is alpha / rank
+    module: torch.nn.Module,  # without adapters
+    factors: dict[str, Factors],  # layer's name -> `Factors`, all of one rank
+    alpha: float,  # the scale is alpha / rank
 ):
     "Give a module a LoRA with known matrices. `ValueError` names the layer that does not fit."
     from peft import LoraConfig
+
     rank = len(next(iter(factors.values()))[0])
     names = {name for name, _ in module.named_modules()}
     for name, (down, up) in factors.items():
-        if not len(down) == up.shape[1] == rank: raise ValueError(f'{name!r:.100} has another rank than {rank}')
+        if not len(down) == up.shape[1] == rank:
+            raise ValueError(f'{name!r:.100} has another rank than {rank}')
     for name in factors:
-        if name not in names: raise ValueError(f'{name!r:.100} is no layer of this network')
+        if name not in names:
+            raise ValueError(f'{name!r:.100} is no layer of this network')
     add_lora(module, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(factors)))
     layers = tuner_layers(module)
     unmatched = set(layers) ^ set(factors)
-    if unmatched: raise ValueError(f'{min(unmatched)!r:.100} has no pair of matrices')
-    for name, layer in layers.items(): _fill(name, layer, factors[name])
+    if unmatched:
+        raise ValueError(f'{min(unmatched)!r:.100} has no pair of matrices')
+    for name, layer in layers.items():
+        _fill(name, layer, factors[name])
+
 
 def _fill(name, layer, factors):
     "Copy two matrices into a layer."
     own = layer.lora_A['default'].weight, layer.lora_B['default'].weight
     for weight, tensor in zip(own, factors):
-        if weight.shape != tensor.shape: raise ValueError(f'{name!r:.100} has shape {tuple(tensor.shape)}, not {tuple(weight.shape)}')
+        if weight.shape != tensor.shape:
+            raise ValueError(f'{name!r:.100} has shape {tuple(tensor.shape)}, not {tuple(weight.shape)}')
         weight.data.copy_(tensor)
 
+
 def factors_state_dict(
-    factors:dict[str, Factors],     # layer's name -> `Factors`
-) -> dict[str, torch.Tensor]:       # name -> tensor
+    factors: dict[str, Factors],  # layer's name -> `Factors`
+) -> dict[str, torch.Tensor]:  # name -> tensor
     "The matrices as peft names them."
     state = {}
     for name, (down, up) in factors.items():

@@ -15,28 +15,32 @@ from torch.nn.functional import linear
 # %% ../../nbs/sampling/04_lora_layer.ipynb #d2bfc39b
 class OneProduct(torch.autograd.Function):
     "x (W + s B A)ᵀ + b, with gradients for x, A and B. [LoRA Eq 3]"
+
     @staticmethod
-    def forward(ctx,
-        x,       # (…, in)
+    def forward(
+        ctx,
+        x,  # (…, in)
         weight,  # (out, in), frozen
-        bias,    # (out,), frozen, or None
-        down,    # A, (r, in)
-        up,      # B, (out, r)
-        scale,   # s
-    ):           # (…, out)
+        bias,  # (out,), frozen, or None
+        down,  # A, (r, in)
+        up,  # B, (out, r)
+        scale,  # s
+    ):  # (…, out)
         ctx.save_for_backward(x, weight, down, up)
         ctx.scale = scale
         return linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx,
-        grad,    # (…, out)
-    ):           # one gradient for each input of `forward`; None for those that have none
+    def backward(
+        ctx,
+        grad,  # (…, out)
+    ):  # one gradient for each input of `forward`; None for those that have none
         x, weight, down, up = ctx.saved_tensors
         rows, g = x.flatten(0, -2), grad.flatten(0, -2)
         of_x = None
-        if ctx.needs_input_grad[0]: of_x = grad @ torch.addmm(weight, up, down, alpha=ctx.scale)
+        if ctx.needs_input_grad[0]:
+            of_x = grad @ torch.addmm(weight, up, down, alpha=ctx.scale)
         of_down = ctx.scale * (g @ up).T @ rows
         of_up = ctx.scale * g.T @ (rows @ down.T)
         return of_x, None, None, of_down, of_up, None
@@ -44,41 +48,51 @@ class OneProduct(torch.autograd.Function):
 # %% ../../nbs/sampling/04_lora_layer.ipynb #df19383c
 class LowRank(lora.Linear):
     "peft's linear layer with a LoRA, in one matrix product where that is the same."
-    def forward(self,
-        x:torch.Tensor,  # (…, in)
-        *args, **kwargs  # as for peft's layer, which computes what has any
-    ) -> torch.Tensor:   # (…, out)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (…, in)
+        *args,
+        **kwargs,  # as for peft's layer, which computes what has any
+    ) -> torch.Tensor:  # (…, out)
         "As peft's layer does."
         adapter = None if args or kwargs else self._only_adapter(x)
-        if adapter is None: return super().forward(x, *args, **kwargs)
+        if adapter is None:
+            return super().forward(x, *args, **kwargs)
         base, down, up = self.base_layer, self.lora_A[adapter], self.lora_B[adapter]
         return OneProduct.apply(x, base.weight, base.bias, down.weight, up.weight, self.scaling[adapter])
 
     def _only_adapter(self, x):
         "The name of the adapter that is all there is to add; None where one product would not be the same."
         active = [name for name in self.active_adapters if name in self.lora_A]
-        if self.disable_adapters or self.merged or len(active) != 1: return None
+        if self.disable_adapters or self.merged or len(active) != 1:
+            return None
         name = active[0]
         return name if self._is_plain(name) and self._is_fp32(name, x) else None
 
     def _is_plain(self, name):
         "Whether the layer computes W and a LoRA, and nothing else."
         down, up = self.lora_A[name], self.lora_B[name]
-        if type(self.base_layer) is not Linear or self.fan_in_fan_out or name in self.lora_variant: return False
-        if not isinstance(self.lora_dropout[name], Identity): return False
+        if type(self.base_layer) is not Linear or self.fan_in_fan_out or name in self.lora_variant:
+            return False
+        if not isinstance(self.lora_dropout[name], Identity):
+            return False
         frozen = not any(p.requires_grad for p in self.base_layer.parameters())
         return down.bias is None and up.bias is None and frozen
 
     def _is_fp32(self, name, x):
         "Whether all that is multiplied is in fp32."
         kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind): return False   # 'meta' has no autocast
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return False  # 'meta' has no autocast
         tensors = x, self.base_layer.weight, self.lora_A[name].weight, self.lora_B[name].weight
         return all(t.dtype == torch.float32 for t in tensors)
 
+
 def in_one_product(
-    module:torch.nn.Module,  # changed in place
+    module: torch.nn.Module,  # changed in place
 ):
     "Let every linear layer of a module that peft gave a LoRA compute it in one product where it can."
     for layer in module.modules():
-        if type(layer) is lora.Linear: layer.__class__ = LowRank
+        if type(layer) is lora.Linear:
+            layer.__class__ = LowRank

@@ -24,18 +24,21 @@ from .loading import find_model, readable
 from .config import PolicyConfig
 from ..utils.loading import no_progress_bars
 
-if TYPE_CHECKING: from diffusers import DiffusionPipeline
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 # %% ../../nbs/sampling/13_memory.ipynb #2f7c9fb9
 class LiveBytes(TorchDispatchMode):
     "Counts the bytes of the tensors that were made inside this context and are still alive, and their peak."
+
     def __init__(self):
         super().__init__()
         self.live = self.peak = 0
         self._known = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta: return 0   # there are no data to read a number from
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 0  # there are no data to read a number from
         out = self._computed(function, args, kwargs or {})
         tree_map_only(torch.Tensor, self._add, out)
         self.peak = max(self.peak, self.live + self._inside(function, args))
@@ -50,25 +53,31 @@ class LiveBytes(TorchDispatchMode):
 
     def _add(self, tensor):
         storage = tensor.untyped_storage()
-        if storage in self._known: return
+        if storage in self._known:
+            return
         self._known.add(storage)
         size = storage.nbytes()
         weakref.finalize(storage, self._drop, size)
         self.live += size
         self.peak = max(self.peak, self.live)
 
-    def _drop(self, size): self.live -= size
+    def _drop(self, size):
+        self.live -= size
+
 
 CONVOLUTIONS = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
 GROUP_NORMS = torch.ops.aten.native_group_norm.default, torch.ops.aten.native_group_norm_backward.default
+
 
 class GpuBytes(LiveBytes):
     """The same with the copies that CUDA's kernels make of tensors in another layout than theirs.
 
     cuDNN's convolutions follow their weights, group norms want channels first."""
+
     def _computed(self, function, args, kwargs):
         out = super()._computed(function, args, kwargs)
-        if function is not CONVOLUTIONS[0] or not any(map(_is_channels_last, args[:2])): return out
+        if function is not CONVOLUTIONS[0] or not any(map(_is_channels_last, args[:2])):
+            return out
         return torch.empty_like(out, memory_format=torch.channels_last)
 
     def _inside(self, function, args):
@@ -77,106 +86,144 @@ class GpuBytes(LiveBytes):
             return sum(t.nbytes for t in tensors if not t.is_contiguous(memory_format=torch.channels_last))
         return sum(t.nbytes for t in tensors if not t.is_contiguous()) if function in GROUP_NORMS else 0
 
+
 def _is_channels_last(tensor):
     "Whether an image's channels lie last in memory, and not first as well."
-    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return (
+        tensor.ndim == 4
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and not tensor.is_contiguous()
+    )
 
 # %% ../../nbs/sampling/13_memory.ipynb #1d325614
 def hollow_pipeline(
-    model, # folder of a pipeline, a hub id, or 'demo'
+    model,  # folder of a pipeline, a hub id, or 'demo'
 ) -> 'DiffusionPipeline':
-    "A pipeline whose networks are on the `meta` device: real classes and shapes, no data. Only configurations and tokenizers are read."
+    """A pipeline whose networks are on the `meta` device: real classes and shapes, no data.
+
+    Only configurations and tokenizers are read."""
     from diffusers import DiffusionPipeline
+
     found = find_model(model)
     with readable(model), no_progress_bars():
         pipeline = _assembled(found, DiffusionPipeline.load_config(found))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
+
 def _assembled(model, index):
     "The pipeline that an index describes, of hollow parts and without a safety checker."
     import diffusers
+
     components, options = {}, {}
     for name, spec in index.items():
-        if isinstance(spec, list): components[name] = _hollow(model, name, *spec) if spec[0] and name != 'safety_checker' else None
-        elif not name.startswith('_'): options[name] = spec
-    if 'safety_checker' in components: options['requires_safety_checker'] = False
+        if isinstance(spec, list):
+            components[name] = _hollow(model, name, *spec) if spec[0] and name != 'safety_checker' else None
+        elif not name.startswith('_'):
+            options[name] = spec
+    if 'safety_checker' in components:
+        options['requires_safety_checker'] = False
     return getattr(diffusers, index['_class_name'])(**components, **options)
+
 
 def _hollow(model, name, library, kind):
     "One component, on the meta device where it is a network."
     import diffusers, transformers
+
     cls = getattr(diffusers if library == 'diffusers' else transformers, kind)
-    if not issubclass(cls, torch.nn.Module): return cls.from_pretrained(model, subfolder=name)
+    if not issubclass(cls, torch.nn.Module):
+        return cls.from_pretrained(model, subfolder=name)
     with torch.device('meta'):
-        if library == 'diffusers': return cls.from_config(cls.load_config(model, subfolder=name))
+        if library == 'diffusers':
+            return cls.from_config(cls.load_config(model, subfolder=name))
         return cls(cls.config_class.from_pretrained(model, subfolder=name))
 
 # %% ../../nbs/sampling/13_memory.ipynb #53111381
 @dataclass(frozen=True)
 class Load:
     "What decides the memory of a run beside the policy."
-    samples: int = 64           # images of the largest task in an epoch
-    micro_batch: int = 128      # transitions per forward and backward
-    train_steps: int = 5        # denoising steps trained per image
-    kl: bool = False            # a KL penalty to the reference
-    ema: bool = False           # averaged weights
-    measured: bool = False      # now and then the gradient's noise is measured, with a copy of one gradient
-    rollout_batch: int = 64     # images denoised together
-    decode_batch: int = 32      # images decoded together
-    threads: int = 1            # batches at once, unless one takes all threads; on a CPU as many as PyTorch has threads
-    reuse_graphs: bool = False  # sampling keeps what the backward pass of all trained steps needs
-    gpu: bool = False           # on a GPU, whose autocast and kernels make copies that a CPU's do not
 
-WORKSPACE = 2**25             # bytes that PyTorch gives cuBLAS on a Hopper card
+    samples: int = 64  # images of the largest task in an epoch
+    micro_batch: int = 128  # transitions per forward and backward
+    train_steps: int = 5  # denoising steps trained per image
+    kl: bool = False  # a KL penalty to the reference
+    ema: bool = False  # averaged weights
+    measured: bool = False  # now and then the gradient's noise is measured, with a copy of one gradient
+    rollout_batch: int = 64  # images denoised together
+    decode_batch: int = 32  # images decoded together
+    threads: int = 1  # batches at once, unless one takes all threads; on a CPU as many as PyTorch has threads
+    reuse_graphs: bool = False  # sampling keeps what the backward pass of all trained steps needs
+    gpu: bool = False  # on a GPU, whose autocast and kernels make copies that a CPU's do not
+
+
+WORKSPACE = 2**25  # bytes that PyTorch gives cuBLAS on a Hopper card
+
 
 def parameter_bytes(
-    module:torch.nn.Module,  # a component of a pipeline
+    module: torch.nn.Module,  # a component of a pipeline
 ) -> int:
     "Bytes of parameters and buffers, in their own precision."
     return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
 
+
 def estimate(
-    model,                       # folder of a pipeline, a hub id, or 'demo'
-    config:PolicyConfig=None,    # how it is sampled and what is trained
-    load:Load=None,              # how much is sampled and trained at once
-    known:dict=None,             # peaks that were simulated before; further ones are added
-) -> dict[str, int]:             # part -> bytes; 'peak' is their sum with the largest of the three phases
+    model,  # folder of a pipeline, a hub id, or 'demo'
+    config: PolicyConfig = None,  # how it is sampled and what is trained
+    load: Load = None,  # how much is sampled and trained at once
+    known: dict = None,  # peaks that were simulated before; further ones are added
+) -> dict[str, int]:  # part -> bytes; 'peak' is their sum with the largest of the three phases
     "Memory of a training run on one device, before it starts."
     config, load = config or PolicyConfig(), load or Load()
-    policy = Policy(hollow_pipeline(model), **vars(replace(config, offload=False)))     # tensors without data cannot move
-    if policy.takes_all_threads: load = replace(load, threads=1)
+    policy = Policy(
+        hollow_pipeline(model), **vars(replace(config, offload=False))
+    )  # tensors without data cannot move
+    if policy.takes_all_threads:
+        load = replace(load, threads=1)
     waiting = policy.text_encoders if config.offload else []
     parts = _resident(policy, config, load, waiting)
-    if load.gpu: parts |= dict(workspace=WORKSPACE)
-    elif config.train == 'full' and config.precision != 'fp32': _cast_for_simulation(policy)
+    if load.gpu:
+        parts |= dict(workspace=WORKSPACE)
+    elif config.train == 'full' and config.precision != 'fp32':
+        _cast_for_simulation(policy)
     phases = _peaks(policy, config, load, {} if known is None else known)
-    if waiting: phases = dict(reading=sum(map(parameter_bytes, waiting))) | phases
+    if waiting:
+        phases = dict(reading=sum(map(parameter_bytes, waiting))) | phases
     return parts | phases | dict(peak=sum(parts.values()) + max(phases.values()))
+
 
 def _resident(policy, config, load, waiting):
     "Bytes that are there in every phase; the modules that are `waiting` are on the CPU meanwhile."
-    modules = [m for m in policy.pipeline.components.values() if isinstance(m, torch.nn.Module) and m not in waiting]
+    modules = [
+        m for m in policy.pipeline.components.values() if isinstance(m, torch.nn.Module) and m not in waiting
+    ]
     trained = 4 * sum(p.numel() for p in policy.parameters())
-    copies = 2 + load.ema + load.measured + (load.kl and config.train == 'full')          # AdamW's moments, and more
+    copies = 2 + load.ema + load.measured + (load.kl and config.train == 'full')  # AdamW's moments, and more
     latent = torch.Size(policy.latent_shape).numel() * PRECISIONS[config.latents_dtype].itemsize
     paths = latent * (load.samples * (config.num_steps + 1) + 4 * load.samples * load.train_steps)
-    images = 4 * 3 * policy.adapter.image_size ** 2 * load.samples
-    return dict(weights=sum(map(parameter_bytes, modules)), training=trained * copies, trajectories=paths + images)
+    images = 4 * 3 * policy.adapter.image_size**2 * load.samples
+    return dict(
+        weights=sum(map(parameter_bytes, modules)), training=trained * copies, trajectories=paths + images
+    )
+
 
 class Phase(NamedTuple):
     "A part of an epoch whose peak is simulated."
-    config: PolicyConfig   # without what does not change the peak, so that a peak is simulated once
-    run: Callable          # of a policy and what follows
+
+    config: PolicyConfig  # without what does not change the peak, so that a peak is simulated once
+    run: Callable  # of a policy and what follows
     args: tuple
+
 
 def _phases(config, load):
     "The phases of an epoch, by name."
     at_once = load.threads * load.rollout_batch, load.threads * load.micro_batch
     transitions = load.samples * load.train_steps
-    return dict(sampling=Phase(config, _sample, (min(at_once[0], load.samples),)),
-                update=Phase(config, _update, (min(at_once[1], transitions), load.kl)),
-                decoding=Phase(config, _decode, (min(load.decode_batch, load.samples),)))
+    return dict(
+        sampling=Phase(config, _sample, (min(at_once[0], load.samples),)),
+        update=Phase(config, _update, (min(at_once[1], transitions), load.kl)),
+        decoding=Phase(config, _decode, (min(load.decode_batch, load.samples),)),
+    )
+
 
 def _peaks(policy, config, load, known):
     "The peak of each phase. What an option does not change is not simulated again."
@@ -186,15 +233,20 @@ def _peaks(policy, config, load, known):
     found = {}
     for name, phase in phases.items():
         found[name] = _once(known, phase, load.gpu, policy)
-        if phase.run is _sample: _batch(policy, 1)      # later phases find the embeddings that it leaves, simulated now or before
-    if load.reuse_graphs: found['graphs'] = _graphs(policy, drawn, load, known, found['decoding'])
+        if phase.run is _sample:
+            _batch(policy, 1)  # later phases find the embeddings that it leaves, simulated now or before
+    if load.reuse_graphs:
+        found['graphs'] = _graphs(policy, drawn, load, known, found['decoding'])
     return found
+
 
 def _once(known, phase, gpu, policy):
     "The peak of a phase, simulated where it is not known."
     key = repr(phase.config), gpu, phase.run, *phase.args
-    if key not in known: known[key] = _peak(phase, policy, gpu)
+    if key not in known:
+        known[key] = _peak(phase, policy, gpu)
     return known[key]
+
 
 def _graphs(policy, config, load, known, decoding):
     """The peak with all graphs that sampling kept, while images are decoded or gradients go back.
@@ -205,26 +257,33 @@ def _graphs(policy, config, load, known, decoding):
     all_graphs = load.samples * load.train_steps / rows * (two - one)
     return round(all_graphs + max(decoding, 2 * one - two))
 
+
 def _cast_for_simulation(policy):
     "The meta device has no autocast: let the weights have the precision that autocast would give them."
-    for module in policy.trainable_modules.values(): cast(module, PRECISIONS[policy.precision])
+    for module in policy.trainable_modules.values():
+        cast(module, PRECISIONS[policy.precision])
+
 
 def _peak(phase, policy, gpu):
     "Simulate a phase and return the largest number of bytes that were alive."
     with ExitStack() as stack:
         stack.enter_context(patch.object(F, 'scaled_dot_product_attention', _fused_attention))
-        if gpu and phase.run is not _decode: stack.enter_context(cuda_autocast(PRECISIONS[policy.precision]))
+        if gpu and phase.run is not _decode:
+            stack.enter_context(cuda_autocast(PRECISIONS[policy.precision]))
         count = stack.enter_context(GpuBytes() if gpu else LiveBytes())
         phase.run(policy, *phase.args)
     return count.peak
 
-# What CUDA's autocast computes in half precision, and what in fp32; its lists have more that these networks do not call.
+
+# What CUDA's autocast computes in half precision, and what in fp32; its lists have more that these networks
+# do not call.
 HALF = (F, 'linear'), (F, 'conv2d'), (torch, 'matmul'), (torch, 'bmm'), (torch, 'baddbmm')
 SINGLE = (F, 'group_norm'), (F, 'layer_norm'), (F, 'softmax')
 
+
 @contextmanager
 def cuda_autocast(
-    kind:torch.dtype,   # the lower precision
+    kind: torch.dtype,  # the lower precision
 ):
     """What CUDA's autocast does to products and norms, on any device.
 
@@ -232,29 +291,41 @@ def cuda_autocast(
     casts = ((HALF, kind), (SINGLE, torch.float32)) if kind != torch.float32 else ()
     with ExitStack() as stack:
         for functions, to in casts:
-            for module, name in functions: stack.enter_context(patch.object(module, name, _casting(getattr(module, name), to)))
+            for module, name in functions:
+                stack.enter_context(patch.object(module, name, _casting(getattr(module, name), to)))
         yield
+
 
 def _casting(function, kind):
     "A function whose floating-point arguments are cast."
     cast_one = lambda t: t.to(kind) if t.is_floating_point() else t
     cast_all = lambda values: tree_map_only(torch.Tensor, cast_one, values)
-    def call(*args, **kwargs): return function(*cast_all(args), **cast_all(kwargs))
+
+    def call(*args, **kwargs):
+        return function(*cast_all(args), **cast_all(kwargs))
+
     return call
 
-def _fused_attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, **rest):
+
+def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest):
     """Attention as the fused kernels do it.
 
     On the meta device PyTorch would take the kernel that stores every weight of the attention."""
-    if attn_mask is not None: attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0., is_causal, attn_mask=attn_mask, scale=scale)[0]
+    if attn_mask is not None:
+        attn_mask = torch.empty_like(attn_mask, dtype=query.dtype)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+
 
 def _batch(policy, rows):
     "Latents, steps and embeddings of a batch on the meta device."
     where = torch.zeros(rows, dtype=torch.long)
-    with torch.no_grad(): cond = policy.encode(['a picture'])[where]
+    with torch.no_grad():
+        cond = policy.encode(['a picture'])[where]
     latents = torch.empty(rows, *policy.latent_shape, device='meta')
     return latents, torch.zeros(rows, dtype=torch.long, device='meta'), cond
+
 
 @torch.no_grad()
 def _sample(policy, rows):
@@ -262,23 +333,30 @@ def _sample(policy, rows):
     g = policy.transition(x, step, cond)
     g.log_prob(g.sample(torch.empty_like(x)))
 
+
 def _update(policy, rows, kl):
-    "The reference's predictions, then two micro-batches: in the second the gradients of the first are there already."
+    """The reference's predictions, then two micro-batches: in the second the gradients of the first are there
+    already."""
     x, step, cond = _batch(policy, rows)
     if kl:
-        with torch.no_grad(): base = policy.transition(x, step, cond)
+        with torch.no_grad():
+            base = policy.transition(x, step, cond)
     for _ in range(2):
         now = policy.transition(x, step, cond)
         loss = now.log_prob(torch.empty_like(x)).mean()
-        if kl: loss = loss + now.kl(base).mean()
+        if kl:
+            loss = loss + now.kl(base).mean()
         loss.backward()
         del loss, now
+
 
 def _keep(policy, rows, calls):
     "Forwards whose graphs all stay, then a backward pass through each."
     x, step, cond = _batch(policy, rows)
     kept = [policy.predict(x, step, cond) for _ in range(calls)]
-    while kept: kept.pop().sum().backward()
+    while kept:
+        kept.pop().sum().backward()
+
 
 @torch.no_grad()
 def _decode(policy, rows):
@@ -287,44 +365,58 @@ def _decode(policy, rows):
 # %% ../../nbs/sampling/13_memory.ipynb #085b9f77
 class Plan(NamedTuple):
     "A run whose memory is estimated."
+
     config: PolicyConfig
     load: Load
 
+
 def options_that_help(
-    config:PolicyConfig,  # how it is sampled and what is trained
-    load:Load,  # how much is sampled and trained at once
-) -> dict[str, Plan]:   # option -> the run with it
+    config: PolicyConfig,  # how it is sampled and what is trained
+    load: Load,  # how much is sampled and trained at once
+) -> dict[str, Plan]:  # option -> the run with it
     "Changes that may save memory, as one would type them."
     options = {}
     smaller = max(8, load.micro_batch // 4)
-    if load.micro_batch > 8: options[f'--micro-batch {smaller}'] = Plan(config, replace(load, micro_batch=smaller))
-    if load.reuse_graphs:                                             # does not go with the others
+    if load.micro_batch > 8:
+        options[f'--micro-batch {smaller}'] = Plan(config, replace(load, micro_batch=smaller))
+    if load.reuse_graphs:  # does not go with the others
         options['--no-reuse-graphs'] = Plan(config, replace(load, reuse_graphs=False))
         return options
-    if not config.checkpointing: options['--checkpointing'] = Plan(replace(config, checkpointing=True), load)
-    if config.precision == 'fp32': options['--precision bf16'] = Plan(replace(config, precision='bf16'), load)
-    if config.latents_dtype == 'fp32': options['--latents-dtype bf16'] = Plan(replace(config, latents_dtype='bf16'), load)
-    if not config.offload and not config.train_text_encoder: options['--offload'] = Plan(replace(config, offload=True), load)
-    if load.measured: options['--measure-every 0'] = Plan(config, replace(load, measured=False))
-    if config.train == 'full': options['--train lora'] = Plan(replace(config, train='lora'), load)
+    if not config.checkpointing:
+        options['--checkpointing'] = Plan(replace(config, checkpointing=True), load)
+    if config.precision == 'fp32':
+        options['--precision bf16'] = Plan(replace(config, precision='bf16'), load)
+    if config.latents_dtype == 'fp32':
+        options['--latents-dtype bf16'] = Plan(replace(config, latents_dtype='bf16'), load)
+    if not config.offload and not config.train_text_encoder:
+        options['--offload'] = Plan(replace(config, offload=True), load)
+    if load.measured:
+        options['--measure-every 0'] = Plan(config, replace(load, measured=False))
+    if config.train == 'full':
+        options['--train lora'] = Plan(replace(config, train='lora'), load)
     return options
+
 
 class Advice(NamedTuple):
     "What a run takes, and what would make it smaller."
-    now: dict     # part -> bytes, of `estimate`
-    saved: dict   # option -> bytes that it saves, largest first
+
+    now: dict  # part -> bytes, of `estimate`
+    saved: dict  # option -> bytes that it saves, largest first
+
 
 def advise(
-    model,                       # folder of a pipeline, a hub id, or 'demo'
-    config:PolicyConfig=None,    # how it is sampled and what is trained
-    load:Load=None,              # how much is sampled and trained at once
+    model,  # folder of a pipeline, a hub id, or 'demo'
+    config: PolicyConfig = None,  # how it is sampled and what is trained
+    load: Load = None,  # how much is sampled and trained at once
 ) -> Advice:
     "The estimate, and what would make it smaller."
     config, load = config or PolicyConfig(), load or Load()
     known, saved = {}, {}
     now = estimate(model, config, load, known)
     for option, plan in options_that_help(config, load).items():
-        try: saved[option] = now['peak'] - estimate(model, plan.config, plan.load, known)['peak']
-        except ValueError: continue                                   # not for this pipeline
-    worthwhile = {option: size for option, size in saved.items() if size > .01 * now['peak']}
+        try:
+            saved[option] = now['peak'] - estimate(model, plan.config, plan.load, known)['peak']
+        except ValueError:
+            continue  # not for this pipeline
+    worthwhile = {option: size for option, size in saved.items() if size > 0.01 * now['peak']}
     return Advice(now, dict(sorted(worthwhile.items(), key=lambda item: -item[1])))

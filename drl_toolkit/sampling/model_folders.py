@@ -15,63 +15,90 @@ from ..utils.files import read_json
 LIBRARIES = ('diffusers', 'transformers')
 _CLASS = re.compile(r'[A-Z]\w{0,80}', re.ASCII)
 
+
 def check_pipeline_index(
-    index:dict,  # what model_index.json holds
-    model=None   # folder or hub id it comes from; in a folder, indexes of weights are read too
+    index: dict,  # what model_index.json holds
+    model=None,  # folder or hub id it comes from; in a folder, indexes of weights are read too
 ):
     "Refuse a pipeline whose parts are not what they should be. `ValueError` names the part."
     kind = index.get('_class_name')
-    if not _is_class(kind): raise ValueError(f'_class_name must be a pipeline of diffusers; got {str(kind)[:80]!r}')
+    if not _is_class(kind):
+        raise ValueError(f'_class_name must be a pipeline of diffusers; got {str(kind)[:80]!r}')
     for name, part in index.items():
-        if name.startswith('_') or not isinstance(part, (list, tuple, dict)): continue
-        if _is_part(part): continue
-        raise ValueError(f'{name[:40]} must be a class of diffusers or transformers; model_index.json says {str(part)[:80]!r}')
-    if model is not None and Path(model).is_dir(): _check_weight_indexes(Path(model))
+        if name.startswith('_') or not isinstance(part, (list, tuple, dict)):
+            continue
+        if _is_part(part):
+            continue
+        raise ValueError(
+            f'{name[:40]} must be a class of diffusers or transformers; model_index.json says '
+            f'{str(part)[:80]!r}'
+        )
+    if model is not None and Path(model).is_dir():
+        _check_weight_indexes(Path(model))
 
-def _is_class(name): return isinstance(name, str) and bool(_CLASS.fullmatch(name))
+
+def _is_class(name):
+    return isinstance(name, str) and bool(_CLASS.fullmatch(name))
+
 
 def _is_part(part):
     "[library, class], or [None, None] where the part is left out."
-    if not isinstance(part, (list, tuple)) or len(part) != 2: return False
+    if not isinstance(part, (list, tuple)) or len(part) != 2:
+        return False
     library, name = part
-    if library is None and name is None: return True
+    if library is None and name is None:
+        return True
     return isinstance(library, str) and _is_class(name) and (library in LIBRARIES or _is_pipeline(library))
+
 
 def _is_pipeline(name):
     "Whether diffusers has pipelines of a name, such as stable_diffusion, where the safety checker lives."
     from diffusers import pipelines
+
     return bool(re.fullmatch(r'[a-z]\w{0,60}', name, re.ASCII)) and hasattr(pipelines, name)
+
 
 def _is_safetensors(piece):
     "Whether a name is that of a safetensors file in the same folder."
     return isinstance(piece, str) and bool(re.fullmatch(r'[\w.-]+\.safetensors', piece))
+
 
 def _check_weight_indexes(folder):
     "Weights in pieces are pieces of safetensors, beside their index."
     for file in sorted(folder.glob('*/*.index*.json')):
         found = read_json(file, 2**26)
         pieces = found.get('weight_map') if isinstance(found, dict) else None
-        if isinstance(pieces, dict): wrong = [piece for piece in pieces.values() if not _is_safetensors(piece)]
-        else: wrong = [pieces]
-        if wrong: raise ValueError(f"{file.parent.name}/{file.name} must name pieces of safetensors; got {str(wrong[0])[:80]!r}")
+        if isinstance(pieces, dict):
+            wrong = [piece for piece in pieces.values() if not _is_safetensors(piece)]
+        else:
+            wrong = [pieces]
+        if wrong:
+            raise ValueError(
+                f"{file.parent.name}/{file.name} must name pieces of safetensors; got {str(wrong[0])[:80]!r}"
+            )
 
 # %% ../../nbs/sampling/07_model_folders.ipynb #a2bd0344
 def is_place(
-    name,    # of a model
+    name,  # of a model
 ) -> bool:
     "Whether a name is a path that means something on one machine only: absolute, in a home, or of a drive."
-    if not isinstance(name, str): return False
+    if not isinstance(name, str):
+        return False
     return os.path.isabs(name) or name.startswith('~') or bool(re.match(r'[A-Za-z]:[\\/]', name))
 
+
 def forget_places(
-    folder:Path,     # of a pipeline that was saved
-) -> list[str]:      # names of the files that were changed
+    folder: Path,  # of a pipeline that was saved
+) -> list[str]:  # names of the files that were changed
     "Take places on this machine out of the configurations of a saved pipeline."
     changed = []
     for file in sorted({*Path(folder).glob('*.json'), *Path(folder).glob('*/*.json')}):
-        try: found = read_json(file, 2**20)
-        except (ValueError, OSError): continue
-        if not isinstance(found, dict) or not is_place(found.get('_name_or_path')): continue
+        try:
+            found = read_json(file, 2**20)
+        except (ValueError, OSError):
+            continue
+        if not isinstance(found, dict) or not is_place(found.get('_name_or_path')):
+            continue
         kept = {k: v for k, v in found.items() if k != '_name_or_path'}
         part = file.with_name(f'.{file.name}.part')
         part.write_text(json.dumps(kept, indent=2) + '\n', encoding='utf-8')

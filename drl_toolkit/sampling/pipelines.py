@@ -18,34 +18,41 @@ from .transitions import noise_process
 @dataclass(frozen=True)
 class Conditions:
     "Prompts of a batch: each distinct one once, and which row has which."
-    prompts: tuple[str, ...]             # P distinct ones
-    tensors: dict[str, torch.Tensor]     # name -> (P, …) embeddings; empty when the text encoder is trained, which makes them at each use
-    index: torch.Tensor                  # (B,) long
 
-    def __len__(self): return len(self.index)
+    prompts: tuple[str, ...]  # P distinct ones
+    tensors: dict[
+        str, torch.Tensor
+    ]  # name -> (P, …) embeddings; empty when the text encoder is trained, which makes them at each use
+    index: torch.Tensor  # (B,) long
 
-    def __getitem__(self,
-        rows,   # slice or tensor, as for a tensor's own index
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(
+        self,
+        rows,  # slice or tensor, as for a tensor's own index
     ) -> 'Conditions':
         "Some of the rows."
         return Conditions(self.prompts, self.tensors, self.index[rows])
 
-    def rows(self) -> dict[str, torch.Tensor]: # name -> (B, …)
+    def rows(self) -> dict[str, torch.Tensor]:  # name -> (B, …)
         "The embeddings, one for each row."
         return {name: t[self.index.to(t.device)] for name, t in self.tensors.items()}
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #c02ced3e
 class Adapter:
     "What a policy asks of a pipeline. Subclasses say where theirs differs."
-    network_name = 'unet'
-    text_encoders = ('text_encoder',)   # those that can be trained
-    text_components = ('text_encoder', 'tokenizer')   # what a prompt needs; further ones may be missing
-    flow_matching = False               # whether the pipeline's class is made for flow matching alone
-    guided_by_input = False             # guidance is a number that the network is given, and needs no second call
 
-    def __init__(self,
-        pipeline,             # of diffusers
-        image_size:int=None,  # pixels, width and height; the pipeline's own when None
+    network_name = 'unet'
+    text_encoders = ('text_encoder',)  # those that can be trained
+    text_components = ('text_encoder', 'tokenizer')  # what a prompt needs; further ones may be missing
+    flow_matching = False  # whether the pipeline's class is made for flow matching alone
+    guided_by_input = False  # guidance is a number that the network is given, and needs no second call
+
+    def __init__(
+        self,
+        pipeline,  # of diffusers
+        image_size: int = None,  # pixels, width and height; the pipeline's own when None
     ):
         self.pipeline = pipeline
         self._check_parts()
@@ -55,22 +62,32 @@ class Adapter:
     def _check_size(self, source):
         "Refuse a size of which the network cannot halve the latents."
         step = self.pipeline.vae_scale_factor * 2
-        if self.image_size % step == 0: return
+        if self.image_size % step == 0:
+            return
         near = self.image_size // step * step or step
-        raise ValueError(f'image_size is {self.image_size}{source}; a multiple of {step} is right, such as {near}')
+        raise ValueError(
+            f'image_size is {self.image_size}{source}; a multiple of {step} is right, such as {near}'
+        )
 
     def _check_parts(self):
-        "Refuse a pipeline that lacks a part, or whose network takes more than latents, before anything is sampled."
+        """Refuse a pipeline that lacks a part, or whose network takes more than latents, before anything is
+        sampled."""
         kind, needed = type(self.pipeline).__name__, self.needed()
         for name in needed:
-            if getattr(self.pipeline, name, None) is None: raise ValueError(f'pipeline has no {name}; a {kind} needs {", ".join(needed)}')
+            if getattr(self.pipeline, name, None) is None:
+                raise ValueError(f'pipeline has no {name}; a {kind} needs {", ".join(needed)}')
         if getattr(self.network.config, 'time_cond_proj_dim', None):
-            raise ValueError(f'{self.network_name} takes the guidance scale as an embedding (distilled for few steps); '
-                             'such a network is not sampled here')
+            raise ValueError(
+                f'{self.network_name} takes the guidance scale as an embedding (distilled for few steps); '
+                'such a network is not sampled here'
+            )
         taken, given = self.latent_channels(), self.pipeline.vae.config.latent_channels
-        if taken == given: return
-        raise ValueError(f'{self.network_name} takes {taken} channels, but the latents of the VAE have {given}: '
-                         'it wants more than noisy latents (inpainting, editing); a text-to-image model is right')
+        if taken == given:
+            return
+        raise ValueError(
+            f'{self.network_name} takes {taken} channels, but the latents of the VAE have {given}: '
+            'it wants more than noisy latents (inpainting, editing); a text-to-image model is right'
+        )
 
     @classmethod
     def needed(cls) -> tuple[str, ...]:
@@ -91,7 +108,7 @@ class Adapter:
         "Where the denoiser is; a text encoder may wait elsewhere."
         return self.network.device
 
-    def own_size(self) -> int: # pixels
+    def own_size(self) -> int:  # pixels
         "What the pipeline draws when nothing is said."
         return square_side(self.network.config.sample_size, self.network_name, self.pipeline.vae_scale_factor)
 
@@ -103,54 +120,69 @@ class Adapter:
 
     def check_scheduler(self):
         "Refuse a scheduler of another noise process than the pipeline's class was made for."
-        if not self.flow_matching or noise_process(self.pipeline.scheduler) == 'flow': return
+        if not self.flow_matching or noise_process(self.pipeline.scheduler) == 'flow':
+            return
         scheduler, kind = type(self.pipeline.scheduler).__name__, type(self.pipeline).__name__
-        raise ValueError(f'scheduler is {scheduler}, but {kind} is a flow-matching model; FlowMatchEulerDiscreteScheduler is right')
+        raise ValueError(
+            f'scheduler is {scheduler}, but {kind} is a flow-matching model; '
+            'FlowMatchEulerDiscreteScheduler is right'
+        )
 
-    def set_timesteps(self,
-        num_steps:int,   # denoising steps
+    def set_timesteps(
+        self,
+        num_steps: int,  # denoising steps
     ):
         "Give the scheduler its schedule, as the pipeline would."
         self.pipeline.scheduler.set_timesteps(num_steps)
 
-    def encode(self,
-        prompts:list[str],            # P of them
-    ) -> dict[str, torch.Tensor]:     # name -> (P, …)
+    def encode(
+        self,
+        prompts: list[str],  # P of them
+    ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         "Embeddings of prompts, by the pipeline's own function."
         return dict(prompt_embeds=self.pipeline.encode_prompt(prompts, self.device, 1, False)[0])
 
-    def encode_negative(self,
-        prompt:str,  # the negative prompt
-    ) -> dict[str, torch.Tensor]:     # name -> (1, …)
+    def encode_negative(
+        self,
+        prompt: str,  # the negative prompt
+    ) -> dict[str, torch.Tensor]:  # name -> (1, …)
         "What guidance goes away from; '' is the unconditional branch."
         return self.encode([prompt])
 
-    def forward(self,
-        latents:torch.Tensor,   # (B, C, H, W), as the scheduler scales them
-        timestep:torch.Tensor,  # (B,)
-        embeddings:dict,        # name -> (B, …), as of `encode`
-        guidance_scale:float,   # only read where `guided_by_input`
-    ) -> torch.Tensor:          # (B, C, H, W)
+    def forward(
+        self,
+        latents: torch.Tensor,  # (B, C, H, W), as the scheduler scales them
+        timestep: torch.Tensor,  # (B,)
+        embeddings: dict,  # name -> (B, …), as of `encode`
+        guidance_scale: float,  # only read where `guided_by_input`
+    ) -> torch.Tensor:  # (B, C, H, W)
         "The network's output."
         return self.network(latents, timestep, encoder_hidden_states=embeddings['prompt_embeds']).sample
 
-    def decode(self,
-        latents:torch.Tensor,   # (B, C, h, w), clean
-    ) -> torch.Tensor:          # (B, 3, H, W) in about [-1, 1]
+    def decode(
+        self,
+        latents: torch.Tensor,  # (B, C, h, w), clean
+    ) -> torch.Tensor:  # (B, 3, H, W) in about [-1, 1]
         "Images of clean latents."
         scale, shift = self._vae_scale(latents)
         return self.pipeline.vae.decode((latents / scale + shift).to(self.pipeline.vae.dtype)).sample.float()
 
-    def to_latents(self,
-        images:torch.Tensor,             # (B, 3, H, W) in [0, 1]
-        generator:torch.Generator=None,  # for a draw from the encoder's distribution; its mean when None
-    ) -> torch.Tensor:                   # (B, C, h, w)
+    def to_latents(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        generator: torch.Generator = None,  # for a draw from the encoder's distribution; its mean when None
+    ) -> torch.Tensor:  # (B, C, h, w)
         "Clean latents of images."
         found = self.pipeline.vae.encode(images.to(self.device, self.pipeline.vae.dtype) * 2 - 1)
-        distribution = getattr(found, 'latent_dist', None)                     # a tiny autoencoder (TAESD) has latents and no distribution
-        if distribution is None: latents = found.latents.float()
-        elif generator is None: latents = distribution.mean.float()
-        else: latents = distribution.sample(generator).float()
+        distribution = getattr(
+            found, 'latent_dist', None
+        )  # a tiny autoencoder (TAESD) has latents and no distribution
+        if distribution is None:
+            latents = found.latents.float()
+        elif generator is None:
+            latents = distribution.mean.float()
+        else:
+            latents = distribution.sample(generator).float()
         scale, shift = self._vae_scale(latents)
         return (latents - shift) * scale
 
@@ -158,23 +190,34 @@ class Adapter:
         "(scale, shift): the VAE's latents are clean latents / scale + shift."
         config = self.pipeline.vae.config
         mean, std = config.get('latents_mean'), config.get('latents_std')
-        if mean is None or std is None: return config.scaling_factor, config.get('shift_factor') or 0.
+        if mean is None or std is None:
+            return config.scaling_factor, config.get('shift_factor') or 0.0
         per_channel = lambda values: torch.tensor(values).view(1, -1, 1, 1).to(latents)
         return config.scaling_factor / per_channel(std), per_channel(mean)
 
+
 def square_side(
-    sample_size,    # a number, or (height, width), as in the configuration of a network
-    name:str,       # of the network
-    factor:int=1,   # pixels of one unit
-) -> int:           # pixels
-    "The side of the squares that a model draws. Raises `ValueError` where they are no squares: all images here are."
+    sample_size,  # a number, or (height, width), as in the configuration of a network
+    name: str,  # of the network
+    factor: int = 1,  # pixels of one unit
+) -> int:  # pixels
+    """The side of the squares that a model draws.
+
+    Raises `ValueError` where they are no squares: all images here are."""
     sides = list(sample_size) if isinstance(sample_size, (tuple, list)) else [sample_size] * 2
     if not all(isinstance(side, int) for side in sides):
-        raise ValueError(f'sample_size of the {name} is {sample_size!r}, which says no size; give one by image_size, in pixels')
+        raise ValueError(
+            f'sample_size of the {name} is {sample_size!r}, which says no size; give one by image_size, in '
+            'pixels'
+        )
     height, width = (side * factor for side in sides)
-    if height == width: return height
-    raise ValueError(f'sample_size of the {name} is {sample_size!r}: the model draws {width} x {height} pixels, '
-                     f'and only squares can be trained; image_size={min(height, width)} is right')
+    if height == width:
+        return height
+    raise ValueError(
+        f'sample_size of the {name} is {sample_size!r}: the model draws {width} x {height} pixels, '
+        f'and only squares can be trained; image_size={min(height, width)} is right'
+    )
+
 
 class StableDiffusion(Adapter):
     "Stable Diffusion 1.x and 2.x: one text encoder, one embedding per token."
@@ -182,67 +225,95 @@ class StableDiffusion(Adapter):
 # %% ../../nbs/sampling/03_pipelines.ipynb #7195f74a
 class StableDiffusionXL(Adapter):
     "Stable Diffusion XL."
+
     text_encoders = ('text_encoder', 'text_encoder_2')
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def encode(self, prompts):
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False
+        )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def encode_negative(self, prompt):
         negative = [prompt] if prompt else None
-        _, embeds, _, pooled = self.pipeline.encode_prompt([''], device=self.device, do_classifier_free_guidance=True,
-                                                           negative_prompt=negative)
+        _, embeds, _, pooled = self.pipeline.encode_prompt(
+            [''], device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
+        )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def forward(self, latents, timestep, embeddings, guidance_scale):
         size, pooled = (self.image_size, self.image_size), embeddings['pooled_prompt_embeds']
-        ids = torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)   # original size, crop, target size
-        return self.network(latents, timestep, encoder_hidden_states=embeddings['prompt_embeds'],
-                            added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids)).sample
+        ids = (
+            torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
+        )  # original size, crop, target size
+        return self.network(
+            latents,
+            timestep,
+            encoder_hidden_states=embeddings['prompt_embeds'],
+            added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids),
+        ).sample
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #7fcb0b4b
 def dynamic_shift(
-    scheduler,          # of diffusers
-    tokens:int,         # of an image
+    scheduler,  # of diffusers
+    tokens: int,  # of an image
 ) -> dict[str, float]:  # mu, where the scheduler wants it
     "A line through two points: more tokens, more of the schedule at high noise. [SD3 §5.3.2]"
     c = scheduler.config
-    if not c.get('use_dynamic_shifting'): return {}
+    if not c.get('use_dynamic_shifting'):
+        return {}
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-    return dict(mu=calculate_shift(tokens, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift))
+
+    return dict(
+        mu=calculate_shift(tokens, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift)
+    )
+
 
 class StableDiffusion3(Adapter):
     "Stable Diffusion 3 and 3.5."
+
     network_name, text_encoders, flow_matching = 'transformer', ('text_encoder', 'text_encoder_2'), True
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def set_timesteps(self, num_steps):
         side = self.latent_shape[1] // self.network.config.patch_size
-        self.pipeline.scheduler.set_timesteps(num_steps, **dynamic_shift(self.pipeline.scheduler, side * side))
+        self.pipeline.scheduler.set_timesteps(
+            num_steps, **dynamic_shift(self.pipeline.scheduler, side * side)
+        )
 
     def encode(self, prompts):
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, device=self.device, do_classifier_free_guidance=False)
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+        )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
     def forward(self, latents, timestep, embeddings, guidance_scale):
-        return self.network(hidden_states=latents, timestep=timestep, encoder_hidden_states=embeddings['prompt_embeds'],
-                            pooled_projections=embeddings['pooled_prompt_embeds']).sample
+        return self.network(
+            hidden_states=latents,
+            timestep=timestep,
+            encoder_hidden_states=embeddings['prompt_embeds'],
+            pooled_projections=embeddings['pooled_prompt_embeds'],
+        ).sample
+
 
 class Flux(Adapter):
     "FLUX.1, with or without guidance as an input."
+
     network_name, flow_matching = 'transformer', True
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def latent_channels(self):
-        return self.network.config.in_channels // 4         # patches of two by two
+        return self.network.config.in_channels // 4  # patches of two by two
 
     @property
     def guided_by_input(self):
         return bool(self.network.config.guidance_embeds)
 
     def own_size(self):
-        return square_side(self.pipeline.vae.config.sample_size, 'vae')      # the pipeline's own number is not saved with it
+        return square_side(
+            self.pipeline.vae.config.sample_size, 'vae'
+        )  # the pipeline's own number is not saved with it
 
     @property
     def latent_shape(self):
@@ -251,7 +322,7 @@ class Flux(Adapter):
 
     def set_timesteps(self, num_steps):
         tokens = (self.latent_shape[1] // 2) ** 2
-        sigmas = np.linspace(1., 1 / num_steps, num_steps)
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
         self.pipeline.scheduler.set_timesteps(sigmas=sigmas, **dynamic_shift(self.pipeline.scheduler, tokens))
 
     def encode(self, prompts):
@@ -261,18 +332,30 @@ class Flux(Adapter):
     def forward(self, latents, timestep, embeddings, guidance_scale):
         count, channels, height, width = latents.shape
         prompt_embeds, device = embeddings['prompt_embeds'], latents.device
-        image_ids = self.pipeline._prepare_latent_image_ids(count, height // 2, width // 2, device, prompt_embeds.dtype)
+        image_ids = self.pipeline._prepare_latent_image_ids(
+            count, height // 2, width // 2, device, prompt_embeds.dtype
+        )
         text_ids = torch.zeros(prompt_embeds.shape[1], 3, device=device, dtype=prompt_embeds.dtype)
-        guidance = torch.full((count,), float(guidance_scale), device=device) if self.guided_by_input else None
+        guidance = (
+            torch.full((count,), float(guidance_scale), device=device) if self.guided_by_input else None
+        )
         tokens = self.network(
-            hidden_states=self.pipeline._pack_latents(latents, count, channels, height, width), timestep=timestep / 1000, guidance=guidance,
-            pooled_projections=embeddings['pooled_prompt_embeds'], encoder_hidden_states=prompt_embeds,
-            img_ids=image_ids, txt_ids=text_ids).sample
-        return self.pipeline._unpack_latents(tokens, self.image_size, self.image_size, self.pipeline.vae_scale_factor)
+            hidden_states=self.pipeline._pack_latents(latents, count, channels, height, width),
+            timestep=timestep / 1000,
+            guidance=guidance,
+            pooled_projections=embeddings['pooled_prompt_embeds'],
+            encoder_hidden_states=prompt_embeds,
+            img_ids=image_ids,
+            txt_ids=text_ids,
+        ).sample
+        return self.pipeline._unpack_latents(
+            tokens, self.image_size, self.image_size, self.pipeline.vae_scale_factor
+        )
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #7d57c70c
 class PixArtSigma(Adapter):
     "PixArt-Σ."
+
     network_name, text_encoders = 'transformer', ()
 
     def encode(self, prompts):
@@ -280,23 +363,32 @@ class PixArtSigma(Adapter):
         return dict(prompt_embeds=embeds, prompt_attention_mask=mask)
 
     def forward(self, latents, timestep, embeddings, guidance_scale):
-        out = self.network(latents, encoder_hidden_states=embeddings['prompt_embeds'],
-                           encoder_attention_mask=embeddings['prompt_attention_mask'],
-                           timestep=timestep, added_cond_kwargs=dict(resolution=None, aspect_ratio=None)).sample
-        return out[:, :latents.shape[1]]
+        out = self.network(
+            latents,
+            encoder_hidden_states=embeddings['prompt_embeds'],
+            encoder_attention_mask=embeddings['prompt_attention_mask'],
+            timestep=timestep,
+            added_cond_kwargs=dict(resolution=None, aspect_ratio=None),
+        ).sample
+        return out[:, : latents.shape[1]]
 
-ADAPTERS = dict(   # class of a pipeline, by name: diffusers imports a class when it is asked for, and that takes a second
+
+# class of a pipeline, by name: diffusers imports a class when it is asked for, and that takes a second
+ADAPTERS = dict(
     StableDiffusionPipeline=StableDiffusion,
     StableDiffusionXLPipeline=StableDiffusionXL,
     StableDiffusion3Pipeline=StableDiffusion3,
     FluxPipeline=Flux,
-    PixArtSigmaPipeline=PixArtSigma)
+    PixArtSigmaPipeline=PixArtSigma,
+)
+
 
 def adapt(
-    pipeline,             # of diffusers
-    image_size:int=None,  # pixels; the pipeline's own when None
+    pipeline,  # of diffusers
+    image_size: int = None,  # pixels; the pipeline's own when None
 ) -> Adapter:
     "The adapter of a pipeline's class. Raises `TypeError` for a class that has none."
     kind = type(pipeline).__name__
-    if kind in ADAPTERS: return ADAPTERS[kind](pipeline, image_size)
+    if kind in ADAPTERS:
+        return ADAPTERS[kind](pipeline, image_size)
     raise TypeError(f'pipeline must be one of {", ".join(ADAPTERS)}; got {kind}')

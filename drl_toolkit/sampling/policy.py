@@ -25,25 +25,37 @@ from .loading import base_of, demo_folder, noted_base, open_pipeline, read_note,
 from .lora import active_factors, add_lora, lora_disabled, merge_adapters, tuner_layers
 from .model_folders import forget_places, is_place
 from .pipelines import Conditions, adapt
-from .saving import LOADED, add_saved_lora, config_fields, lora_options, model_card, save_lora
+from drl_toolkit.sampling.saving import (
+    LOADED,
+    add_saved_lora,
+    config_fields,
+    lora_options,
+    model_card,
+    save_lora,
+)
 from .schedulers import first_order_words, sampling_scheduler
 from .transitions import Gaussian, check_sampler, sampler_coefficients
 
 # %% ../../nbs/sampling/10_policy.ipynb #dff10e26
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']   # layers that LoRA joins in CLIP's text encoders
-LARGE = 100_000_000            # weights of a network that is too dear for padding batches, and for one batch beside another
+CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']  # layers that LoRA joins in CLIP's text encoders
+LARGE = (
+    100_000_000  # weights of a network that is too dear for padding batches, and for one batch beside another
+)
+
 
 class Policy:
     "A text-to-image pipeline as a policy over latents."
-    def __init__(self,
-        pipeline,                   # of one of the classes in `pipelines.ADAPTERS`
-        num_steps:int=10,           # T, denoising steps
-        device:str=None,            # the pipeline's own when None
-        **options                   # fields of `PolicyConfig`
+
+    def __init__(
+        self,
+        pipeline,  # of one of the classes in `pipelines.ADAPTERS`
+        num_steps: int = 10,  # T, denoising steps
+        device: str = None,  # the pipeline's own when None
+        **options,  # fields of `PolicyConfig`
     ):
         self.config = PolicyConfig(num_steps=num_steps, **options)
-        vars(self).update(vars(self.config))                       # policy.eta is policy.config.eta
+        vars(self).update(vars(self.config))  # policy.eta is policy.config.eta
         self.pipeline = pipeline.to(device) if device else pipeline
         self.adapter = adapt(pipeline, self.image_size or None)
         self.device = pipeline.device
@@ -51,16 +63,18 @@ class Policy:
         self.latent_shape = self.adapter.latent_shape
         self.large = sum(p.numel() for p in self.network.parameters()) >= LARGE
         self.min_call_batch = self.min_batch_size or (1 if self.large else 16)
-        self.merged_lora = {}           # component -> factors of a LoRA that the pipeline came with, added to its weights
-        self.continues_lora = False     # whether a LoRA that the pipeline came with is trained on
-        self.cache = None               # of embeddings on disk; notebook `sampling/11_embeddings`
-        self.shards = None              # `Shards` where the network lies in parts on several processes; see `use_shards`
+        # component -> factors of a LoRA that the pipeline came with, added to its weights
+        self.merged_lora = {}
+        self.continues_lora = False  # whether a LoRA that the pipeline came with is trained on
+        self.cache = None  # of embeddings on disk; notebook `sampling/11_embeddings`
+        self.shards = None  # `Shards` where the network lies in parts on several processes; see `use_shards`
         self._embeddings, self._negative = {}, None
-        self._reference = None                                     # weights of the reference, where they are kept
+        self._reference = None  # weights of the reference, where they are kept
         self._nfe, self._counting = 0, Lock()
         self.schedule()
         self._prepare()
-        if self.device.type == 'cpu': keep_freed_memory()
+        if self.device.type == 'cpu':
+            keep_freed_memory()
 
     def schedule(self):
         "Compute the sampler's coefficients from the configuration."
@@ -69,463 +83,634 @@ class Policy:
         check_sampler(self.pipeline.scheduler, **noise, num_steps=self.num_steps)
         self.adapter.set_timesteps(self.num_steps)
         window = range(self.sde_start, self.sde_start + self.sde_steps) if self.sde_steps else None
-        self.coefficients = sampler_coefficients(self.pipeline.scheduler, **noise, stochastic_steps=window, device=self.device,
-                                                 prev_timestep=self.prev_timestep)
+        self.coefficients = sampler_coefficients(
+            self.pipeline.scheduler,
+            **noise,
+            stochastic_steps=window,
+            device=self.device,
+            prev_timestep=self.prev_timestep,
+        )
 
     def _choose_scheduler(self):
         """The one that was asked for, the pipeline's own, or in place of one without a density another of the same noise process.
 
         The last is said once, and written into the configuration."""
-        self.pipeline.scheduler, reason = sampling_scheduler(self.pipeline.scheduler, self.scheduler, self.eta)
+        self.pipeline.scheduler, reason = sampling_scheduler(
+            self.pipeline.scheduler, self.scheduler, self.eta
+        )
         self.adapter.check_scheduler()
-        if not reason: return
+        if not reason:
+            return
         self.config.scheduler = self.scheduler = type(self.pipeline.scheduler).__name__
-        say_once(f'scheduler: {reason}; sampling with {first_order_words(self.scheduler)} made from its configuration; '
-                 '--scheduler chooses another')
+        say_once(
+            f'scheduler: {reason}; sampling with {first_order_words(self.scheduler)} made from its '
+            'configuration; '
+            '--scheduler chooses another'
+        )
 
     def __repr__(self):
         steps = f'{self.num_steps} steps of {type(self.pipeline.scheduler).__name__}'
-        return f'Policy({type(self.pipeline).__name__}, {steps}, train={self.train!r}, {self.precision} on {self.device})'
+        return (
+            f'Policy({type(self.pipeline).__name__}, {steps}, train={self.train!r}, {self.precision} on '
+            f'{self.device})'
+        )
 
 # %% ../../nbs/sampling/10_policy.ipynb #78d33ecd
 @patch(as_prop=True)
-def trainable_modules(self:Policy) -> dict[str, torch.nn.Module]:  # prefix -> module
+def trainable_modules(self: Policy) -> dict[str, torch.nn.Module]:  # prefix -> module
     "The modules that training changes; the prefix is of their parameters' names."
     encoders = self.adapter.text_encoders if self.train_text_encoder else ()
     return {'': self.network} | {f'{name}.': getattr(self.pipeline, name) for name in encoders}
 
+
 @patch
-def named_parameters(self:Policy) -> dict[str, torch.Tensor]:  # name -> fp32 tensor
+def named_parameters(self: Policy) -> dict[str, torch.Tensor]:  # name -> fp32 tensor
     "What training changes, by name; where the network is sharded, this process's part of it."
-    if self.shards is not None: return self.shards.named
+    if self.shards is not None:
+        return self.shards.named
     found = {}
     for prefix, module in self.trainable_modules.items():
         found |= {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
     return found
 
+
 @patch
-def parameters(self:Policy) -> list[torch.Tensor]:  # fp32
+def parameters(self: Policy) -> list[torch.Tensor]:  # fp32
     "What training changes."
     return list(self.named_parameters().values())
 
+
 @patch(as_prop=True)
-def timesteps(self:Policy) -> torch.Tensor: # (T,)
+def timesteps(self: Policy) -> torch.Tensor:  # (T,)
     "Training timesteps that the sampler visits, noise first."
     return self.coefficients.timesteps
 
+
 @patch(as_prop=True)
-def stochastic(self:Policy) -> torch.Tensor: # (T,) bool
+def stochastic(self: Policy) -> torch.Tensor:  # (T,) bool
     "Which steps add noise, and so have a density."
     return self.coefficients.stochastic
 
+
 @patch(as_prop=True)
-def guided(self:Policy) -> bool:
+def guided(self: Policy) -> bool:
     "Whether a prediction needs the unconditional branch too."
     return self.guidance_scale != 1 and not self.adapter.guided_by_input
 
+
 @patch(as_prop=True)
-def takes_all_threads(self:Policy) -> bool:
+def takes_all_threads(self: Policy) -> bool:
     """Whether one batch is computed at a time.
 
     So it is with a large network, where prompts are encoded in every call (tokenizers serve one thread),
     and where all processes call the network together."""
     return self.large or self.train_text_encoder or self.shards is not None
 
+
 @patch(as_prop=True)
-def fewest_samples(self:Policy) -> int:
+def fewest_samples(self: Policy) -> int:
     "Samples below which a batch would be padded."
     rows_per_sample = 2 if self.guided and self.train_unconditional else 1
     return -(-self.min_call_batch // rows_per_sample)
 
+
 @patch(as_prop=True)
-def text_encoders(self:Policy) -> list[torch.nn.Module]:
+def text_encoders(self: Policy) -> list[torch.nn.Module]:
     "The text encoders of the pipeline."
-    return [m for name, m in self.pipeline.components.items() if name.startswith('text_encoder') and m is not None]
+    return [
+        m for name, m in self.pipeline.components.items() if name.startswith('text_encoder') and m is not None
+    ]
 
 # %% ../../nbs/sampling/10_policy.ipynb #5636ba42
 @patch
-def _prepare(self:Policy):
+def _prepare(self: Policy):
     "Freeze, choose what is trained, keep trained weights in fp32."
     self._refuse()
     self._take_adapters()
     for module in self.pipeline.components.values():
-        if isinstance(module, torch.nn.Module): cast(module.requires_grad_(False).eval(), PRECISIONS[self.precision])
-    self.vae.float().to(memory_format=torch.channels_last)                          # faster convolutions
-    if self.adapter.network_name == 'unet': self.network.to(memory_format=torch.channels_last)
-    if self.checkpointing: self.network.enable_gradient_checkpointing()
+        if isinstance(module, torch.nn.Module):
+            cast(module.requires_grad_(False).eval(), PRECISIONS[self.precision])
+    self.vae.float().to(memory_format=torch.channels_last)  # faster convolutions
+    if self.adapter.network_name == 'unet':
+        self.network.to(memory_format=torch.channels_last)
+    if self.checkpointing:
+        self.network.enable_gradient_checkpointing()
     for prefix, module in self.trainable_modules.items():
-        if self.train == 'full': module.float().requires_grad_(True)
-        else: self._join_lora(module, CLIP_TARGETS if prefix else self.lora_targets.split())
-    for p in self.parameters(): p.data = aligned_copy(p.data.float())
-    if self.continues_lora: self.base_weights()
+        if self.train == 'full':
+            module.float().requires_grad_(True)
+        else:
+            self._join_lora(module, CLIP_TARGETS if prefix else self.lora_targets.split())
+    for p in self.parameters():
+        p.data = aligned_copy(p.data.float())
+    if self.continues_lora:
+        self.base_weights()
     self._send_text_encoders('cpu')
 
-FUSED_QKV = ('the projections of the network are fused (fuse_qkv_projections), and what is trained then could not be loaded; '
-             'open the pipeline anew without it')
-FUSED_LORA = ("train is 'lora', but a LoRA was fused into the pipeline's weights, so that what is saved would be wrong on the base; "
-              "pipeline.unfuse_lora() before, or train='full', is right")
+
+FUSED_QKV = (
+    'the projections of the network are fused (fuse_qkv_projections), and what is trained then could not be '
+    'loaded; '
+    'open the pipeline anew without it'
+)
+FUSED_LORA = (
+    "train is 'lora', but a LoRA was fused into the pipeline's weights, so that what is saved would be "
+    "wrong on the base; "
+    "pipeline.unfuse_lora() before, or train='full', is right"
+)
+
 
 @patch
-def _refuse(self:Policy):
+def _refuse(self: Policy):
     "Raise `ValueError` for what could not be trained or saved."
     name, lora = type(self.pipeline).__name__, self.train == 'lora'
     if lora and not hasattr(self.pipeline, 'save_lora_weights'):
         raise ValueError(f"train must be 'full': diffusers cannot load a LoRA into {name}; got 'lora'")
-    if any(getattr(m, 'fused_projections', False) for m in self.network.modules()): raise ValueError(FUSED_QKV)
-    if lora and getattr(self.pipeline, 'num_fused_loras', 0): raise ValueError(FUSED_LORA)
+    if any(getattr(m, 'fused_projections', False) for m in self.network.modules()):
+        raise ValueError(FUSED_QKV)
+    if lora and getattr(self.pipeline, 'num_fused_loras', 0):
+        raise ValueError(FUSED_LORA)
     if self.train_text_encoder and self.offload:
-        raise ValueError('offload must be False with train_text_encoder, which needs the text encoders all the time; got True')
+        raise ValueError(
+            'offload must be False with train_text_encoder, which needs the text encoders all the time; got '
+            'True'
+        )
     if self.train_text_encoder and not self.adapter.text_encoders:
         raise ValueError(f'train_text_encoder must be False: {name} has no CLIP text encoder; got True')
 
+
 def cast(
-    module:torch.nn.Module,  # changed in place
-    kind:torch.dtype,  # of the weights
+    module: torch.nn.Module,  # changed in place
+    kind: torch.dtype,  # of the weights
 ):
     "All weights to one precision, but for those that the model's class wants in fp32."
     kept = set(getattr(module, '_keep_in_fp32_modules', None) or ())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point() and not kept & set(name.split('.')): tensor.data = tensor.data.to(kind)
+        if tensor.is_floating_point() and not kept & set(name.split('.')):
+            tensor.data = tensor.data.to(kind)
+
 
 @patch
-def _join_lora(self:Policy, module, targets):
+def _join_lora(self: Policy, module, targets):
     "A new LoRA, or the one that is there and is trained on."
     from peft import LoraConfig
     from drl_toolkit.sampling.lora_layer import in_one_product
+
     if not tuner_layers(module):
-        config = LoraConfig(r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets)
+        config = LoraConfig(
+            r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets
+        )
         add_lora(module, config, max(0, self.lora_seed))
         module.lora_options = lora_options(self)
     in_one_product(module)
-    for name, p in module.named_parameters(): p.requires_grad_('lora_' in name)
+    for name, p in module.named_parameters():
+        p.requires_grad_('lora_' in name)
 
 # %% ../../nbs/sampling/10_policy.ipynb #1db60c60
 @patch
-def _take_adapters(self:Policy):
+def _take_adapters(self: Policy):
     "Train on the pipeline's own LoRA where it is the one that is asked for, and merge all other adapters."
     trained = list(self.trainable_modules.values()) if self.train == 'lora' else []
     for name, module in self.pipeline.components.items():
-        if not isinstance(module, torch.nn.Module) or not tuner_layers(module): continue
-        if any(module is other for other in trained) and _is_continued(module, lora_options(self)): self.continues_lora = True
-        else: self._merge(name, module)
+        if not isinstance(module, torch.nn.Module) or not tuner_layers(module):
+            continue
+        if any(module is other for other in trained) and _is_continued(module, lora_options(self)):
+            self.continues_lora = True
+        else:
+            self._merge(name, module)
+
 
 def _is_continued(module, asked):
     "Whether a module's LoRA is the one that is asked for. One that was never trained has its seed too."
     made, layers = getattr(module, 'lora_options', None) or (), tuner_layers(module).values()
-    if made[:3] != asked[:3] or not all(_is_whole(layer, asked.alpha / asked.rank) for layer in layers): return False
+    if made[:3] != asked[:3] or not all(_is_whole(layer, asked.alpha / asked.rank) for layer in layers):
+        return False
     return made == asked or any(layer.lora_B['default'].weight.any() for layer in layers)
+
 
 def _is_whole(layer, scale):
     "Whether a layer's one adapter is switched on, at its own scale."
-    return layer.active_adapters == ['default'] and not layer.disable_adapters and layer.scaling['default'] == scale
+    return (
+        layer.active_adapters == ['default']
+        and not layer.disable_adapters
+        and layer.scaling['default'] == scale
+    )
+
 
 @patch
-def _merge(self:Policy, name, module):
+def _merge(self: Policy, name, module):
     "Add a component's adapters to its weights, remember them for `save`, and say so."
     active = not all(layer.disable_adapters for layer in tuner_layers(module).values())
-    if self.train == 'lora' and active: active = self._remember(name, module)
-    if active and getattr(module, 'lora_options', None) != LOADED: self._say_merged(name, module.peft_config)
+    if self.train == 'lora' and active:
+        active = self._remember(name, module)
+    if active and getattr(module, 'lora_options', None) != LOADED:
+        self._say_merged(name, module.peft_config)
     merge_adapters(module)
     module.lora_options = None
 
+
 @patch
-def _remember(self:Policy, name, module):
+def _remember(self: Policy, name, module):
     "Keep what a component's adapters add; whether they add something."
-    try: factors = active_factors(module)
+    try:
+        factors = active_factors(module)
     except ValueError as e:
-        raise ValueError(f"train is 'lora', but the pipeline's own adapters cannot be saved together with it ({e}); "
-                         "it must be 'full'") from None
-    if not any(up.any() for _, up in factors.values()): return False
+        raise ValueError(
+            f"train is 'lora', but the pipeline's own adapters cannot be saved together with it ({e}); "
+            "it must be 'full'"
+        ) from None
+    if not any(up.any() for _, up in factors.values()):
+        return False
     self.merged_lora[name] = factors
     return True
 
+
 @patch
-def _say_merged(self:Policy, name, adapters):
-    found = ', '.join(f"{adapter!r}, rank {getattr(config, 'r', '?')}" for adapter, config in adapters.items())
-    new = f'a new LoRA of rank {self.lora_rank} is trained' if self.train == 'lora' else 'all weights are trained'
-    say(f"{name}: the pipeline's LoRA ({found}) is added to its weights, and so is part of the reference; {new}")
+def _say_merged(self: Policy, name, adapters):
+    found = ', '.join(
+        f"{adapter!r}, rank {getattr(config, 'r', '?')}" for adapter, config in adapters.items()
+    )
+    new = (
+        f'a new LoRA of rank {self.lora_rank} is trained'
+        if self.train == 'lora'
+        else 'all weights are trained'
+    )
+    say(
+        f"{name}: the pipeline's LoRA ({found}) is added to its weights, and so is part of the reference; "
+        f"{new}"
+    )
 
 # %% ../../nbs/sampling/10_policy.ipynb #d03e2548
-MAX_EMBEDDING_BYTES = 2**30   # of prompts that are kept in memory
-ENCODER_BATCH = 64            # prompts that are encoded together
+MAX_EMBEDDING_BYTES = 2**30  # of prompts that are kept in memory
+ENCODER_BATCH = 64  # prompts that are encoded together
+
 
 @patch
-def encode(self:Policy,
-    prompts:list[str],   # one for each of B rows
-) -> Conditions:         # of B rows
+def encode(
+    self: Policy,
+    prompts: list[str],  # one for each of B rows
+) -> Conditions:  # of B rows
     "Encode prompts into text embeddings, one for each distinct prompt."
     distinct = tuple(dict.fromkeys(prompts))
     index = torch.tensor([distinct.index(p) for p in prompts])
-    if self.train_text_encoder: return Conditions(distinct, {}, index)
-    if self.guided: self._encode_negative()
+    if self.train_text_encoder:
+        return Conditions(distinct, {}, index)
+    if self.guided:
+        self._encode_negative()
     return Conditions(distinct, self._kept_embeddings(distinct), index)
+
 
 @patch
 @torch.no_grad()
-def _kept_embeddings(self:Policy, prompts):
+def _kept_embeddings(self: Policy, prompts):
     """Embeddings that are computed once while they are kept.
 
     The oldest are dropped when they fill `MAX_EMBEDDING_BYTES`, but none of this batch."""
     new = [p for p in prompts if p not in self._embeddings]
     for i in range(0, len(new), ENCODER_BATCH):
-        batch = new[i:i + ENCODER_BATCH]
+        batch = new[i : i + ENCODER_BATCH]
         found = self.encode_prompts(batch)
-        for j, prompt in enumerate(batch): self._embeddings[prompt] = {name: t[j] for name, t in found.items()}
-    if new: self._drop_oldest(set(prompts))
+        for j, prompt in enumerate(batch):
+            self._embeddings[prompt] = {name: t[j] for name, t in found.items()}
+    if new:
+        self._drop_oldest(set(prompts))
     names = self._embeddings[prompts[0]]
     return {name: torch.stack([self._embeddings[p][name] for p in prompts]) for name in names}
 
+
 @patch
-def _drop_oldest(self:Policy, needed):
+def _drop_oldest(self: Policy, needed):
     "Make room for what a stream of prompts brings."
     each = sum(t.nbytes for t in next(iter(self._embeddings.values())).values())
     excess = max(0, len(self._embeddings) - MAX_EMBEDDING_BYTES // each)
     old = [p for p in self._embeddings if p not in needed]
-    for prompt in old[:excess]: del self._embeddings[prompt]
+    for prompt in old[:excess]:
+        del self._embeddings[prompt]
+
 
 @patch
-def encode_prompts(self:Policy,
-    prompts:list[str],            # P of them
-) -> dict[str, torch.Tensor]:     # name -> (P, …)
+def encode_prompts(
+    self: Policy,
+    prompts: list[str],  # P of them
+) -> dict[str, torch.Tensor]:  # name -> (P, …)
     "Embeddings of prompts, from the cache on disk where there is one."
+
     def encode(new):
-        with self.encoding(): return self.adapter.encode(new)
+        with self.encoding():
+            return self.adapter.encode(new)
+
     return encode(prompts) if self.cache is None else self.cache(encode, prompts)
 
+
 @patch
-def embed(self:Policy,
-    cond:Conditions,              # B rows, from `encode`
-) -> dict[str, torch.Tensor]:     # name -> (B, …)
+def embed(
+    self: Policy,
+    cond: Conditions,  # B rows, from `encode`
+) -> dict[str, torch.Tensor]:  # name -> (B, …)
     "Embeddings of a batch, with a gradient where the text encoder is trained."
-    if cond.tensors: return cond.rows()
+    if cond.tensors:
+        return cond.rows()
     used, index = cond.index.unique(return_inverse=True)
-    with self.encoding(): found = self.adapter.encode([cond.prompts[i] for i in used])
+    with self.encoding():
+        found = self.adapter.encode([cond.prompts[i] for i in used])
     return {name: t[index.to(t.device)] for name, t in found.items()}
+
 
 @patch
 @contextmanager
-def encoding(self:Policy):
+def encoding(self: Policy):
     "Inside this context the text encoders are on the device, and the policy's precision holds."
     self._send_text_encoders(self.device)
     try:
-        with self.autocast(): yield
-    finally: self._send_text_encoders('cpu')
+        with self.autocast():
+            yield
+    finally:
+        self._send_text_encoders('cpu')
+
 
 @patch
-def _send_text_encoders(self:Policy, device):
+def _send_text_encoders(self: Policy, device):
     "Where they are offloaded, move the text encoders."
-    if not self.offload: return
-    for module in self.text_encoders: module.to(device)
+    if not self.offload:
+        return
+    for module in self.text_encoders:
+        module.to(device)
+
 
 @patch
-def _negative_embeds(self:Policy, like):
+def _negative_embeds(self: Policy, like):
     "The unconditional branch's embeddings, as many rows as the conditional ones `like`."
     self._encode_negative()
     return {name: self._negative[name].expand_as(t) for name, t in like.items()}
 
+
 @patch
-def _encode_negative(self:Policy):
+def _encode_negative(self: Policy):
     "Encode what guidance goes away from: once, or at each use where the text encoder is trained."
-    if self._negative is not None and not self.train_text_encoder: return
+    if self._negative is not None and not self.train_text_encoder:
+        return
     gradient = nullcontext() if self.train_text_encoder else torch.no_grad()
-    with self.encoding(), gradient: self._negative = self.adapter.encode_negative(self.negative_prompt)
+    with self.encoding(), gradient:
+        self._negative = self.adapter.encode_negative(self.negative_prompt)
 
 # %% ../../nbs/sampling/10_policy.ipynb #b48bf170
 @patch
-def predict(self:Policy,
-    latents:torch.Tensor,  # (B, C, H, W) x_t
-    step,                  # int, or (B,) long: index of the denoising step, 0 is pure noise
-    cond:Conditions,       # B rows, from `encode`
-) -> torch.Tensor:         # (B, C, H, W) fp32
+def predict(
+    self: Policy,
+    latents: torch.Tensor,  # (B, C, H, W) x_t
+    step,  # int, or (B,) long: index of the denoising step, 0 is pure noise
+    cond: Conditions,  # B rows, from `encode`
+) -> torch.Tensor:  # (B, C, H, W) fp32
     "The network's output, guidance included."
     t = self.timesteps[step].expand(len(latents))
     x = self.coefficients.model_input(latents.float(), step)
     prompt_embeds = self.embed(cond)
-    if not self.guided: return self.forward(x, t, prompt_embeds)
+    if not self.guided:
+        return self.forward(x, t, prompt_embeds)
     uncond, text = self._branches(x, t, prompt_embeds, self._negative_embeds(prompt_embeds))
     return rescaled(uncond + self.guidance_scale * (text - uncond), text, self.guidance_rescale)
 
+
 @patch
-def _branches(self:Policy, x, t, prompt_embeds, negative_embeds):
+def _branches(self: Policy, x, t, prompt_embeds, negative_embeds):
     "The predictions without and with the prompt."
     if self.train_unconditional:
         both = {name: torch.cat([negative_embeds[name], prompt_embeds[name]]) for name in prompt_embeds}
         return self.forward(torch.cat([x, x]), t.repeat(2), both).chunk(2)
-    with torch.no_grad(): uncond = self.forward(x, t, negative_embeds)
+    with torch.no_grad():
+        uncond = self.forward(x, t, negative_embeds)
     return uncond, self.forward(x, t, prompt_embeds)
 
+
 def rescaled(
-    guided:torch.Tensor,  # (B, …) with guidance
-    plain:torch.Tensor,   # (B, …) the conditional branch
-    share:float,          # 0 leaves the guided prediction as it is
-) -> torch.Tensor:        # (B, …)
+    guided: torch.Tensor,  # (B, …) with guidance
+    plain: torch.Tensor,  # (B, …) the conditional branch
+    share: float,  # 0 leaves the guided prediction as it is
+) -> torch.Tensor:  # (B, …)
     "Bring the guided prediction back to the spread of the plain one. [Lin et al. 2023, §3.4]"
-    if not share: return guided
+    if not share:
+        return guided
     spread = lambda x: x.std(dim=tuple(range(1, x.ndim)), keepdim=True)
     return share * guided * (spread(plain) / spread(guided)) + (1 - share) * guided
 
+
 @patch
-def autocast(self:Policy):
+def autocast(self: Policy):
     """A context with the policy's own precision, whatever the caller's is.
 
     Without autocast's cache: it keeps copies of weights, which an update makes stale."""
-    known = torch.amp.is_autocast_available(self.device.type)   # not on meta, where notebook `sampling/13_memory` counts bytes
+    known = torch.amp.is_autocast_available(
+        self.device.type
+    )  # not on meta, where notebook `sampling/13_memory` counts bytes
     kind = self.device.type if known else 'cpu'
-    return torch.autocast(kind, PRECISIONS[self.precision], enabled=known and self.precision != 'fp32', cache_enabled=False)
+    return torch.autocast(
+        kind, PRECISIONS[self.precision], enabled=known and self.precision != 'fp32', cache_enabled=False
+    )
+
 
 @patch
-def forward(self:Policy,
-    x:torch.Tensor,      # (B, C, H, W) as the network takes it
-    t:torch.Tensor,      # (B,) timesteps
-    prompt_embeds:dict,  # name -> (B, …) embeddings
-) -> torch.Tensor:       # (B, C, H, W) fp32
+def forward(
+    self: Policy,
+    x: torch.Tensor,  # (B, C, H, W) as the network takes it
+    t: torch.Tensor,  # (B,) timesteps
+    prompt_embeds: dict,  # name -> (B, …) embeddings
+) -> torch.Tensor:  # (B, C, H, W) fp32
     "One call of the network, in its precision and in batches of at least `min_call_batch`."
     count, kind = len(x), PRECISIONS[self.precision]
-    with self._counting: self._nfe += count
+    with self._counting:
+        self._nfe += count
     if count < self.min_call_batch:
         rows = torch.arange(self.min_call_batch, device=x.device) % count
         x, t = x[rows], t[rows]
         prompt_embeds = {name: v[rows] for name, v in prompt_embeds.items()}
     call = self.adapter.forward if self.shards is None else self.shards.call
-    with self.autocast(): out = call(x.to(kind), t, prompt_embeds, self.guidance_scale)
+    with self.autocast():
+        out = call(x.to(kind), t, prompt_embeds, self.guidance_scale)
     return out[:count].float()
 
-@patch
-def transition(self:Policy,
-    latents:torch.Tensor,          # (B, C, H, W) x_t
-    step,                          # int, or (B,) long
-    cond:Conditions,               # B rows, from `encode`
-    prediction:torch.Tensor=None,  # (B, C, H, W) of `predict`, where it is known; else it is made
-) -> Gaussian:                     # fp32
-    "p(x_{t-1} | x_t, prompt). The one function of sampling and of training."
-    if prediction is None: prediction = self.predict(latents, step, cond)
-    return self.coefficients.transition(prediction, step, latents.float())
 
 @patch
-def rounded(self:Policy,
-    latents:torch.Tensor,  # (B, C, H, W)
-) -> torch.Tensor:         # (B, C, H, W) in `latents_dtype`
+def transition(
+    self: Policy,
+    latents: torch.Tensor,  # (B, C, H, W) x_t
+    step,  # int, or (B,) long
+    cond: Conditions,  # B rows, from `encode`
+    prediction: torch.Tensor = None,  # (B, C, H, W) of `predict`, where it is known; else it is made
+) -> Gaussian:  # fp32
+    "p(x_{t-1} | x_t, prompt). The one function of sampling and of training."
+    if prediction is None:
+        prediction = self.predict(latents, step, cond)
+    return self.coefficients.transition(prediction, step, latents.float())
+
+
+@patch
+def rounded(
+    self: Policy,
+    latents: torch.Tensor,  # (B, C, H, W)
+) -> torch.Tensor:  # (B, C, H, W) in `latents_dtype`
     "Latents as they are stored. What is scored is what was stored: round first."
     return latents.to(PRECISIONS[self.latents_dtype])
 
+
 @patch
 @torch.no_grad()
-def decode(self:Policy,
-    latents:torch.Tensor, # (B, C, H, W) x_0
-    batch_size:int=32,    # latents decoded together
-) -> torch.Tensor:        # (B, 3, H, W) in [0, 1]
+def decode(
+    self: Policy,
+    latents: torch.Tensor,  # (B, C, H, W) x_0
+    batch_size: int = 32,  # latents decoded together
+) -> torch.Tensor:  # (B, 3, H, W) in [0, 1]
     "Images of final latents; the VAE works in fp32."
     decoded = torch.cat([self.adapter.decode(batch.float()) for batch in latents.split(batch_size)])
-    return decoded.div(2).add(.5).clamp(0, 1)
+    return decoded.div(2).add(0.5).clamp(0, 1)
 
 # %% ../../nbs/sampling/10_policy.ipynb #df6b62b9
 @patch(as_prop=True)
-def nfe(self:Policy) -> int:
+def nfe(self: Policy) -> int:
     "Rows that the network has computed so far (number of function evaluations)."
     return self._nfe
 
+
 @patch
 @contextmanager
-def uncounted(self:Policy):
+def uncounted(self: Policy):
     "Inside this context the network's calls do not count as `nfe`: they are not the method's."
     before = self._nfe
-    try: yield
-    finally: self._nfe = before
+    try:
+        yield
+    finally:
+        self._nfe = before
 
 # %% ../../nbs/sampling/10_policy.ipynb #cf161d67
 @patch(as_prop=True)
-def knows_base(self:Policy) -> bool:
+def knows_base(self: Policy) -> bool:
     "Whether the reference is at hand without a further copy of the weights."
-    if self.train == 'lora': return True
+    if self.train == 'lora':
+        return True
     return self._reference is not None if self.shards is None else self.shards.knows_base
 
+
 @patch
 @contextmanager
-def reference(self:Policy):
+def reference(self: Policy):
     "Inside this context the policy predicts as the reference: the base, with the LoRA that the user gave."
     switched_off = self.train == 'lora' and not self.continues_lora
-    context = lora_disabled(list(self.trainable_modules.values())) if switched_off else self.swapped(self.base_weights())
-    with context: yield self
+    context = (
+        lora_disabled(list(self.trainable_modules.values()))
+        if switched_off
+        else self.swapped(self.base_weights())
+    )
+    with context:
+        yield self
+
 
 @patch
-def base_weights(self:Policy) -> list[torch.Tensor]:
+def base_weights(self: Policy) -> list[torch.Tensor]:
     "A copy of the trained weights as they were at the first call."
-    if self.shards is not None: return self.shards.base_weights()
-    if self._reference is None: self._reference = [p.detach().clone() for p in self.parameters()]
+    if self.shards is not None:
+        return self.shards.base_weights()
+    if self._reference is None:
+        self._reference = [p.detach().clone() for p in self.parameters()]
     return self._reference
+
 
 @patch
 @contextmanager
-def swapped(self:Policy,
-    weights:list[torch.Tensor],   # in the order of `parameters`
+def swapped(
+    self: Policy,
+    weights: list[torch.Tensor],  # in the order of `parameters`
 ):
     "Inside this context the trained parameters hold other values."
     if self.shards is not None:
-        with self.shards.swapped(weights): yield self
+        with self.shards.swapped(weights):
+            yield self
         return
     parameters = self.parameters()
     own = [p.data for p in parameters]
-    for p, other in zip(parameters, weights): p.data = other
-    try: yield self
+    for p, other in zip(parameters, weights):
+        p.data = other
+    try:
+        yield self
     finally:
-        for p, data in zip(parameters, own): p.data = data
+        for p, data in zip(parameters, own):
+            p.data = data
+
 
 @patch
-def use_shards(self:Policy,
-    shards,     # `Shards` of this policy; it holds the base's weights where the policy knew them
+def use_shards(
+    self: Policy,
+    shards,  # `Shards` of this policy; it holds the base's weights where the policy knew them
 ):
     "From now on the network is called, and its weights are held, by all processes together."
     self.shards, self._reference = shards, None
 
 # %% ../../nbs/sampling/10_policy.ipynb #c0de6a36
 @patch
-def save(self:Policy,
-    folder:Path,  # made where it is not there
-    base:str=None,   # where the base model came from; the pipeline's own note when None
-    notes:str='',    # Markdown for the model card: what it was trained on
-) -> Path:           # the folder
+def save(
+    self: Policy,
+    folder: Path,  # made where it is not there
+    base: str = None,  # where the base model came from; the pipeline's own note when None
+    notes: str = '',  # Markdown for the model card: what it was trained on
+) -> Path:  # the folder
     "Write the trained weights in diffusers' own format, with a model card."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     base = _noted(base_of(base or self.pipeline.config.get('_name_or_path') or ''), folder)
     about = dict(base=base, pipeline=type(self.pipeline).__name__, **asdict(self.config))
-    if self.train == 'full': self._save_pipeline(folder)
-    else: about |= self._save_lora(folder)
+    if self.train == 'full':
+        self._save_pipeline(folder)
+    else:
+        about |= self._save_lora(folder)
     forget_places(folder)
     same_modes(folder, '*.safetensors')
     (folder / 'policy.json').write_text(json.dumps(about, indent=1))
     (folder / 'README.md').write_text(model_card(self, about, notes), encoding='utf-8')
     return folder
 
+
 def _noted(base, folder):
-    "A base as others find it: 'demo' wherever the package lies, and a place on this machine as seen from the folder."
-    if base and Path(base).resolve() == demo_folder().resolve(): return 'demo'
+    """A base as others find it: 'demo' wherever the package lies, and a place on this machine as seen from
+    the folder."""
+    if base and Path(base).resolve() == demo_folder().resolve():
+        return 'demo'
     return os.path.relpath(base, folder) if is_place(base) else base
 
-@patch
-def _save_pipeline(self:Policy, folder):
-    whole = nullcontext() if self.shards is None else self.shards.plain()
-    with no_progress_bars(), whole: self.pipeline.save_pretrained(folder)
 
 @patch
-def _save_lora(self:Policy, folder):
-    "Write the LoRA, and return the options that differ from the configuration's: of both LoRAs together where one was merged."
-    trained = {prefix.rstrip('.') or self.adapter.network_name: module for prefix, module in self.trainable_modules.items()}
-    rank = save_lora(self.pipeline, folder, trained, self.merged_lora, self.lora_rank, self.lora_alpha or self.lora_rank)
-    return dict(lora_rank=rank, lora_alpha=0.) if self.merged_lora else {}
+def _save_pipeline(self: Policy, folder):
+    whole = nullcontext() if self.shards is None else self.shards.plain()
+    with no_progress_bars(), whole:
+        self.pipeline.save_pretrained(folder)
+
+
+@patch
+def _save_lora(self: Policy, folder):
+    """Write the LoRA, and return the options that differ from the configuration's: of both LoRAs together
+    where one was merged."""
+    trained = {
+        prefix.rstrip('.') or self.adapter.network_name: module
+        for prefix, module in self.trainable_modules.items()
+    }
+    rank = save_lora(
+        self.pipeline, folder, trained, self.merged_lora, self.lora_rank, self.lora_alpha or self.lora_rank
+    )
+    return dict(lora_rank=rank, lora_alpha=0.0) if self.merged_lora else {}
+
 
 @patch(cls_method=True)
-def from_pretrained(cls:Policy,
-    model,      # folder of a pipeline, folder written by `Policy.save`, or a hub id
+def from_pretrained(
+    cls: Policy,
+    model,  # folder of a pipeline, folder written by `Policy.save`, or a hub id
     base=None,  # for a LoRA: the base model, when it is not where `policy.json` says
     **options,  # of `Policy`; for the others a folder written by `Policy.save` knows its own
 ) -> Policy:
     "A policy from weights on disk or on the hub."
     note = Path(model) / 'policy.json'
-    if not note.is_file(): return cls(open_pipeline(model), **options)
+    if not note.is_file():
+        return cls(open_pipeline(model), **options)
     saved = read_note(note)
     options = config_fields(saved) | options
-    if saved['train'] == 'full': return cls(open_pipeline(model), **options)
+    if saved['train'] == 'full':
+        return cls(open_pipeline(model), **options)
     pipeline = open_pipeline(base_of(base or noted_base(saved['base'], model)))
-    with readable(model): add_saved_lora(pipeline, model, saved)
+    with readable(model):
+        add_saved_lora(pipeline, model, saved)
     return cls(pipeline, **options)

@@ -20,212 +20,263 @@ from .policy import Policy
 
 # %% ../../nbs/sampling/12_rollout.ipynb #5da37289
 def sample_seed(
-    run_seed:int,  # of the run
-    epoch:int,     # from 0
-    index,         # of the sample within the epoch: a number, or any name
-) -> int:          # 0 … 2^48 - 1
+    run_seed: int,  # of the run
+    epoch: int,  # from 0
+    index,  # of the sample within the epoch: a number, or any name
+) -> int:  # 0 … 2^48 - 1
     "A seed of its own for each sample of a run, the same on every machine."
     digest = hashlib.sha256(f'{run_seed}/{epoch}/{index}'.encode()).digest()
     return int.from_bytes(digest[:6], 'big')
 
+
 def randn_per_sample(
-    generators:list,  # one CPU generator per sample
-    shape:tuple,      # (C, H, W)
-    device='cpu',     # of the result; it is always drawn on the CPU
-) -> torch.Tensor:    # (B, C, H, W)
+    generators: list,  # one CPU generator per sample
+    shape: tuple,  # (C, H, W)
+    device='cpu',  # of the result; it is always drawn on the CPU
+) -> torch.Tensor:  # (B, C, H, W)
     "The next standard normal of every sample."
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
 # %% ../../nbs/sampling/12_rollout.ipynb #3a1a3218
 class FoldedSteps(NamedTuple):
     "Time folded into the batch: a row for each chosen step of each sample."
-    sample: torch.Tensor   # (B·k,) long
-    step: torch.Tensor     # (B·k,) long
+
+    sample: torch.Tensor  # (B·k,) long
+    step: torch.Tensor  # (B·k,) long
+
 
 def fold_steps(
-    steps:torch.Tensor,   # (B, k) long: which steps of each sample
+    steps: torch.Tensor,  # (B, k) long: which steps of each sample
 ) -> FoldedSteps:
     "A row for each chosen step of each sample."
     return FoldedSteps(torch.arange(len(steps)).repeat_interleave(steps.shape[1]), steps.flatten())
 
+
 @dataclass
 class Graph:
     "A prediction of the network with its autograd graph."
-    samples: torch.Tensor     # (n,) long: indices in the batch
-    step: int                 # of the denoising
+
+    samples: torch.Tensor  # (n,) long: indices in the batch
+    step: int  # of the denoising
     prediction: torch.Tensor  # (n, C, H, W) fp32, with gradient
+
 
 @dataclass
 class Trajectory:
     "Samples with the path that led to them."
-    latents: torch.Tensor     # (T+1, B, C, H, W): x_T … x_0, in the policy's `store`
-    log_probs: torch.Tensor   # (T, B), mean over latent dimensions; 0 at deterministic steps
-    images: torch.Tensor      # (B, 3, H, W) in [0, 1]
-    prompts: list             # of B strings
-    seeds: list               # of B ints
-    graphs: list = None       # of `Graph`, where they were asked for
 
-    def transitions(self,
-        steps:torch.Tensor,   # (B, k) long: which steps of each sample
+    latents: torch.Tensor  # (T+1, B, C, H, W): x_T … x_0, in the policy's `store`
+    log_probs: torch.Tensor  # (T, B), mean over latent dimensions; 0 at deterministic steps
+    images: torch.Tensor  # (B, 3, H, W) in [0, 1]
+    prompts: list  # of B strings
+    seeds: list  # of B ints
+    graphs: list = None  # of `Graph`, where they were asked for
+
+    def transitions(
+        self,
+        steps: torch.Tensor,  # (B, k) long: which steps of each sample
     ) -> dict[str, torch.Tensor]:  # with N = B·k rows each
         "Every chosen (x_t, x_{t-1}) is a row of its own."
         sample, step = fold_steps(steps)
-        rows = dict(latents=self.latents[step, sample], next_latents=self.latents[step + 1, sample], step=step, sample=sample,
-                    old_log_prob=self.log_probs[step, sample])
-        if self.graphs: rows['prediction'] = self.predictions()[step, sample]
+        rows = dict(
+            latents=self.latents[step, sample],
+            next_latents=self.latents[step + 1, sample],
+            step=step,
+            sample=sample,
+            old_log_prob=self.log_probs[step, sample],
+        )
+        if self.graphs:
+            rows['prediction'] = self.predictions()[step, sample]
         return rows
 
-    def predictions(self) -> torch.Tensor: # (T, B, C, H, W) fp32, without gradient; NaN where no graph was kept
+    def predictions(
+        self,
+    ) -> torch.Tensor:  # (T, B, C, H, W) fp32, without gradient; NaN where no graph was kept
         "What the network predicted in sampling."
         found = torch.full(self.latents[1:].shape, float('nan'), device=self.latents.device)
-        for graph in self.graphs: found[graph.step, graph.samples] = graph.prediction.detach()
+        for graph in self.graphs:
+            found[graph.step, graph.samples] = graph.prediction.detach()
         return found
 
 # %% ../../nbs/sampling/12_rollout.ipynb #2592dcf4
-def batches_at_once(policy:Policy) -> int:
+def batches_at_once(policy: Policy) -> int:
     "PyTorch's number of threads on a CPU; 1 elsewhere, and where a batch takes all threads."
-    if policy.device.type != 'cpu' or policy.takes_all_threads: return 1
+    if policy.device.type != 'cpu' or policy.takes_all_threads:
+        return 1
     return torch.get_num_threads()
 
+
 def even_size(
-    count:int,    # rows in all
-    most:int,     # rows in a batch at most
-    threads:int,  # batches at once
-    fewest:int=1, # rows in a batch at least, unless all are fewer
-) -> int:         # rows in a batch, so that all threads have as many batches
+    count: int,  # rows in all
+    most: int,  # rows in a batch at most
+    threads: int,  # batches at once
+    fewest: int = 1,  # rows in a batch at least, unless all are fewer
+) -> int:  # rows in a batch, so that all threads have as many batches
     "Batch size that balances the threads: none waits for the last one."
     batches = -(-count // most)
     balanced = min(-(-batches // threads) * threads, count // fewest)
-    if worth_threads(balanced, threads): batches = max(batches, balanced)
+    if worth_threads(balanced, threads):
+        batches = max(batches, balanced)
     return -(-count // batches)
 
+
 def worth_threads(
-    parts:int,   # of the work
-    threads:int, # of PyTorch
-) -> bool:       # whether the parts are computed at once, by a thread each
+    parts: int,  # of the work
+    threads: int,  # of PyTorch
+) -> bool:  # whether the parts are computed at once, by a thread each
     "If not, all threads share each part."
     return 1 < threads < 2 * parts
 
+
 def batch_size_for(
-    policy:Policy,  # that samples
-    count:int,   # samples, or transitions
-    most:int,    # in a batch
-) -> int:        # in a batch
+    policy: Policy,  # that samples
+    count: int,  # samples, or transitions
+    most: int,  # in a batch
+) -> int:  # in a batch
     "Batch size with as many batches for each thread, and none that the policy would pad."
     return even_size(count, most, batches_at_once(policy), policy.fewest_samples)
 
+
 def in_parallel(
-    function:Callable,  # of one part
-    parts:list,         # what it is called with
-    threads:int,        # at once
-):                      # yields the results, in order
-    "Call a function with each part, on several threads with one of PyTorch's each; with few parts, one after the other."
+    function: Callable,  # of one part
+    parts: list,  # what it is called with
+    threads: int,  # at once
+):  # yields the results, in order
+    """Call a function with each part, on several threads with one of PyTorch's each; with few parts, one
+    after the other."""
     if not worth_threads(len(parts), threads):
         yield from map(function, parts)
         return
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool: yield from pool.map(function, parts)
-    finally: torch.set_num_threads(threads)
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(function, parts)
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/sampling/12_rollout.ipynb #80062c87
 def rollout(
-    policy:Policy,  # that samples
-    prompts:list[str],     # B of them
-    seed:int=0,            # of the run
-    epoch:int=0,           # of the run
-    batch_size:int=64,     # samples denoised together; speed depends on it, images do not
-    first:int=0,           # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
-    keep:torch.Tensor=None, # (B, k) long: steps of each sample whose graphs are kept, for a backward pass without another forward
+    policy: Policy,  # that samples
+    prompts: list[str],  # B of them
+    seed: int = 0,  # of the run
+    epoch: int = 0,  # of the run
+    batch_size: int = 64,  # samples denoised together; speed depends on it, images do not
+    # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
+    first: int = 0,
+    # (B, k) long: steps of each sample whose graphs are kept, for a backward pass without another forward
+    keep: torch.Tensor = None,
 ) -> Trajectory:
     "Sample an image for every prompt and keep the path."
-    if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts must be a list of strings; got {prompts!r}')
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f'prompts must be a list of strings; got {prompts!r}')
     seeds = [sample_seed(seed, epoch, first + i) for i in range(len(prompts))]
     size = batch_size_for(policy, len(prompts), batch_size)
-    policy.encode(prompts)                                          # once, before the threads ask for it
+    policy.encode(prompts)  # once, before the threads ask for it
     recorder = None if keep is None else GraphRecorder(policy, keep)
+
     def sample(rows):
         predict = recorder and recorder.of(rows)
         return _sample_batch(policy, [prompts[i] for i in rows], [seeds[i] for i in rows], predict)
+
     batches = [rows.tolist() for rows in torch.arange(len(prompts)).split(size)]
     paths = list(in_parallel(sample, batches, batches_at_once(policy)))
     return replace(joined(policy, paths, prompts, seeds), graphs=recorder and recorder.in_order())
 
+
 class GraphRecorder:
     "Predicts as the policy does, and keeps the graphs of chosen steps."
-    def __init__(self,
-        policy:Policy,  # that samples
-        steps:torch.Tensor,   # (B, k) long: which steps of each sample are kept
+
+    def __init__(
+        self,
+        policy: Policy,  # that samples
+        steps: torch.Tensor,  # (B, k) long: which steps of each sample are kept
     ):
         self.policy, self.graphs = policy, []
-        self.chosen = torch.zeros(len(steps), policy.num_steps, dtype=torch.bool).scatter(1, steps.cpu(), True)
+        self.chosen = torch.zeros(len(steps), policy.num_steps, dtype=torch.bool).scatter(
+            1, steps.cpu(), True
+        )
 
-    def of(self,
-        samples:list[int],    # of a batch
-    ) -> Callable:            # (latents, step, cond) -> prediction
+    def of(
+        self,
+        samples: list[int],  # of a batch
+    ) -> Callable:  # (latents, step, cond) -> prediction
         "A batch's predictions."
+
         def predict(latents, step, cond):
             chosen = self.chosen[samples, step]
             found = torch.empty(latents.shape, device=latents.device)
             for kept in (True, False):
                 rows = (chosen == kept).nonzero().flatten()
-                if not len(rows): continue
-                with torch.set_grad_enabled(kept): prediction = self.policy.predict(latents[rows], step, cond[rows])
-                if kept: self.graphs.append(Graph(torch.tensor(samples)[rows], step, prediction))
+                if not len(rows):
+                    continue
+                with torch.set_grad_enabled(kept):
+                    prediction = self.policy.predict(latents[rows], step, cond[rows])
+                if kept:
+                    self.graphs.append(Graph(torch.tensor(samples)[rows], step, prediction))
                 found[rows] = prediction.detach()
             return found
+
         return predict
 
     def in_order(self) -> list[Graph]:
         "The graphs in the order of samples and steps, whatever threads made them."
         return sorted(self.graphs, key=lambda graph: (graph.samples[0].item(), graph.step))
 
+
 class DenoisedPath(NamedTuple):
     "Latents and how likely they were."
-    latents: torch.Tensor     # (S, B, C, H, W)
-    log_probs: torch.Tensor   # (S, B); one step fewer where the first latents are pure noise
+
+    latents: torch.Tensor  # (S, B, C, H, W)
+    log_probs: torch.Tensor  # (S, B); one step fewer where the first latents are pure noise
+
 
 def joined(
-    policy:Policy,  # that samples
-    parts:list,    # of (latents (T+1, B, C, H, W), log-probs (T, B)), batch by batch
-    prompts:list,  # of all batches
-    seeds:list,    # of all batches
+    policy: Policy,  # that samples
+    parts: list,  # of (latents (T+1, B, C, H, W), log-probs (T, B)), batch by batch
+    prompts: list,  # of all batches
+    seeds: list,  # of all batches
 ) -> Trajectory:
     "The paths of several batches as one trajectory, with its images."
     latents = torch.cat([part[0] for part in parts], 1)
     log_probs = torch.cat([part[1] for part in parts], 1)
     return Trajectory(latents, log_probs, policy.decode(latents[-1]), list(prompts), seeds)
 
+
 def generators_of(
-    seeds:list[int],  # of the samples
-) -> list[torch.Generator]:   # of the CPU
+    seeds: list[int],  # of the samples
+) -> list[torch.Generator]:  # of the CPU
     "A generator of its own for each sample."
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
 
 def _sample_batch(policy, prompts, seeds, predict=None):
     "The path of one batch from pure noise."
     generators = generators_of(seeds)
     start = prepare_latents(policy, generators)
-    latents, log_probs = denoise(policy, start, policy.encode(prompts), generators, range(policy.num_steps), predict)
+    latents, log_probs = denoise(
+        policy, start, policy.encode(prompts), generators, range(policy.num_steps), predict
+    )
     return DenoisedPath(torch.cat([start[None], latents]), log_probs)
 
+
 def prepare_latents(
-    policy:Policy,  # that samples
-    generators:list,  # one CPU generator per sample
-) -> torch.Tensor:    # (B, C, H, W) x_T
+    policy: Policy,  # that samples
+    generators: list,  # one CPU generator per sample
+) -> torch.Tensor:  # (B, C, H, W) x_T
     "Pure noise, as the policy's sampler starts from."
     noise = randn_per_sample(generators, policy.latent_shape, policy.device)
     return policy.rounded(policy.coefficients.init_std * noise)
 
+
 @torch.no_grad()
 def denoise(
-    policy:Policy,  # that samples
-    latents:torch.Tensor,  # (B, C, H, W) before the first of the steps
-    cond,                  # B rows, from `policy.encode`
-    generators:list,       # one CPU generator per sample
-    steps,                 # indices of denoising steps, one after the other
-    predict:Callable=None, # (latents, step, cond) -> prediction; the policy's own when None
-) -> DenoisedPath:         # after each of S steps
+    policy: Policy,  # that samples
+    latents: torch.Tensor,  # (B, C, H, W) before the first of the steps
+    cond,  # B rows, from `policy.encode`
+    generators: list,  # one CPU generator per sample
+    steps,  # indices of denoising steps, one after the other
+    predict: Callable = None,  # (latents, step, cond) -> prediction; the policy's own when None
+) -> DenoisedPath:  # after each of S steps
     "Take some denoising steps, each sample with noise of its own."
     after, log_probs = [], []
     for step in steps:
@@ -234,5 +285,5 @@ def denoise(
         noise = randn_per_sample(generators, policy.latent_shape, policy.device)
         latents = policy.rounded(g.sample(noise))
         after.append(latents)
-        log_probs.append(g.log_prob(latents))                          # of what is stored, not of what was rounded away
+        log_probs.append(g.log_prob(latents))  # of what is stored, not of what was rounded away
     return DenoisedPath(torch.stack(after), torch.stack(log_probs))

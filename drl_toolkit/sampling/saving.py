@@ -15,49 +15,70 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file
 
 from .config import PolicyConfig
-from .lora import active_factors, add_factors, factors_of_file, factors_state_dict, pad_to_rank, stacked_factors
+from drl_toolkit.sampling.lora import (
+    active_factors,
+    add_factors,
+    factors_of_file,
+    factors_state_dict,
+    pad_to_rank,
+    stacked_factors,
+)
 from .schedulers import conversion
 
 # %% ../../nbs/sampling/09_saving.ipynb #742435d5
 class LoraOptions(NamedTuple):
-    "What a LoRA must have in common with another to be trained on in its place; the seed only as long as it is untrained."
+    """What a LoRA must have in common with another to be trained on in its place; the seed only as long as it
+    is untrained."""
+
     rank: int
     alpha: float
-    targets: tuple    # ends of layers' names
+    targets: tuple  # ends of layers' names
     seed: int
 
+
 def lora_options(
-    config:PolicyConfig,   # or what has its fields
+    config: PolicyConfig,  # or what has its fields
 ) -> LoraOptions:
     "The options of the LoRA that a configuration asks for."
     targets = tuple(config.lora_targets.split())
-    return LoraOptions(config.lora_rank, config.lora_alpha or config.lora_rank, targets, max(0, config.lora_seed))
+    return LoraOptions(
+        config.lora_rank, config.lora_alpha or config.lora_rank, targets, max(0, config.lora_seed)
+    )
 
-LOADED = 'loaded'   # mark of an adapter that a saved policy has beside the trained ones
+
+LOADED = 'loaded'  # mark of an adapter that a saved policy has beside the trained ones
 
 # %% ../../nbs/sampling/09_saving.ipynb #80e8dfdf
-LORA_FILE = 'pytorch_lora_weights.safetensors'                                          # as diffusers calls it
-PLAIN_LORA = dict(rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=False)   # what diffusers 0.38 looks up in the metadata
+LORA_FILE = 'pytorch_lora_weights.safetensors'  # as diffusers calls it
+PLAIN_LORA = dict(
+    rank_pattern={}, alpha_pattern={}, use_dora=False, lora_bias=False
+)  # what diffusers 0.38 looks up in the metadata
+
 
 def save_lora(
-    pipeline,        # of diffusers
-    folder:Path,  # that is there
-    trained:dict,    # component's name -> module with a LoRA
-    merged:dict,     # component's name -> the factors of a LoRA that was added to its weights; {} where there was none
-    rank:int,        # of the trained LoRA
-    alpha:float,     # of the trained LoRA
-) -> int:            # rank of what was written, larger than that of the trained LoRA where one was merged
+    pipeline,  # of diffusers
+    folder: Path,  # that is there
+    trained: dict,  # component's name -> module with a LoRA
+    # component's name -> the factors of a LoRA that was added to its weights; {} where there was none
+    merged: dict,
+    rank: int,  # of the trained LoRA
+    alpha: float,  # of the trained LoRA
+) -> int:  # rank of what was written, larger than that of the trained LoRA where one was merged
     "Write a LoRA for `load_lora_weights` on the base, with its scale in the file's metadata."
     from peft.utils import get_peft_model_state_dict
+
     states = {name: get_peft_model_state_dict(module) for name, module in trained.items()}
     if merged:
         both = _with_merged(trained, merged)
         rank = alpha = max(len(down) for factors in both.values() for down, _ in factors.values())
         states = {name: factors_state_dict(pad_to_rank(factors, rank)) for name, factors in both.items()}
     layers = {f'{name}_lora_layers': convert_state_dict_to_diffusers(state) for name, state in states.items()}
-    metadata = {f'{name}_lora_adapter_metadata': _metadata(state, rank, alpha) for name, state in states.items()}
+    metadata = {
+        f'{name}_lora_adapter_metadata': _metadata(state, rank, alpha) for name, state in states.items()
+    }
     pipeline.save_lora_weights(folder, **layers, **metadata)
     return rank
+
 
 def _with_merged(trained, merged):
     "The trained LoRAs and the merged ones as one, component by component."
@@ -67,44 +88,55 @@ def _with_merged(trained, merged):
         both[name] = stacked_factors(merged.get(name, {}), own)
     return both
 
+
 def _metadata(state, rank, alpha):
     layers = sorted({key.partition('.lora_')[0] for key in state})
     return dict(PLAIN_LORA, r=rank, lora_alpha=alpha, target_modules=layers)
 
+
 def add_saved_lora(
-    pipeline,       # of diffusers, changed in place
-    folder:Path,    # that `Policy.save` wrote
-    saved:dict,     # what its policy.json holds
+    pipeline,  # of diffusers, changed in place
+    folder: Path,  # that `Policy.save` wrote
+    saved: dict,  # what its policy.json holds
 ):
     "Give a pipeline the LoRA that `Policy.save` wrote. A policy of the same options trains it on."
     state = load_file(Path(folder) / LORA_FILE)
     config = PolicyConfig(**config_fields(saved))
     for name in sorted({key.partition('.')[0] for key in state}):
         module = pipeline.components.get(name)
-        if module is None: raise ValueError(f'{name!r:.100} is no part of {type(pipeline).__name__}')
+        if module is None:
+            raise ValueError(f'{name!r:.100} is no part of {type(pipeline).__name__}')
         own = {key.partition('.')[2]: tensor for key, tensor in state.items() if key.startswith(f'{name}.')}
-        add_factors(module, _layers_as_in(module, factors_of_file(own)), config.lora_alpha or config.lora_rank)
+        add_factors(
+            module, _layers_as_in(module, factors_of_file(own)), config.lora_alpha or config.lora_rank
+        )
         is_trained = config.train_text_encoder or not name.startswith('text_encoder')
         module.lora_options = lora_options(config) if is_trained else LOADED
 
+
 def config_fields(
-    saved:dict,   # what policy.json holds
+    saved: dict,  # what policy.json holds
 ) -> dict[str, object]:
     "The fields of `PolicyConfig` among what was saved."
     return {field.name: saved[field.name] for field in fields(PolicyConfig) if field.name in saved}
 
+
 def _layers_as_in(module, factors):
     "CLIP's text encoder has its layers in `text_model` in some versions of transformers and not in others."
     wanted = hasattr(module, 'text_model')
-    if wanted == next(iter(factors)).startswith('text_model.'): return factors
-    return {f'text_model.{name}' if wanted else name.removeprefix('text_model.'): pair for name, pair in factors.items()}
+    if wanted == next(iter(factors)).startswith('text_model.'):
+        return factors
+    return {
+        f'text_model.{name}' if wanted else name.removeprefix('text_model.'): pair
+        for name, pair in factors.items()
+    }
 
 # %% ../../nbs/sampling/09_saving.ipynb #ed9e0a6a
 def model_card(
-    policy,       # a `Policy`
-    about:dict,   # what its policy.json holds
-    notes:str='', # Markdown: what it was trained on
-) -> str:         # Markdown
+    policy,  # a `Policy`
+    about: dict,  # what its policy.json holds
+    notes: str = '',  # Markdown: what it was trained on
+) -> str:  # Markdown
     "What a README.md says of saved weights."
     lora = policy.train == 'lora'
     rank, alpha = about['lora_rank'], about['lora_alpha'] or about['lora_rank']
@@ -127,14 +159,22 @@ from diffusers import {imports}
 ```
 {notes and chr(10) + notes.strip() + chr(10)}"""
 
+
 def _loading_code(policy, about):
     "(names to import, lines of Python) that load what was saved."
     kind = about['pipeline']
-    if policy.train == 'full': return kind, f"pipeline = {kind}.from_pretrained('.')"
-    load = f"pipeline = {kind}.from_pretrained({about['base']!r})\npipeline.load_lora_weights('.', weight_name={LORA_FILE!r})"
-    if not policy.scheduler: return kind, load
+    if policy.train == 'full':
+        return kind, f"pipeline = {kind}.from_pretrained('.')"
+    load = (
+        f"pipeline = {kind}.from_pretrained({about['base']!r})\npipeline.load_lora_weights('.', "
+        f"weight_name={LORA_FILE!r})"
+    )
+    if not policy.scheduler:
+        return kind, load
     config = policy.pipeline.scheduler.config
-    changed = {key: config[key] for key in ('clip_sample',) if key in config} | conversion(policy.scheduler, config)
+    changed = {key: config[key] for key in ('clip_sample',) if key in config} | conversion(
+        policy.scheduler, config
+    )
     options = ''.join(f', {key}={value!r}' for key, value in changed.items())
     scheduler = f'pipeline.scheduler = {policy.scheduler}.from_config(pipeline.scheduler.config{options})'
     return f'{kind}, {policy.scheduler}', f'{load}\n{scheduler}'

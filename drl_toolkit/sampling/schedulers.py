@@ -14,86 +14,131 @@ import diffusers, torch
 from .transitions import check_sampler, noise_process, without_gaussian
 
 # %% ../../nbs/sampling/06_schedulers.ipynb #dbb55147
-PROCESSES = dict(betas='discrete betas', flow='flow matching', edm="EDM's preconditioned σ") # the forward processes, in words
-STOCHASTIC = dict(betas='DDIMScheduler', flow='FlowMatchEulerDiscreteScheduler')             # what samples them with noise
+PROCESSES = dict(
+    betas='discrete betas', flow='flow matching', edm="EDM's preconditioned σ"
+)  # the forward processes, in words
+STOCHASTIC = dict(
+    betas='DDIMScheduler', flow='FlowMatchEulerDiscreteScheduler'
+)  # what samples them with noise
 DPM_SOLVER = 'DPMSolverMultistepScheduler'
 
+
 def another_scheduler(
-    scheduler,   # of diffusers
-    name:str,    # class of the one that is made
-):               # of that class
+    scheduler,  # of diffusers
+    name: str,  # class of the one that is made
+):  # of that class
     """A scheduler of another class with the same noise schedule; a DPM-Solver is made of first order and stochastic.
 
     `ValueError` where the class is unknown, has no such schedule, or belongs to another noise process."""
     kind = getattr(diffusers, name, None)
     if not hasattr(kind, 'from_config') or not name.endswith('Scheduler'):
-        raise ValueError(f"scheduler must be the name of a scheduler of diffusers, such as 'DDIMScheduler'; got {name!r}")
+        raise ValueError(
+            f"scheduler must be the name of a scheduler of diffusers, such as 'DDIMScheduler'; got {name!r}"
+        )
     config = scheduler.config
-    try: made = kind.from_config(config, clip_sample=config.get('clip_sample', False), **conversion(name, config))
+    try:
+        made = kind.from_config(
+            config, clip_sample=config.get('clip_sample', False), **conversion(name, config)
+        )
     except (TypeError, ValueError, ImportError) as e:
         reason = ' '.join(str(e).split())[:120]
         own = type(scheduler).__name__
-        raise ValueError(f'scheduler is {name!r}, which cannot be made from the configuration of {own} ({reason})') from None
+        raise ValueError(
+            f'scheduler is {name!r}, which cannot be made from the configuration of {own} ({reason})'
+        ) from None
     check_sampler(made)
     _check_same_process(scheduler, made)
     return made
 
+
 def conversion(
-    name:str,          # of the class that is made
-    config,            # of the scheduler that it is made from
-) -> dict[str, object]: # options of `from_config`
+    name: str,  # of the class that is made
+    config,  # of the scheduler that it is made from
+) -> dict[str, object]:  # options of `from_config`
     "What must change in a configuration for another class."
-    if name == DPM_SOLVER: return dict(solver_order=1, algorithm_type='sde-dpmsolver++')
-    if name.startswith('FlowMatch') and 'flow_shift' in config: return dict(shift=config['flow_shift'])
+    if name == DPM_SOLVER:
+        return dict(solver_order=1, algorithm_type='sde-dpmsolver++')
+    if name.startswith('FlowMatch') and 'flow_shift' in config:
+        return dict(shift=config['flow_shift'])
     return {}
+
 
 def _check_same_process(own, made):
     "Refuse another forward process than that of the pipeline's own scheduler."
-    if _same_process(own, made): return
+    if _same_process(own, made):
+        return
     here, there = noise_process(own), noise_process(made)
-    other = f'is of {_in_words(there)}' if here != there or here not in STOCHASTIC else 'has another schedule or prediction'
-    if here in STOCHASTIC: right = f'{STOCHASTIC[here]} is right'
-    else: right = f'such a pipeline cannot be sampled here; one of {_known_processes()} is right'
-    raise ValueError(f"scheduler is {type(made).__name__!r}, which {other}; "
-                     f"the pipeline's own {type(own).__name__} is of {_in_words(here)}, so {right}")
+    other = (
+        f'is of {_in_words(there)}'
+        if here != there or here not in STOCHASTIC
+        else 'has another schedule or prediction'
+    )
+    if here in STOCHASTIC:
+        right = f'{STOCHASTIC[here]} is right'
+    else:
+        right = f'such a pipeline cannot be sampled here; one of {_known_processes()} is right'
+    raise ValueError(
+        f"scheduler is {type(made).__name__!r}, which {other}; "
+        f"the pipeline's own {type(own).__name__} is of {_in_words(here)}, so {right}"
+    )
+
 
 def _same_process(own, made):
     "Whether two schedulers have the same forward process and ask the network for the same thing."
     process = noise_process(own)
-    if process != noise_process(made) or process not in STOCHASTIC: return False
-    if process != 'betas': return True
+    if process != noise_process(made) or process not in STOCHASTIC:
+        return False
+    if process != 'betas':
+        return True
     asked = own.config.get('prediction_type', 'epsilon') == made.config.get('prediction_type', 'epsilon')
-    return asked and torch.allclose(own.alphas_cumprod.cpu().float(), made.alphas_cumprod.cpu().float(), atol=1e-6)
+    return asked and torch.allclose(
+        own.alphas_cumprod.cpu().float(), made.alphas_cumprod.cpu().float(), atol=1e-6
+    )
 
-def _in_words(process): return PROCESSES.get(process, 'a noise process that is not known here')
 
-def _known_processes(): return ' or '.join(PROCESSES[process] for process in STOCHASTIC)
+def _in_words(process):
+    return PROCESSES.get(process, 'a noise process that is not known here')
+
+
+def _known_processes():
+    return ' or '.join(PROCESSES[process] for process in STOCHASTIC)
 
 # %% ../../nbs/sampling/06_schedulers.ipynb #514e4733
 class ChosenScheduler(NamedTuple):
     "What samples, and why it is not the pipeline's own where nobody asked for another."
-    scheduler: object   # of diffusers
-    reason: str         # '' for the pipeline's own, and for one that was asked for
+
+    scheduler: object  # of diffusers
+    reason: str  # '' for the pipeline's own, and for one that was asked for
+
 
 def sampling_scheduler(
-    scheduler,     # the pipeline's own
-    name:str='',   # of another class, where one was asked for
-    eta:float=1.,  # share of the noise
+    scheduler,  # the pipeline's own
+    name: str = '',  # of another class, where one was asked for
+    eta: float = 1.0,  # share of the noise
 ) -> ChosenScheduler:
-    "A scheduler whose steps have a density. `ValueError` where the pipeline's noise process cannot be sampled."
+    """A scheduler whose steps have a density.
+
+    `ValueError` where the pipeline's noise process cannot be sampled."""
     reason = without_gaussian(scheduler, eta)
     own = type(scheduler).__name__
     if name:
         chosen = scheduler if own == name and not reason else another_scheduler(scheduler, name)
         return ChosenScheduler(chosen, '')
-    if not reason: return ChosenScheduler(scheduler, '')
+    if not reason:
+        return ChosenScheduler(scheduler, '')
     process = noise_process(scheduler)
     if process not in STOCHASTIC:
-        raise ValueError(f'scheduler is {own}, of {_in_words(process)}; a pipeline with a scheduler of {_known_processes()} is right')
-    return ChosenScheduler(another_scheduler(scheduler, own if own == DPM_SOLVER else STOCHASTIC[process]), reason)
+        raise ValueError(
+            f'scheduler is {own}, of {_in_words(process)}; a pipeline with a scheduler of '
+            f'{_known_processes()} is right'
+        )
+    return ChosenScheduler(
+        another_scheduler(scheduler, own if own == DPM_SOLVER else STOCHASTIC[process]), reason
+    )
+
 
 def first_order_words(
-    name:str,  # class of a scheduler
+    name: str,  # class of a scheduler
 ) -> str:
     "The scheduler that samples, in a sentence."
     return f'{name} of first order and with noise (sde-dpmsolver++)' if name == DPM_SOLVER else name

@@ -13,8 +13,13 @@ from functools import singledispatch
 from typing import NamedTuple
 
 import torch
-from diffusers import (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler,
-                       FlowMatchEulerDiscreteScheduler)
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from .config import PREV_TIMESTEPS
 
@@ -22,314 +27,412 @@ from .config import PREV_TIMESTEPS
 @dataclass(frozen=True)
 class Gaussian:
     "The distribution of the next latent: independent normals with one spread per sample."
-    mean: torch.Tensor   # (B, C, H, W), or (B, L, D) where latents are tokens
-    std: torch.Tensor    # (B, 1, 1, 1); 0 where the step is deterministic
+
+    mean: torch.Tensor  # (B, C, H, W), or (B, L, D) where latents are tokens
+    std: torch.Tensor  # (B, 1, 1, 1); 0 where the step is deterministic
 
     @property
-    def stochastic(self) -> torch.Tensor: # (B,) bool
+    def stochastic(self) -> torch.Tensor:  # (B,) bool
         "Which samples' steps have a density."
         return self.std.flatten() > 0
 
-    def sample(self,
-        noise:torch.Tensor # (B, C, H, W), standard normal
-    ) -> torch.Tensor:     # (B, C, H, W)
+    def sample(
+        self,
+        noise: torch.Tensor,  # (B, C, H, W), standard normal
+    ) -> torch.Tensor:  # (B, C, H, W)
         "The next latent for this noise."
         return self.mean + self.std * noise
 
-    def log_prob(self,
-        value:torch.Tensor,  # (B, C, H, W)
-        reduce:str='mean',   # over the latent dimensions: 'mean' or 'sum'
-    ) -> torch.Tensor:       # (B,) nats, per dimension for 'mean'; 0 where deterministic
+    def log_prob(
+        self,
+        value: torch.Tensor,  # (B, C, H, W)
+        reduce: str = 'mean',  # over the latent dimensions: 'mean' or 'sum'
+    ) -> torch.Tensor:  # (B,) nats, per dimension for 'mean'; 0 where deterministic
         "Log-density of a next latent."
         std = self._safe_std
-        each = -(value - self.mean).square() / (2 * std.square()) - std.log() - .5 * math.log(2 * math.pi)
+        each = -(value - self.mean).square() / (2 * std.square()) - std.log() - 0.5 * math.log(2 * math.pi)
         return self._masked(_reduce(each, reduce))
 
-    def kl(self,
-        other:'Gaussian',  # of the same shape
-        reduce:str='sum',    # over the latent dimensions: 'sum' or 'mean'
-    ) -> torch.Tensor:       # (B,) nats; 0 where deterministic
+    def kl(
+        self,
+        other: 'Gaussian',  # of the same shape
+        reduce: str = 'sum',  # over the latent dimensions: 'sum' or 'mean'
+    ) -> torch.Tensor:  # (B,) nats; 0 where deterministic
         "KL(self ‖ other), in closed form."
         p, q = self._safe_std, other._safe_std
-        each = (q / p).log() + (p.square() + (self.mean - other.mean).square()) / (2 * q.square()) - .5
+        each = (q / p).log() + (p.square() + (self.mean - other.mean).square()) / (2 * q.square()) - 0.5
         return self._masked(_reduce(each, reduce))
 
     @property
-    def _safe_std(self): return torch.where(self.std > 0, self.std, 1.)
+    def _safe_std(self):
+        return torch.where(self.std > 0, self.std, 1.0)
 
-    def _masked(self, values): return torch.where(self.stochastic, values, 0.)
+    def _masked(self, values):
+        return torch.where(self.stochastic, values, 0.0)
+
 
 def _reduce(each, how):
     "Over all but the first dimension."
-    if how not in ('mean', 'sum'): raise ValueError(f"reduce must be 'mean' or 'sum'; got {how!r}")
+    if how not in ('mean', 'sum'):
+        raise ValueError(f"reduce must be 'mean' or 'sum'; got {how!r}")
     return getattr(each.flatten(1), how)(1)
 
 # %% ../../nbs/sampling/02_transitions.ipynb #89feccbe
 PREDICTIONS = ('epsilon', 'v_prediction', 'sample', 'flow_prediction')
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerCoefficients:
     """A schedule's coefficients, one entry per denoising step. All of shape (T,).
 
     A coefficient of the mean that a sampler has no use for is None."""
-    timesteps: torch.Tensor         # as the network wants them
-    signal: torch.Tensor            # a_t, the share of the clean latent in x_t
-    noise: torch.Tensor             # s_t, the share of the noise
-    std: torch.Tensor               # σ_t; 0 where the step is deterministic
-    prediction_type: str            # one of `PREDICTIONS`
-    of_sample: torch.Tensor=None    # what x_t counts in the mean,
-    of_clean: torch.Tensor=None     # … x̂_0,
-    of_noise: torch.Tensor=None     # … ε̂,
-    of_output: torch.Tensor=None    # … and the output as it is
-    clip: float|None = None         # largest |x̂_0|, where the scheduler clips it
-    init_std: float = 1.            # spread of the pure noise that sampling starts from
-    exploding: bool = False         # a_t = 1 and s_t grows without bound; the network sees x_t / √(1 + s_t²)
+
+    timesteps: torch.Tensor  # as the network wants them
+    signal: torch.Tensor  # a_t, the share of the clean latent in x_t
+    noise: torch.Tensor  # s_t, the share of the noise
+    std: torch.Tensor  # σ_t; 0 where the step is deterministic
+    prediction_type: str  # one of `PREDICTIONS`
+    of_sample: torch.Tensor = None  # what x_t counts in the mean,
+    of_clean: torch.Tensor = None  # … x̂_0,
+    of_noise: torch.Tensor = None  # … ε̂,
+    of_output: torch.Tensor = None  # … and the output as it is
+    clip: float | None = None  # largest |x̂_0|, where the scheduler clips it
+    init_std: float = 1.0  # spread of the pure noise that sampling starts from
+    exploding: bool = False  # a_t = 1 and s_t grows without bound; the network sees x_t / √(1 + s_t²)
 
     @property
-    def stochastic(self) -> torch.Tensor: # (T,) bool
+    def stochastic(self) -> torch.Tensor:  # (T,) bool
         "Which steps add noise, and so can be trained."
         return self.std > 0
 
     @property
-    def timestep_weights(self) -> torch.Tensor: # (T,), of mean 1 over the stochastic steps
-        "Weight of a step's loss so that all steps have the same say: 1 / |derivative of the mean by the output|. [GRPO-Guard]"
+    def timestep_weights(self) -> torch.Tensor:  # (T,), of mean 1 over the stochastic steps
+        """Weight of a step's loss so that all steps have the same say: 1 / |derivative of the mean by the
+        output|. [GRPO-Guard]"""
         moves = self._mean_per_output().abs()
-        even = torch.where(self.stochastic & (moves > 0), 1 / moves.clamp(min=1e-9), 0.)
+        even = torch.where(self.stochastic & (moves > 0), 1 / moves.clamp(min=1e-9), 0.0)
         return even / even[self.stochastic].mean() if self.stochastic.any() else even
 
     def _mean_per_output(self):
-        "The derivative of the mean by the network's output: the mean is linear in it, so a difference will do."
+        """The derivative of the mean by the network's output: the mean is linear in it, so a difference will
+        do."""
         zero = torch.zeros(len(self.std), 1, device=self.std.device)
         steps = torch.arange(len(self.std), device=self.std.device)
         unclipped = replace(self, clip=None)
         mean = lambda output: unclipped.transition(zero + output, steps, zero).mean.flatten()
         return mean(1) - mean(0)
 
-    def model_input(self,
-        sample:torch.Tensor, # (B, …) x_t
-        step,                # int, or (B,) long: index of the denoising step
-    ) -> torch.Tensor:       # (B, …)
+    def model_input(
+        self,
+        sample: torch.Tensor,  # (B, …) x_t
+        step,  # int, or (B,) long: index of the denoising step
+    ) -> torch.Tensor:  # (B, …)
         "Latents as the network takes them."
         return sample / self._scale(step, sample) if self.exploding else sample
 
-    def transition(self,
-        model_output:torch.Tensor, # (B, …)
-        step,                      # int, or (B,) long: index of the denoising step
-        sample:torch.Tensor,       # (B, …) x_t
+    def transition(
+        self,
+        model_output: torch.Tensor,  # (B, …)
+        step,  # int, or (B,) long: index of the denoising step
+        sample: torch.Tensor,  # (B, …) x_t
     ) -> Gaussian:
         "The distribution of x_{t-1}, in fp32 and in diffusers' order of operations."
         terms = self._terms(model_output, step, sample)
-        mean = sum(_row(coefficient, step, sample) * term for coefficient, term in terms if coefficient is not None)
+        mean = sum(
+            _row(coefficient, step, sample) * term for coefficient, term in terms if coefficient is not None
+        )
         std = _row(self.std, step, sample)
         return Gaussian(mean, std.expand(len(sample), *[1] * (sample.ndim - 1)))
 
     def _terms(self, output, step, x):
         "The coefficients of the mean and what they multiply, in the order in which diffusers adds them up."
         x0, noise = self.clean_and_noise(output, step, x)
-        if self.clip is not None: x0 = x0.clamp(-self.clip, self.clip)
+        if self.clip is not None:
+            x0 = x0.clamp(-self.clip, self.clip)
         return (self.of_clean, x0), (self.of_noise, noise), (self.of_sample, x), (self.of_output, output)
 
-    def clean_and_noise(self,
-        output:torch.Tensor, # (B, …) of the network
-        step,                # int, or (B,) long
-        x:torch.Tensor,      # (B, …) x_t
+    def clean_and_noise(
+        self,
+        output: torch.Tensor,  # (B, …) of the network
+        step,  # int, or (B,) long
+        x: torch.Tensor,  # (B, …) x_t
     ) -> 'CleanAndNoise':
-        "What the output says of the clean latent and of the noise. [DDIM Eq 12; Salimans & Ho 2022, appendix D, for v]"
+        """What the output says of the clean latent and of the noise.
+
+        [DDIM Eq 12; Salimans & Ho 2022, appendix D, for v]"""
         a, s = _row(self.signal, step, x), _row(self.noise, step, x)
-        if self.prediction_type == 'epsilon': return CleanAndNoise((x - s * output) / a, output)
-        if self.prediction_type == 'sample': return CleanAndNoise(output, (x - a * output) / s)
-        if self.prediction_type == 'flow_prediction': return CleanAndNoise(x - s * output, x + a * output)
-        if self.exploding: x, a, s = (v / self._scale(step, x) for v in (x, a, s))
+        if self.prediction_type == 'epsilon':
+            return CleanAndNoise((x - s * output) / a, output)
+        if self.prediction_type == 'sample':
+            return CleanAndNoise(output, (x - a * output) / s)
+        if self.prediction_type == 'flow_prediction':
+            return CleanAndNoise(x - s * output, x + a * output)
+        if self.exploding:
+            x, a, s = (v / self._scale(step, x) for v in (x, a, s))
         return CleanAndNoise(a * x - s * output, a * output + s * x)
 
-    def noised(self,
-        clean:torch.Tensor, # (B, …)
-        step,               # int, or (B,) long
-        noise:torch.Tensor  # (B, …) standard normal
-    ) -> torch.Tensor:      # (B, …) x_t
+    def noised(
+        self,
+        clean: torch.Tensor,  # (B, …)
+        step,  # int, or (B,) long
+        noise: torch.Tensor,  # (B, …) standard normal
+    ) -> torch.Tensor:  # (B, …) x_t
         "The forward process: clean latents at the noise of a step."
         return _row(self.signal, step, clean) * clean + _row(self.noise, step, clean) * noise
 
-    def target(self,
-        clean:torch.Tensor, # (B, …)
-        step,               # int, or (B,) long
-        noise:torch.Tensor  # (B, …) standard normal
-    ) -> torch.Tensor:      # (B, …)
+    def target(
+        self,
+        clean: torch.Tensor,  # (B, …)
+        step,  # int, or (B,) long
+        noise: torch.Tensor,  # (B, …) standard normal
+    ) -> torch.Tensor:  # (B, …)
         "The network's training target for `noised` latents."
-        if self.prediction_type == 'epsilon': return noise
-        if self.prediction_type == 'sample': return clean
-        if self.prediction_type == 'flow_prediction': return noise - clean
+        if self.prediction_type == 'epsilon':
+            return noise
+        if self.prediction_type == 'sample':
+            return clean
+        if self.prediction_type == 'flow_prediction':
+            return noise - clean
         a, s = _row(self.signal, step, clean), _row(self.noise, step, clean)
-        if self.exploding: a, s = (v / self._scale(step, clean) for v in (a, s))
+        if self.exploding:
+            a, s = (v / self._scale(step, clean) for v in (a, s))
         return a * noise - s * clean
 
     def _scale(self, step, like):
-        return (_row(self.noise, step, like) ** 2 + 1) ** .5
+        return (_row(self.noise, step, like) ** 2 + 1) ** 0.5
+
 
 class CleanAndNoise(NamedTuple):
     "The two parts of a noisy latent, as the network's output estimates them."
-    clean: torch.Tensor   # (B, …) x̂_0
-    noise: torch.Tensor   # (B, …) ε̂
+
+    clean: torch.Tensor  # (B, …) x̂_0
+    noise: torch.Tensor  # (B, …) ε̂
+
 
 def _row(table, step, sample):
     "An entry for the whole batch, or one for each row, ready to broadcast over latents."
-    return (table[step] if torch.is_tensor(step) else table[step:step + 1]).reshape(-1, *[1] * (sample.ndim - 1))
+    return (table[step] if torch.is_tensor(step) else table[step : step + 1]).reshape(
+        -1, *[1] * (sample.ndim - 1)
+    )
 
 # %% ../../nbs/sampling/02_transitions.ipynb #bad39c97
 def noise_process(
     scheduler,  # of diffusers
-) -> str:       # 'betas', 'flow', 'edm', or '' for one that is not known here
+) -> str:  # 'betas', 'flow', 'edm', or '' for one that is not known here
     """The forward process that a scheduler undoes.
 
     x_t of discrete betas, of a straight path, or of Karras et al.'s σ with its preconditioning."""
     config = scheduler.config
     flow = config.get('use_flow_sigmas') or config.get('prediction_type') == 'flow_prediction'
-    if type(scheduler).__name__.startswith('FlowMatch') or flow: return 'flow'
+    if type(scheduler).__name__.startswith('FlowMatch') or flow:
+        return 'flow'
     parameters = inspect.signature(type(scheduler).__init__).parameters
-    if 'sigma_data' in parameters: return 'edm'
+    if 'sigma_data' in parameters:
+        return 'edm'
     return 'betas' if {'beta_start', 'trained_betas'} <= set(parameters) else ''
 
+
 def without_gaussian(
-    scheduler,     # of diffusers
-    eta:float=1.,  # share of the noise
-) -> str:          # '' where there is one
+    scheduler,  # of diffusers
+    eta: float = 1.0,  # share of the noise
+) -> str:  # '' where there is one
     "Why the steps of a scheduler have no density over the next latent."
     name, config = type(scheduler).__name__, scheduler.config
-    if columns.dispatch(type(scheduler)) is columns.dispatch(object): return f'{name} has no Gaussian transition'
-    if not isinstance(scheduler, DPMSolverMultistepScheduler): return ''
-    if config.solver_order != 1: return f'{name} of order {config.solver_order} looks back at earlier steps'
+    if columns.dispatch(type(scheduler)) is columns.dispatch(object):
+        return f'{name} has no Gaussian transition'
+    if not isinstance(scheduler, DPMSolverMultistepScheduler):
+        return ''
+    if config.solver_order != 1:
+        return f'{name} of order {config.solver_order} looks back at earlier steps'
     still = config.algorithm_type == 'dpmsolver++' and eta == 0
-    if still or config.algorithm_type == 'sde-dpmsolver++': return ''
+    if still or config.algorithm_type == 'sde-dpmsolver++':
+        return ''
     return f'{name} of type {config.algorithm_type!r} adds no noise'
 
 # %% ../../nbs/sampling/02_transitions.ipynb #c2b11f9c
 def sampler_coefficients(
-    scheduler,              # of diffusers
-    num_steps:int=None,     # denoising steps; what the scheduler was last set to when None
-    eta:float=1.,           # share of the scheduler's noise: 0 is deterministic
-    sde:str=None,           # flow matching only: 'flow' (the default), 'dance' or 'cps'
-    noise_level:float=None, # flow matching only: a of Flow-GRPO (default .7), ε of DanceGRPO (.3), or η of CPS (.7)
+    scheduler,  # of diffusers
+    num_steps: int = None,  # denoising steps; what the scheduler was last set to when None
+    eta: float = 1.0,  # share of the scheduler's noise: 0 is deterministic
+    sde: str = None,  # flow matching only: 'flow' (the default), 'dance' or 'cps'
+    # flow matching only: a of Flow-GRPO (default .7), ε of DanceGRPO (.3), or η of CPS (.7)
+    noise_level: float = None,
     stochastic_steps=None,  # indices of the steps that add noise; all that can when None
     device='cpu',  # of the coefficients
-    prev_timestep:str='schedule', # DDIM only: where a step leads, one of `PREV_TIMESTEPS`
+    prev_timestep: str = 'schedule',  # DDIM only: where a step leads, one of `PREV_TIMESTEPS`
 ) -> SamplerCoefficients:
     """Coefficients of a scheduler's denoising steps.
 
     `TypeError` for a scheduler that has none here, `ValueError` for an option that does not fit it."""
     check_sampler(scheduler, eta, sde, noise_level, num_steps)
-    if num_steps is not None: scheduler.set_timesteps(num_steps)
+    if num_steps is not None:
+        scheduler.set_timesteps(num_steps)
     if scheduler.num_inference_steps is None:
-        raise ValueError('num_steps must be a number of denoising steps where the scheduler has no timesteps; got None')
+        raise ValueError(
+            'num_steps must be a number of denoising steps where the scheduler has no timesteps; got None'
+        )
     share = eta * _mask(stochastic_steps, len(scheduler.timesteps))
     _check_timesteps(scheduler)
     options = dict(sde=sde, noise_level=noise_level)
-    if isinstance(scheduler, DDIMScheduler): options['prev_timestep'] = _one_of(PREV_TIMESTEPS, prev_timestep=prev_timestep)
+    if isinstance(scheduler, DDIMScheduler):
+        options['prev_timestep'] = _one_of(PREV_TIMESTEPS, prev_timestep=prev_timestep)
     found = columns(scheduler, share, **{name: value for name, value in options.items() if value is not None})
     _check_snr(scheduler, found)
     clip = scheduler.config.clip_sample_range if scheduler.config.get('clip_sample') else None
     found = {name: v.to(device) if torch.is_tensor(v) else v for name, v in found.items()}
-    return SamplerCoefficients(timesteps=scheduler.timesteps.to(device), prediction_type=_prediction(scheduler), clip=clip, **found)
+    return SamplerCoefficients(
+        timesteps=scheduler.timesteps.to(device), prediction_type=_prediction(scheduler), clip=clip, **found
+    )
 
-def _is_flow(scheduler): return isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+
+def _is_flow(scheduler):
+    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+
 
 def _prediction(scheduler):
     "What the network predicts; the classes of flow matching know one prediction and do not name it."
     default = 'flow_prediction' if noise_process(scheduler) == 'flow' else 'epsilon'
     return scheduler.config.get('prediction_type') or default
 
+
 def _one_of(choices, **field):
-    (name, value), = field.items()
-    if value not in choices: raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+    ((name, value),) = field.items()
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
+
 
 def _mask(steps, count):
     "1 where a step may add noise."
-    if steps is None: return torch.ones(count)
+    if steps is None:
+        return torch.ones(count)
     wrong = [s for s in steps if not 0 <= s < count]
-    if wrong: raise ValueError(f'stochastic_steps must hold indices from 0 to {count - 1}; got {wrong[0]}')
-    return torch.zeros(count).index_fill(0, torch.tensor(list(steps), dtype=torch.long), 1.)
+    if wrong:
+        raise ValueError(f'stochastic_steps must hold indices from 0 to {count - 1}; got {wrong[0]}')
+    return torch.zeros(count).index_fill(0, torch.tensor(list(steps), dtype=torch.long), 1.0)
+
 
 def check_sampler(
-    scheduler,              # of diffusers
-    eta:float=1.,           # share of the scheduler's noise
-    sde:str=None,           # flow matching only
-    noise_level:float=None, # flow matching only
-    num_steps:int=None,     # denoising steps; not checked when None
+    scheduler,  # of diffusers
+    eta: float = 1.0,  # share of the scheduler's noise
+    sde: str = None,  # flow matching only
+    noise_level: float = None,  # flow matching only
+    num_steps: int = None,  # denoising steps; not checked when None
 ):
     "Refuse what the formulas do not cover: `TypeError` for the scheduler, `ValueError` for an option."
     name, config = type(scheduler).__name__, scheduler.config
-    if columns.dispatch(type(scheduler)) is columns.dispatch(object): columns(scheduler, None)
+    if columns.dispatch(type(scheduler)) is columns.dispatch(object):
+        columns(scheduler, None)
     if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
-        raise ValueError(f'eta must be in [0, 1], since the variance left for ε̂ is negative beyond it; got {eta!r}')
+        raise ValueError(
+            f'eta must be in [0, 1], since the variance left for ε̂ is negative beyond it; got {eta!r}'
+        )
     for field, value in dict(sde=sde, noise_level=noise_level).items():
-        if value is None or _is_flow(scheduler): continue
+        if value is None or _is_flow(scheduler):
+            continue
         raise ValueError(f'{field} is {value!r}, but {name} has noise of its own; use eta')
-    if sde is not None: _one_of(SDES, sde=sde)
+    if sde is not None:
+        _one_of(SDES, sde=sde)
     if config.get('thresholding'):
-        raise ValueError('scheduler.thresholding must be False, since the density is not Gaussian with it; got True')
+        raise ValueError(
+            'scheduler.thresholding must be False, since the density is not Gaussian with it; got True'
+        )
     _one_of(PREDICTIONS, **{'scheduler.prediction_type': _prediction(scheduler)})
-    if _prediction(scheduler) == 'flow_prediction' and not _is_flow(scheduler) and not config.get('use_flow_sigmas'):
-        raise ValueError("scheduler.use_flow_sigmas must be True with prediction_type 'flow_prediction', "
-                         'since betas are no flow; got False')
+    if (
+        _prediction(scheduler) == 'flow_prediction'
+        and not _is_flow(scheduler)
+        and not config.get('use_flow_sigmas')
+    ):
+        raise ValueError(
+            "scheduler.use_flow_sigmas must be True with prediction_type 'flow_prediction', "
+            'since betas are no flow; got False'
+        )
     most = config.num_train_timesteps
-    if num_steps is None or 1 <= num_steps <= most or num_steps > most and noise_process(scheduler) == 'flow': return
+    if num_steps is None or 1 <= num_steps <= most or num_steps > most and noise_process(scheduler) == 'flow':
+        return
     raise ValueError(f'num_steps must be in 1 … {most}, the timesteps of {name}; got {num_steps}')
+
 
 def _check_timesteps(scheduler):
     "Refuse a schedule that leaves the trained timesteps, or that stands still."
     steps, config = scheduler.timesteps.cpu(), scheduler.config
     last, wanted = config.num_train_timesteps - 1, scheduler.num_inference_steps
-    spaced = f"with timestep_spacing {config.get('timestep_spacing')!r} and steps_offset {config.get('steps_offset', 0)}"
+    spaced = (
+        f"with timestep_spacing {config.get('timestep_spacing')!r} and steps_offset "
+        f"{config.get('steps_offset', 0)}"
+    )
     if noise_process(scheduler) != 'flow' and steps.max() > last:
-        raise ValueError(f'num_steps is {len(steps)}; {spaced} its first timestep would be {steps.max():g}, '
-                         f'and the network was trained at 0 to {last}; fewer steps are right')
-    if hasattr(scheduler, 'sigmas'): still = scheduler.sigmas[:wanted].cpu().diff() >= 0   # Karras' schedule may end where it is
-    else: still = steps.diff() >= 0
+        raise ValueError(
+            f'num_steps is {len(steps)}; {spaced} its first timestep would be {steps.max():g}, '
+            f'and the network was trained at 0 to {last}; fewer steps are right'
+        )
+    if hasattr(scheduler, 'sigmas'):
+        still = scheduler.sigmas[:wanted].cpu().diff() >= 0  # Karras' schedule may end where it is
+    else:
+        still = steps.diff() >= 0
     if still.any() or len(steps) != wanted:
-        raise ValueError(f'num_steps is {wanted}; {spaced} {type(scheduler).__name__} cannot part its timesteps into so many; '
-                         'another number is right')
+        raise ValueError(
+            f'num_steps is {wanted}; {spaced} {type(scheduler).__name__} cannot part its timesteps into so '
+            'many; '
+            'another number is right'
+        )
+
 
 def _check_snr(scheduler, found):
-    "Refuse ε-prediction at pure noise: a prediction that holds nothing of the clean latent would be divided by no signal."
-    if _prediction(scheduler) != 'epsilon': return
+    """Refuse ε-prediction at pure noise: a prediction that holds nothing of the clean latent would be divided
+    by no signal."""
+    if _prediction(scheduler) != 'epsilon':
+        return
     no_signal = ((found['signal'] / found['noise']) ** 2 < NO_SIGNAL).any()
     if no_signal and (scheduler.config.get('rescale_betas_zero_snr') or (found['signal'] == 0).any()):
-        raise ValueError("scheduler.prediction_type is 'epsilon', but its schedule starts at pure noise (rescale_betas_zero_snr), "
-                         "which ε says nothing of; 'v_prediction' is right, or rescale_betas_zero_snr=False")
+        raise ValueError(
+            "scheduler.prediction_type is 'epsilon', but its schedule starts at pure noise "
+            "(rescale_betas_zero_snr), "
+            "which ε says nothing of; 'v_prediction' is right, or rescale_betas_zero_snr=False"
+        )
 
-NO_SIGNAL = 1e-7   # signal-to-noise ratio; where diffusers needs a finite one, it takes 2^-24
+
+NO_SIGNAL = 1e-7  # signal-to-noise ratio; where diffusers needs a finite one, it takes 2^-24
+
 
 @singledispatch
 def columns(
-    scheduler,        # of diffusers, its timesteps set
-    eta:torch.Tensor, # (T,) share of the noise at each step
-) -> dict[str, torch.Tensor]: # fields of `SamplerCoefficients`
+    scheduler,  # of diffusers, its timesteps set
+    eta: torch.Tensor,  # (T,) share of the noise at each step
+) -> dict[str, torch.Tensor]:  # fields of `SamplerCoefficients`
     "The coefficients of a scheduler's steps. That of flow matching takes `sde` and `noise_level` too."
     known = ', '.join(sorted(c.__name__ for c in columns.registry if c is not object))
     raise TypeError(f'scheduler must be one of {known}; got {type(scheduler).__name__}')
 
 # %% ../../nbs/sampling/02_transitions.ipynb #ec3676c5
 @columns.register
-def _(scheduler:DDIMScheduler, eta, prev_timestep='schedule'):
+def _(scheduler: DDIMScheduler, eta, prev_timestep='schedule'):
     "DDIM Eq 12 and 16."
     t, cumulative = scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     before = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    if prev_timestep == 'schedule' and scheduler.config.timestep_spacing != 'leading': before = torch.cat([t[1:], torch.tensor([-1])])
+    if prev_timestep == 'schedule' and scheduler.config.timestep_spacing != 'leading':
+        before = torch.cat([t[1:], torch.tensor([-1])])
     alpha = cumulative[t]
     prev = torch.where(before >= 0, cumulative[before.clamp(min=0)], scheduler.final_alpha_cumprod.cpu())
     variance = ((1 - prev) / (1 - alpha)) * (1 - alpha / prev)
-    std = eta * variance.clamp(min=0) ** .5
-    return dict(signal=alpha ** .5, noise=(1 - alpha) ** .5, std=std,
-                of_clean=prev ** .5, of_noise=(1 - prev - std ** 2).clamp(min=0) ** .5)
+    std = eta * variance.clamp(min=0) ** 0.5
+    return dict(
+        signal=alpha**0.5,
+        noise=(1 - alpha) ** 0.5,
+        std=std,
+        of_clean=prev**0.5,
+        of_noise=(1 - prev - std**2).clamp(min=0) ** 0.5,
+    )
 
 # %% ../../nbs/sampling/02_transitions.ipynb #bcf4b9e7
 @columns.register
-def _(scheduler:DDPMScheduler, eta):
+def _(scheduler: DDPMScheduler, eta):
     "DDPM Eq 7, or DDIM's deterministic step where η is 0."
     kind, large = scheduler.config.variance_type, scheduler.config.variance_type == 'fixed_large'
     if kind not in ('fixed_small', 'fixed_small_log', 'fixed_large'):
         raise ValueError(f"scheduler.variance_type must be 'fixed_small' or 'fixed_large'; got {kind!r}")
-    if not ((eta == 0) | (eta == 1)).all(): raise ValueError(f'eta must be 0 or 1 with a DDPMScheduler; got {eta.max().item():g}')
+    if not ((eta == 0) | (eta == 1)).all():
+        raise ValueError(f'eta must be 0 or 1 with a DDPMScheduler; got {eta.max().item():g}')
     t, cumulative = scheduler.timesteps.cpu(), scheduler.alphas_cumprod.cpu()
     before = torch.stack([torch.as_tensor(scheduler.previous_timestep(i)).reshape(()) for i in t]).cpu()
     alpha = cumulative[t]
@@ -337,74 +440,110 @@ def _(scheduler:DDPMScheduler, eta):
     step = alpha / prev
     variance = (1 - step) if large else (1 - prev) / (1 - alpha) * (1 - step)
     noisy = (eta > 0) & (t > 0)
-    std = torch.where(noisy & (variance > 0), variance, 0.) ** .5
-    still = ((1 - prev) / (1 - alpha)) ** .5     # DDIM's step as a sum of x_t and x̂_0
-    return dict(signal=alpha ** .5, noise=(1 - alpha) ** .5, std=std,
-                of_clean=torch.where(eta > 0, prev ** .5 * (1 - step) / (1 - alpha), prev ** .5 - still * alpha ** .5),
-                of_sample=torch.where(eta > 0, step ** .5 * (1 - prev) / (1 - alpha), still))
+    std = torch.where(noisy & (variance > 0), variance, 0.0) ** 0.5
+    still = ((1 - prev) / (1 - alpha)) ** 0.5  # DDIM's step as a sum of x_t and x̂_0
+    return dict(
+        signal=alpha**0.5,
+        noise=(1 - alpha) ** 0.5,
+        std=std,
+        of_clean=torch.where(eta > 0, prev**0.5 * (1 - step) / (1 - alpha), prev**0.5 - still * alpha**0.5),
+        of_sample=torch.where(eta > 0, step**0.5 * (1 - prev) / (1 - alpha), still),
+    )
 
 # %% ../../nbs/sampling/02_transitions.ipynb #bea77969
 @columns.register
-def _(scheduler:EulerAncestralDiscreteScheduler, eta):
+def _(scheduler: EulerAncestralDiscreteScheduler, eta):
     "Down by an Euler step, up by noise."
     if scheduler.config.prediction_type == 'sample':
-        raise ValueError("scheduler.prediction_type must be 'epsilon' or 'v_prediction' with an EulerAncestralDiscreteScheduler; "
-                         "got 'sample'")
+        raise ValueError(
+            "scheduler.prediction_type must be 'epsilon' or 'v_prediction' with an "
+            "EulerAncestralDiscreteScheduler; "
+            "got 'sample'"
+        )
     now, after = scheduler.sigmas[:-1].cpu(), scheduler.sigmas[1:].cpu()
-    up = torch.minimum(after, eta * (after ** 2 * (now ** 2 - after ** 2) / now ** 2) ** .5)
-    down = (after ** 2 - up ** 2) ** .5
-    return dict(signal=torch.ones_like(now), noise=now, std=up, of_sample=torch.ones_like(now), of_noise=down - now,
-                init_std=float(scheduler.init_noise_sigma), exploding=True)
+    up = torch.minimum(after, eta * (after**2 * (now**2 - after**2) / now**2) ** 0.5)
+    down = (after**2 - up**2) ** 0.5
+    return dict(
+        signal=torch.ones_like(now),
+        noise=now,
+        std=up,
+        of_sample=torch.ones_like(now),
+        of_noise=down - now,
+        init_std=float(scheduler.init_noise_sigma),
+        exploding=True,
+    )
 
 # %% ../../nbs/sampling/02_transitions.ipynb #da0f2551
 @columns.register
-def _(scheduler:DPMSolverMultistepScheduler, eta):
+def _(scheduler: DPMSolverMultistepScheduler, eta):
     "First order, with k-diffusion's η: 1 is the SDE, 0 the deterministic solver."
     config = scheduler.config
     if config.solver_order != 1:
-        raise ValueError(f'scheduler.solver_order must be 1, since higher orders depend on earlier steps; got {config.solver_order}')
-    if config.algorithm_type != 'sde-dpmsolver++' and (config.algorithm_type != 'dpmsolver++' or (eta > 0).any()):
-        raise ValueError(f"scheduler.algorithm_type must be 'sde-dpmsolver++', or 'dpmsolver++' with eta=0; got {config.algorithm_type!r}")
+        raise ValueError(
+            'scheduler.solver_order must be 1, since higher orders depend on earlier steps; got '
+            f'{config.solver_order}'
+        )
+    if config.algorithm_type != 'sde-dpmsolver++' and (
+        config.algorithm_type != 'dpmsolver++' or (eta > 0).any()
+    ):
+        raise ValueError(
+            "scheduler.algorithm_type must be 'sde-dpmsolver++', or 'dpmsolver++' with eta=0; got "
+            f"{config.algorithm_type!r}"
+        )
     rates = [scheduler._sigma_to_alpha_sigma_t(s) for s in scheduler.sigmas.cpu()]
     alpha, sigma = (torch.stack(v) for v in zip(*rates))
     lam = alpha.log() - sigma.log()
     h = lam[1:] - lam[:-1]
     a, s = alpha[1:], sigma[1:]
-    extra = torch.where(eta > 0, eta * h, 0.)    # no 0 · ∞ in the last step
-    return dict(signal=alpha[:-1], noise=sigma[:-1], std=s * torch.sqrt(1 - torch.exp(-2 * extra)),
-                of_sample=s / sigma[:-1] * torch.exp(-extra), of_clean=a * (1 - torch.exp(-(h + extra))))
+    extra = torch.where(eta > 0, eta * h, 0.0)  # no 0 · ∞ in the last step
+    return dict(
+        signal=alpha[:-1],
+        noise=sigma[:-1],
+        std=s * torch.sqrt(1 - torch.exp(-2 * extra)),
+        of_sample=s / sigma[:-1] * torch.exp(-extra),
+        of_clean=a * (1 - torch.exp(-(h + extra))),
+    )
 
 # %% ../../nbs/sampling/02_transitions.ipynb #4ce30b36
-SDES = dict(flow=.7, dance=.3, cps=.7)   # with their usual noise levels
+SDES = dict(flow=0.7, dance=0.3, cps=0.7)  # with their usual noise levels
+
 
 @columns.register
-def _(scheduler:FlowMatchEulerDiscreteScheduler, eta, sde='flow', noise_level=None):
+def _(scheduler: FlowMatchEulerDiscreteScheduler, eta, sde='flow', noise_level=None):
     "Flow matching with noise; η is a share of the noise level."
     if scheduler.config.stochastic_sampling and (sde, noise_level) != ('cps', 1):
         raise ValueError("scheduler.stochastic_sampling is True; that is sde='cps' with noise_level=1")
-    if scheduler.config.invert_sigmas: raise ValueError('scheduler.invert_sigmas must be False; got True')
+    if scheduler.config.invert_sigmas:
+        raise ValueError('scheduler.invert_sigmas must be False; got True')
     level = eta * _noise_level(sde, noise_level)
     now, after = scheduler.sigmas[:-1].cpu(), scheduler.sigmas[1:].cpu()
-    level = torch.where(after > 0, level, 0.)
+    level = torch.where(after > 0, level, 0.0)
     rates = dict(signal=1 - now, noise=now)
     return rates | (_cps(now, after, level) if sde == 'cps' else _flow_sde(now, after, level, sde))
+
 
 def _noise_level(sde, value):
     "The one asked for, or the usual one."
     level = SDES[sde] if value is None else value
     most = 1 if sde == 'cps' else math.inf
-    if not isinstance(level, bool) and isinstance(level, (int, float)) and 0 <= level <= most: return level
+    if not isinstance(level, bool) and isinstance(level, (int, float)) and 0 <= level <= most:
+        return level
     right = 'in [0, 1]' if sde == 'cps' else 'a number of at least 0'
     raise ValueError(f'noise_level must be {right} with sde={sde!r}; got {level!r}')
+
 
 def _flow_sde(now, after, level, sde):
     "Euler-Maruyama of the reverse SDE. [Flow-GRPO Eq 9; DanceGRPO Eq 8]"
     spread, dt = level, after - now
     if sde == 'flow':
-        below_one = torch.where(now == 1, now[1:2] if len(now) > 1 else .5, now)
-        spread = level * (now / (1 - below_one)) ** .5
-    return dict(std=spread * (-dt) ** .5, of_sample=1 + spread ** 2 / (2 * now) * dt,
-                of_output=(1 + spread ** 2 * (1 - now) / (2 * now)) * dt)
+        below_one = torch.where(now == 1, now[1:2] if len(now) > 1 else 0.5, now)
+        spread = level * (now / (1 - below_one)) ** 0.5
+    return dict(
+        std=spread * (-dt) ** 0.5,
+        of_sample=1 + spread**2 / (2 * now) * dt,
+        of_output=(1 + spread**2 * (1 - now) / (2 * now)) * dt,
+    )
+
 
 def _cps(now, after, level):
     "Shares of x̂_0, ε̂ and fresh noise whose squares keep their sum. [CPS]"
@@ -413,7 +552,7 @@ def _cps(now, after, level):
 
 # %% ../../nbs/sampling/02_transitions.ipynb #ceceff44
 def training_tables(
-    scheduler,     # of diffusers
+    scheduler,  # of diffusers
     device='cpu',  # of the coefficients
 ) -> SamplerCoefficients:
     """The forward process of pretraining: an entry for every timestep that the network was trained at.
@@ -423,27 +562,31 @@ def training_tables(
     if noise_process(scheduler) == 'flow':
         sigma = torch.arange(1, known + 1) / known
         shift = scheduler.shift if _is_flow(scheduler) else scheduler.config.flow_shift
-        if not scheduler.config.get('use_dynamic_shifting'): sigma = shift * sigma / (1 + (shift - 1) * sigma)
+        if not scheduler.config.get('use_dynamic_shifting'):
+            sigma = shift * sigma / (1 + (shift - 1) * sigma)
         rates = dict(timesteps=sigma * known, signal=1 - sigma, noise=sigma)
     else:
         alpha = scheduler.alphas_cumprod.cpu()
-        rates = dict(timesteps=torch.arange(known), signal=alpha ** .5, noise=(1 - alpha) ** .5)
+        rates = dict(timesteps=torch.arange(known), signal=alpha**0.5, noise=(1 - alpha) ** 0.5)
     rates = {name: v.to(device) for name, v in rates.items()}
-    return SamplerCoefficients(**rates, std=torch.zeros(known, device=device), prediction_type=_prediction(scheduler))
+    return SamplerCoefficients(
+        **rates, std=torch.zeros(known, device=device), prediction_type=_prediction(scheduler)
+    )
 
 # %% ../../nbs/sampling/02_transitions.ipynb #399d53b4
 def transition(
-    scheduler,                  # of diffusers, with its timesteps set
-    model_output:torch.Tensor,  # (B, …)
-    timestep,                   # one of the scheduler's, or (B,) of them
-    sample:torch.Tensor,        # (B, …) x_t
-    eta:float=1.,               # share of the scheduler's noise
-    sde:str=None,               # for flow matching, as in `tables`
-    noise_level:float=None,     # for flow matching, as in `tables`
+    scheduler,  # of diffusers, with its timesteps set
+    model_output: torch.Tensor,  # (B, …)
+    timestep,  # one of the scheduler's, or (B,) of them
+    sample: torch.Tensor,  # (B, …) x_t
+    eta: float = 1.0,  # share of the scheduler's noise
+    sde: str = None,  # for flow matching, as in `tables`
+    noise_level: float = None,  # for flow matching, as in `tables`
 ) -> Gaussian:
     "The distribution of the next latent. Loops use `tables`; this is for looking."
     table = sampler_coefficients(scheduler, None, eta, sde, noise_level, device=sample.device)
     return table.transition(model_output, _index(table.timesteps, timestep), sample)
+
 
 def _index(timesteps, wanted):
     "Where these timesteps stand in the schedule."
@@ -451,5 +594,7 @@ def _index(timesteps, wanted):
     gap, index = (timesteps[None].double() - wanted[:, None].double()).abs().min(1)
     if (gap > 1e-3).any():
         known = ', '.join(f'{t:g}' for t in timesteps.tolist()[:4])
-        raise ValueError(f"timestep must be one of the scheduler's, {known} …; got {wanted[gap.argmax()].item():g}")
+        raise ValueError(
+            f"timestep must be one of the scheduler's, {known} …; got {wanted[gap.argmax()].item():g}"
+        )
     return index if len(index) > 1 else int(index)

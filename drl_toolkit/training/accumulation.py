@@ -22,89 +22,109 @@ from ..sampling.rollout import Trajectory, batches_at_once, in_parallel
 # %% ../../nbs/training/01d_accumulation.ipynb #52834931
 class BackwardStart(NamedTuple):
     "Where the backward pass of a part begins."
+
     metrics: Metrics
-    tensor: torch.Tensor           # with a graph
+    tensor: torch.Tensor  # with a graph
     gradient: torch.Tensor = None  # of the loss with respect to it; 1 where it is the loss itself
+
 
 class BackwardParts(NamedTuple):
     "A minibatch in parts whose gradients are added."
+
     parts: list
-    shares: list[float]    # of the minibatch's rows; None where the metrics of all parts are the same
-    start: Callable        # part -> `BackwardStart`
+    shares: list[float]  # of the minibatch's rows; None where the metrics of all parts are the same
+    start: Callable  # part -> `BackwardStart`
+
 
 def parts_of_losses(
-    objective:Objective,
-    run:RunContext,
-    transitions:Transitions,  # a minibatch
-    scale:Callable,           # of a loss, in fp16
+    objective: Objective,
+    run: RunContext,
+    transitions: Transitions,  # a minibatch
+    scale: Callable,  # of a loss, in fp16
 ) -> BackwardParts:
     "Micro-batches, each with a forward pass of its own."
     parts = run.micro_batches.split(transitions)
+
     def start(part):
         output = objective.loss(run, part)
         return BackwardStart(output.metrics, scale(output.loss))
+
     shares = [len(part['step']) / len(transitions['step']) for part in parts]
     return BackwardParts(parts, shares, start)
 
+
 def parts_of_graphs(
-    objective:Objective,
-    run:RunContext,
-    transitions:Transitions,  # a minibatch with a column `prediction`
-    trajectory:Trajectory,    # with the graphs, which serve once
-    scale:Callable,           # of a loss, in fp16
+    objective: Objective,
+    run: RunContext,
+    transitions: Transitions,  # a minibatch with a column `prediction`
+    trajectory: Trajectory,  # with the graphs, which serve once
+    scale: Callable,  # of a loss, in fp16
 ) -> BackwardParts:
     "The graphs that sampling has kept; no forward pass is made."
     graphs, trajectory.graphs = trajectory.graphs, None
     prediction = transitions.pop('prediction').requires_grad_()
     output = objective.loss(run, transitions | dict(prediction=prediction))
     gradients = torch.zeros_like(trajectory.latents[1:], dtype=torch.float)
-    gradients[transitions['step'], transitions['sample']], = torch.autograd.grad(scale(output.loss), prediction)
-    start = lambda graph: BackwardStart(output.metrics, graph.prediction, gradients[graph.step, graph.samples])
+    (gradients[transitions['step'], transitions['sample']],) = torch.autograd.grad(
+        scale(output.loss), prediction
+    )
+    start = lambda graph: BackwardStart(
+        output.metrics, graph.prediction, gradients[graph.step, graph.samples]
+    )
     return BackwardParts(graphs, None, start)
 
 # %% ../../nbs/training/01d_accumulation.ipynb #884b8d1c
 def backward(
-    parts:BackwardParts,
-    params:list[torch.Tensor],
-    threads:int,           # parts at once
-) -> list[Metrics]:        # of each part
+    parts: BackwardParts,
+    params: list[torch.Tensor],
+    threads: int,  # parts at once
+) -> list[Metrics]:  # of each part
     "Add the gradient of each part to `.grad`."
-    if threads == 1: return [_backward_one(parts.start(part)) for part in parts.parts]
+    if threads == 1:
+        return [_backward_one(parts.start(part)) for part in parts.parts]
+
     def gradient(part):
         start = parts.start(part)
         return start.metrics, torch.autograd.grad(start.tensor, params, start.gradient, allow_unused=True)
+
     found = []
     for metrics, gradients in in_parallel(gradient, parts.parts, threads):
         found.append(metrics)
         _add_gradients(params, gradients)
     return found
 
+
 def _backward_one(start):
     torch.autograd.backward(start.tensor, start.gradient)
     return start.metrics
 
+
 def _add_gradients(params, gradients):
     for p, gradient in zip(params, gradients):
-        if gradient is None: continue
+        if gradient is None:
+            continue
         p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 # %% ../../nbs/training/01d_accumulation.ipynb #39f04e0c
 class GradientAccumulator:
     "Adds the gradients of minibatches to `.grad`, over all processes."
-    def __init__(self,
-        params:list[torch.Tensor],  # that are trained
-        objective:Objective,
-        processes:Processes,
-        shards:Shards=None,         # of the weights, where each process has a part of them
-        scale:Callable=lambda loss: loss, # of a loss, in fp16
+
+    def __init__(
+        self,
+        params: list[torch.Tensor],  # that are trained
+        objective: Objective,
+        processes: Processes,
+        shards: Shards = None,  # of the weights, where each process has a part of them
+        scale: Callable = lambda loss: loss,  # of a loss, in fp16
     ):
         self.params, self.objective, self.scale = params, objective, scale
         self.processes, self.shards = processes, shards
 
-    def add(self,
-        run:RunContext,
-        transitions:Transitions,    # a minibatch
-        trajectory:Trajectory=None, # that it comes from; its graphs are used where it has them
+    def add(
+        self,
+        run: RunContext,
+        transitions: Transitions,  # a minibatch
+        trajectory: Trajectory = None,  # that it comes from; its graphs are used where it has them
     ) -> Metrics:
         "Add a minibatch's gradient; of several processes that of all their rows."
         with self.summed():
@@ -114,16 +134,18 @@ class GradientAccumulator:
         return metrics if self.processes.count == 1 else self._overall(metrics, len(transitions['step']))
 
     def _parts(self, run, transitions, trajectory):
-        if 'prediction' in transitions: return parts_of_graphs(self.objective, run, transitions, trajectory, self.scale)
+        if 'prediction' in transitions:
+            return parts_of_graphs(self.objective, run, transitions, trajectory, self.scale)
         return parts_of_losses(self.objective, run, transitions, self.scale)
 
     def summed(self) -> AbstractContextManager:
         "A context in which gradients are summed over all processes."
         return self.shards.adding() if self.shards else self.processes.adding(self.params)
 
-    def products(self,
-        gradients:list[list],  # R lists of tensors, or of None
-    ) -> torch.Tensor:         # (R, R)
+    def products(
+        self,
+        gradients: list[list],  # R lists of tensors, or of None
+    ) -> torch.Tensor:  # (R, R)
         "Inner products of whole gradients."
         products = inner_products(gradients)
         return self.shards.added(products) if self.shards else products

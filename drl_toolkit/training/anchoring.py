@@ -19,66 +19,87 @@ from .ratio import explain_ratio
 
 # %% ../../nbs/training/01f_anchoring.ipynb #b118134a
 def error_in_short(
-    error:Exception,
+    error: Exception,
 ) -> str:
     "An exception in one line."
     return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
 
+
 class AnchorState(NamedTuple):
     "What was said so far."
-    cause: str       # why the ratio is not 1; None until it was looked for
-    noisy: bool      # whether noise of the log-probs was reported
+
+    cause: str  # why the ratio is not 1; None until it was looked for
+    noisy: bool  # whether noise of the log-probs was reported
+
 
 class RatioAnchor:
     "Looks after the ratio of the first minibatch of a batch, which should be 1."
-    def __init__(self,
-        objective:Objective,
-        policy:Policy,
-        processes:Processes,
+
+    def __init__(
+        self,
+        objective: Objective,
+        policy: Policy,
+        processes: Processes,
     ):
         self.objective, self.policy, self.processes = objective, policy, processes
         self.state = AnchorState(None, False)
 
-    def look(self,
-        run:RunContext,
-        batch:Batch,          # with its minibatches, before the first step
-        metrics:dict,         # of its first minibatch
-        rows:int,             # transitions of its first minibatch
-    ) -> dict[str, object]:   # ratio_cause, a sentence; anchored_transitions, a number
+    def look(
+        self,
+        run: RunContext,
+        batch: Batch,  # with its minibatches, before the first step
+        metrics: dict,  # of its first minibatch
+        rows: int,  # transitions of its first minibatch
+    ) -> dict[str, object]:  # ratio_cause, a sentence; anchored_transitions, a number
         "Where the ratio is not 1: replace what is too noisy, and say why."
-        if not metrics.get('ratio_error', 0) > 0: return {}
-        found = self._anchor(run, batch, float(metrics.get('ratio_noise', 0.)))
+        if not metrics.get('ratio_error', 0) > 0:
+            return {}
+        found = self._anchor(run, batch, float(metrics.get('ratio_noise', 0.0)))
         with self.processes.raise_together():
-            if not self.processes.main: return found
+            if not self.processes.main:
+                return found
             return found | self._explain(run.epoch, batch.trajectory, float(metrics['ratio_error']), rows)
 
     def _anchor(self, run, batch, noise):
-        "Where log-probs depend too much on the rows beside them: score those that later minibatches are compared with again."
+        """Where log-probs depend too much on the rows beside them: score those that later minibatches are
+        compared with again."""
         noisy = self.objective.is_noisy(noise)
         with self.processes.raise_together():
             mine = self.objective.anchor(run, batch.minibatches[1:]) if noisy else 0
         count = sum(self.processes.all_gather_object(mine))
-        if not noisy: return {}
-        if not self.state.noisy: self._report_noise(run.epoch, noise)
+        if not noisy:
+            return {}
+        if not self.state.noisy:
+            self._report_noise(run.epoch, noise)
         self.state = self.state._replace(noisy=True)
         return dict(anchored_transitions=count)
 
     def _report_noise(self, epoch, noise):
         clip = min(clip_pair(self.objective.clip_range))
-        self.processes.say(f'epoch {epoch}: a mean log-prob moves by up to {noise:.1e} with the rows beside it, and the clip range is '
-                           f'{clip:.1e}: old log-probs come from the micro-batches of the update, with one more forward for each '
-                           'minibatch after the first')
+        self.processes.say(
+            f'epoch {epoch}: a mean log-prob moves by up to {noise:.1e} with the rows beside it, and the '
+            'clip range is '
+            f'{clip:.1e}: old log-probs come from the micro-batches of the update, with one more forward '
+            'for each '
+            'minibatch after the first'
+        )
 
     def _explain(self, epoch, trajectory, error, transitions):
-        "Find out once in a run, with as many rows of the network as the update has. A search that fails ends no run."
+        """Find out once in a run, with as many rows of the network as the update has.
+
+        A search that fails ends no run."""
         if self.state.cause is None:
             self.state = self.state._replace(cause=self._cause(trajectory, error, transitions))
             tqdm.write(f'epoch {epoch}: {self.state.cause}')
         return dict(ratio_cause=self.state.cause)
 
-    def _cause(self, trajectory:Trajectory, error:float, transitions:int) -> str:
+    def _cause(self, trajectory: Trajectory, error: float, transitions: int) -> str:
         calls = 2 if self.policy.guided else 1
-        rows = 3 * max(transitions * calls, self.policy.min_call_batch)     # forward and backward
-        try: return explain_ratio(self.policy, trajectory, error, rows)[0]
+        rows = 3 * max(transitions * calls, self.policy.min_call_batch)  # forward and backward
+        try:
+            return explain_ratio(self.policy, trajectory, error, rows)[0]
         except Exception as e:
-            return f'the ratio is off by {error:.1e} before the update; why could not be found out ({error_in_short(e)})'
+            return (
+                f'the ratio is off by {error:.1e} before the update; why could not be found out '
+                f'({error_in_short(e)})'
+            )

@@ -16,24 +16,27 @@ from ..rewards.reward import Reward, headline_of
 # %% ../../nbs/training/01a_callbacks.ipynb #f3b6b0d1
 class Callback:
     "What happens beside the loop; override what you need."
+
     def before_fit(self, trainer):
         "Once, before the first epoch."
 
     def after_sample(self, trainer, task, trajectory, rewards, advantage):
         "Per task and epoch: images are scored, nothing is updated yet."
 
-    def after_plan(self, trainer, batch, minibatches:list):
-        "Per task and epoch: what the updates learn from is chosen (see `Objective.transitions`), nothing is updated yet by this task."
+    def after_plan(self, trainer, batch, minibatches: list):
+        """Per task and epoch: what the updates learn from is chosen (see `Objective.transitions`), nothing is
+        updated yet by this task."""
 
-    def after_epoch(self, trainer, record:dict):
+    def after_epoch(self, trainer, record: dict):
         "The record is what `fit` returns for this epoch."
 
     def after_fit(self, trainer):
         "However it ended, errors too."
 
-    def tensors(self) -> dict[str, torch.Tensor]: # filled in place by a resume
+    def tensors(self) -> dict[str, torch.Tensor]:  # filled in place by a resume
         "What a checkpoint must keep of this callback."
         return {}
+
 
 class StopTraining(Exception):
     "Raised by a callback to end `fit` after this epoch, in good order."
@@ -41,13 +44,15 @@ class StopTraining(Exception):
 # %% ../../nbs/training/01a_callbacks.ipynb #5ed29b6e
 class Headline(NamedTuple):
     "What a person reads of a task."
+
     label: str
-    number: str   # with its unit
+    number: str  # with its unit
+
 
 def headline(
-    reward:Reward,
-    row:dict[str, float], # a task's metrics of an epoch
-    name:str='',          # of the task
+    reward: Reward,
+    row: dict[str, float],  # a task's metrics of an epoch
+    name: str = '',  # of the task
 ) -> Headline:
     "The reward's headline metric where it has one, else its mean, with its unit."
     metric, _ = headline_of(row | dict(headline=reward.headline or 'reward'))
@@ -57,8 +62,10 @@ def headline(
     unit = reward.card.unit
     return Headline(name, f"{row['reward']:.3f}" + f' {unit}' * bool(unit))
 
+
 class Progress(Callback):
     "One line: epoch, time left, and each task's headline."
+
     def before_fit(self, trainer):
         self.bar = tqdm(total=trainer.config.epochs, initial=trainer.epoch, unit='epoch', dynamic_ncols=True)
 
@@ -68,4 +75,5 @@ class Progress(Callback):
         self.bar.set_postfix(dict(shown))
         self.bar.update()
 
-    def after_fit(self, trainer): self.bar.close()
+    def after_fit(self, trainer):
+        self.bar.close()

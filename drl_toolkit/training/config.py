@@ -12,44 +12,138 @@ from ..utils.settings import setting, validate
 
 # %% ../../nbs/training/00_config.ipynb #68e162c4
 LIKELIHOOD_NAMES = ('path', 'matching')
-SURROGATE_LIKELIHOODS = dict(ppo=('path', 'matching'), reinforce=('path', 'matching'), guard=('path',), nft=('matching',))   # surrogate -> likelihoods it fits
-ADVANTAGE_NAMES = ('batch', 'per_prompt', 'group', 'leave_one_out', 'moving_average', 'rank', 'contrastive', 'reward_weighted', 'top_share', 'best_of')
+SURROGATE_LIKELIHOODS = dict(
+    ppo=('path', 'matching'), reinforce=('path', 'matching'), guard=('path',), nft=('matching',)
+)  # surrogate -> likelihoods it fits
+ADVANTAGE_NAMES = (
+    'batch',
+    'per_prompt',
+    'group',
+    'leave_one_out',
+    'moving_average',
+    'rank',
+    'contrastive',
+    'reward_weighted',
+    'top_share',
+    'best_of',
+)
+
 
 @dataclass
 class TrainConfig:
     "Training hyperparameters. The defaults are those of the emoji world."
+
     epochs: int = setting(40, 'rounds of sample, score, advantages, update over all tasks', '[0, inf)')
-    minutes: float = setting(0., 'no epoch begins that would end later than this; a slow machine makes fewer epochs; 0 is no limit', '[0, inf)')
+    minutes: float = setting(
+        0.0,
+        'no epoch begins that would end later than this; a slow machine makes fewer epochs; 0 is no limit',
+        '[0, inf)',
+    )
     seed: int = setting(0, 'with (epoch, sample) it decides every random number of the run')
     lr: float = setting(3e-4, "AdamW's learning rate", '[0, inf)')
-    weight_decay: float = setting(0., "AdamW's decoupled decay", '[0, inf)')
-    beta2: float = setting(.99, "AdamW's second decay; .999 remembers longer than a short run lasts", '[0, 1)')
-    lr_end: float = setting(1., 'share of the learning rate that is left in the last epoch; it falls in a line', '(0, 1]')
+    weight_decay: float = setting(0.0, "AdamW's decoupled decay", '[0, inf)')
+    beta2: float = setting(
+        0.99, "AdamW's second decay; .999 remembers longer than a short run lasts", '[0, 1)'
+    )
+    lr_end: float = setting(
+        1.0, 'share of the learning rate that is left in the last epoch; it falls in a line', '(0, 1]'
+    )
     warmup: int = setting(3, 'epochs of linear warm-up of the learning rate', '[0, inf)')
-    grad_clip: float = setting(1., 'largest norm of a gradient; 0 clips nothing', '[0, inf)')
-    train_steps: int = setting(5, 'denoising steps trained per sample, drawn at random; 0 trains all', '[0, inf)')
-    shared_timesteps: bool = setting(False, "all samples of a task's batch train the same steps, drawn anew in every epoch [P Algorithm 1]; each its own when false")
+    grad_clip: float = setting(1.0, 'largest norm of a gradient; 0 clips nothing', '[0, inf)')
+    train_steps: int = setting(
+        5, 'denoising steps trained per sample, drawn at random; 0 trains all', '[0, inf)'
+    )
+    shared_timesteps: bool = setting(
+        False,
+        "all samples of a task's batch train the same steps, drawn anew in every epoch [P Algorithm 1]; "
+        "each its own when false",
+    )
     num_minibatches: int = setting(2, 'optimiser steps per task and epoch', '[1, inf)')
-    advantage: str = setting('', "from rewards to advantages, for all tasks; each task's own when empty, which is 'batch' unless it says so", choices=('', *ADVANTAGE_NAMES))
-    likelihood: str = setting('path', "'path': of the denoising steps taken (the papers); 'matching': of the finished image, noised afresh (AWM)", choices=LIKELIHOOD_NAMES)
-    surrogate: str = setting('ppo', "what the likelihood is used for: 'ppo', 'reinforce', 'guard' (GRPO-Guard) or 'nft' (DiffusionNFT)", choices=tuple(SURROGATE_LIKELIHOODS))
-    clip_range: float = setting(0., "PPO clip on the ratio; 0 scales the papers' 1e-4 to this model's dimensions (path) or is .01 (matching)", '[0, 1)')
-    clip_high: float = setting(0., 'how far the ratio may rise, where that differs from how far it may fall', '[0, inf)')
-    advantage_clip: float = setting(5., 'advantages are clamped to ± this', '[0, inf)')
-    kl_weight: float = setting(0., 'weight in the loss of KL(policy ‖ reference): nats per step (path) or squared distance of predictions (matching)', '[0, inf)')
-    kl_target: float = setting(0., 'the KL that the weight is adapted to hold, in the same unit; 0 leaves the weight as it is', '[0, inf)')
-    base_decay: float = setting(0., "decoupled decay of the weights towards the base's, per unit of learning rate", '[0, inf)')
-    measure_every: int = setting(5, "epochs between measurements of the gradient's signal and noise; 0 never", '[0, inf)')
-    data_weight: float = setting(0., 'weight of the data (pretraining) loss, [P Eq 9]; 0 leaves it out', '[0, inf)')
-    data_mode: str = setting('step', "'step': one step of its own after all tasks (the paper); 'joined': added to every update", choices=('step', 'joined'))
+    advantage: str = setting(
+        '',
+        "from rewards to advantages, for all tasks; each task's own when empty, which is 'batch' unless it "
+        "says so",
+        choices=('', *ADVANTAGE_NAMES),
+    )
+    likelihood: str = setting(
+        'path',
+        "'path': of the denoising steps taken (the papers); 'matching': of the finished image, noised "
+        "afresh (AWM)",
+        choices=LIKELIHOOD_NAMES,
+    )
+    surrogate: str = setting(
+        'ppo',
+        "what the likelihood is used for: 'ppo', 'reinforce', 'guard' (GRPO-Guard) or 'nft' (DiffusionNFT)",
+        choices=tuple(SURROGATE_LIKELIHOODS),
+    )
+    clip_range: float = setting(
+        0.0,
+        "PPO clip on the ratio; 0 scales the papers' 1e-4 to this model's dimensions (path) or is .01 "
+        "(matching)",
+        '[0, 1)',
+    )
+    clip_high: float = setting(
+        0.0, 'how far the ratio may rise, where that differs from how far it may fall', '[0, inf)'
+    )
+    advantage_clip: float = setting(5.0, 'advantages are clamped to ± this', '[0, inf)')
+    kl_weight: float = setting(
+        0.0,
+        'weight in the loss of KL(policy ‖ reference): nats per step (path) or squared distance of '
+        'predictions (matching)',
+        '[0, inf)',
+    )
+    kl_target: float = setting(
+        0.0,
+        'the KL that the weight is adapted to hold, in the same unit; 0 leaves the weight as it is',
+        '[0, inf)',
+    )
+    base_decay: float = setting(
+        0.0, "decoupled decay of the weights towards the base's, per unit of learning rate", '[0, inf)'
+    )
+    measure_every: int = setting(
+        5, "epochs between measurements of the gradient's signal and noise; 0 never", '[0, inf)'
+    )
+    data_weight: float = setting(
+        0.0, 'weight of the data (pretraining) loss, [P Eq 9]; 0 leaves it out', '[0, inf)'
+    )
+    data_mode: str = setting(
+        'step',
+        "'step': one step of its own after all tasks (the paper); 'joined': added to every update",
+        choices=('step', 'joined'),
+    )
     data_batch: int = setting(64, 'images per data-loss step', '[1, inf)')
-    data_start: float = setting(0., 'the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half', '[0, 1)')
-    ema_decay: float = setting(0., 'decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones', '[0, 1)')
-    micro_batch: int = setting(128, 'transitions per forward and backward; memory, not results, depend on it', '[1, inf)')
-    reuse_graphs: bool = setting(False, 'sampling keeps what the backward pass needs, and the update makes no forward: less time, more memory; for num_minibatches 1')
-    on_nonfinite: str = setting('stop', "a reward that is NaN, infinite or None: 'stop' the run, or 'skip' the sample, up to a quarter of a batch", choices=('stop', 'skip'))
-    deterministic: bool = setting(False, 'the same bits in every run on the same GPU, and after a resume: slower, and refused where a kernel cannot; a CPU needs no option')
-    shard: bool = setting(False, 'of several processes each keeps a part of the weights, their gradient and their moments: for models too large for one device')
+    data_start: float = setting(
+        0.0,
+        'the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half',
+        '[0, 1)',
+    )
+    ema_decay: float = setting(
+        0.0, 'decay of the averaged weights that `fit` leaves behind; 0 keeps the last ones', '[0, 1)'
+    )
+    micro_batch: int = setting(
+        128, 'transitions per forward and backward; memory, not results, depend on it', '[1, inf)'
+    )
+    reuse_graphs: bool = setting(
+        False,
+        'sampling keeps what the backward pass needs, and the update makes no forward: less time, more '
+        'memory; for num_minibatches 1',
+    )
+    on_nonfinite: str = setting(
+        'stop',
+        "a reward that is NaN, infinite or None: 'stop' the run, or 'skip' the sample, up to a quarter of a "
+        "batch",
+        choices=('stop', 'skip'),
+    )
+    deterministic: bool = setting(
+        False,
+        'the same bits in every run on the same GPU, and after a resume: slower, and refused where a kernel '
+        'cannot; a CPU needs no option',
+    )
+    shard: bool = setting(
+        False,
+        'of several processes each keeps a part of the weights, their gradient and their moments: for '
+        'models too large for one device',
+    )
 
     def __post_init__(self):
         validate(self)
@@ -58,11 +152,25 @@ class TrainConfig:
     def check_together(self):
         "Refuse fields that do not make sense with others."
         fits = SURROGATE_LIKELIHOODS[self.surrogate]
-        if self.likelihood not in fits: raise ValueError(f"likelihood must be {fits[0]!r} with surrogate {self.surrogate!r}; got {self.likelihood!r}")
+        if self.likelihood not in fits:
+            raise ValueError(
+                f"likelihood must be {fits[0]!r} with surrogate {self.surrogate!r}; got {self.likelihood!r}"
+            )
         if self.surrogate == 'reinforce' and self.likelihood == 'path' and self.num_minibatches > 1:
-            raise ValueError(f"num_minibatches must be 1 with surrogate 'reinforce', whose gradient is right only for the policy that sampled; got {self.num_minibatches} (or take surrogate='ppo')")
-        if self.kl_target and not self.kl_weight: raise ValueError(f'kl_weight must be above 0 with kl_target {self.kl_target}, such as 0.01 to start from; got 0')
+            raise ValueError(
+                "num_minibatches must be 1 with surrogate 'reinforce', whose gradient is right only for "
+                f"the policy that sampled; got {self.num_minibatches} (or take surrogate='ppo')"
+            )
+        if self.kl_target and not self.kl_weight:
+            raise ValueError(
+                f'kl_weight must be above 0 with kl_target {self.kl_target}, such as 0.01 to start from; '
+                'got 0'
+            )
         if self.reuse_graphs and (self.num_minibatches > 1 or self.likelihood != 'path'):
-            raise ValueError("reuse_graphs needs num_minibatches=1 and likelihood='path', because graphs are of the sampled path and of the weights that sampled it; "
-                             f"got num_minibatches={self.num_minibatches}, likelihood={self.likelihood!r}")
-        if self.clip_high and not self.clip_range: raise ValueError(f'clip_range must be above 0 with clip_high {self.clip_high}; got 0')
+            raise ValueError(
+                "reuse_graphs needs num_minibatches=1 and likelihood='path', because graphs are of the "
+                "sampled path and of the weights that sampled it; "
+                f"got num_minibatches={self.num_minibatches}, likelihood={self.likelihood!r}"
+            )
+        if self.clip_high and not self.clip_range:
+            raise ValueError(f'clip_range must be above 0 with clip_high {self.clip_high}; got 0')

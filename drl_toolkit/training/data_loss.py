@@ -19,38 +19,43 @@ from .config import TrainConfig
 
 # %% ../../nbs/training/01h_data_loss.ipynb #463819eb
 class DataLoss:
-    "The data loss of a run, whose gradient is added to `.grad`; each process computes that of its share of the images."
-    def __init__(self,
-        policy:Policy,
-        data:Callable,                     # (count, seed) -> images (count, 3, H, W) or latents, captions
-        config:TrainConfig,
-        accumulator:GradientAccumulator,
+    """The data loss of a run, whose gradient is added to `.grad`; each process computes that of its share of
+    the images."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        data: Callable,  # (count, seed) -> images (count, 3, H, W) or latents, captions
+        config: TrainConfig,
+        accumulator: GradientAccumulator,
     ):
         self.policy, self.data, self.config, self.accumulator = policy, data, config, accumulator
-        self.draws = 0                     # batches that were joined to updates so far
+        self.draws = 0  # batches that were joined to updates so far
 
     @property
-    def mode(self) -> str: # empty where there is no data loss
+    def mode(self) -> str:  # empty where there is no data loss
         "How it takes part: 'step' or 'joined'."
         return self.config.data_mode if self.config.data_weight else ''
 
-    def add_joined(self,
-        epoch:int,
+    def add_joined(
+        self,
+        epoch: int,
     ):
         "Add its weighted gradient to that of an update."
         self.draws += 1
         self.add(sample_seed(self.config.seed, epoch, -1 - self.draws), self.config.data_weight)
 
-    def add(self,
-        seed:int,           # of images, timesteps and noise
-        weight:float=1.,
-    ) -> float:             # the loss, without its weight
+    def add(
+        self,
+        seed: int,  # of images, timesteps and noise
+        weight: float = 1.0,
+    ) -> float:  # the loss, without its weight
         "Add the gradient of the weighted loss."
         processes = self.accumulator.processes
         with self.accumulator.summed():
             images, captions = self.data(self.config.data_batch, seed)
             rank_slice = processes.share(torch.arange(len(captions)))
-            loss = self._own(rank_slice, images, captions, seed, weight) if rank_slice.size else 0.
+            loss = self._own(rank_slice, images, captions, seed, weight) if rank_slice.size else 0.0
         return sum(processes.all_gather_object(loss))
 
     def _own(self, rank_slice, images, captions, seed, weight):
@@ -59,40 +64,54 @@ class DataLoss:
         timesteps = torch.arange(round((1 - self.config.data_start) * trained))
         generator = torch.Generator().manual_seed(seed)
         mine = rank_slice.of(images), rank_slice.of(captions)
-        loss = rank_slice.size / rank_slice.count * data_loss(self.policy, *mine, generator, timesteps, rank_slice)
+        loss = (
+            rank_slice.size
+            / rank_slice.count
+            * data_loss(self.policy, *mine, generator, timesteps, rank_slice)
+        )
         self.accumulator.scale(weight * loss).backward()
         return loss.item()
 
 # %% ../../nbs/training/01h_data_loss.ipynb #0da81622
 class DataBatch(NamedTuple):
     "Images, or clean latents, with captions."
-    images: torch.Tensor   # (count, 3, H, W) in [0, 1], or (count, C, h, w) latents
+
+    images: torch.Tensor  # (count, 3, H, W) in [0, 1], or (count, C, h, w) latents
     captions: list[str]
+
 
 class BaseSamples:
     "Samples of the untrained model as data for the data loss. [DDRL]"
-    def __init__(self,
-        policy:Policy,
-        prompts:list[str],
-        pool:int=256,      # images that are drawn once
-        seed:int=0,
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: list[str],
+        pool: int = 256,  # images that are drawn once
+        seed: int = 0,
     ):
-        if not prompts: raise ValueError('prompts of base samples must not be empty')
-        if pool < 1: raise ValueError(f'pool of base samples must be 1 or more; got {pool}')
+        if not prompts:
+            raise ValueError('prompts of base samples must not be empty')
+        if pool < 1:
+            raise ValueError(f'pool of base samples must be 1 or more; got {pool}')
         self.policy, self.seed, self.latents = policy, seed, None
         self.prompts = [prompts[i % len(prompts)] for i in range(pool)]
-        if policy.train == 'full': policy.base_weights()                  # remembered before training begins
+        if policy.train == 'full':
+            policy.base_weights()  # remembered before training begins
 
-    def __call__(self,
-        count:int,
-        seed:int,          # of the choice
+    def __call__(
+        self,
+        count: int,
+        seed: int,  # of the choice
     ) -> DataBatch:
         "Some of the pool."
-        if self.latents is None: self.latents = self._drawn()
+        if self.latents is None:
+            self.latents = self._drawn()
         rows = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
         return DataBatch(self.latents[rows], [self.prompts[i] for i in rows])
 
     def _drawn(self):
         "The whole pool's latents."
-        with self.policy.reference(): trajectory = rollout(self.policy, self.prompts, seed=self.seed, epoch='base')
+        with self.policy.reference():
+            trajectory = rollout(self.policy, self.prompts, seed=self.seed, epoch='base')
         return trajectory.latents[-1].float()

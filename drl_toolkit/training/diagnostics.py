@@ -16,85 +16,126 @@ from .callbacks import Callback
 # %% ../../nbs/training/01l_diagnostics.ipynb #b5be2ee0
 OF_ADVANTAGES = ('effective_samples', 'effective_group', 'no_credit', 'frac_zero_std', 'advantage_share')
 
+
 def diagnose(
-    row:dict[str, float], # one task's metrics of an epoch
-    path:bool=True,       # whether the path's likelihood is trained
-    grouped:bool=True,    # whether a group has several samples, and an epoch several groups
-    credited:bool=True,   # whether advantages are used; methods that follow the reward's gradient have none
-) -> dict[str, str]:      # kind -> sentence
+    row: dict[str, float],  # one task's metrics of an epoch
+    path: bool = True,  # whether the path's likelihood is trained
+    grouped: bool = True,  # whether a group has several samples, and an epoch several groups
+    credited: bool = True,  # whether advantages are used; methods that follow the reward's gradient have none
+) -> dict[str, str]:  # kind -> sentence
     "What these metrics say is wrong, and what to try; nothing when all is well."
-    if not credited: row = {name: value for name, value in row.items() if name not in OF_ADVANTAGES}
+    if not credited:
+        row = {name: value for name, value in row.items() if name not in OF_ADVANTAGES}
     get = lambda name: row.get(name, math.nan)
     return _of_advantages(get, grouped) | _of_updates(get, path) | _of_tasks(row)
+
 
 def _of_advantages(get, grouped):
     "Too few samples that count."
     found, few, group, flat = {}, get('effective_samples'), get('effective_group'), get('frac_zero_std')
     if few < 6:
-        found['few'] = (f'the advantages weigh as much as {few:.1f} equal samples: a few outliers decide each step; draw more samples'
-                        + grouped * ", or try advantage='rank'")
-    if group < 2.05 and get('no_credit') < .5:
-        found['group'] = (f'the pictures of a prompt weigh as much as {group:.1f} equal ones: such a group says who won, '
-                          'and not by how much; give the task a larger group_size')
-    if flat > .5:
-        found['flat'] = (f'{flat:.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too hard for now, '
-                         'or the reward is too coarse')
+        found['few'] = (
+            f'the advantages weigh as much as {few:.1f} equal samples: a few outliers decide each step; '
+            'draw more samples' + grouped * ", or try advantage='rank'"
+        )
+    if group < 2.05 and get('no_credit') < 0.5:
+        found['group'] = (
+            f'the pictures of a prompt weigh as much as {group:.1f} equal ones: such a group says who won, '
+            'and not by how much; give the task a larger group_size'
+        )
+    if flat > 0.5:
+        found['flat'] = (
+            f'{flat:.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or '
+            'too hard for now, '
+            'or the reward is too coarse'
+        )
     return found
 
-CLIPPED = dict(high='had high rewards and became likely enough', low='had low rewards and became unlikely enough')
+
+CLIPPED = dict(
+    high='had high rewards and became likely enough', low='had low rewards and became unlikely enough'
+)
+
 
 def _of_updates(get, path):
     "Steps that are noise, or clipped."
     found, noise = {}, get('signal_to_noise')
-    if noise < .05:
-        found['noise'] = (f'the gradient is mostly noise (signal to noise {noise:.2g}): draw more samples'
-                          + path * ", train more steps of each, or try likelihood='matching'")
+    if noise < 0.05:
+        found['noise'] = (
+            f'the gradient is mostly noise (signal to noise {noise:.2g}): draw more samples'
+            + path * ", train more steps of each, or try likelihood='matching'"
+        )
     for side, what in CLIPPED.items():
         fraction = get(f'clip_fraction_{side}')
-        if fraction > .3:
-            found[side] = (f'{fraction:.0%} of the transitions have no gradient, since they {what}: the learning rate is too high, '
-                           'the clip range too narrow, or there are too many updates')
+        if fraction > 0.3:
+            found[side] = (
+                f'{fraction:.0%} of the transitions have no gradient, since they {what}: the learning rate '
+                'is too high, '
+                'the clip range too narrow, or there are too many updates'
+            )
     return found
+
 
 def _of_tasks(row):
     "What the tasks are beside each other."
     found, share = {}, row.get('advantage_share', math.nan)
-    if share > .8: found['owner'] = f"{share:.0%} of all advantages' variance is this task's: the others hardly count; lower its weight"
+    if share > 0.8:
+        found['owner'] = (
+            f"{share:.0%} of all advantages' variance is this task's: the others hardly count; lower its "
+            "weight"
+        )
     for name, cosine in row.items():
-        if not name.startswith('cosine/') or not cosine < -.3: continue
+        if not name.startswith('cosine/') or not cosine < -0.3:
+            continue
         other = name.removeprefix('cosine/')
-        found[name] = f"its gradient contradicts {other}'s (cosine {cosine:.2f}): try strategy 'pcgrad', or fewer objectives"
+        found[name] = (
+            f"its gradient contradicts {other}'s (cosine {cosine:.2f}): try strategy 'pcgrad', or fewer "
+            "objectives"
+        )
     return found
 
 # %% ../../nbs/training/01l_diagnostics.ipynb #2591c0dd
 class Diagnostics(Callback):
     "Reports each diagnosis once per task, and leaves it in the record."
-    def __init__(self): self.said = set()
+
+    def __init__(self):
+        self.said = set()
 
     def before_fit(self, trainer):
         "After a resume: what was said in the epochs before it."
-        for record in trainer.history: self.news(trainer, record)
+        for record in trainer.history:
+            self.news(trainer, record)
 
-    def news(self,
+    def news(
+        self,
         trainer,
-        record:dict,
-    ) -> dict[str, dict[str, str]]: # task's name -> {kind: sentence} that was not said before
+        record: dict,
+    ) -> dict[str, dict[str, str]]:  # task's name -> {kind: sentence} that was not said before
         "What is to be said of an epoch; it counts as said."
         grouped = {task.name: 1 < task.group_size < task.samples for task in trainer.tasks}
         objective, found = trainer.objective, {}
         for name, row in record['tasks'].items():
-            known = {metric: value for metric, value in row.items() if value is not None}      # JSON has no NaN
-            sentences = _diagnose_safely(known, objective.uses_path, grouped.get(name, True), objective.uses_advantage)
-            found[name] = {kind: sentence for kind, sentence in sentences.items() if (name, kind) not in self.said}
+            known = {metric: value for metric, value in row.items() if value is not None}  # JSON has no NaN
+            sentences = _diagnose_safely(
+                known, objective.uses_path, grouped.get(name, True), objective.uses_advantage
+            )
+            found[name] = {
+                kind: sentence for kind, sentence in sentences.items() if (name, kind) not in self.said
+            }
         self.said |= {(name, kind) for name, new in found.items() for kind in new}
         return found
 
     def after_epoch(self, trainer, record):
         for name, new in self.news(trainer, record).items():
-            for sentence in new.values(): tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
-            if new: record['tasks'][name]['diagnosis'] = ' '.join(f'{sentence}.' for sentence in new.values())
+            for sentence in new.values():
+                tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')
+            if new:
+                record['tasks'][name]['diagnosis'] = ' '.join(f'{sentence}.' for sentence in new.values())
+
 
 def _diagnose_safely(row, *how):
     "The same as `diagnose`, or why there is none: it ends no run."
-    try: return diagnose(row, *how)
-    except Exception as e: return dict(failed=f'there is no diagnosis of these metrics ({error_in_short(e)})')
+    try:
+        return diagnose(row, *how)
+    except Exception as e:
+        return dict(failed=f'there is no diagnosis of these metrics ({error_in_short(e)})')

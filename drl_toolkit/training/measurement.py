@@ -14,15 +14,16 @@ from .accumulation import GradientAccumulator
 
 # %% ../../nbs/training/01e_measurement.ipynb #22aa159d
 def copied_gradients(
-    params:list[torch.Tensor],
-) -> list:                      # of tensors, or None where there is no gradient
+    params: list[torch.Tensor],
+) -> list:  # of tensors, or None where there is no gradient
     "Copies of the gradients."
     return [None if p.grad is None else p.grad.clone() for p in params]
 
+
 def signal_and_noise(
-    products:torch.Tensor,  # (2, 2) inner products of the first half's gradient and of the whole's
-    first:float,            # sum of the weights of the first half's transitions
-    second:float,           # the same of the second half
+    products: torch.Tensor,  # (2, 2) inner products of the first half's gradient and of the whole's
+    first: float,  # sum of the weights of the first half's transitions
+    second: float,  # the same of the second half
 ) -> Metrics:
     "Signal to noise and the cosine of the halves' gradients, as if each half were the whole."
     (ff, ft), (_, tt) = products
@@ -30,37 +31,47 @@ def signal_and_noise(
     b = (tt - 2 * ft + ff) / second**2
     product = (ft - ff) / (first * second)
     noise = (a + b - 2 * product) / 4
-    return dict(signal_to_noise=product.clamp(min=0) / noise.clamp(min=1e-30),
-                half_cosine=product / (a * b).sqrt().clamp(min=1e-30))
+    return dict(
+        signal_to_noise=product.clamp(min=0) / noise.clamp(min=1e-30),
+        half_cosine=product / (a * b).sqrt().clamp(min=1e-30),
+    )
 
 # %% ../../nbs/training/01e_measurement.ipynb #a6c4663c
 class GradientMeasurement:
     "Measures gradients now and then: their noise, and how those of several tasks lie to each other."
-    def __init__(self,
-        accumulator:GradientAccumulator,
-        every:int,          # epochs between measurements; 0 measures never
+
+    def __init__(
+        self,
+        accumulator: GradientAccumulator,
+        every: int,  # epochs between measurements; 0 measures never
     ):
         self.accumulator, self.every = accumulator, every
-        self.task_gradients = {}                          # task -> its first gradient of this epoch, where it was measured
+        self.task_gradients = {}  # task -> its first gradient of this epoch, where it was measured
 
-    def due(self,
-        epoch:int,
+    def due(
+        self,
+        epoch: int,
     ) -> bool:
         "Whether this epoch is measured."
         return bool(self.every) and epoch % self.every == 0
 
-    def add(self,
-        run:RunContext,
-        transitions:Transitions,  # the first minibatch of a batch
-        batch:Batch,
+    def add(
+        self,
+        run: RunContext,
+        transitions: Transitions,  # the first minibatch of a batch
+        batch: Batch,
     ) -> Metrics:
-        "Add a minibatch's gradient in two halves and measure it; with one sample there is nothing to compare."
+        """Add a minibatch's gradient in two halves and measure it; with one sample there is nothing to
+        compare."""
         processes, params = self.accumulator.processes, self.accumulator.params
         samples = transitions['sample'].cpu() + batch.rank_slice.first
-        known = processes.whole(samples).unique()                    # which of all samples this minibatch has
-        if len(known) > 1: metrics = self._halves(run, transitions, torch.searchsorted(known, samples) % 2 > 0)
-        else: metrics = self.accumulator.add(run, transitions, batch.trajectory)
-        if len(run.tasks) > 1: self.task_gradients[batch.task.name] = copied_gradients(params)
+        known = processes.whole(samples).unique()  # which of all samples this minibatch has
+        if len(known) > 1:
+            metrics = self._halves(run, transitions, torch.searchsorted(known, samples) % 2 > 0)
+        else:
+            metrics = self.accumulator.add(run, transitions, batch.trajectory)
+        if len(run.tasks) > 1:
+            self.task_gradients[batch.task.name] = copied_gradients(params)
         return metrics
 
     def _halves(self, run, transitions, odd):
@@ -76,12 +87,14 @@ class GradientMeasurement:
         shares = [rows_1 / (rows_1 + rows_2), rows_2 / (rows_1 + rows_2)]
         return combine_metrics(stats, shares) | signal_and_noise(products, weight_1, weight_2)
 
-    def compare(self,
-        metrics:dict[str, dict],  # task -> numbers to record
-        batches:list[Batch],      # of all tasks
+    def compare(
+        self,
+        metrics: dict[str, dict],  # task -> numbers to record
+        batches: list[Batch],  # of all tasks
     ) -> dict[str, dict]:
         "Add each task's share of the advantages' variance, and the cosines between measured gradients."
-        if len(batches) < 2: return metrics
+        if len(batches) < 2:
+            return metrics
         whole = self.accumulator.processes.whole
         variances = [whole(batch.advantage).float().var(correction=0).item() for batch in batches]
         for batch, variance in zip(batches, variances):
@@ -96,4 +109,7 @@ class GradientMeasurement:
         for i, a in enumerate(names):
             for j, b in enumerate(names):
                 length = (products[i, i] * products[j, j]).sqrt()
-                if i != j and length: metrics[a][f'cosine/{b}'] = float(products[i, j] / length)   # a zero gradient has no direction
+                if i != j and length:
+                    metrics[a][f'cosine/{b}'] = float(
+                        products[i, j] / length
+                    )  # a zero gradient has no direction

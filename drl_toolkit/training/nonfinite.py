@@ -17,13 +17,17 @@ from .anchoring import error_in_short
 
 # %% ../../nbs/training/01g_nonfinite.ipynb #0b0ef855
 def check_finite(
-    tensors:dict[str, torch.Tensor],
-    what:str,     # happens, in words
+    tensors: dict[str, torch.Tensor],
+    what: str,  # happens, in words
 ):
     "Raise `FloatingPointError` that names the first tensor with a NaN or an infinity."
     bad = [name for name, t in tensors.items() if t.is_floating_point() and not _is_finite(t.detach())]
-    if bad: raise FloatingPointError(f'{what}: {bad[0]!r} holds numbers that are not finite, as {len(bad)} of {len(tensors)} tensors; '
-                                     'the last checkpoint is good, and a lower lr is right')
+    if bad:
+        raise FloatingPointError(
+            f'{what}: {bad[0]!r} holds numbers that are not finite, as {len(bad)} of {len(tensors)} tensors; '
+            'the last checkpoint is good, and a lower lr is right'
+        )
+
 
 def _is_finite(t):
     "One bad number spoils the sum, which takes a sixth of the time; only the sum's overflow proves nothing."
@@ -31,93 +35,133 @@ def _is_finite(t):
 
 # %% ../../nbs/training/01g_nonfinite.ipynb #6876f73e
 def check_trajectory(
-    trajectory:Trajectory,
-    half:bool=False,        # whether it was sampled in fp16
+    trajectory: Trajectory,
+    half: bool = False,  # whether it was sampled in fp16
 ):
-    "Raise `NotFinite` for images and log-probs that are not finite: a reward may well give a finite value to them."
+    """Raise `NotFinite` for images and log-probs that are not finite: a reward may well give a finite value
+    to them."""
     finite = trajectory.images.isfinite().flatten(1).all(1) & trajectory.log_probs.isfinite().all(0)
-    if finite.all(): return
+    if finite.all():
+        return
     bad = (~finite).nonzero().flatten().tolist()
     precision = ', precision bf16 or fp32' if half else ''
-    raise NotFinite(f'{len(bad)} of {len(finite)} pictures have pixels or log-probs that are no finite numbers (the first shows '
-                    f'{trajectory.prompts[bad[0]]!r}); a lower lr{precision} or an earlier checkpoint is right', bad[0])
+    raise NotFinite(
+        f'{len(bad)} of {len(finite)} pictures have pixels or log-probs that are no finite numbers (the '
+        'first shows '
+        f'{trajectory.prompts[bad[0]]!r}); a lower lr{precision} or an earlier checkpoint is right',
+        bad[0],
+    )
 
 # %% ../../nbs/training/01g_nonfinite.ipynb #d3952ddb
-MOST_NONFINITE = .25   # share of a task's samples that may be skipped in an epoch
+MOST_NONFINITE = 0.25  # share of a task's samples that may be skipped in an epoch
+
 
 def finite_samples(
-    values:list[torch.Tensor], # (B,) for each reward
-    names:list[str],           # of the rewards
-    prompts:list[str],         # B
-    task:str,                  # its name
-    seed:int,                  # of the task
-    epoch:int,
-    processes:Processes,       # whose main one reports
-) -> torch.Tensor:             # (B,) bool
-    "Which samples have finite values of all rewards. The others are reported; too many of them raise `NotFinite`."
+    values: list[torch.Tensor],  # (B,) for each reward
+    names: list[str],  # of the rewards
+    prompts: list[str],  # B
+    task: str,  # its name
+    seed: int,  # of the task
+    epoch: int,
+    processes: Processes,  # whose main one reports
+) -> torch.Tensor:  # (B,) bool
+    """Which samples have finite values of all rewards.
+
+    The others are reported; too many of them raise `NotFinite`."""
     finite = torch.stack([v.isfinite() for v in values])
     bad = (~finite.all(0)).nonzero().flatten().tolist()
     for i in bad:
         reward = names[finite[:, i].tolist().index(False)]
-        words = f'epoch {epoch}, task {task!r}, seed {sample_seed(seed, epoch, i)}: reward {reward!r} is not finite for {prompts[i]!r}'
+        words = (
+            f'epoch {epoch}, task {task!r}, seed {sample_seed(seed, epoch, i)}: reward {reward!r} is not '
+            f'finite for {prompts[i]!r}'
+        )
         if len(bad) > MOST_NONFINITE * len(prompts):
-            raise NotFinite(f'{words}, one of {len(bad)} such of {len(prompts)} samples; at most {MOST_NONFINITE:.0%} are skipped', i)
+            raise NotFinite(
+                f'{words}, one of {len(bad)} such of {len(prompts)} samples; at most {MOST_NONFINITE:.0%} '
+                'are skipped',
+                i,
+            )
         processes.say(f'{words}; the sample is skipped')
     return finite.all(0)
 
 # %% ../../nbs/training/01g_nonfinite.ipynb #16eb15d8
-MOST_SKIPPED = 3   # optimiser steps in a row that may be skipped; one more ends the run
+MOST_SKIPPED = 3  # optimiser steps in a row that may be skipped; one more ends the run
+
 
 class NonFiniteSteps:
     "Counts steps whose gradient was not finite, and finds the samples that caused it."
-    def __init__(self,
-        objective:Objective,
-        processes:Processes,
-        params:list[torch.Tensor], # that are trained
-        whole:bool=True,           # whether this process has whole weights, so that it can try samples alone
+
+    def __init__(
+        self,
+        objective: Objective,
+        processes: Processes,
+        params: list[torch.Tensor],  # that are trained
+        whole: bool = True,  # whether this process has whole weights, so that it can try samples alone
     ):
         self.objective, self.processes, self.params, self.whole = objective, processes, params, whole
-        self.skipped = 0           # steps in a row
+        self.skipped = 0  # steps in a row
 
-    def skip(self,
-        run:RunContext,
-        parts:list[FailedPart],    # all that the step was made of
+    def skip(
+        self,
+        run: RunContext,
+        parts: list[FailedPart],  # all that the step was made of
     ):
         "Name the samples that caused it; `FloatingPointError` when it was one step too many."
         self.skipped += 1
-        with self.processes.raise_together(): mine = [words for part in parts for words in self._tried(run, part)]
+        with self.processes.raise_together():
+            mine = [words for part in parts for words in self._tried(run, part)]
         found = [words for words in sum(self.processes.all_gather_object(mine), [])]
         found = found or ['no sample alone, only their sum or the data loss']
         more = f' and {len(found) - 3} more' * (len(found) > 3)
-        words = f"epoch {run.epoch}: a gradient is not finite, the step is skipped. It was caused by: {'; '.join(found[:3])}{more}"
+        words = (
+            f"epoch {run.epoch}: a gradient is not finite, the step is skipped. It was caused by: "
+            f"{'; '.join(found[:3])}{more}"
+        )
         if self.skipped > MOST_SKIPPED:
-            raise FloatingPointError(f'{words}. That was the {self.skipped}th step in a row: training ends, and the weights are as they '
-                                     'were before these steps; a lower lr, or a reward that is smooth there, is right')
+            raise FloatingPointError(
+                f'{words}. That was the {self.skipped}th step in a row: training ends, and the weights are '
+                'as they '
+                'were before these steps; a lower lr, or a reward that is smooth there, is right'
+            )
         self.processes.say(words)
 
     def _tried(self, run, part):
         "What looks for a fault ends no run."
-        try: return self.find_samples(run, part.transitions, part.batch)
+        try:
+            return self.find_samples(run, part.transitions, part.batch)
         except Exception as e:
-            return [f'task {part.batch.task.name!r}, whose samples could not be tried one by one ({error_in_short(e)})']
+            return [
+                f'task {part.batch.task.name!r}, whose samples could not be tried one by one '
+                f'({error_in_short(e)})'
+            ]
 
-    def find_samples(self,
-        run:RunContext,
-        transitions:Transitions,
-        batch:Batch,
+    def find_samples(
+        self,
+        run: RunContext,
+        transitions: Transitions,
+        batch: Batch,
     ) -> list[str]:
         "The samples of a minibatch whose own loss or gradient is not finite."
         found = []
         for i in transitions['sample'].unique().tolist():
             own = select_rows(transitions, (transitions['sample'] == i).nonzero().flatten())
             bad = next(filter(None, (self._bad(run, part) for part in run.micro_batches.split(own))), None)
-            if not bad: continue
-            found.append(f'task {batch.task.name!r}, {batch.trajectory.prompts[i]!r}, seed {batch.trajectory.seeds[i]} ({bad})')
+            if not bad:
+                continue
+            found.append(
+                f'task {batch.task.name!r}, {batch.trajectory.prompts[i]!r}, seed '
+                f'{batch.trajectory.seeds[i]} ({bad})'
+            )
         return found
 
     def _bad(self, run, part):
-        "'loss' or 'gradient' where it is not finite. Of one sample nobody has the gradient of sharded weights."
-        with run.policy.uncounted(), torch.set_grad_enabled(self.whole): loss = self.objective.loss(run, part).loss
-        if not loss.isfinite(): return 'loss'
+        """'loss' or 'gradient' where it is not finite.
+
+        Of one sample nobody has the gradient of sharded weights."""
+        with run.policy.uncounted(), torch.set_grad_enabled(self.whole):
+            loss = self.objective.loss(run, part).loss
+        if not loss.isfinite():
+            return 'loss'
         gradients = torch.autograd.grad(loss, self.params, allow_unused=True) if self.whole else []
         return '' if all(g.isfinite().all() for g in gradients if g is not None) else 'gradient'

@@ -18,47 +18,61 @@ from .config import TrainConfig
 
 # %% ../../nbs/training/01i_optimization.ipynb #177ea15c
 def match_strides(
-    params:list[torch.Tensor],
-    state:dict,  # parameter -> the optimiser's tensors of it
+    params: list[torch.Tensor],
+    state: dict,  # parameter -> the optimiser's tensors of it
 ):
-    "Give gradients and moments the strides of their weights; AdamW's fused kernel on a CPU does not check them."
+    """Give gradients and moments the strides of their weights; AdamW's fused kernel on a CPU does not check
+    them."""
     for p in params:
-        if p.grad is not None and p.grad.stride() != p.stride(): p.grad = torch.empty_like(p).copy_(p.grad)
+        if p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
         for name, tensor in state.get(p, {}).items():
-            if tensor.shape != p.shape or tensor.stride() == p.stride(): continue
+            if tensor.shape != p.shape or tensor.stride() == p.stride():
+                continue
             state[p][name] = torch.empty_like(p).copy_(tensor)
 
 # %% ../../nbs/training/01i_optimization.ipynb #cedde865
 def scheduled_lr(
-    config:TrainConfig,
-    epoch:int,           # done so far
-    time_used:float=0.,  # share of the run's minutes
+    config: TrainConfig,
+    epoch: int,  # done so far
+    time_used: float = 0.0,  # share of the run's minutes
 ) -> float:
-    "A linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the minutes."
-    done = min(1., max(epoch / max(1, config.epochs - 1), time_used))
-    return config.lr * min(1., (epoch + 1) / (config.warmup + 1)) * (1 + done * (config.lr_end - 1))
+    """A linear warm-up, times a line from 1 in the first epoch to `lr_end` in the last, or at the end of the
+    minutes."""
+    done = min(1.0, max(epoch / max(1, config.epochs - 1), time_used))
+    return config.lr * min(1.0, (epoch + 1) / (config.warmup + 1)) * (1 + done * (config.lr_end - 1))
 
 # %% ../../nbs/training/01i_optimization.ipynb #bdc9fc93
 class Optimization:
-    "The trained weights with all that a step changes: AdamW's moments, the scale of fp16, the averaged weights."
-    def __init__(self,
-        policy:Policy,
-        config:TrainConfig,
-        shards:Shards=None,    # of the weights, where each process has a part of them
+    """The trained weights with all that a step changes: AdamW's moments, the scale of fp16, the averaged
+    weights."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        shards: Shards = None,  # of the weights, where each process has a part of them
     ):
         self.policy, self.config, self.shards = policy, config, shards
         self.params = [p for p in policy.parameters() if p.requires_grad]
-        fused = policy.device.type == 'cpu' or None        # one pass over a weight and all that belongs to it
-        self.optimizer = torch.optim.AdamW(self.params, lr=config.lr, weight_decay=config.weight_decay,
-                                           betas=(.9, config.beta2), fused=fused)
-        half = policy.precision == 'fp16'                  # in which small gradients vanish
+        fused = policy.device.type == 'cpu' or None  # one pass over a weight and all that belongs to it
+        self.optimizer = torch.optim.AdamW(
+            self.params,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(0.9, config.beta2),
+            fused=fused,
+        )
+        half = policy.precision == 'fp16'  # in which small gradients vanish
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
         self.ema = [p.detach().clone() for p in self.params] if config.ema_decay else None
-        self.snapshot = None   # `WeightSnapshot` of an epoch, while it lasts
-        if shards: shards.hold(self.optimizer, self.ema)
+        self.snapshot = None  # `WeightSnapshot` of an epoch, while it lasts
+        if shards:
+            shards.hold(self.optimizer, self.ema)
 
-    def scale(self,
-        loss:torch.Tensor,
+    def scale(
+        self,
+        loss: torch.Tensor,
     ) -> torch.Tensor:
         "A loss as it is differentiated in fp16."
         return self.scaler.scale(loss)
@@ -76,24 +90,31 @@ class Optimization:
     def restorable(self) -> Iterator['WeightSnapshot']:
         "Inside this context a snapshot is taken before the first step."
         self.snapshot = WeightSnapshot(self)
-        try: yield self.snapshot
-        finally: self.snapshot = None
+        try:
+            yield self.snapshot
+        finally:
+            self.snapshot = None
 
-    def step(self,
-        lr:float,
-    ) -> torch.Tensor:        # the gradient's norm before clipping
+    def step(
+        self,
+        lr: float,
+    ) -> torch.Tensor:  # the gradient's norm before clipping
         "Take one step. Nothing changes where the norm is not finite."
-        for group in self.optimizer.param_groups: group['lr'] = lr
-        if self.snapshot: self.snapshot.take()
+        for group in self.optimizer.param_groups:
+            group['lr'] = lr
+        if self.snapshot:
+            self.snapshot.take()
         self.scaler.unscale_(self.optimizer)
         norm = self._norm()
-        if 0 < self.config.grad_clip < norm: nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip, norm)
+        if 0 < self.config.grad_clip < norm:
+            nn.utils.clip_grads_with_norm_(self.params, self.config.grad_clip, norm)
         finite = norm.isfinite()
         if finite:
             match_strides(self.params, self.optimizer.state)
             self.scaler.step(self.optimizer)
-        self.scaler.update()                               # in fp16 the next step is scaled less where this one overflowed
-        if finite: self._follow(lr)
+        self.scaler.update()  # in fp16 the next step is scaled less where this one overflowed
+        if finite:
+            self._follow(lr)
         return norm
 
     def _norm(self):
@@ -104,14 +125,19 @@ class Optimization:
     def _follow(self, lr):
         "After a step: the decay to the base, and the averaged weights."
         decay = self.config.base_decay
-        if decay: torch._foreach_lerp_(self.params, self.policy.base_weights(), min(1., lr * decay))
-        if self.ema is not None: torch._foreach_lerp_(self.ema, self.params, 1 - self.config.ema_decay)
+        if decay:
+            torch._foreach_lerp_(self.params, self.policy.base_weights(), min(1.0, lr * decay))
+        if self.ema is not None:
+            torch._foreach_lerp_(self.ema, self.params, 1 - self.config.ema_decay)
 
 # %% ../../nbs/training/01i_optimization.ipynb #7735672b
 class WeightSnapshot:
-    "Copies of what an optimiser step changes, made before the first step; of more than `LARGE` trained weights there are none."
-    def __init__(self,
-        optimization:Optimization,
+    """Copies of what an optimiser step changes, made before the first step; of more than `LARGE` trained
+    weights there are none."""
+
+    def __init__(
+        self,
+        optimization: Optimization,
     ):
         self.optimization, self.touched = optimization, False
         self.weights, self.moments = None, {}
@@ -123,24 +149,35 @@ class WeightSnapshot:
     @torch.no_grad()
     def take(self):
         "Copy, once."
-        if self.touched: return
+        if self.touched:
+            return
         self.touched = True
-        if sum(p.numel() for p in self.optimization.params) > LARGE: return
+        if sum(p.numel() for p in self.optimization.params) > LARGE:
+            return
         self.weights = [t.detach().clone() for t in self.changing()]
-        self.moments = {p: {name: t.clone() for name, t in found.items()} for p, found in self.optimization.optimizer.state.items()}
+        self.moments = {
+            p: {name: t.clone() for name, t in found.items()}
+            for p, found in self.optimization.optimizer.state.items()
+        }
 
     @torch.no_grad()
-    def restore(self) -> bool: # whether all is as it was
+    def restore(self) -> bool:  # whether all is as it was
         "Put everything back."
         self.optimization.zero_grad()
-        if not self.touched: return True                   # no step was taken
-        if self.weights is None: return False
-        for mine, before in zip(self.changing(), self.weights): mine.copy_(before)
+        if not self.touched:
+            return True  # no step was taken
+        if self.weights is None:
+            return False
+        for mine, before in zip(self.changing(), self.weights):
+            mine.copy_(before)
         state = self.optimization.optimizer.state
-        for p in self.optimization.params: self._restore_moments(state, p)
+        for p in self.optimization.params:
+            self._restore_moments(state, p)
         return True
 
     def _restore_moments(self, state, p):
         before = self.moments.get(p, {})
-        for name, t in before.items(): state[p][name].copy_(t)
-        if not before: state.pop(p, None)
+        for name, t in before.items():
+            state[p][name].copy_(t)
+        if not before:
+            state.pop(p, None)

@@ -21,45 +21,50 @@ from .ratio import TOLERATED, off_one
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #002238c8
 def pick_steps(
-    stochastic:torch.Tensor,   # (T,) bool: which steps have a density
-    samples:int,
-    count:int,                 # steps per sample; 0 takes all
-    generator:torch.Generator,
-    shared:bool=False,         # one subset for all samples
-) -> torch.Tensor:             # (samples, k) long, ascending
+    stochastic: torch.Tensor,  # (T,) bool: which steps have a density
+    samples: int,
+    count: int,  # steps per sample; 0 takes all
+    generator: torch.Generator,
+    shared: bool = False,  # one subset for all samples
+) -> torch.Tensor:  # (samples, k) long, ascending
     "A random subset of the trainable steps for each sample, or one for all."
     able = stochastic.nonzero().flatten().cpu()
     count = count or len(able)
     order = torch.rand(1 if shared else samples, len(able), generator=generator).argsort(1)[:, :count]
     return able[order].sort(1).values.expand(samples, -1)
 
+
 def task_seed(
-    seed:int,             # of the run
-    tasks:list[Task],
-    task:Task,            # one of them
+    seed: int,  # of the run
+    tasks: list[Task],
+    task: Task,  # one of them
 ) -> int:
     "A seed of its own for each task of a run."
     return sample_seed(seed, 0, list(tasks).index(task))
 
+
 def steps_generator(
-    seed:int,             # of the task
-    epoch:int,
+    seed: int,  # of the task
+    epoch: int,
 ) -> torch.Generator:
     "What decides which steps an epoch trains, and in which order."
     return torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #3980dd9c
-NARROWEST_CLIP = 10 * torch.finfo().eps   # a narrower clip range clips by rounding alone
+NARROWEST_CLIP = 10 * torch.finfo().eps  # a narrower clip range clips by rounding alone
+
 
 class PolicyGradient(Objective):
     "A likelihood and a surrogate of it, with a KL penalty."
+
     single_call = True
     reuses_graphs = True
 
-    def __init__(self,
-        config:TrainConfig,
-        policy:Policy,
-        surrogate:objectives.Surrogate=None,   # the configuration's when None
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        surrogate: objectives.Surrogate = None,  # the configuration's when None
     ):
         self.config = config
         self.likelihood = objectives.LIKELIHOODS[config.likelihood]
@@ -75,30 +80,48 @@ class PolicyGradient(Objective):
         return self.config.likelihood == 'path'
 
     def check(self, run):
-        "There must be as many trainable steps as are to be trained, and groups where the advantage compares them."
+        """There must be as many trainable steps as are to be trained, and groups where the advantage compares
+        them."""
         check_groups(run.tasks, self.config.advantage)
         fits, likelihood = self.surrogate.likelihoods, self.config.likelihood
-        if likelihood not in fits: raise ValueError(f'likelihood must be {fits[0]!r} with surrogate {self.name!r}; got {likelihood!r}')
+        if likelihood not in fits:
+            raise ValueError(
+                f'likelihood must be {fits[0]!r} with surrogate {self.name!r}; got {likelihood!r}'
+            )
         if self.likelihood.needs_noise and not run.policy.stochastic.any():
-            raise ValueError(f'eta must be above 0 with likelihood {self.config.likelihood!r}, since no denoising step is stochastic '
-                             f"and there is nothing to learn from; got {run.policy.eta} (or take likelihood='matching')")
-        for task in run.tasks: self._check_steps(run, task)
+            raise ValueError(
+                f'eta must be above 0 with likelihood {self.config.likelihood!r}, since no denoising step '
+                'is stochastic '
+                f"and there is nothing to learn from; got {run.policy.eta} (or take likelihood='matching')"
+            )
+        for task in run.tasks:
+            self._check_steps(run, task)
 
     def _check_steps(self, run, task):
         steps, count = run.policy.num_steps, int(self.able(run, task).sum())
         where = f' in window {task.window} of task {task.name!r}' if task.window else ''
-        if not count: raise ValueError(f'none of the {steps} steps can be trained{where}: those that are left have no noise, '
-                                       'or there are none; take more of them')
+        if not count:
+            raise ValueError(
+                f'none of the {steps} steps can be trained{where}: those that are left have no noise, '
+                'or there are none; take more of them'
+            )
         if self.config.train_steps > count:
-            raise ValueError(f'train_steps must be {count} or less, since only {count} of {steps} steps can be trained{where}; '
-                             f'got {self.config.train_steps}')
+            raise ValueError(
+                f'train_steps must be {count} or less, since only {count} of {steps} steps can be '
+                f'trained{where}; '
+                f'got {self.config.train_steps}'
+            )
 
     def warning(self, run):
         "Of a clip range that float32 cannot tell from rounding."
-        if not self.clip_range or min(objectives.clip_pair(self.clip_range)) >= NARROWEST_CLIP: return ''
+        if not self.clip_range or min(objectives.clip_pair(self.clip_range)) >= NARROWEST_CLIP:
+            return ''
         better = self.surrogate.clip_range(self.likelihood, run.policy)
-        return (f'clip_range is {self.clip_range}: float32 tells a ratio from 1 by {torch.finfo().eps:.1e} at best, '
-                f'so that rounding alone clips; {better:.1e} fits this model')
+        return (
+            f'clip_range is {self.clip_range}: float32 tells a ratio from 1 by {torch.finfo().eps:.1e} at '
+            'best, '
+            f'so that rounding alone clips; {better:.1e} fits this model'
+        )
 
     def describe(self, run):
         able = sorted({self.config.train_steps or int(self.able(run, task).sum()) for task in run.tasks})
@@ -109,9 +132,10 @@ class PolicyGradient(Objective):
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #2fa00b80
 @patch
-def able(self:PolicyGradient,
-    run:RunContext,
-    task:Task,
+def able(
+    self: PolicyGradient,
+    run: RunContext,
+    task: Task,
 ) -> torch.Tensor:  # (T,) bool
     "Which denoising steps of this task can be trained."
     stochastic = run.policy.stochastic
@@ -120,106 +144,133 @@ def able(self:PolicyGradient,
     share = torch.arange(len(able), device=able.device) / len(able)
     return able & (share >= start) & (share < stop) & run.sampler.trainable(run).to(able.device)
 
-@patch
-def steps_to_train(self:PolicyGradient,
-    run:RunContext,
-    task:Task,
-    rank_slice:RankSlice,        # which of the task's samples
-    generator:torch.Generator,
-) -> torch.Tensor:               # (B, k) long
-    "The steps of each sample that this epoch trains; known before it samples."
-    able = self.able(run, task)
-    steps = pick_steps(able, rank_slice.count, self.config.train_steps, generator, self.config.shared_timesteps)
-    return rank_slice.of(steps)
 
 @patch
-def transitions(self:PolicyGradient, run:RunContext, batch:Batch, generator:torch.Generator) -> Transitions:
+def steps_to_train(
+    self: PolicyGradient,
+    run: RunContext,
+    task: Task,
+    rank_slice: RankSlice,  # which of the task's samples
+    generator: torch.Generator,
+) -> torch.Tensor:  # (B, k) long
+    "The steps of each sample that this epoch trains; known before it samples."
+    able = self.able(run, task)
+    steps = pick_steps(
+        able, rank_slice.count, self.config.train_steps, generator, self.config.shared_timesteps
+    )
+    return rank_slice.of(steps)
+
+
+@patch
+def transitions(
+    self: PolicyGradient, run: RunContext, batch: Batch, generator: torch.Generator
+) -> Transitions:
     "A row for every chosen step of every sample."
     steps = self.steps_to_train(run, batch.task, batch.rank_slice, generator)
     rows = self.likelihood.transitions(run.policy, batch.trajectory, steps, generator, batch.rank_slice)
     numbers = batch.rank_slice.times(steps.shape[1]).numbers()
     return rows | dict(advantage=run.sampler.advantage(batch, rows), row=numbers)
 
+
 @patch
-def has_gradient(self:PolicyGradient, transitions:Transitions) -> torch.Tensor:
+def has_gradient(self: PolicyGradient, transitions: Transitions) -> torch.Tensor:
     "Without a KL penalty, those with an advantage."
     always = self.config.kl_weight > 0 or not self.surrogate.skip_zero_advantage
     return (transitions['advantage'] != 0) | always
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #2530fbc4
 @patch
-def prepare(self:PolicyGradient, run:RunContext, minibatches:list[Transitions]):
+def prepare(self: PolicyGradient, run: RunContext, minibatches: list[Transitions]):
     "What the surrogate and the KL penalty compare with. The first minibatch is its own anchor."
     if minibatches and 'old_log_prob' in minibatches[0]:
         minibatches[0]['sampled_log_prob'] = minibatches[0].pop('old_log_prob')
     for transitions in minibatches[1:]:
         for name in self.surrogate.memory:
-            if name not in transitions: transitions[name] = self._of_policy(run, transitions, name)
+            if name not in transitions:
+                transitions[name] = self._of_policy(run, transitions, name)
     predict = lambda part: run.policy.predict(part['latents'], part['step'], part['cond'])
     run.kl_penalty.remember(minibatches, predict)
 
+
 @patch
-def _of_policy(self:PolicyGradient, run:RunContext, transitions:Transitions, name:str) -> torch.Tensor:
+def _of_policy(self: PolicyGradient, run: RunContext, transitions: Transitions, name: str) -> torch.Tensor:
     "A column that the surrogate must know of the policy as it is."
     return run.micro_batches.map(lambda part: self.remembered(run.policy, part)[name], transitions)
 
+
 @patch
-def remembered(self:PolicyGradient,
-    policy:Policy,
-    transitions:Transitions,
-) -> dict[str, torch.Tensor]: # (N, …)
+def remembered(
+    self: PolicyGradient,
+    policy: Policy,
+    transitions: Transitions,
+) -> dict[str, torch.Tensor]:  # (N, …)
     "What the surrogate must know of the policy as it is."
     return self.surrogate.remembers(*self.likelihood.log_prob(policy, transitions))
 
+
 @patch
-def is_noisy(self:PolicyGradient, noise:float) -> bool:
+def is_noisy(self: PolicyGradient, noise: float) -> bool:
     "Whether it is more than a hundredth of the clip range."
     return bool(self.clip_range) and noise > TOLERATED * min(objectives.clip_pair(self.clip_range))
 
+
 @patch
-def anchor(self:PolicyGradient, run:RunContext, minibatches:list[Transitions]) -> int:
+def anchor(self: PolicyGradient, run: RunContext, minibatches: list[Transitions]) -> int:
     "Old log-probs from the micro-batches of the update. [UnifiedReward's replay]"
-    if 'old_log_prob' not in self.surrogate.memory: return 0
-    for transitions in minibatches: transitions['old_log_prob'] = self._of_policy(run, transitions, 'old_log_prob')
+    if 'old_log_prob' not in self.surrogate.memory:
+        return 0
+    for transitions in minibatches:
+        transitions['old_log_prob'] = self._of_policy(run, transitions, 'old_log_prob')
     return sum(len(transitions['step']) for transitions in minibatches)
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #f51a2f60
 @patch
-def loss(self:PolicyGradient, run:RunContext, transitions:Transitions) -> LossOutput:
+def loss(self: PolicyGradient, run: RunContext, transitions: Transitions) -> LossOutput:
     "The surrogate, and the KL penalty where it has a weight."
     log_prob, now = self.likelihood.log_prob(run.policy, transitions)
     current = self.surrogate.remembers(log_prob, now)
     old = {name: transitions.get(name, value.detach()) for name, value in current.items()}
     output = self.surrogate.loss(transitions, log_prob, now, old, self.clip_range, self.dims)
     output = LossOutput(output.loss, output.metrics | self._ratio_metrics(transitions, log_prob))
-    if not self.config.kl_weight: return output
+    if not self.config.kl_weight:
+        return output
     distance = self.likelihood.divergence(run.policy, transitions, now, transitions['weight'])
     return run.kl_penalty.add(output, distance, transitions)
 
+
 @patch
-def _ratio_metrics(self:PolicyGradient, transitions:Transitions, log_prob:torch.Tensor) -> dict[str, torch.Tensor]:
-    "How far the ratio is from 1, and, of the first minibatch, how far its log-probs are from those of sampling."
+def _ratio_metrics(
+    self: PolicyGradient, transitions: Transitions, log_prob: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """How far the ratio is from 1, and, of the first minibatch, how far its log-probs are from those of
+    sampling."""
     before = transitions.get('old_log_prob', log_prob.detach())
     sampled = transitions.get('sampled_log_prob', before)
     metrics = dict(ratio_error=off_one(log_prob, sampled))
-    if 'sampled_log_prob' in transitions: metrics['ratio_noise'] = (log_prob.detach() - sampled).abs().max()
+    if 'sampled_log_prob' in transitions:
+        metrics['ratio_noise'] = (log_prob.detach() - sampled).abs().max()
     return metrics
 
+
 @patch
-def clipped(self:PolicyGradient, ratio:torch.Tensor, advantage:torch.Tensor) -> torch.Tensor:
+def clipped(self: PolicyGradient, ratio: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
     "As the surrogate clips the ratio of the path's likelihood; of matching it is another ratio."
-    if not self.uses_path: return torch.zeros(len(ratio), dtype=torch.bool)
+    if not self.uses_path:
+        return torch.zeros(len(ratio), dtype=torch.bool)
     return self.surrogate.clipped(ratio, advantage, self.clip_range)
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #d9ad0a73
 def check_groups(
-    tasks:list[Task],
-    name:str='',       # of the advantage estimator for all tasks; each task's own when empty
+    tasks: list[Task],
+    name: str = '',  # of the advantage estimator for all tasks; each task's own when empty
 ):
     "Raise `ValueError` for an advantage that compares the samples of a group, where a group has only one."
     for task in tasks:
         estimator = advantages.ADVANTAGES[name]() if name else task.advantage or advantages.batch
-        if task.group_size > 1 or not advantages.needs_group(estimator): continue
+        if task.group_size > 1 or not advantages.needs_group(estimator):
+            continue
         known = name or getattr(getattr(estimator, 'func', estimator), '__name__', estimator)
-        raise ValueError(f'group_size of task {task.name!r} must be 2 or more with advantage {known!r}, '
-                         "which compares the samples of a group; got 1 (or take advantage='batch')")
+        raise ValueError(
+            f'group_size of task {task.name!r} must be 2 or more with advantage {known!r}, '
+            "which compares the samples of a group; got 1 (or take advantage='batch')"
+        )

@@ -24,47 +24,67 @@ def _probe(policy, traj, count):
     keep = torch.linspace(0, len(rows['step']) - 1, min(count, len(rows['step']))).long()
     return {name: v[keep] for name, v in rows.items()}
 
+
 def _rescored(policy, traj, rows):
-    "The log-probs of these rows by one call of the network. Predictions that sampling kept would hide what is looked for."
+    """The log-probs of these rows by one call of the network.
+
+    Predictions that sampling kept would hide what is looked for."""
     cond = policy.encode(traj.prompts)[rows['sample']]
     return policy.transition(rows['latents'], rows['step'], cond).log_prob(rows['next_latents'])
 
+
 def off_one(
-    log_prob:torch.Tensor,     # (N,) now
-    old_log_prob:torch.Tensor, # (N,) then
-) -> torch.Tensor:             # scalar
+    log_prob: torch.Tensor,  # (N,) now
+    old_log_prob: torch.Tensor,  # (N,) then
+) -> torch.Tensor:  # scalar
     "The largest |ratio - 1|."
     return (log_prob.detach() - old_log_prob).exp().sub(1).abs().max()
 
+
 @torch.no_grad()
 def ratio_error(
-    policy:Policy,
-    trajectory:Trajectory,  # as this policy sampled it
-    count:int=32,           # transitions that are looked at
+    policy: Policy,
+    trajectory: Trajectory,  # as this policy sampled it
+    count: int = 32,  # transitions that are looked at
 ) -> float:
-    "The largest |ratio - 1|; 0 as long as nothing differs between then and now. Of mean log-probs, as everywhere."
+    """The largest |ratio - 1|; 0 as long as nothing differs between then and now.
+
+    Of mean log-probs, as everywhere."""
     rows = _probe(policy, trajectory, count)
     return off_one(_rescored(policy, trajectory, rows), rows['old_log_prob']).item()
 
+
 def _as_sampled(policy, traj, rows=None):
-    "The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in use."
+    """The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in
+    use."""
     count, threads, cond = len(traj.prompts), batches_at_once(policy), policy.encode(traj.prompts)
     steps, found = policy.stochastic.nonzero().flatten().tolist(), []
-    sizes = sorted({batch_size_for(policy, count, most) for most in (1, 16, 64, count)}, reverse=True)   # a rollout's own size first
+    sizes = sorted(
+        {batch_size_for(policy, count, most) for most in (1, 16, 64, count)}, reverse=True
+    )  # a rollout's own size first
     for size in sizes:
-        parts = torch.arange(count).split(size)[:threads]                       # those that are computed together first
+        parts = torch.arange(count).split(size)[:threads]  # those that are computed together first
         each = sum(max(len(part) * _branches(policy), policy.min_call_batch) for part in parts)
-        most = len(steps) if rows is None else min(2, max(0, rows) // (len(sizes) * each))   # two calls of each size, where they are counted
+        most = (
+            len(steps) if rows is None else min(2, max(0, rows) // (len(sizes) * each))
+        )  # two calls of each size, where they are counted
         replay = lambda part: _replayed(policy, traj, cond[part], steps[:most], part)
-        if steps[:most]: found.append(max(in_parallel(replay, parts, threads)))
+        if steps[:most]:
+            found.append(max(in_parallel(replay, parts, threads)))
     return min(found, default=float('inf'))
+
 
 @torch.no_grad()
 def _replayed(policy, traj, cond, steps, rows):
-    now = [policy.transition(traj.latents[step, rows], step, cond).log_prob(traj.latents[step + 1, rows]) for step in steps]
+    now = [
+        policy.transition(traj.latents[step, rows], step, cond).log_prob(traj.latents[step + 1, rows])
+        for step in steps
+    ]
     return off_one(torch.stack(now), traj.log_probs[steps][:, rows]).item()
 
-def _branches(policy): return 2 if policy.guided else 1      # rows of the network for a transition
+
+def _branches(policy):
+    return 2 if policy.guided else 1  # rows of the network for a transition
 
 # %% ../../nbs/training/01_ratio.ipynb #17d47676
 @contextmanager
@@ -72,118 +92,170 @@ def _set(policy, **values):
     "The policy with other settings for a moment."
     old = {name: getattr(policy, name) for name in values}
     vars(policy).update(values)
-    try: yield
-    finally: vars(policy).update(old)
+    try:
+        yield
+    finally:
+        vars(policy).update(old)
 
-def _loud(policy): return [m for part in policy.trainable_modules.values() for m in part.modules() if m.training]
+
+def _loud(policy):
+    return [m for part in policy.trainable_modules.values() for m in part.modules() if m.training]
+
 
 @contextmanager
 def _still(policy):
     "All modules of the policy in eval mode for a moment."
     loud = _loud(policy)
-    for m in loud: m.training = False
-    try: yield
+    for m in loud:
+        m.training = False
+    try:
+        yield
     finally:
-        for m in loud: m.training = True
+        for m in loud:
+            m.training = True
 
-def _precisions(policy): # list of str
+
+def _precisions(policy):  # list of str
     "Other precisions that the network can compute in: any, unless its weights or its embeddings were cast."
-    cast = any(p.dtype != torch.float32 for module in (policy.network, *policy.text_encoders) for p in module.parameters())
+    cast = any(
+        p.dtype != torch.float32
+        for module in (policy.network, *policy.text_encoders)
+        for p in module.parameters()
+    )
     return [] if cast else [p for p in PRECISIONS if p != policy.precision]
 
+
 def suspects(
-    policy:Policy,
-) -> dict[str, list]: # name -> contexts to try
+    policy: Policy,
+) -> dict[str, list]:  # name -> contexts to try
     "What may differ between sampling and training, and how to undo it."
-    scales = {1., policy.config.guidance_scale} - {policy.guidance_scale}
-    return {'dropout': [_still(policy)] if _loud(policy) else [],
-            'dtype': [_set(policy, precision=p) for p in _precisions(policy)],
-            'guidance': [_set(policy, guidance_scale=w) for w in sorted(scales)]}
+    scales = {1.0, policy.config.guidance_scale} - {policy.guidance_scale}
+    return {
+        'dropout': [_still(policy)] if _loud(policy) else [],
+        'dtype': [_set(policy, precision=p) for p in _precisions(policy)],
+        'guidance': [_set(policy, guidance_scale=w) for w in sorted(scales)],
+    }
 
-ROUNDING = 1e-5   # what sums in another order make of a mean log-prob in fp32 on a CPU, at most
-HALF_ROUNDING = dict(bf16=1e-2, fp16=1e-3)   # 4e-3 was measured in bf16, on an H100 with the shape of Stable Diffusion 1.5
-GPU_ROUNDING = 1e-4                          # 9e-5 was measured in fp32, on the same card
 
-def rounding_of(policy:Policy) -> float: # of a mean log-prob
+ROUNDING = 1e-5  # what sums in another order make of a mean log-prob in fp32 on a CPU, at most
+HALF_ROUNDING = dict(
+    bf16=1e-2, fp16=1e-3
+)  # 4e-3 was measured in bf16, on an H100 with the shape of Stable Diffusion 1.5
+GPU_ROUNDING = 1e-4  # 9e-5 was measured in fp32, on the same card
+
+
+def rounding_of(policy: Policy) -> float:  # of a mean log-prob
     "What other rows in a batch, or another order of sums, make of a mean log-prob at most."
     return HALF_ROUNDING.get(policy.precision, ROUNDING if policy.device.type == 'cpu' else GPU_ROUNDING)
 
+
 class RatioExplanation(NamedTuple):
     "Why a ratio is not 1."
+
     sentence: str
-    left: dict[str, float]   # suspect -> the largest |ratio - 1| that is left without it
+    left: dict[str, float]  # suspect -> the largest |ratio - 1| that is left without it
+
 
 def explain_ratio(
-    policy:Policy,
-    trajectory:Trajectory,  # as this policy sampled it
-    error:float=None,       # the largest |ratio - 1| that was seen; looked for when None
-    rows:int=None,          # rows of the network that the search may take; as many as it likes when None
+    policy: Policy,
+    trajectory: Trajectory,  # as this policy sampled it
+    error: float = None,  # the largest |ratio - 1| that was seen; looked for when None
+    rows: int = None,  # rows of the network that the search may take; as many as it likes when None
 ) -> RatioExplanation:
     "Why the ratio is not 1 before an update, by trying each suspect that can be tried."
     search = _Search(policy, trajectory, rows)
-    with policy.uncounted(): search.run(error)
+    with policy.uncounted():
+        search.run(error)
     words = ''.join(f'; {words}' for words in search.failed if search.error)
     return RatioExplanation(_verdict(policy, search.error, search.left) + words, search.left)
 
+
 class _Search:
     "Tries one suspect after the other, within a number of network rows."
+
     def __init__(self, policy, trajectory, rows):
         self.policy, self.trajectory, self.rows = policy, trajectory, rows
         calls = _branches(policy)
-        self.count = 32 if rows is None else max(1, min(32, rows // (8 * calls)))   # transitions that are looked at
-        self.each = max(self.count * calls, policy.min_call_batch)    # rows of a trial; a small network fills up its batches
+        self.count = (
+            32 if rows is None else max(1, min(32, rows // (8 * calls)))
+        )  # transitions that are looked at
+        self.each = max(
+            self.count * calls, policy.min_call_batch
+        )  # rows of a trial; a small network fills up its batches
         self.spent, self.failed, self.left = 0, [], {}
 
     def run(self, error):
         as_is = error
-        if error is None or self.affordable: as_is = ratio_error(self.policy, self.trajectory, self.count)
+        if error is None or self.affordable:
+            as_is = ratio_error(self.policy, self.trajectory, self.count)
         self.error = as_is if error is None else error
         self.spent += self.each
-        if as_is <= .1 * self.error: self.left['batch shape'] = as_is              # the same rows in another batch: nothing else differs
-        if not self.left: self._try_suspects()
-        if not self.explained: self._attempt('batch shape', lambda: min(as_is, self._as_sampled()))
+        if as_is <= 0.1 * self.error:
+            self.left['batch shape'] = as_is  # the same rows in another batch: nothing else differs
+        if not self.left:
+            self._try_suspects()
+        if not self.explained:
+            self._attempt('batch shape', lambda: min(as_is, self._as_sampled()))
 
     @property
-    def affordable(self): return self.rows is None or self.spent + self.each <= self.rows
+    def affordable(self):
+        return self.rows is None or self.spent + self.each <= self.rows
 
     @property
-    def explained(self): return any(error <= .1 * self.error for error in self.left.values())
+    def explained(self):
+        return any(error <= 0.1 * self.error for error in self.left.values())
 
     def _try_suspects(self):
         for name, contexts in suspects(self.policy).items():
             for context in contexts:
-                if not self.affordable or self.rows is not None and self.explained: return
+                if not self.affordable or self.rows is not None and self.explained:
+                    return
                 self._attempt(name, lambda: _tried(self.policy, self.trajectory, context, self.count))
                 self.spent += self.each
 
     def _as_sampled(self):
-        return _as_sampled(self.policy, self.trajectory, None if self.rows is None else self.rows - self.spent)
+        return _as_sampled(
+            self.policy, self.trajectory, None if self.rows is None else self.rows - self.spent
+        )
 
     def _attempt(self, name, look):
-        try: found = look()
+        try:
+            found = look()
         except Exception as e:
-            self.failed.append(f'{name} could not be tried ({type(e).__name__}: {" ".join(str(e).split())[:120]})')
+            self.failed.append(
+                f'{name} could not be tried ({type(e).__name__}: {" ".join(str(e).split())[:120]})'
+            )
             return
-        if found < float('inf'): self.left[name] = min(found, self.left.get(name, found))
+        if found < float('inf'):
+            self.left[name] = min(found, self.left.get(name, found))
+
 
 def _verdict(policy, error, left):
-    if not error: return 'the ratio is exactly 1'
+    if not error:
+        return 'the ratio is exactly 1'
     off = f'the ratio is off by {error:.1e} before the update'
     best = min(left, key=left.get, default=None)
-    if best and left[best] <= .1 * error: return f'{off} because of {best}: without it the error is {left[best]:.1e}'
-    why = 'so little is rounding' if error < rounding_of(policy) else 'were the weights changed since sampling?'
+    if best and left[best] <= 0.1 * error:
+        return f'{off} because of {best}: without it the error is {left[best]:.1e}'
+    why = (
+        'so little is rounding' if error < rounding_of(policy) else 'were the weights changed since sampling?'
+    )
     return f'{off}, and none of {", ".join(left) or "what could be tried"} alone explains it; {why}'
 
+
 def _tried(policy, trajectory, context, count):
-    with context: return ratio_error(policy, trajectory, count)
+    with context:
+        return ratio_error(policy, trajectory, count)
 
 # %% ../../nbs/training/01_ratio.ipynb #5148a692
-TOLERATED = .01   # noise of a mean log-prob, as a share of the clip range
+TOLERATED = 0.01  # noise of a mean log-prob, as a share of the clip range
+
 
 class RatioNoise(NamedTuple):
     "How far a mean log-prob moves when other rows go through the network beside it."
-    mean: float        # |Δ mean log-prob| in nats per dimension, mean over the transitions
-    largest: float     # the same, of the worst transition
+
+    mean: float  # |Δ mean log-prob| in nats per dimension, mean over the transitions
+    largest: float  # the same, of the worst transition
     clip_range: float  # ε of the surrogate, in the same unit to first order
 
     @property
@@ -191,14 +263,18 @@ class RatioNoise(NamedTuple):
         "Whether it is more than a hundredth of the clip range."
         return self.largest > TOLERATED * self.clip_range
 
+
 @torch.no_grad()
 def ratio_noise(
-    policy:Policy,
-    trajectory:Trajectory,    # as this policy sampled it, before any update
-    clip_range:float=None,    # ε; the papers' 1e-4 scaled to this model's dimensions when None
-    count:int=32,             # transitions that are looked at, in one call of the network
+    policy: Policy,
+    trajectory: Trajectory,  # as this policy sampled it, before any update
+    clip_range: float = None,  # ε; the papers' 1e-4 scaled to this model's dimensions when None
+    count: int = 32,  # transitions that are looked at, in one call of the network
 ) -> RatioNoise:
     "The same transitions scored again among other rows than in sampling."
     rows = _probe(policy, trajectory, count)
-    with policy.uncounted(): change = (_rescored(policy, trajectory, rows) - rows['old_log_prob']).abs()
-    return RatioNoise(change.mean().item(), change.max().item(), clip_range or scale_clip(math.prod(policy.latent_shape)))
+    with policy.uncounted():
+        change = (_rescored(policy, trajectory, rows) - rows['old_log_prob']).abs()
+    return RatioNoise(
+        change.mean().item(), change.max().item(), clip_range or scale_clip(math.prod(policy.latent_shape))
+    )

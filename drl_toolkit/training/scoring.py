@@ -17,31 +17,40 @@ from ..prompts.task import Task
 
 # %% ../../nbs/training/01b_scoring.ipynb #a1637b4c
 # what the trainer and its callbacks write
-METRICS = frozenset((
-    'epoch task tasks headline seconds cpu_seconds nfe data_loss skipped_steps skipped_samples '
-    'ratio_cause ratio_noise anchored_transitions diagnosis reward reward_std reward_min reward_max frac_zero_std '
-    'effective_samples effective_group no_credit largest_advantage advantage_share approx_kl kl kl_weight '
-    'clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight signal_to_noise half_cosine '
-    'figure watch drift share cosine'   # the last line are namespaces
-    ).split())
+METRICS = frozenset(
+    (
+        'epoch task tasks headline seconds cpu_seconds nfe data_loss skipped_steps skipped_samples '
+        'ratio_cause ratio_noise anchored_transitions diagnosis reward reward_std reward_min reward_max '
+        'frac_zero_std '
+        'effective_samples effective_group no_credit largest_advantage advantage_share approx_kl kl '
+        'kl_weight '
+        'clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight '
+        'signal_to_noise half_cosine '
+        'figure watch drift share cosine'  # the last line are namespaces
+    ).split()
+)
+
 
 def metric_name(
-    name:str,   # that a reward gave, perhaps on another machine
-) -> str:       # 'figure/…' where it is one of `METRICS`, or looks like a namespace
+    name: str,  # that a reward gave, perhaps on another machine
+) -> str:  # 'figure/…' where it is one of `METRICS`, or looks like a namespace
     "What a reward's metric is called in the record: its own name, or one that nothing else has."
     return f'figure/{name}' if name in METRICS or '/' in name else name
 
 # %% ../../nbs/training/01b_scoring.ipynb #3f3f782d
 class Scores(NamedTuple):
     "What a task's rewards say of all samples."
-    metrics: dict[str, float]    # to record; the first reward's have no prefix
-    values: list[torch.Tensor]   # (B,) for each reward, in the order of the samples
+
+    metrics: dict[str, float]  # to record; the first reward's have no prefix
+    values: list[torch.Tensor]  # (B,) for each reward, in the order of the samples
+
 
 def gather_scores(
-    task:Task,
-    outputs:list,         # of `RewardOutput`, one for each reward: of this process's samples; empty where it has none
-    processes:Processes,
-    device:torch.device,  # of the values
+    task: Task,
+    # of `RewardOutput`, one for each reward: of this process's samples; empty where it has none
+    outputs: list,
+    processes: Processes,
+    device: torch.device,  # of the values
 ) -> Scores:
     "The values and metrics of all processes' samples."
     mine = [(values.tolist(), metrics) for values, metrics, *_ in outputs]
@@ -51,48 +60,70 @@ def gather_scores(
         values = torch.tensor([x for part, _ in parts for x in part], device=device)
         row = _moments(values) | _mean_metrics(parts, len(values))
         metrics |= {f'{metric_name(reward.name)}/{name}' if i else name: x for name, x in row.items()}
-        if reward.headline and not i: metrics['headline'] = reward.headline
+        if reward.headline and not i:
+            metrics['headline'] = reward.headline
         all_values.append(values)
     return Scores(metrics, all_values)
+
 
 def _moments(values):
     "Of the finite ones, where there are any."
     finite = values[values.isfinite()] if values.isfinite().any() else values
-    return dict(reward=finite.mean().item(), reward_std=finite.std(correction=0).item(),
-                reward_min=finite.min().item(), reward_max=finite.max().item())
+    return dict(
+        reward=finite.mean().item(),
+        reward_std=finite.std(correction=0).item(),
+        reward_min=finite.min().item(),
+        reward_max=finite.max().item(),
+    )
+
 
 def _mean_metrics(parts, count):
     "The metrics of several processes, weighted with their samples; groups are of one size."
-    return {metric_name(name): sum(len(values) / count * metrics[name] for values, metrics in parts) for name in parts[0][1]}
+    return {
+        metric_name(name): sum(len(values) / count * metrics[name] for values, metrics in parts)
+        for name in parts[0][1]
+    }
 
 # %% ../../nbs/training/01b_scoring.ipynb #2e003ebc
 class TaskAdvantage(NamedTuple):
     "The advantages of a task's samples."
-    advantage: torch.Tensor     # (B,)
-    shares: dict[str, float]    # of each reward in the variance, where there are several
+
+    advantage: torch.Tensor  # (B,)
+    shares: dict[str, float]  # of each reward in the variance, where there are several
+
 
 def task_advantage(
-    task:Task,
-    values:list[torch.Tensor],       # (B,) for each reward, finite
-    prompts:list[str],               # B
-    groups:torch.Tensor,             # (B,) long
-    estimators:dict[str, Callable],  # reward's name -> estimator
-    clip:float,                      # largest absolute advantage of a weight of 1
+    task: Task,
+    values: list[torch.Tensor],  # (B,) for each reward, finite
+    prompts: list[str],  # B
+    groups: torch.Tensor,  # (B,) long
+    estimators: dict[str, Callable],  # reward's name -> estimator
+    clip: float,  # largest absolute advantage of a weight of 1
 ) -> TaskAdvantage:
     "Rewards to advantages, inside this task's batch; those of several rewards are added."
     weighted = zip(task.reward_names, task.weights, values)
-    each = [weight * estimators[name](v.cpu(), prompts=prompts, groups=groups).float() for name, weight, v in weighted]
+    each = [
+        weight * estimators[name](v.cpu(), prompts=prompts, groups=groups).float()
+        for name, weight, v in weighted
+    ]
     limit = clip * sum(task.weights)
-    total = sum(each).clamp(-limit, limit).to(values[0].device)    # made in float64, which only a CPU surely has
-    if len(each) == 1: return TaskAdvantage(total, {})
+    total = (
+        sum(each).clamp(-limit, limit).to(values[0].device)
+    )  # made in float64, which only a CPU surely has
+    if len(each) == 1:
+        return TaskAdvantage(total, {})
     variances = [a.var(correction=0).item() for a in each]
-    shares = {f'share/{reward.name}': v / max(sum(variances), 1e-30) for reward, v in zip(task.rewards, variances)}
+    shares = {
+        f'share/{reward.name}': v / max(sum(variances), 1e-30) for reward, v in zip(task.rewards, variances)
+    }
     return TaskAdvantage(total, shares)
 
+
 def make_estimators(
-    tasks:list[Task],
-    name:str='',       # of an estimator for all tasks, one of `advantages.ADVANTAGES`; each task's own when empty
-) -> dict[str, Any]: # from rewards to advantages
+    tasks: list[Task],
+    # of an estimator for all tasks, one of `advantages.ADVANTAGES`; each task's own when empty
+    name: str = '',
+) -> dict[str, Any]:  # from rewards to advantages
     "An advantage estimator for each reward of each task; some remember earlier epochs."
     chosen = lambda task: advantages.ADVANTAGES[name]() if name else task.advantage or advantages.batch
     return {reward: chosen(task) for task in tasks for reward in task.reward_names}

@@ -19,17 +19,19 @@ from .updates import Updater
 # %% ../../nbs/training/01k_state.ipynb #952f5ce6
 class Stateful(Protocol):
     "Whatever has a state that goes into JSON, such as a trainer."
+
     def state_dict(self) -> dict[str, object]:
         "The state."
 
-    def load_state_dict(self, state:dict[str, object]):
+    def load_state_dict(self, state: dict[str, object]):
         "Take up a saved state."
+
 
 @contextmanager
 def atomic_epoch(
-    owner:Stateful,        # of all state but tensors
-    updates:Updater,
-    processes:Processes,   # whose main one reports
+    owner: Stateful,  # of all state but tensors
+    updates: Updater,
+    processes: Processes,  # whose main one reports
 ):
     "An epoch that does not end (an interrupt, a reward that fails) leaves nothing behind."
     state = owner.state_dict()
@@ -37,28 +39,36 @@ def atomic_epoch(
     state = copy.deepcopy(state) | dict(history=history)
     said = updates.ratio.state
     with updates.optimization.restorable() as snapshot:
-        try: yield
+        try:
+            yield
         except BaseException:
             owner.load_state_dict(state)
             updates.forget_epoch(said)
-            if not snapshot.restore(): processes.say(_kept_once(state['epoch']))
+            if not snapshot.restore():
+                processes.say(_kept_once(state['epoch']))
             raise
 
+
 def _kept_once(epoch):
-    return (f'epoch {epoch} ended amid its updates, and so many weights are not kept twice: '
-            'they are as these updates left them; the last checkpoint is whole')
+    return (
+        f'epoch {epoch} ended amid its updates, and so many weights are not kept twice: '
+        'they are as these updates left them; the last checkpoint is whole'
+    )
 
 # %% ../../nbs/training/01k_state.ipynb #fed5f2f0
 def sync_from_main(
-    owner:Stateful,        # of all state but tensors
-    updates:Updater,
-    processes:Processes,
-    shards:Shards=None,    # of the weights, where each process has a part of them
+    owner: Stateful,  # of all state but tensors
+    updates: Updater,
+    processes: Processes,
+    shards: Shards = None,  # of the weights, where each process has a part of them
 ):
-    "Give every process the main one's state, who may have resumed a run: weights, averages, moments, memories."
-    if processes.count == 1: return
+    """Give every process the main one's state, who may have resumed a run: weights, averages, moments,
+    memories."""
+    if processes.count == 1:
+        return
     optimization = updates.optimization
-    if shards: return shards.follow_main(optimization.optimizer, owner)
+    if shards:
+        return shards.follow_main(optimization.optimizer, owner)
     params, state = optimization.params, optimization.optimizer.state
     mine = [state.get(p, {}) for p in params]
     shapes = [{name: list(t.shape) for name, t in moments.items()} for moments in mine]
@@ -69,6 +79,7 @@ def sync_from_main(
         state.update({p: moments for p, moments in zip(params, mine) if moments})
     moments = [t for named in mine for t in named.values()]
     processes.copy_from_main([*params, *(optimization.ema or []), *moments])
+
 
 def _empty_moments(p, shapes):
     "Tensors to be filled; the number of steps lies on the CPU."

@@ -15,8 +15,15 @@ from fastcore.basics import patch
 import torch
 
 from ..algorithms.advantages import credit_stats
-from ..algorithms.interfaces import (Batch, Objective, RolloutSampler, RunContext, SampleRequest,
-                                               Stages, Strategy)
+from drl_toolkit.algorithms.interfaces import (
+    Batch,
+    Objective,
+    RolloutSampler,
+    RunContext,
+    SampleRequest,
+    Stages,
+    Strategy,
+)
 from ..algorithms.kl_penalty import KLPenalty
 from ..algorithms.minibatches import MicroBatches
 from ..distributed.processes import Processes, RankSlice
@@ -38,16 +45,18 @@ from .updates import Updater
 # %% ../../nbs/training/02_trainer.ipynb #01760cb2
 class Trainer:
     "Fine-tunes a policy on one or several tasks."
-    def __init__(self,
-        policy:Policy,
-        tasks:list[Task],            # taken in this order in every epoch
-        config:TrainConfig=None,
-        data:Callable=None,          # (count, seed) -> (images (count, 3, H, W), captions), for the data loss
-        callbacks:list[Callback]=None, # a progress line by default
-        sampler:RolloutSampler=None, # where trajectories come from; independent samples by default
-        objective:Objective=None,    # what is minimised; the configuration's policy gradient by default
-        strategy:Strategy=None,      # how several tasks share an epoch; one after the other by default
-        processes:Processes=None,    # that take part; those that a launcher started by default
+
+    def __init__(
+        self,
+        policy: Policy,
+        tasks: list[Task],  # taken in this order in every epoch
+        config: TrainConfig = None,
+        data: Callable = None,  # (count, seed) -> (images (count, 3, H, W), captions), for the data loss
+        callbacks: list[Callback] = None,  # a progress line by default
+        sampler: RolloutSampler = None,  # where trajectories come from; independent samples by default
+        objective: Objective = None,  # what is minimised; the configuration's policy gradient by default
+        strategy: Strategy = None,  # how several tasks share an epoch; one after the other by default
+        processes: Processes = None,  # that take part; those that a launcher started by default
     ):
         self.policy, self.tasks, self.config, self.data = policy, list(tasks), config or TrainConfig(), data
         self.epoch, self.history = 0, []
@@ -60,18 +69,37 @@ class Trainer:
         self.kl_penalty = KLPenalty(policy, self.micro_batches, self.config.kl_weight, self.config.kl_target)
         self._check()
         self.shards = Shards(policy, self.processes) if self.config.shard else None
-        self.updates = Updater(policy, self.config, self.objective, self.processes, context=lambda: self.context,
-                               learning_rate=self.learning_rate, on_plan=self._planned, data=data, shards=self.shards)
+        self.updates = Updater(
+            policy,
+            self.config,
+            self.objective,
+            self.processes,
+            context=lambda: self.context,
+            learning_rate=self.learning_rate,
+            on_plan=self._planned,
+            data=data,
+            shards=self.shards,
+        )
         keeps_base = self.config.base_decay or self.kl_penalty.enabled and policy.train == 'full'
-        if keeps_base: policy.base_weights()              # taken now, before a resumed run's weights come
+        if keeps_base:
+            policy.base_weights()  # taken now, before a resumed run's weights come
         self.estimators = make_estimators(self.tasks, self.config.advantage)
 
     @property
     def context(self) -> RunContext:
         "What samplers, objectives and strategies may know in this epoch."
         data_mode = self.config.data_mode if self.config.data_weight else ''
-        return RunContext(self.policy, tuple(self.tasks), self.sampler, self.micro_batches, self.kl_penalty,
-                          self.config.seed, self.epoch, self.config.epochs, data_mode)
+        return RunContext(
+            self.policy,
+            tuple(self.tasks),
+            self.sampler,
+            self.micro_batches,
+            self.kl_penalty,
+            self.config.seed,
+            self.epoch,
+            self.config.epochs,
+            data_mode,
+        )
 
     @property
     def params(self) -> list[torch.Tensor]:
@@ -84,7 +112,7 @@ class Trainer:
         return self.updates.optimization.optimizer
 
     @property
-    def ema(self) -> list[torch.Tensor]: # None without `ema_decay`
+    def ema(self) -> list[torch.Tensor]:  # None without `ema_decay`
         "Their averages."
         return self.updates.optimization.ema
 
@@ -93,27 +121,38 @@ class Trainer:
         plural = lambda count: 's' * (count > 1)
         tasks = ', '.join(f'{task.name} {task.samples}' for task in self.tasks)
         steps, images = self.config.num_minibatches, sum(task.samples for task in self.tasks)
-        return (f'Each epoch samples {images} images in {self.policy.num_steps} steps for {len(self.tasks)} '
-                f'task{plural(len(self.tasks))} ({tasks}), {self.objective.describe(self.context)}, '
-                f'and makes {steps} optimiser step{plural(steps)} per task.')
+        return (
+            f'Each epoch samples {images} images in {self.policy.num_steps} steps for {len(self.tasks)} '
+            f'task{plural(len(self.tasks))} ({tasks}), {self.objective.describe(self.context)}, '
+            f'and makes {steps} optimiser step{plural(steps)} per task.'
+        )
 
-    def fit(self,
-        epochs:int=None,   # in all; a trainer that has done some goes on from there
-    ) -> list[dict]:       # one record per epoch
+    def fit(
+        self,
+        epochs: int = None,  # in all; a trainer that has done some goes on from there
+    ) -> list[dict]:  # one record per epoch
         "Train until the epochs are done."
-        if epochs is not None: self.config.epochs = epochs
+        if epochs is not None:
+            self.config.epochs = epochs
         sync_from_main(self, self.updates, self.processes, self.shards)
         self._notify('before_fit')
         try:
-            while self.epoch < self.config.epochs and self.has_time(): self._notify('after_epoch', self.whole_epoch())
-        except StopTraining as stop: self.processes.say(stop)
-        finally: self._notify('after_fit')
-        if not self.shards: self.processes.copy_from_main(self.params)   # a callback may have put back better ones
+            while self.epoch < self.config.epochs and self.has_time():
+                self._notify('after_epoch', self.whole_epoch())
+        except StopTraining as stop:
+            self.processes.say(stop)
+        finally:
+            self._notify('after_fit')
+        if not self.shards:
+            self.processes.copy_from_main(self.params)  # a callback may have put back better ones
         return self.history
 
-    def whole_epoch(self) -> dict[str, object]: # its record
+    def whole_epoch(self) -> dict[str, object]:  # its record
         "An epoch and its record, or, where anything fails, the state before it."
-        with atomic_epoch(self, self.updates, self.processes), deterministic_algorithms(self.config.deterministic):
+        with (
+            atomic_epoch(self, self.updates, self.processes),
+            deterministic_algorithms(self.config.deterministic),
+        ):
             record = self.processes.broadcast_object(self.train_epoch())
             with self.processes.raise_together():
                 check_finite(self.policy.named_parameters(), f'epoch {self.epoch} is not recorded')
@@ -121,23 +160,26 @@ class Trainer:
             self.history.append(record)
         return record
 
-    def train_epoch(self) -> dict[str, object]: # the record
+    def train_epoch(self) -> dict[str, object]:  # the record
         "One round over all tasks, then the data loss. [P Algorithm 1]"
         wall, cpu, calls = time.perf_counter(), time.process_time(), self.policy.nfe
         stages = Stages(self.context, self.collect, self.updates, self.updates.measurement.compare)
         record = dict(epoch=self.epoch, tasks=self.strategy.run_epoch(stages))
-        if self.updates.data_loss.mode == 'step': record['data_loss'] = self.updates.data_step()
+        if self.updates.data_loss.mode == 'step':
+            record['data_loss'] = self.updates.data_step()
         spent = time.process_time() - cpu, self.policy.nfe - calls
         cpu, calls = map(sum, zip(*self.processes.all_gather_object(spent)))
         return record | dict(seconds=time.perf_counter() - wall, cpu_seconds=cpu, nfe=calls)
 
-    def collect(self,
-        task:Task,
+    def collect(
+        self,
+        task: Task,
     ) -> Batch:
         "Sample, score, compute advantages. Each process samples its share; all know all values."
         prompts, groups = task.draw(self.seed_of(task), self.epoch)
         own = self.processes.share(groups)
-        with self.processes.raise_together(): trajectory, outputs = self.sample(task, prompts, groups, own)
+        with self.processes.raise_together():
+            trajectory, outputs = self.sample(task, prompts, groups, own)
         scores = self.score(task, outputs)
         finite = self._finite(task, scores.values, prompts)
         found = self.advantages(task, scores.values, prompts, groups, finite)
@@ -146,8 +188,19 @@ class Trainer:
         metrics = scores.metrics | about | found.shares
         self._notify('after_sample', task, trajectory, own.of(scores.values[0]), advantage)
         values = [own.of(v) for v in scores.values]
-        return Batch(task, self.epoch, trajectory, advantage, metrics, own.of(groups), values, _all_observations(outputs),
-                     own, own.of(finite))
+        return Batch(
+            task,
+            self.epoch,
+            trajectory,
+            advantage,
+            metrics,
+            own.of(groups),
+            values,
+            _all_observations(outputs),
+            own,
+            own.of(finite),
+        )
+
 
 def _all_observations(outputs):
     "Of all rewards."
@@ -155,26 +208,32 @@ def _all_observations(outputs):
 
 # %% ../../nbs/training/02_trainer.ipynb #55b01507
 @patch
-def seed_of(self:Trainer,
-    task:Task,
+def seed_of(
+    self: Trainer,
+    task: Task,
 ) -> int:
     "The run's seed, told apart by task."
     return task_seed(self.config.seed, self.tasks, task)
 
+
 class Sampled(NamedTuple):
     "A process's samples of a task."
-    trajectory: Trajectory   # None where the process has no sample
-    outputs: list            # of `RewardOutput`, one for each reward
+
+    trajectory: Trajectory  # None where the process has no sample
+    outputs: list  # of `RewardOutput`, one for each reward
+
 
 @patch
-def sample(self:Trainer,
-    task:Task,
-    prompts:list[str],     # of all processes' samples
-    groups:torch.Tensor,   # (B,) long, of all
-    own:RankSlice,         # which of them are this process's
+def sample(
+    self: Trainer,
+    task: Task,
+    prompts: list[str],  # of all processes' samples
+    groups: torch.Tensor,  # (B,) long, of all
+    own: RankSlice,  # which of them are this process's
 ) -> Sampled:
     "Stage 1: a trajectory for every prompt of this process, and what the task's rewards say of it."
-    if not own.size: return Sampled(None, [])
+    if not own.size:
+        return Sampled(None, [])
     run, seed = self.context, self.seed_of(task)
     recorded = self._recorded_steps(task, own)
     request = SampleRequest(task, own.of(prompts), own.of(groups), seed, self.epoch, own.first, recorded)
@@ -185,77 +244,99 @@ def sample(self:Trainer,
             check_trajectory(trajectory, half=self.policy.precision == 'fp16')
             return Sampled(trajectory, self.sampler.evaluate(task, trajectory, request.groups))
     except NotFinite as e:
-        place = f'epoch {self.epoch}, task {task.name!r}, seed {sample_seed(seed, self.epoch, own.first + e.sample)}'
+        place = (
+            f'epoch {self.epoch}, task {task.name!r}, seed '
+            f'{sample_seed(seed, self.epoch, own.first + e.sample)}'
+        )
         raise NotFinite(f'{place}: {e}', e.sample) from None
 
+
 @patch
-def _recorded_steps(self:Trainer, task:Task, own:RankSlice) -> torch.Tensor: # (B, k) long, or None
+def _recorded_steps(self: Trainer, task: Task, own: RankSlice) -> torch.Tensor:  # (B, k) long, or None
     "Steps whose graphs sampling keeps for the update; none where the update is measured, in two halves."
-    if not self.config.reuse_graphs or self.updates.measurement.due(self.epoch): return None
+    if not self.config.reuse_graphs or self.updates.measurement.due(self.epoch):
+        return None
     generator = steps_generator(self.seed_of(task), self.epoch)
     return self.objective.steps_to_train(self.context, task, own, generator)
 
 # %% ../../nbs/training/02_trainer.ipynb #00328253
 @patch
-def score(self:Trainer,
-    task:Task,
-    outputs:list,    # of `RewardOutput`, of this process's samples
+def score(
+    self: Trainer,
+    task: Task,
+    outputs: list,  # of `RewardOutput`, of this process's samples
 ) -> Scores:
     "Stage 2: all processes' values of this task's rewards, and no others."
     return gather_scores(task, outputs, self.processes, self.policy.device)
 
+
 @patch
-def advantages(self:Trainer,
-    task:Task,
-    values:list[torch.Tensor],  # (B,) for each reward
-    prompts:list[str],          # B
-    groups:torch.Tensor,        # (B,) long
-    finite:torch.Tensor,        # (B,) bool: samples that count
-) -> TaskAdvantage:             # 0 where a sample does not count
+def advantages(
+    self: Trainer,
+    task: Task,
+    values: list[torch.Tensor],  # (B,) for each reward
+    prompts: list[str],  # B
+    groups: torch.Tensor,  # (B,) long
+    finite: torch.Tensor,  # (B,) bool: samples that count
+) -> TaskAdvantage:  # 0 where a sample does not count
     "Stage 3: rewards to advantages, inside this task's batch."
     kept = [prompt for prompt, good in zip(prompts, finite.tolist()) if good]
-    found = task_advantage(task, [v[finite] for v in values], kept, groups[finite.cpu()], self.estimators,
-                           self.config.advantage_clip)
+    found = task_advantage(
+        task,
+        [v[finite] for v in values],
+        kept,
+        groups[finite.cpu()],
+        self.estimators,
+        self.config.advantage_clip,
+    )
     mask = finite.to(found.advantage.device)
     whole = torch.zeros(len(mask), device=mask.device).masked_scatter(mask, found.advantage)
     return TaskAdvantage(whole, found.shares)
 
+
 @patch
-def _finite(self:Trainer, task:Task, values:list, prompts:list) -> torch.Tensor: # (B,) bool
+def _finite(self: Trainer, task: Task, values: list, prompts: list) -> torch.Tensor:  # (B,) bool
     names = [reward.name for reward in task.rewards]
     return finite_samples(values, names, prompts, task.name, self.seed_of(task), self.epoch, self.processes)
 
+
 @patch
-def _advantage_metrics(self:Trainer,
-    values:torch.Tensor,     # (B,) of the first reward
-    advantage:torch.Tensor,  # (B,)
-    groups:torch.Tensor,     # (B,) long
-    finite:torch.Tensor,     # (B,) bool
+def _advantage_metrics(
+    self: Trainer,
+    values: torch.Tensor,  # (B,) of the first reward
+    advantage: torch.Tensor,  # (B,)
+    groups: torch.Tensor,  # (B,) long
+    finite: torch.Tensor,  # (B,) bool
 ) -> dict[str, float]:
     "How many samples count, and how much; of those with finite rewards."
     good = finite.cpu()
     metrics = dict(credit_stats(values.cpu()[good], advantage.cpu()[good], groups[good]))
-    if self.config.on_nonfinite == 'skip': metrics['skipped_samples'] = int((~good).sum())
+    if self.config.on_nonfinite == 'skip':
+        metrics['skipped_samples'] = int((~good).sum())
     return metrics
 
 # %% ../../nbs/training/02_trainer.ipynb #ca4b2caa
 @patch
-def learning_rate(self:Trainer) -> float:
+def learning_rate(self: Trainer) -> float:
     "Of this epoch."
     return scheduled_lr(self.config, self.epoch, self.time_used())
 
-@patch
-def time_used(self:Trainer,
-    more:float=0.,   # seconds beyond those spent
-) -> float:
-    "Share of the `minutes` that all epochs took, those before a resume too; 0 without a limit."
-    if not self.config.minutes: return 0.
-    return (sum(record['seconds'] for record in self.history) + more) / (60 * self.config.minutes)
 
 @patch
-def has_time(self:Trainer) -> bool:
+def time_used(
+    self: Trainer,
+    more: float = 0.0,  # seconds beyond those spent
+) -> float:
+    "Share of the `minutes` that all epochs took, those before a resume too; 0 without a limit."
+    if not self.config.minutes:
+        return 0.0
+    return (sum(record['seconds'] for record in self.history) + more) / (60 * self.config.minutes)
+
+
+@patch
+def has_time(self: Trainer) -> bool:
     "Whether an epoch as long as the last ones would end in time."
-    last = max((record['seconds'] for record in self.history[-3:]), default=0.)
+    last = max((record['seconds'] for record in self.history[-3:]), default=0.0)
     fits = self.processes.broadcast_object(self.time_used(last) <= 1)
     if not fits:
         done = f'{self.epoch} of {self.config.epochs} epochs'
@@ -264,64 +345,100 @@ def has_time(self:Trainer) -> bool:
 
 # %% ../../nbs/training/02_trainer.ipynb #5d5b6abc
 @patch
-def state_dict(self:Trainer) -> dict[str, object]: # JSON
+def state_dict(self: Trainer) -> dict[str, object]:  # JSON
     "What a checkpoint must keep besides tensors."
     streams = [task for task in self.tasks if isinstance(task.prompts, Stream)]
     memories = {name: e.state_dict() for name, e in self.estimators.items() if hasattr(e, 'state_dict')}
     return self.updates.state_dict() | dict(
-        epoch=self.epoch, history=self.history, kl_weight=self.kl_penalty.weight, strategy=self.strategy.state_dict(), credit=memories,
-        prompts={task.name: task.prompts.state_dict() for task in streams})
+        epoch=self.epoch,
+        history=self.history,
+        kl_weight=self.kl_penalty.weight,
+        strategy=self.strategy.state_dict(),
+        credit=memories,
+        prompts={task.name: task.prompts.state_dict() for task in streams},
+    )
+
 
 @patch
-def load_state_dict(self:Trainer,
-    state:dict[str, Any],   # as `state_dict` gave it
+def load_state_dict(
+    self: Trainer,
+    state: dict[str, Any],  # as `state_dict` gave it
 ):
     "Take up a saved state."
     self.epoch, self.history, self.kl_penalty.weight = state['epoch'], state['history'], state['kl_weight']
     self.updates.load_state_dict(state)
     self.strategy.load_state_dict(state['strategy'])
-    for name, memory in state['credit'].items(): self.estimators[name].load_state_dict(memory)
+    for name, memory in state['credit'].items():
+        self.estimators[name].load_state_dict(memory)
     for task in self.tasks:
-        if isinstance(task.prompts, Stream): task.prompts.load_state_dict(state['prompts'][task.name])
+        if isinstance(task.prompts, Stream):
+            task.prompts.load_state_dict(state['prompts'][task.name])
 
 # %% ../../nbs/training/02_trainer.ipynb #369b1dd4
 @patch
-def _notify(self:Trainer, moment:str, *args):
+def _notify(self: Trainer, moment: str, *args):
     "Call every callback, in the main process."
     stop = None
     with nullcontext() if sys.exc_info()[0] else self.processes.raise_together():
         for callback in self.callbacks if self.processes.main else []:
-            try: getattr(callback, moment)(self, *args)
-            except StopTraining as asked: stop = asked
-    if moment == 'after_fit': return
+            try:
+                getattr(callback, moment)(self, *args)
+            except StopTraining as asked:
+                stop = asked
+    if moment == 'after_fit':
+        return
     words = self.processes.broadcast_object(stop and str(stop))
-    if words is not None: raise stop or StopTraining(words)
+    if words is not None:
+        raise stop or StopTraining(words)
+
 
 @patch
-def _planned(self:Trainer, batch:Batch, minibatches:list): self._notify('after_plan', batch, minibatches)
+def _planned(self: Trainer, batch: Batch, minibatches: list):
+    self._notify('after_plan', batch, minibatches)
+
 
 @patch
-def _check(self:Trainer):
+def _check(self: Trainer):
     "Refuse, before anything is sampled, what does not fit together."
     names = [task.name for task in self.tasks]
-    if not names: raise ValueError('tasks is empty; give at least one Task')
-    if len(set(names)) < len(names): raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
+    if not names:
+        raise ValueError('tasks is empty; give at least one Task')
+    if len(set(names)) < len(names):
+        raise ValueError(f'tasks has a name twice: {names}; each task needs its own')
     if self.config.data_weight and self.data is None:
-        raise ValueError(f'data is None with data_weight {self.config.data_weight}; give a function (count, seed) -> (images, captions)')
-    if self.config.reuse_graphs: self._check_graphs()
-    if self.config.deterministic: prepare_deterministic(self.policy.device)
-    for part in (self.sampler, self.objective, self.strategy): part.check(self.context)
-    if warning := self.objective.warning(self.context): self.processes.say(warning)
-    if self.config.shard: check_shard(self.policy, self.objective, self.processes)
+        raise ValueError(
+            f'data is None with data_weight {self.config.data_weight}; give a function (count, seed) -> '
+            '(images, captions)'
+        )
+    if self.config.reuse_graphs:
+        self._check_graphs()
+    if self.config.deterministic:
+        prepare_deterministic(self.policy.device)
+    for part in (self.sampler, self.objective, self.strategy):
+        part.check(self.context)
+    if warning := self.objective.warning(self.context):
+        self.processes.say(warning)
+    if self.config.shard:
+        check_shard(self.policy, self.objective, self.processes)
+
 
 @patch
-def _check_graphs(self:Trainer):
+def _check_graphs(self: Trainer):
     "Refuse what cannot use the graphs of its sampling."
     wrong = lambda words: ValueError(f'reuse_graphs is True with {words}')
-    if not self.sampler.records_graphs: raise wrong(f'the sampler {type(self.sampler).__name__}; take independent samples')
-    if not self.objective.reuses_graphs: raise wrong(f'the objective {type(self.objective).__name__}; take the policy gradient')
-    if self.config.shard: raise wrong('shard True: weights in parts are gathered anew for the update; take shard=False')
+    if not self.sampler.records_graphs:
+        raise wrong(f'the sampler {type(self.sampler).__name__}; take independent samples')
+    if not self.objective.reuses_graphs:
+        raise wrong(f'the objective {type(self.objective).__name__}; take the policy gradient')
+    if self.config.shard:
+        raise wrong('shard True: weights in parts are gathered anew for the update; take shard=False')
     if self.policy.train_text_encoder:
-        raise wrong('train_text_encoder True: sampling encodes prompts without gradient; take train_text_encoder=False')
+        raise wrong(
+            'train_text_encoder True: sampling encodes prompts without gradient; take '
+            'train_text_encoder=False'
+        )
     if self.policy.checkpointing:
-        raise wrong('checkpointing True: the one spends memory to save a forward, the other the reverse; take one of them')
+        raise wrong(
+            'checkpointing True: the one spends memory to save a forward, the other the reverse; take one '
+            'of them'
+        )

@@ -30,42 +30,51 @@ from .policy_gradient import steps_generator, task_seed
 # %% ../../nbs/training/01j_updates.ipynb #fa57d1f9
 class Updater:
     "From a batch to changed weights."
-    def __init__(self,
-        policy:Policy,
-        config:TrainConfig,
-        objective:Objective,
-        processes:Processes,
-        context:Callable,        # () -> `RunContext` of this epoch
-        learning_rate:Callable,  # () -> of this epoch
-        on_plan:Callable,        # (batch, minibatches), before the first update of a batch
-        data:Callable=None,      # (count, seed) -> images (count, 3, H, W) or latents, captions; for the data loss
-        shards:Shards=None,      # of the weights, where each process has a part of them
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        objective: Objective,
+        processes: Processes,
+        context: Callable,  # () -> `RunContext` of this epoch
+        learning_rate: Callable,  # () -> of this epoch
+        on_plan: Callable,  # (batch, minibatches), before the first update of a batch
+        # (count, seed) -> images (count, 3, H, W) or latents, captions; for the data loss
+        data: Callable = None,
+        shards: Shards = None,  # of the weights, where each process has a part of them
     ):
         self.config, self.objective, self.processes = config, objective, processes
         self.context, self.learning_rate, self.on_plan = context, learning_rate, on_plan
         self.optimization = Optimization(policy, config, shards)
         self.params = self.optimization.params
-        self.accumulator = GradientAccumulator(self.params, objective, processes, shards, self.optimization.scale)
+        self.accumulator = GradientAccumulator(
+            self.params, objective, processes, shards, self.optimization.scale
+        )
         self.measurement = GradientMeasurement(self.accumulator, config.measure_every)
         self.ratio = RatioAnchor(objective, policy, processes)
         self.nonfinite = NonFiniteSteps(objective, processes, self.params, whole=shards is None)
         self.data_loss = DataLoss(policy, data, config, self.accumulator)
 
-    def learn(self,
-        batch:Batch,
-    ) -> dict[str, float]:     # numbers to record
+    def learn(
+        self,
+        batch: Batch,
+    ) -> dict[str, float]:  # numbers to record
         "The objective's steps on one batch."
         minibatches, stats = self.plan(batch), []
         for transitions in minibatches:
             metrics = self.gradient(transitions, None if stats else batch)
             norm = self.step()
-            if norm.isfinite(): stats.append(metrics | dict(grad_norm=norm))
-            else: self.skip_step([FailedPart(transitions, batch)])
+            if norm.isfinite():
+                stats.append(metrics | dict(grad_norm=norm))
+            else:
+                self.skip_step([FailedPart(transitions, batch)])
         return self.summary(stats) | dict(skipped_steps=len(minibatches) - len(stats))
 
-    def plan(self,
-        batch:Batch,
-    ) -> list[Transitions]:    # one for each optimiser step
+    def plan(
+        self,
+        batch: Batch,
+    ) -> list[Transitions]:  # one for each optimiser step
         "A batch as shuffled minibatches whose rows know their weight."
         run = self.context()
         generator = steps_generator(task_seed(run.seed, run.tasks, batch.task), batch.epoch)
@@ -73,20 +82,25 @@ class Updater:
             transitions = self._transitions(run, batch, generator)
             useful = self._useful(batch, transitions)
         batch.minibatches = self._cut(transitions, useful, generator)
-        with self.processes.raise_together(): self.objective.prepare(run, batch.minibatches)
+        with self.processes.raise_together():
+            self.objective.prepare(run, batch.minibatches)
         self.on_plan(batch, batch.minibatches)
         return batch.minibatches
 
     def _transitions(self, run, batch, generator):
         "This process's rows, each with its weight among all."
-        if not batch.rank_slice.size: return dict.fromkeys(('row', 'sample', 'step', 'weight'), torch.zeros(0, dtype=torch.long))
+        if not batch.rank_slice.size:
+            return dict.fromkeys(('row', 'sample', 'step', 'weight'), torch.zeros(0, dtype=torch.long))
         transitions = self.objective.transitions(run, batch, generator)
-        weight = self.config.num_minibatches * transition_weights(transitions['sample'], batch.rank_slice.count)
+        weight = self.config.num_minibatches * transition_weights(
+            transitions['sample'], batch.rank_slice.count
+        )
         return transitions | dict(weight=weight.to(run.policy.device))
 
-    def _useful(self, batch, transitions): # (N,) bool
+    def _useful(self, batch, transitions):  # (N,) bool
         "Which rows have a gradient, and belong to samples with finite rewards."
-        if not batch.rank_slice.size: return torch.zeros(0, dtype=torch.bool)
+        if not batch.rank_slice.size:
+            return torch.zeros(0, dtype=torch.bool)
         useful = self.objective.has_gradient(transitions).cpu()
         return useful if batch.finite is None else useful & batch.finite.cpu()[transitions['sample'].cpu()]
 
@@ -96,104 +110,137 @@ class Updater:
         order = torch.randperm(len(numbers), generator=generator)
         self.processes.copy_from_main([order])
         order = order[useful[numbers.argsort()][order]]
-        here = torch.full((len(numbers),), -1)                         # where a row is here; -1 where another process has it
+        here = torch.full((len(numbers),), -1)  # where a row is here; -1 where another process has it
         here[transitions['row']] = torch.arange(len(transitions['row']))
         parts = [here[part] for part in order.tensor_split(self.config.num_minibatches) if len(part)]
         return [select_rows(transitions, part[part >= 0]) for part in parts]
 
-    def gradient(self,
-        transitions:Transitions,  # a minibatch
-        first:Batch=None,         # its batch, where it is the first of it
-    ) -> dict[str, object]:       # 0-dimensional tensors; of the first also why its ratio is not 1
+    def gradient(
+        self,
+        transitions: Transitions,  # a minibatch
+        first: Batch = None,  # its batch, where it is the first of it
+    ) -> dict[str, object]:  # 0-dimensional tensors; of the first also why its ratio is not 1
         "The gradient of a minibatch into `.grad`."
         run = self.context()
         self.optimization.zero_grad()
         metrics = self._accumulate(run, transitions, first)
-        if self.data_loss.mode == 'joined': self.data_loss.add_joined(run.epoch)
-        if first is None: return metrics
+        if self.data_loss.mode == 'joined':
+            self.data_loss.add_joined(run.epoch)
+        if first is None:
+            return metrics
         return metrics | self.ratio.look(run, first, metrics, len(transitions['step']))
 
     def _accumulate(self, run, transitions, first):
         "Of the first minibatch, now and then, how much of its gradient is noise."
-        if first is None: return self.accumulator.add(run, transitions)
-        if self.measurement.due(first.epoch): return self.measurement.add(run, transitions, first)
+        if first is None:
+            return self.accumulator.add(run, transitions)
+        if self.measurement.due(first.epoch):
+            return self.measurement.add(run, transitions, first)
         return self.accumulator.add(run, transitions, first.trajectory)
 
-    def set_gradient(self,
-        gradients:list,    # of tensors, or of None, as long as `params`
+    def set_gradient(
+        self,
+        gradients: list,  # of tensors, or of None, as long as `params`
     ):
         "Put a gradient where the optimiser looks for it."
         self.optimization.zero_grad()
-        for p, gradient in zip(self.params, gradients): p.grad = gradient
+        for p, gradient in zip(self.params, gradients):
+            p.grad = gradient
 
-    def products(self,
-        gradients:list[list],  # R lists of tensors, or of None
-    ) -> torch.Tensor:         # (R, R)
+    def products(
+        self,
+        gradients: list[list],  # R lists of tensors, or of None
+    ) -> torch.Tensor:  # (R, R)
         "Inner products of whole gradients."
         return self.accumulator.products(gradients)
 
-    def step(self,
-        scale:float=1.,        # of the learning rate
-    ) -> torch.Tensor:         # the gradient's norm before clipping
+    def step(
+        self,
+        scale: float = 1.0,  # of the learning rate
+    ) -> torch.Tensor:  # the gradient's norm before clipping
         "One optimiser step. Nothing changes where the norm is not finite."
         norm = self.optimization.step(scale * self.learning_rate())
-        if norm.isfinite(): self.nonfinite.skipped = 0
+        if norm.isfinite():
+            self.nonfinite.skipped = 0
         return norm
 
-    def skip_step(self,
-        parts:list[FailedPart],  # all that the step was made of
+    def skip_step(
+        self,
+        parts: list[FailedPart],  # all that the step was made of
     ):
-        "After a step whose gradient is not finite: name the samples that caused it, and end the run when it was one too many."
-        if self.optimization.finds_scale: return
+        """After a step whose gradient is not finite: name the samples that caused it, and end the run when it
+        was one too many."""
+        if self.optimization.finds_scale:
+            return
         self.nonfinite.skip(self.context(), parts)
 
-    def data_step(self) -> float: # the loss before the step
+    def data_step(self) -> float:  # the loss before the step
         "One step on the data loss. [P Algorithm 1]"
         self.optimization.zero_grad()
         loss = self.data_loss.add(sample_seed(self.config.seed, self.context().epoch, -1))
-        if not self.step(self.config.data_weight).isfinite(): self.skip_step([])
+        if not self.step(self.config.data_weight).isfinite():
+            self.skip_step([])
         return loss
 
-    def state_dict(self) -> dict[str, object]: # JSON
+    def state_dict(self) -> dict[str, object]:  # JSON
         "What a checkpoint must keep besides tensors."
-        return dict(draws=self.data_loss.draws, skipped=self.nonfinite.skipped, scaler=self.optimization.scaler.state_dict())
+        return dict(
+            draws=self.data_loss.draws,
+            skipped=self.nonfinite.skipped,
+            scaler=self.optimization.scaler.state_dict(),
+        )
 
-    def load_state_dict(self,
-        state:dict[str, object],
+    def load_state_dict(
+        self,
+        state: dict[str, object],
     ):
         "Take up a saved state."
         self.data_loss.draws = state['draws']
-        self.nonfinite.skipped = state.get('skipped', 0)              # older checkpoints have none
+        self.nonfinite.skipped = state.get('skipped', 0)  # older checkpoints have none
         scaler = self.optimization.scaler
-        if scaler.is_enabled(): scaler.load_state_dict(state['scaler'])
+        if scaler.is_enabled():
+            scaler.load_state_dict(state['scaler'])
 
-    def forget_epoch(self,
-        said:AnchorState,      # about the ratio, before the epoch
+    def forget_epoch(
+        self,
+        said: AnchorState,  # about the ratio, before the epoch
     ):
         "After an epoch that did not end: what was found in it does not count."
         self.ratio.state = said
         self.measurement.task_gradients = {}
 
-    def summary(self,
-        stats:list[Metrics],   # of each step
-    ) -> dict[str, float]:     # numbers to record
+    def summary(
+        self,
+        stats: list[Metrics],  # of each step
+    ) -> dict[str, float]:  # numbers to record
         "Metrics of a batch's steps; the KL penalty is adapted to what was seen."
-        if not stats: return dict(grad_norm=0., ratio_error=0.)
-        metrics = {name: value.item() if torch.is_tensor(value) else value for name, value in summarise(stats).items()}
-        if 'kl' in metrics: metrics['kl_weight'] = self.context().kl_penalty.adapt(metrics['kl'])
+        if not stats:
+            return dict(grad_norm=0.0, ratio_error=0.0)
+        metrics = {
+            name: value.item() if torch.is_tensor(value) else value
+            for name, value in summarise(stats).items()
+        }
+        if 'kl' in metrics:
+            metrics['kl_weight'] = self.context().kl_penalty.adapt(metrics['kl'])
         return metrics
 
 # %% ../../nbs/training/01j_updates.ipynb #a46ce9fb
 CLIP_FRACTIONS = ('clip_fraction_high', 'clip_fraction_low')
 
+
 def summarise(
-    stats:list[Metrics],   # of each minibatch of a batch
+    stats: list[Metrics],  # of each minibatch of a batch
 ) -> dict[str, Any]:
     "The metrics of a batch from those of its minibatches."
     first, *later = stats
-    shared = [name for name, value in first.items() if torch.is_tensor(value) and all(name in each for each in stats)]
+    shared = [
+        name
+        for name, value in first.items()
+        if torch.is_tensor(value) and all(name in each for each in stats)
+    ]
     metrics = first | combine_metrics([{name: each[name] for name in shared} for each in stats])
-    metrics['ratio_error'] = first.get('ratio_error', 0.)
-    if not later: return metrics
+    metrics['ratio_error'] = first.get('ratio_error', 0.0)
+    if not later:
+        return metrics
     clipped = [name for name in CLIP_FRACTIONS if name in shared]
     return metrics | combine_metrics([{name: each[name] for name in clipped} for each in later])

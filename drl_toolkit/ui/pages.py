@@ -36,54 +36,68 @@ from ..runs.folder import RunError
 @dataclass(frozen=True)
 class PageContext:
     "What a page is made with, beside the run."
-    address: Callable[[Image.Image | EncodedImage], str] = inline    # of an image
-    cards: Callable[[str], dict[str, Card]] = lambda recipe: {}      # of a recipe's rewards, by task
+
+    address: Callable[[Image.Image | EncodedImage], str] = inline  # of an image
+    cards: Callable[[str], dict[str, Card]] = lambda recipe: {}  # of a recipe's rewards, by task
+
 
 def open_picture(
-    run:Run,
-    *names:str         # of a file below the run's folder
+    run: Run,
+    *names: str,  # of a file below the run's folder
 ) -> Image.Image:
     "An image of a run; `RunError` names a file that is none."
     file = run.inside(*names)
-    try: return read_picture(file, 'PNG', 'WEBP', 'JPEG', inside=run.folder)
-    except (OSError, ValueError): raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
+    try:
+        return read_picture(file, 'PNG', 'WEBP', 'JPEG', inside=run.folder)
+    except (OSError, ValueError):
+        raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
 
 # %% ../../nbs/ui/04_pages.ipynb #d10201e7
 def thinned(
-    values:list,   # of numbers
-    most:int=90    # of the result
+    values: list,  # of numbers
+    most: int = 90,  # of the result
 ) -> list:
     "Means over equal parts of a long series."
-    if len(values) <= most: return list(values)
+    if len(values) <= most:
+        return list(values)
     edges = [round(i * len(values) / most) for i in range(most + 1)]
     return [statistics.fmean(values[a:b]) for a, b in zip(edges, edges[1:])]
 
+
 class Spark(NamedTuple):
     "A small curve in a box of 100 × 40."
-    line: str             # points, as SVG takes them
-    floor: float | None   # height of a dashed line
+
+    line: str  # points, as SVG takes them
+    floor: float | None  # height of a dashed line
+
 
 def spark(
-    values:list,       # of finite numbers, in time
-    floor:float=None,  # a dashed line
+    values: list,  # of finite numbers, in time
+    floor: float = None,  # a dashed line
 ) -> Spark:
     "A series as points of a small curve."
     shown = thinned(values)
     marks = shown if floor is None else [*shown, floor]
     low = min(marks)
     span = (max(marks) - low) or 1
-    def height(value): return round(36 - 32 * (value - low) / span, 1)
+
+    def height(value):
+        return round(36 - 32 * (value - low) / span, 1)
+
     across = max(1, len(shown) - 1)
     line = ' '.join(f'{round(100 * i / across, 1)},{height(v)}' for i, v in enumerate(shown))
     return Spark(line, None if floor is None else height(floor))
 
 # %% ../../nbs/ui/04_pages.ipynb #5b1d7f26
-ALPHA = .05   # how often a run of noise may ever be called better or worse
-FIRST = 5     # the epoch from which the boundary holds
+ALPHA = 0.05  # how often a run of noise may ever be called better or worse
+FIRST = 5  # the epoch from which the boundary holds
+
 
 def trend(
-    values:list  # a number per epoch, in time
-) -> np.ndarray: # z of every prefix: pairs that rise less pairs that fall, in standard deviations of a random order
+    values: list,  # a number per epoch, in time
+) -> (
+    np.ndarray
+):  # z of every prefix: pairs that rise less pairs that fall, in standard deviations of a random order
     """Kendall's test after every epoch. [Kendall 1938]
 
     The rank of a new value among those before it is uniform whatever the noise is, so the sum is a random walk."""
@@ -91,55 +105,62 @@ def trend(
     steps = [np.sign(v[i] - v[:i]).sum() for i in range(len(v))]
     return np.cumsum(steps) / np.sqrt(np.maximum(n * (n - 1) * (2 * n + 5), 1) / 18)
 
+
 def boundary(
-    epochs:np.ndarray,   # from `FIRST` on
-    alpha:float=ALPHA    # the chance that noise ever crosses it, after any of so many epochs
-) -> np.ndarray:         # in standard deviations
+    epochs: np.ndarray,  # from `FIRST` on
+    alpha: float = ALPHA,  # the chance that noise ever crosses it, after any of so many epochs
+) -> np.ndarray:  # in standard deviations
     """How far a trend of noise does not go, however often one looks.
 
     It grows as the law of the iterated logarithm says; its height was found by simulation (below)."""
     return np.sqrt(8.4 + 1.87 * math.log(ALPHA / alpha) + 2 * np.log1p(np.log(epochs / FIRST)))
 
+
 def has_changed(
-    values:list,         # a number per epoch, in time
-    alpha:float=ALPHA
+    values: list,  # a number per epoch, in time
+    alpha: float = ALPHA,
 ) -> bool:
     """Whether a series has ever been too steep for noise.
 
     Somebody who watches every epoch is misled in a share `alpha` of runs at most."""
     epochs = np.arange(FIRST, len(values) + 1)
-    if not len(epochs): return False
-    return bool((np.abs(trend(values)[FIRST - 1:]) > boundary(epochs, alpha)).any())
+    if not len(epochs):
+        return False
+    return bool((np.abs(trend(values)[FIRST - 1 :]) > boundary(epochs, alpha)).any())
 
-def is_early(
-    epochs:int,
-    alpha:float=ALPHA
-) -> bool:
+
+def is_early(epochs: int, alpha: float = ALPHA) -> bool:
     "Whether not even a series that only rises could be told from noise."
-    if epochs < FIRST: return True
+    if epochs < FIRST:
+        return True
     steepest = np.abs(trend(range(epochs))[-1])
     return bool(steepest <= boundary(np.array(epochs), alpha))
 
+
 class Verdict(NamedTuple):
     "What a series says."
-    word: str      # 'better', 'worse', 'unclear' or 'early'
-    first: float   # the first epoch's value
-    last: float    # mean of the last epochs
+
+    word: str  # 'better', 'worse', 'unclear' or 'early'
+    first: float  # the first epoch's value
+    last: float  # mean of the last epochs
+
 
 def verdict(
-    values:list,              # a number per epoch, in time
-    better:str='higher',      # or 'lower'
-    goals:int=1               # that are watched together: the whole run may be wrong in 5 %
+    values: list,  # a number per epoch, in time
+    better: str = 'higher',  # or 'lower'
+    goals: int = 1,  # that are watched together: the whole run may be wrong in 5 %
 ) -> Verdict:
     "What a series says to somebody who looks after every epoch."
     k = min(10, len(values) // 3)
-    now = statistics.fmean(values[-max(1, k // 2):])
-    if is_early(len(values), ALPHA / goals): return Verdict('early', values[0], now)
+    now = statistics.fmean(values[-max(1, k // 2) :])
+    if is_early(len(values), ALPHA / goals):
+        return Verdict('early', values[0], now)
     first, last = statistics.fmean(values[:k]), statistics.fmean(values[-k:])
-    noise = math.sqrt(statistics.fmean((b - a)**2 for a, b in zip(values, values[1:])) / 2)
+    noise = math.sqrt(statistics.fmean((b - a) ** 2 for a, b in zip(values, values[1:])) / 2)
     standard_error = noise * math.sqrt(2 / k)
     clear = has_changed(values, ALPHA / goals) and abs(last - first) > 2 * standard_error
-    if not clear: return Verdict('unclear', values[0], now)
+    if not clear:
+        return Verdict('unclear', values[0], now)
     gained = (last > first) == (better == 'higher')
     return Verdict('better' if gained else 'worse', values[0], now)
 
@@ -147,82 +168,108 @@ def verdict(
 @dataclass(frozen=True)
 class Goal:
     "What one task is after, and how it stands."
+
     name: str
-    what: str             # one sentence
-    hacks: str            # how to please the reward and nobody else
-    label: str            # of the number
-    better: str           # 'higher' or 'lower'
-    values: tuple         # one per epoch
-    first: float          # epoch 0, before anything was learnt; or the base, where it was measured
-    last: float           # mean of the last epochs; or the tuned model, where it was measured
-    verdict: str          # of `verdict`, or of the measured interval
-    floor: float = None   # what a perfect model would get with as few pictures
-    kl: float = None      # nats a step from the base, in the last epoch
+    what: str  # one sentence
+    hacks: str  # how to please the reward and nobody else
+    label: str  # of the number
+    better: str  # 'higher' or 'lower'
+    values: tuple  # one per epoch
+    first: float  # epoch 0, before anything was learnt; or the base, where it was measured
+    last: float  # mean of the last epochs; or the tuned model, where it was measured
+    verdict: str  # of `verdict`, or of the measured interval
+    floor: float = None  # what a perfect model would get with as few pictures
+    kl: float = None  # nats a step from the base, in the last epoch
     measured: tuple = ()  # interval of the change, where `drl eval` measured it
 
-    def said(self,
-        value:float   # of this goal
+    def said(
+        self,
+        value: float,  # of this goal
     ) -> str:
         "A number of it as text: where `drl eval` measured it, with the digits of its table."
         return f'{value:.3f}' if self.measured else number(value)
 
+
 PARITY = 'distance of a group from an even mix (0 is even)'
-OBJECTIVES = dict(composition='composition', presence='composition',
-                  preference='preference (win rate)')   # task -> row of `drl eval`'s table
-UNKNOWN = Card('a reward of its author')                # where nobody gave its card
+OBJECTIVES = dict(
+    composition='composition', presence='composition', preference='preference (win rate)'
+)  # task -> row of `drl eval`'s table
+UNKNOWN = Card('a reward of its author')  # where nobody gave its card
+
 
 def is_number(
-    value   # of anything
+    value,  # of anything
 ) -> bool:
     "Whether a metric is a finite number."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
+
 def goals(
-    rows:list,                   # of `Run.metrics`
-    cards:dict[str, Card]=None   # of the rewards, by task
-) -> list:                       # of `Goal`, in the order of the run
+    rows: list,  # of `Run.metrics`
+    cards: dict[str, Card] = None,  # of the rewards, by task
+) -> list:  # of `Goal`, in the order of the run
     "How each task stands."
     names = list(dict.fromkeys(r['task'] for r in rows if r['task'] is not None))
     of_task = {name: [r for r in rows if r['task'] == name] for name in names}
-    found = [_goal(name, mine, (cards or {}).get(name, UNKNOWN), len(names)) for name, mine in of_task.items()]
+    found = [
+        _goal(name, mine, (cards or {}).get(name, UNKNOWN), len(names)) for name, mine in of_task.items()
+    ]
     return [goal for goal in found if goal]
+
 
 def _goal(name, rows, card, count):
     "How a task stands by its own rows; None where they hold no number."
     numbers = {k: v for r in rows for k, v in r.items() if k == 'headline' or is_number(v)}
     key, better = headline_of(numbers)
     values = tuple(r[key] for r in rows if is_number(r.get(key)))
-    if not values: return None
+    if not values:
+        return None
     found = verdict(values, better, count)
     unit = f' ({card.unit})' if card.unit else ''
     label = dict(reward=f'mean reward{unit}', parity=PARITY).get(key, key)
     floor, kl = rows[-1].get(f'{key}_floor'), rows[-1].get('kl')
-    return Goal(name, card.what, card.hacks, label, better, values, found.first, found.last, found.word, floor,
-                kl if is_number(kl) else None)
+    return Goal(
+        name,
+        card.what,
+        card.hacks,
+        label,
+        better,
+        values,
+        found.first,
+        found.last,
+        found.word,
+        floor,
+        kl if is_number(kl) else None,
+    )
 
 # %% ../../nbs/ui/04_pages.ipynb #521c6889
 class Measured(NamedTuple):
     "A row of `drl eval`'s table."
+
     objective: str
     base: float
     tuned: float
-    low: float | None      # interval of the change
+    low: float | None  # interval of the change
     high: float | None
     floor: float | None
 
-def measured(
-    run:Run
-) -> dict[str, Measured]:   # by objective, on the training prompts
+
+def measured(run: Run) -> dict[str, Measured]:  # by objective, on the training prompts
     "What `drl eval` found of a run as it is now: nothing where the run has gone on since."
     names = results_of(run)
-    if names is None or run.alive: return {}
+    if names is None or run.alive:
+        return {}
     file, rows = run.inside(*names, 'table.md'), run.inside('metrics.jsonl')
-    if not file.is_file(): return {}
-    if rows.is_file() and rows.stat().st_mtime > file.stat().st_mtime + 60: return {}
+    if not file.is_file():
+        return {}
+    if rows.is_file() and rows.stat().st_mtime > file.stat().st_mtime + 60:
+        return {}
     table = markdown_table(_text_of(run, *names, 'table.md'))
-    if table.head[1:2] != ['prompts'] or len(table.head) < 7: return {}
+    if table.head[1:2] != ['prompts'] or len(table.head) < 7:
+        return {}
     training = [row for row in table.rows if len(row) == len(table.head) and row[1] in ('training', 'all')]
     return {row.objective: row for row in map(_measured_row, training) if row}
+
 
 def _measured_row(row):
     "Cells as numbers; None where base or tuned is none."
@@ -230,15 +277,18 @@ def _measured_row(row):
     found = Measured(row[0], _decimal(row[2]), _decimal(row[3]), low, high, _decimal(row[6]))
     return None if found.base is None or found.tuned is None else found
 
+
 def _decimal(text):
     return float(text) if re.fullmatch(r'[+-]?\d+(\.\d+)?', text.strip(), re.ASCII) else None
 
+
 def with_measured(
-    found:list,                 # of `Goal`
-    table:dict[str, Measured]   # of `measured`
-) -> list:                      # of `Goal`
+    found: list,  # of `Goal`
+    table: dict[str, Measured],  # of `measured`
+) -> list:  # of `Goal`
     "Goals with `drl eval`'s numbers in place of the training's, where it measured them."
     return [_with_row(goal, _row_of(goal, table)) for goal in found]
+
 
 def _row_of(goal, table):
     "The row of `drl eval` that measures a goal."
@@ -246,28 +296,39 @@ def _row_of(goal, table):
     names = parity if goal.label == PARITY else goal.name, OBJECTIVES.get(goal.name), f'{goal.name}: {parity}'
     return next((table[name] for name in names if name in table), None)
 
+
 def _with_row(goal, row):
     "A goal with the numbers of a row that has an interval."
-    if not row or row.low is None or row.high is None: return goal
+    if not row or row.low is None or row.high is None:
+        return goal
     even = goal.label == PARITY
     gained = (row.low > 0) == (goal.better == 'higher')
     word = 'unclear' if row.low <= 0 <= row.high else 'better' if gained else 'worse'
-    return replace(goal, label=PARITY if even else row.objective, first=row.base, last=row.tuned, verdict=word,
-                   floor=row.floor if even else None, measured=(row.low, row.high))
+    return replace(
+        goal,
+        label=PARITY if even else row.objective,
+        first=row.base,
+        last=row.tuned,
+        verdict=word,
+        floor=row.floor if even else None,
+        measured=(row.low, row.high),
+    )
 
 # %% ../../nbs/ui/04_pages.ipynb #37d67757
 @dataclass(frozen=True)
 class Progress:
     "How far a run is."
-    state: str        # 'training', 'finished' or 'stopped'
-    done: int         # epochs
-    planned: int      # epochs; 0 where the run does not say
-    seconds: float    # spent
-    left: float       # seconds, as the last epochs went; None when it does not train
+
+    state: str  # 'training', 'finished' or 'stopped'
+    done: int  # epochs
+    planned: int  # epochs; 0 where the run does not say
+    seconds: float  # spent
+    left: float  # seconds, as the last epochs went; None when it does not train
+
 
 def progress(
-    run:Run,
-    rows:list         # its metrics
+    run: Run,
+    rows: list,  # its metrics
 ) -> Progress:
     "How far a run is, and how long it will take."
     seconds = [r['seconds'] for r in rows if r['task'] is None and r.get('seconds') is not None]
@@ -281,197 +342,258 @@ def progress(
 
 # %% ../../nbs/ui/04_pages.ipynb #c71c62cb
 def note(
-    title:str,
-    *lines:str,
-    command:str='',   # what to type to get something to see
-    kind:str='empty'  # or 'error'
-) -> str:             # HTML
+    title: str,
+    *lines: str,
+    command: str = '',  # what to type to get something to see
+    kind: str = 'empty',  # or 'error'
+) -> str:  # HTML
     "A friendly sentence in place of what is not there."
     return render('ui/templates/note.html', title=title, lines=lines, command=command, kind=kind)
 
-def complaint(
-    error:Exception,
-    run:Run
-) -> str:
+
+def complaint(error: Exception, run: Run) -> str:
     """What is wrong with a run, without the place of its folder.
 
     Anything may lie in a runs folder, so an error may be of any kind."""
-    if isinstance(error, (ValueError, OSError)): words = str(error)
-    else: words = f'what it holds is not what is expected ({type(error).__name__}: {str(error)[:200]})'
+    if isinstance(error, (ValueError, OSError)):
+        words = str(error)
+    else:
+        words = f'what it holds is not what is expected ({type(error).__name__}: {str(error)[:200]})'
     return words.replace(f'{run.folder.parent}/', '')
 
-def typed(
-    run:Run
-) -> str:
+
+def typed(run: Run) -> str:
     "A run's folder as one would type it; where it lies on the server's disk is nobody's business."
     return shlex.quote('/'.join(run.folder.parts[-2:]) if run.folder.is_absolute() else str(run.folder))
 
 # %% ../../nbs/ui/04_pages.ipynb #f6c8f49f
 def nearest(
-    wanted:int,       # None is the newest
-    there:list        # of epochs, rising
-) -> int:             # None where there is none
+    wanted: int,  # None is the newest
+    there: list,  # of epochs, rising
+) -> int:  # None where there is none
     "The last epoch that is there at or before the one that is wanted; else the first."
-    if not there: return None
+    if not there:
+        return None
     return there[-1] if wanted is None else max((e for e in there if e <= wanted), default=there[0])
 
+
 def frames_at(
-    run:Run,
-    epoch:int=None    # None is the newest
-):                    # `Frames`, or None where nothing was kept
+    run: Run,
+    epoch: int = None,  # None is the newest
+):  # `Frames`, or None where nothing was kept
     "What was kept at or before an epoch."
     found = nearest(epoch, recorded_epochs(run))
     return None if found is None else read_frames(run, found)
 
-def sheets(
-    run:Run
-) -> dict[int, Path]:   # by epochs done
+
+def sheets(run: Run) -> dict[int, Path]:  # by epochs done
     "The pictures of fixed prompts and seeds through training."
     folder = run.inside('samples')
-    if not folder.is_dir(): return {}
+    if not folder.is_dir():
+        return {}
     named = [(re.fullmatch(r'epoch_(\d{4,9})\.png', p.name, re.ASCII), p) for p in folder.iterdir()]
     return {int(found[1]): path for found, path in named if found}
 
+
 def _version(run, *names):
     "Changes whenever a file or a folder does; None where it is not there."
-    try: found = run.inside(*names).stat()
-    except OSError: return None
+    try:
+        found = run.inside(*names).stat()
+    except OSError:
+        return None
     return found.st_mtime_ns, found.st_size
 
-@lru_cache(maxsize=16)
-def _rows(folder, version): return Run.open(folder).metrics()
 
-def metrics(
-    run:Run
-) -> list: # of rows, not to be changed
+@lru_cache(maxsize=16)
+def _rows(folder, version):
+    return Run.open(folder).metrics()
+
+
+def metrics(run: Run) -> list:  # of rows, not to be changed
     "A run's metrics, read once for everybody who looks while they stay the same."
     return _rows(run.folder, _version(run, 'metrics.jsonl'))
 
+
 @lru_cache(maxsize=32)
-def _curve(draw, folder, version): return encode_figure(draw(_rows(folder, version)))
+def _curve(draw, folder, version):
+    return encode_figure(draw(_rows(folder, version)))
+
 
 def curve(
-    draw:Callable,   # makes a figure of rows of metrics
-    run:Run
+    draw: Callable,  # makes a figure of rows of metrics
+    run: Run,
 ) -> EncodedImage:
     "A figure of a run's metrics, drawn once while they stay the same."
     return _curve(draw, run.folder, _version(run, 'metrics.jsonl'))
 
-def no_frames(
-    run:Run
-) -> str:   # HTML
+
+def no_frames(run: Run) -> str:  # HTML
     "What to say where no pictures were kept."
     recipe = shlex.quote(str(run.about.get('recipe') or 'joint'))
-    return note('No pictures were kept in this run',
-                'Runs of drl train keep some pictures and paths of their epochs, unless they are asked not to.',
-                command=f'drl train {recipe}')
+    return note(
+        'No pictures were kept in this run',
+        'Runs of drl train keep some pictures and paths of their epochs, unless they are asked not to.',
+        command=f'drl train {recipe}',
+    )
 
 # %% ../../nbs/ui/04_pages.ipynb #49bad1ae
 SAYS = dict(better='better', worse='worse', unclear='no clear change', early='too early to say')
 
+
 def headline(
-    found:list   # of `Goal`
+    found: list,  # of `Goal`
 ) -> str:
     "How the rewards of a run stand, in one sentence. It says nothing of the pictures."
-    if not found: return 'No epoch has ended yet.'
+    if not found:
+        return 'No epoch has ended yet.'
     words = [g.verdict for g in found]
-    if set(words) == {'early'}: return 'It is too early to say whether anything changes.'
+    if set(words) == {'early'}:
+        return 'It is too early to say whether anything changes.'
     by = ', by drl eval' if any(g.measured for g in found) else ''
     start = 'than the base' if by else 'than at the start'
-    if len(found) > 1: return f'Of {len(found)} training rewards, {_counted(words, start)}{by}.'
-    if words[0] not in ('better', 'worse'): return f'No clear change of the training reward{by}.'
+    if len(found) > 1:
+        return f'Of {len(found)} training rewards, {_counted(words, start)}{by}.'
+    if words[0] not in ('better', 'worse'):
+        return f'No clear change of the training reward{by}.'
     return f"The training reward is {'clearly better' if words[0] == 'better' else 'worse'} {start}{by}."
+
 
 def _counted(words, start):
     "How many goals are better, worse or unclear."
     better, worse = words.count('better'), words.count('worse')
-    parts = [(better, f'is clearly better {start}', f'are clearly better {start}'), (worse, 'is worse', 'are worse'),
-             (len(words) - better - worse, 'shows no clear change', 'show no clear change')]
+    parts = [
+        (better, f'is clearly better {start}', f'are clearly better {start}'),
+        (worse, 'is worse', 'are worse'),
+        (len(words) - better - worse, 'shows no clear change', 'show no clear change'),
+    ]
     return ', '.join(f'{n} {many if n > 1 else one}' for n, one, many in parts if n)
 
+
 def evidence(
-    rows:list,                       # of `Run.metrics`
-    table:dict[str, Measured]=None   # of `measured`
-) -> list:                           # of sentences
+    rows: list,  # of `Run.metrics`
+    table: dict[str, Measured] = None,  # of `measured`
+) -> list:  # of sentences
     "What else is known of a run than its training rewards: a reward can rise while the pictures get worse."
     held_out, kl = _last(rows, 'watch/watched'), _last(rows, 'kl')
     found = [_held_out_words(held_out)] if held_out else []
     found += _face_words(rows, (table or {}).get('readable face'))
-    if kl: found.append(f"{kl['kl']:.2g} nats a step away from the base model.")
-    if not held_out and not table: found.append(NOT_JUDGED)
-    elif not table: found.append('drl eval judges the pictures themselves.')
+    if kl:
+        found.append(f"{kl['kl']:.2g} nats a step away from the base model.")
+    if not held_out and not table:
+        found.append(NOT_JUDGED)
+    elif not table:
+        found.append('drl eval judges the pictures themselves.')
     return found
 
-NOT_JUDGED = ('Whether the pictures are better was not judged, only the training rewards: drl eval judges them, and '
-              'drl train … --watch looks on while it trains.')
+
+NOT_JUDGED = (
+    'Whether the pictures are better was not judged, only the training rewards: drl eval judges them, and '
+    'drl train … --watch looks on while it trains.'
+)
+
 
 def _last(rows, key):
     "The last row that has a number there."
     return next((r for r in reversed(rows) if is_number(r.get(key))), None)
 
+
 def _held_out_words(row):
     moved = f"{row['watch/watched']:+.2f}".replace('-', '−')
     return f"Held-out rewards moved by {moved} standard deviations (epoch {row['epoch'] + 1})."
 
+
 def _face_words(rows, measured):
     "A sentence on how many faces can be read, where that is known."
     if measured:
-        return [f"Readable faces: {measured.base:.0%} of the base model's, {measured.tuned:.0%} of the tuned model's."]
+        return [
+            f"Readable faces: {measured.base:.0%} of the base model's, {measured.tuned:.0%} of the tuned "
+            "model's."
+        ]
     readable = [r['readable'] for r in rows if is_number(r.get('readable'))]
     return [f'Readable faces: {readable[0]:.0%} at the start, {readable[-1]:.0%} now.'] if readable else []
 
 # %% ../../nbs/ui/04_pages.ipynb #49bad1b0
 class Extremes(NamedTuple):
     "The most praised and the most blamed picture of a task."
+
     prompt: str
     best: Image.Image
-    praise: float       # its advantage
+    praise: float  # its advantage
     worst: Image.Image
     blame: float
-    stages: list        # of images: noise, on the way, a finished picture; none where no path was kept
-    samples: int        # pictures of the epoch
+    stages: list  # of images: noise, on the way, a finished picture; none where no path was kept
+    samples: int  # pictures of the epoch
+
 
 def extremes(
-    frames   # `Frames`, or None
-) -> Extremes | None:   # None where no picture was praised and another blamed
+    frames,  # `Frames`, or None
+) -> Extremes | None:  # None where no picture was praised and another blamed
     "The most praised and the most blamed picture among those that were kept, of one task."
     tasks = frames.tasks.values() if frames else ()
     for task in tasks:
         shown = task.samples.loc[list(task.pictures)].sort_values('advantage')
-        if len(shown) < 2 or not shown.advantage.iloc[0] < 0 < shown.advantage.iloc[-1]: continue
+        if len(shown) < 2 or not shown.advantage.iloc[0] < 0 < shown.advantage.iloc[-1]:
+            continue
         high = shown.iloc[-1]
         same_prompt = shown[shown.prompt == high.prompt]
         low = (same_prompt if same_prompt.advantage.iloc[0] < 0 else shown).iloc[0]
-        return Extremes(high.prompt, task.pictures[high.name], high.advantage, task.pictures[low.name], low.advantage,
-                        _stages(task.paths), sum(len(t.samples) for t in tasks))
+        return Extremes(
+            high.prompt,
+            task.pictures[high.name],
+            high.advantage,
+            task.pictures[low.name],
+            low.advantage,
+            _stages(task.paths),
+            sum(len(t.samples) for t in tasks),
+        )
     return None
+
 
 def _stages(paths):
     "Four pictures of the first path, from noise to the end."
-    if not paths: return []
+    if not paths:
+        return []
     noisy = paths[0].noisy
-    return [noisy[int((len(noisy) - 1) * share)] for share in (0, .5, .75, 1)]
+    return [noisy[int((len(noisy) - 1) * share)] for share in (0, 0.5, 0.75, 1)]
+
 
 def overview(
-    run:Run,
-    epoch:int=None,          # None is the newest
-    pick:str='',             # nothing is chosen on this page
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    run: Run,
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # nothing is chosen on this page
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "What is being optimised, is it working, how does it go."
     rows, there, broken = metrics(run), sheets(run), []
+
     def tried(read):
-        try: return read()
-        except RunError as e: broken.append(complaint(e, run))
-    def sheet(e): return tried(lambda: open_picture(run, 'samples', there[e].name)) if e in there else None
+        try:
+            return read()
+        except RunError as e:
+            broken.append(complaint(e, run))
+
+    def sheet(e):
+        return tried(lambda: open_picture(run, 'samples', there[e].name)) if e in there else None
+
     table = tried(lambda: measured(run)) or {}
     found = with_measured(goals(rows, context.cards(run.about.get('recipe'))), table)
     shown = nearest(epoch, sorted(there))
     return render(
-        'ui/templates/overview.html', image=context.address, progress=progress(run, rows), headline=headline(found),
-        evidence=evidence(rows, table) if found else [], goals=[(g, spark(g.values, g.floor)) for g in found], says=SAYS,
-        epoch=shown, before=sheet(0) if shown else None, after=sheet(shown), example=tried(lambda: extremes(frames_at(run, epoch))),
-        advice=_diagnose(rows), broken=broken)
+        'ui/templates/overview.html',
+        image=context.address,
+        progress=progress(run, rows),
+        headline=headline(found),
+        evidence=evidence(rows, table) if found else [],
+        goals=[(g, spark(g.values, g.floor)) for g in found],
+        says=SAYS,
+        epoch=shown,
+        before=sheet(0) if shown else None,
+        after=sheet(shown),
+        example=tried(lambda: extremes(frames_at(run, epoch))),
+        advice=_diagnose(rows),
+        broken=broken,
+    )
+
 
 def _diagnose(rows, most=4):
     "The newest rows with a diagnosis, each diagnosis once per task."
@@ -480,140 +602,190 @@ def _diagnose(rows, most=4):
 
 # %% ../../nbs/ui/04_pages.ipynb #c1d4f94d
 def paths_of(
-    frames   # `Frames`, or None
-) -> dict[str, Any]:   # `Path` by 'task/sample'
+    frames,  # `Frames`, or None
+) -> dict[str, Any]:  # `Path` by 'task/sample'
     "The recorded paths of an epoch."
     tasks = frames.tasks.items() if frames else ()
     return {f'{name}/{path.sample}': path for name, task in tasks for path in task.paths}
 
+
 def frames_with_paths(
-    run:Run,
-    epoch:int=None,   # None is the newest
-    most:int=20       # epochs that are opened
-):                    # `Frames`; None where nothing was kept
+    run: Run,
+    epoch: int = None,  # None is the newest
+    most: int = 20,  # epochs that are opened
+):  # `Frames`; None where nothing was kept
     "The frames nearest to an epoch in which a path was kept; an earlier one of two."
     there, first = recorded_epochs(run), None
     at = nearest(epoch, there)
     for e in sorted(there, key=lambda e: (abs(e - at), e > at))[:most]:
         frames = read_frames(run, e)
         first = first or frames
-        if paths_of(frames): return frames
+        if paths_of(frames):
+            return frames
     return first
 
+
 def path_choices(
-    run:Run,
-    epoch:int=None   # None is the newest
-) -> list:           # of (label, value)
+    run: Run,
+    epoch: int = None,  # None is the newest
+) -> list:  # of (label, value)
     "The paths that can be chosen."
     paths = paths_of(frames_with_paths(run, epoch))
     return [(f'{_task_of(key)} · {path.prompt} · sample {path.sample}', key) for key, path in paths.items()]
 
-def _task_of(key): return key.rpartition('/')[0]
 
-def _largest(values): return max([1e-9, *values[np.isfinite(values)]])
+def _task_of(key):
+    return key.rpartition('/')[0]
+
+
+def _largest(values):
+    return max([1e-9, *values[np.isfinite(values)]])
+
 
 def _steps(path):
     "What is said of each step: a row of names and values."
     change = path.ratio - 1
     columns = dict(
-        number=path.steps + 1, noisy=path.noisy[:-1], predicted=path.predicted, noise=path.noise_std, log_prob=path.log_prob,
-        ratio=path.ratio, kl=path.kl, trained=path.trained, clipped=path.clipped,
-        tilt=np.nan_to_num(change / _largest(abs(change))), bend=np.nan_to_num(path.kl / _largest(path.kl)))
+        number=path.steps + 1,
+        noisy=path.noisy[:-1],
+        predicted=path.predicted,
+        noise=path.noise_std,
+        log_prob=path.log_prob,
+        ratio=path.ratio,
+        kl=path.kl,
+        trained=path.trained,
+        clipped=path.clipped,
+        tilt=np.nan_to_num(change / _largest(abs(change))),
+        bend=np.nan_to_num(path.kl / _largest(path.kl)),
+    )
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
+
 def trajectories(
-    run:Run,
-    epoch:int=None,          # None is the newest
-    pick:str='',             # 'task/sample'; another one is taken where it was not kept
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    run: Run,
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # 'task/sample'; another one is taken where it was not kept
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "One picture's path."
     frames = frames_with_paths(run, epoch)
     paths = paths_of(frames)
-    if not paths: return no_frames(run)
+    if not paths:
+        return no_frames(run)
     key = pick if pick in paths else next(iter(paths))
-    return render('ui/templates/trajectories.html', image=context.address, task=_task_of(key), epoch=frames.epoch,
-                  path=paths[key], steps=_steps(paths[key]))
+    return render(
+        'ui/templates/trajectories.html',
+        image=context.address,
+        task=_task_of(key),
+        epoch=frames.epoch,
+        path=paths[key],
+        steps=_steps(paths[key]),
+    )
 
 # %% ../../nbs/ui/04_pages.ipynb #9a7fc1d4
 class Group(NamedTuple):
     "The samples of a group, all of whose pictures were kept."
-    task: Any              # `TaskFrames`
-    rows: pd.DataFrame     # of its samples
+
+    task: Any  # `TaskFrames`
+    rows: pd.DataFrame  # of its samples
+
 
 def groups_of(
-    frames   # `Frames`, or None
-) -> dict[str, Group]:   # by 'task/group'
+    frames,  # `Frames`, or None
+) -> dict[str, Group]:  # by 'task/group'
     "The groups of which all pictures were kept."
     found = {}
     for name, task in frames.tasks.items() if frames else ():
         for group, rows in task.samples.groupby('group'):
             whole = len(rows) > 1 and all(i in task.pictures for i in rows.index)
-            if whole: found[f'{name}/{group}'] = Group(task, rows)
+            if whole:
+                found[f'{name}/{group}'] = Group(task, rows)
     return found
 
+
 def group_choices(
-    run:Run,
-    epoch:int=None   # None is the newest
-) -> list:           # of (label, value)
+    run: Run,
+    epoch: int = None,  # None is the newest
+) -> list:  # of (label, value)
     "The groups that can be chosen."
     groups = groups_of(frames_at(run, epoch))
-    return [(f'{_task_of(key)} · {rows.prompt.iloc[0]} · group {key.rpartition("/")[2]}', key)
-            for key, (_, rows) in groups.items()]
+    return [
+        (f'{_task_of(key)} · {rows.prompt.iloc[0]} · group {key.rpartition("/")[2]}', key)
+        for key, (_, rows) in groups.items()
+    ]
+
 
 def branches(
-    run:Run,
-    epoch:int=None,          # None is the newest
-    pick:str='',             # 'task/group'; another one is taken where it was not kept
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    run: Run,
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # 'task/group'; another one is taken where it was not kept
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "The pictures of one group, and where they part."
     frames = frames_at(run, epoch)
     groups = groups_of(frames)
-    if not groups: return no_frames(run)
+    if not groups:
+        return no_frames(run)
     key = pick if pick in groups else next(iter(groups))
     task, rows = groups[key]
     reward = task.rewards[0]
     rows = rows.sort_values(reward, ascending=False)
-    leaves = [dict(image=task.pictures[i], reward=r[reward], advantage=r.advantage) for i, r in rows.iterrows()]
+    leaves = [
+        dict(image=task.pictures[i], reward=r[reward], advantage=r.advantage) for i, r in rows.iterrows()
+    ]
     within = plots.variance_shares(task.samples, reward)[1]
-    return render('ui/templates/branches.html', image=context.address, task=_task_of(key), epoch=frames.epoch, leaves=leaves,
-                  prompt=rows.prompt.iloc[0], split=task.split, trunk=_trunk(task, rows),
-                  within=within if math.isfinite(within) else None)
+    return render(
+        'ui/templates/branches.html',
+        image=context.address,
+        task=_task_of(key),
+        epoch=frames.epoch,
+        leaves=leaves,
+        prompt=rows.prompt.iloc[0],
+        split=task.split,
+        trunk=_trunk(task, rows),
+        within=within if math.isfinite(within) else None,
+    )
+
 
 def _trunk(task, rows):
     "Pictures of the steps that a group shares; none where no path of it was kept."
-    if task.split is None: return []
-    return next((p.noisy[:task.split + 1] for p in task.paths if p.sample in rows.index), [])
+    if task.split is None:
+        return []
+    return next((p.noisy[: task.split + 1] for p in task.paths if p.sample in rows.index), [])
 
 # %% ../../nbs/ui/04_pages.ipynb #ad9a0301
 HUES = (*[plots.COLOURS[i] for i in (0, 4, 2, 3, 5, 1, 7)], '#999999')
 
+
 def shares(
-    samples:pd.DataFrame,   # with a column `category`
-    category:str,
-    names:tuple             # of the classes
-) -> list:                  # a share for each class, of the readable ones
+    samples: pd.DataFrame,  # with a column `category`
+    category: str,
+    names: tuple,  # of the classes
+) -> list:  # a share for each class, of the readable ones
     "How often each class was drawn."
     seen = samples[category].dropna()
-    return [float((seen == n).mean()) if len(seen) else 0. for n in names]
+    return [float((seen == n).mean()) if len(seen) else 0.0 for n in names]
+
 
 class MixRow(NamedTuple):
     "Shares of each class for one prompt, or for all."
-    prompt: str       # '' for all
-    pictures: int     # that could be read
+
+    prompt: str  # '' for all
+    pictures: int  # that could be read
     now: list
-    base: list        # at the start; 0 where it was not kept
+    base: list  # at the start; 0 where it was not kept
+
 
 @dataclass(frozen=True)
 class Mix:
     "Who is drawn: a task and a category."
+
     task: str
     category: str
-    names: tuple        # of the classes
+    names: tuple  # of the classes
     all: MixRow
-    prompts: list       # of `MixRow`
-    unread: float       # share of the pictures that could not be read
+    prompts: list  # of `MixRow`
+    unread: float  # share of the pictures that could not be read
 
     @property
     def even(self) -> float:
@@ -635,48 +807,68 @@ class Mix:
         "The share at the upper edge of the histograms."
         return 1.1 * max(v for row in (self.all, *self.prompts) for v in (2 * self.even, *row.now, *row.base))
 
+
 def mixes(
-    frames,      # `Frames`
-    base=None    # `Frames` of the start; None where nothing was kept
-) -> list:       # of `Mix`
+    frames,  # `Frames`
+    base=None,  # `Frames` of the start; None where nothing was kept
+) -> list:  # of `Mix`
     "For each task and category: shares over all and for each prompt, now and at the start."
     first = base.tasks if base else {}
-    return [_mix(name, task, category, names, first[name].samples if name in first else None)
-            for name, task in frames.tasks.items() for category, names in task.categories.items()]
+    return [
+        _mix(name, task, category, names, first[name].samples if name in first else None)
+        for name, task in frames.tasks.items()
+        for category, names in task.categories.items()
+    ]
+
 
 def _mix(name, task, category, names, first):
     "One category of one task; `first` are the samples of the start."
-    if first is not None and category not in first: first = None
+    if first is not None and category not in first:
+        first = None
+
     def row(prompt, mine):
         then = first[first.prompt == prompt] if first is not None and prompt else first
-        base = [0.] * len(names) if then is None else shares(then, category, names)
+        base = [0.0] * len(names) if then is None else shares(then, category, names)
         return MixRow(prompt, int(mine[category].notna().sum()), shares(mine, category, names), base)
+
     prompts = [row(prompt, mine) for prompt, mine in task.samples.groupby('prompt', sort=False)]
     unread = float(task.samples[category].isna().mean())
     return Mix(name, category, names, row('', task.samples), prompts, unread)
 
+
 def fairness(
-    run:Run,
-    epoch:int=None,          # None is the newest
-    pick:str='',             # nothing is chosen on this page
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    run: Run,
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # nothing is chosen on this page
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "Who is drawn."
     frames = frames_at(run, epoch)
-    if frames is None: return no_frames(run)
+    if frames is None:
+        return no_frames(run)
     found = mixes(frames, frames_at(run, recorded_epochs(run)[0]))
-    if not found: return note('No goal of this run is about who is drawn',
-                              'A task with a fairness reward records the classes that its classifier finds.',
-                              command='drl train fairness')
+    if not found:
+        return note(
+            'No goal of this run is about who is drawn',
+            'A task with a fairness reward records the classes that its classifier finds.',
+            command='drl train fairness',
+        )
     rows = metrics(run)
     measures = any(r.get('parity') is not None for r in rows)
     even = [g for g in with_measured(goals(rows), measured(run)) if g.label == PARITY]
-    return render('ui/templates/fairness.html', image=context.address, mixes=found, epoch=frames.epoch,
-                  named={g.name: g for g in even}, curve=curve(plots.parity_over_time, run) if measures else None)
+    return render(
+        'ui/templates/fairness.html',
+        image=context.address,
+        mixes=found,
+        epoch=frames.epoch,
+        named={g.name: g for g in even},
+        curve=curve(plots.parity_over_time, run) if measures else None,
+    )
 
 # %% ../../nbs/ui/04_pages.ipynb #a97374aa
 class Box(NamedTuple):
     "What a detector found; place and size in percent of the picture."
+
     name: str
     score: float
     left: float
@@ -685,204 +877,277 @@ class Box(NamedTuple):
     height: float
     hue: str
 
+
 class BoxedPicture(NamedTuple):
     "A picture with what was found in it."
+
     prompt: str
     reward: float
     image: Image.Image
-    boxes: list          # of `Box`
+    boxes: list  # of `Box`
+
 
 def found_in(
-    task         # `TaskFrames`
-) -> list:       # of `BoxedPicture`, lowest reward first
+    task,  # `TaskFrames`
+) -> list:  # of `BoxedPicture`, lowest reward first
     "The kept pictures with the boxes of what was found."
     reward = task.rewards[0]
     rows = task.samples.loc[sorted(task.boxes)].sort_values(reward)
-    return [BoxedPicture(row.prompt, row[reward], task.pictures[i], _boxes(task.boxes[i]))
-            for i, row in rows.iterrows() if i in task.pictures]
+    return [
+        BoxedPicture(row.prompt, row[reward], task.pictures[i], _boxes(task.boxes[i]))
+        for i, row in rows.iterrows()
+        if i in task.pictures
+    ]
+
 
 def _boxes(found):
-    return [Box(name, score, 100 * x0, 100 * y0, 100 * (x1 - x0), 100 * (y1 - y0), HUES[k % 6])
-            for k, (name, score, (x0, y0, x1, y1)) in enumerate(found)]
+    return [
+        Box(name, score, 100 * x0, 100 * y0, 100 * (x1 - x0), 100 * (y1 - y0), HUES[k % 6])
+        for k, (name, score, (x0, y0, x1, y1)) in enumerate(found)
+    ]
+
 
 def composition(
-    run:Run,
-    epoch:int=None,          # None is the newest
-    pick:str='',             # nothing is chosen on this page
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    run: Run,
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # nothing is chosen on this page
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "What was found in the pictures."
     frames = frames_at(run, epoch)
-    if frames is None: return no_frames(run)
+    if frames is None:
+        return no_frames(run)
     tasks = {name: found_in(task) for name, task in frames.tasks.items() if task.boxes}
-    if not tasks: return note('No goal of this run looks for objects',
-                              'A task with a composition reward records what its detector finds.',
-                              command='drl train composition')
+    if not tasks:
+        return note(
+            'No goal of this run looks for objects',
+            'A task with a composition reward records what its detector finds.',
+            command='drl train composition',
+        )
     return render('ui/templates/composition.html', image=context.address, tasks=tasks, epoch=frames.epoch)
 
 # %% ../../nbs/ui/04_pages.ipynb #be9f9e52
 class Table(NamedTuple):
     "A table as text."
-    head: list   # of names
-    rows: list   # of lists of cells
+
+    head: list  # of names
+    rows: list  # of lists of cells
+
 
 def _text_of(run, *names):
     "A small text file of a run."
     return read_plain(run.inside(*names), 2**22, inside=run.folder).decode('utf-8', 'replace')
 
+
 def read_table(
-    run:Run,
-    *names:str     # of a CSV file below the run's folder
-) -> Table:        # empty where the file is not there
+    run: Run,
+    *names: str,  # of a CSV file below the run's folder
+) -> Table:  # empty where the file is not there
     "A CSV file as text."
     path = run.inside(*names)
-    if not path.is_file(): return Table([], [])
+    if not path.is_file():
+        return Table([], [])
     try:
         text = read_plain(path, 2**22, inside=run.folder).decode('utf-8')
         head, *rows = [*csv.reader(text.splitlines())] or [[]]
-    except (OSError, ValueError, csv.Error): raise RunError(f"{'/'.join(names)!r} is not a table that can be read") from None
+    except (OSError, ValueError, csv.Error):
+        raise RunError(f"{'/'.join(names)!r} is not a table that can be read") from None
     return Table(head, rows)
 
-def markdown_table(
-    text:str
-) -> Table:
+
+def markdown_table(text: str) -> Table:
     "The first table of a Markdown text."
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith('|')]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     return Table(rows[0], rows[2:]) if len(rows) > 2 else Table([], [])
 
+
 def as_table(
-    head:list,   # of names
-    rows:list    # of lists of cells
-) -> str:        # HTML
+    head: list,  # of names
+    rows: list,  # of lists of cells
+) -> str:  # HTML
     "A table that scrolls on a narrow screen; numbers get three digits."
     return render('ui/templates/table.html', head=head, rows=rows)
 
 # %% ../../nbs/ui/04_pages.ipynb #be9f9e54
 class TaxTable(NamedTuple):
     "Share of each specialist's gain that a model keeps."
+
     name: str
     objectives: list
-    rows: list         # of (model, shares; None where it was not measured)
+    rows: list  # of (model, shares; None where it was not measured)
 
-def taxes(
-    run:Run
-) -> list:   # of `TaxTable`
+
+def taxes(run: Run) -> list:  # of `TaxTable`
     "The tax tables beside a run."
     home = run.folder.parent
     files = [f for f in sorted(home.glob('*/tax.json')) if f.resolve().is_relative_to(home.resolve())]
     return [_tax(file.parent.name, _kept(file)) for file in files]
 
+
 def _kept(file):
     "What a tax.json says: model -> objective -> share, or None."
-    try: kept = read_json(file, 2**20)['kept']
-    except (OSError, ValueError, TypeError, KeyError): kept = None
-    if isinstance(kept, dict) and all(map(_is_tax_row, kept.values())): return kept
+    try:
+        kept = read_json(file, 2**20)['kept']
+    except (OSError, ValueError, TypeError, KeyError):
+        kept = None
+    if isinstance(kept, dict) and all(map(_is_tax_row, kept.values())):
+        return kept
     raise RunError(f'{str(file)!r} is not a table that can be read')
+
 
 def _is_tax_row(row):
     return isinstance(row, dict) and all(v is None or isinstance(v, (int, float)) for v in row.values())
+
 
 def _tax(name, kept):
     objectives = list(dict.fromkeys(o for row in kept.values() for o in row))
     rows = [(model, [row.get(o) for o in objectives]) for model, row in kept.items() if model != 'base']
     return TaxTable(name, objectives, rows)
 
-FIGURES = dict(samples='The same prompts and seeds, base above tuned', tones='Who is drawn, base beside tuned',
-               curves='The rewards through training')
+
+FIGURES = dict(
+    samples='The same prompts and seeds, base above tuned',
+    tones='Who is drawn, base beside tuned',
+    curves='The rewards through training',
+)
+
 
 def results_of(
-    run:Run
-) -> tuple[str, ...]:   # names of the folder below the run's; None where nothing was measured
+    run: Run,
+) -> tuple[str, ...]:  # names of the folder below the run's; None where nothing was measured
     "Where `drl eval` left what it found: eval/ in the run, or the run itself."
     return next((names for names in (('eval',), ()) if run.inside(*names, 'summary.json').is_file()), None)
 
+
 def costs(
-    run:Run,
-    epoch:int=None,          # the same for all epochs
-    pick:str='',             # nothing is chosen on this page
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    run: Run,
+    epoch: int = None,  # the same for all epochs
+    pick: str = '',  # nothing is chosen on this page
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "What `drl eval` found."
     names, tax, curves = results_of(run), taxes(run), _joint_curves(run)
     command = f'drl eval {typed(run)} --out {typed(run)}/eval'
     if names is None and not tax and not curves:
-        return note('Nothing has been measured yet',
-                    'drl eval compares the tuned model with its base: what was gained, how sure that is, and what it '
-                    'cost. drl tax compares several runs.', command=command)
-    todo = '' if names is not None else note(
-        'The gain has not been measured yet',
-        'drl eval compares the tuned model with its base on the same prompts and seeds.', command=command)
-    return render('ui/templates/costs.html', image=context.address, taxes=tax, curves=curves, todo=todo,
-                  tables=_tables(run, names), figures=_figures(run, names))
+        return note(
+            'Nothing has been measured yet',
+            'drl eval compares the tuned model with its base: what was gained, how sure that is, and what it '
+            'cost. drl tax compares several runs.',
+            command=command,
+        )
+    todo = (
+        ''
+        if names is not None
+        else note(
+            'The gain has not been measured yet',
+            'drl eval compares the tuned model with its base on the same prompts and seeds.',
+            command=command,
+        )
+    )
+    return render(
+        'ui/templates/costs.html',
+        image=context.address,
+        taxes=tax,
+        curves=curves,
+        todo=todo,
+        tables=_tables(run, names),
+        figures=_figures(run, names),
+    )
+
 
 def _tables(run, names):
     "Tables of an evaluation with their titles; an empty one is left out."
-    if names is None: return []
+    if names is None:
+        return []
     found = []
     if run.inside(*names, 'table.md').is_file():
         found.append(('Base against tuned', markdown_table(_text_of(run, *names, 'table.md'))))
-    titles = {'drift.csv': 'How far the pictures have drifted', 'rewards.csv': 'Training and held-out rewards'}
+    titles = {
+        'drift.csv': 'How far the pictures have drifted',
+        'rewards.csv': 'Training and held-out rewards',
+    }
     found += [(title, read_table(run, *names, file)) for file, title in titles.items()]
     return [(title, table) for title, table in found if table.rows]
 
+
 def _figures(run, names):
     "Figures of an evaluation with their titles."
-    if names is None: return []
+    if names is None:
+        return []
     files = sorted(run.inside(*names).glob('*.png'))
     return [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_picture(run, *names, p.name)) for p in files]
+
 
 def _joint_curves(run):
     "Of several goals: what each weighs, and whether they agree."
     keys = {key for row in metrics(run)[:20] for key in row}
     found = []
-    if 'advantage_share' in keys: found.append(('What each goal weighs', plots.objective_shares))
-    if any(key.startswith('cosine/') for key in keys): found.append(('Whether the goals agree', plots.gradient_cosines))
+    if 'advantage_share' in keys:
+        found.append(('What each goal weighs', plots.objective_shares))
+    if any(key.startswith('cosine/') for key in keys):
+        found.append(('Whether the goals agree', plots.gradient_cosines))
     return [(title, curve(draw, run)) for title, draw in found]
 
 # %% ../../nbs/ui/04_pages.ipynb #7b0c6d29
-def weight_files(
-    run:Run
-) -> dict[str, int]:   # bytes, by name below weights/
+def weight_files(run: Run) -> dict[str, int]:  # bytes, by name below weights/
     "What can be downloaded."
     folder = run.inside('weights')
-    if not folder.is_dir(): return {}
+    if not folder.is_dir():
+        return {}
     files = [p for p in sorted(folder.rglob('*')) if not p.is_symlink() and p.is_file()]
     inside = [p for p in files if p.resolve().is_relative_to(folder.resolve())]
     return {str(p.relative_to(folder)): p.stat().st_size for p in inside}
 
-def resume_command(
-    run:Run
-) -> str:
+
+def resume_command(run: Run) -> str:
     "What resumes a run."
     words = ['drl', 'train', str(run.about.get('recipe') or 'RECIPE')]
-    if run.about.get('model'): words += ['--model', str(run.about['model'])]
+    if run.about.get('model'):
+        words += ['--model', str(run.about['model'])]
     return f'{shlex.join(words)} --out {typed(run)} --resume'
 
+
 def runs_page(
-    runs:dict[str, Run],
-    broken:dict[str, str],   # path -> what is wrong with it
-    home:str,                # the runs folder, as one would type it
-    here:str=None            # the chosen run
-) -> str:                    # HTML
+    runs: dict[str, Run],
+    broken: dict[str, str],  # path -> what is wrong with it
+    home: str,  # the runs folder, as one would type it
+    here: str = None,  # the chosen run
+) -> str:  # HTML
     "All runs, those that are broken, and how to resume one."
     rows = [_row(name, run) for name, run in runs.items()]
     run, files, problem = runs.get(here), None, ''
-    try: files = run and weight_files(run)
-    except (ValueError, OSError) as e: problem = complaint(e, run)
-    return render('ui/templates/runs.html', rows=rows, broken=broken, home=home, here=here, run=run, weights=files,
-                  problem=problem, resume=resume_command(run) if run else '', config=_settings(run) if run else {})
+    try:
+        files = run and weight_files(run)
+    except (ValueError, OSError) as e:
+        problem = complaint(e, run)
+    return render(
+        'ui/templates/runs.html',
+        rows=rows,
+        broken=broken,
+        home=home,
+        here=here,
+        run=run,
+        weights=files,
+        problem=problem,
+        resume=resume_command(run) if run else '',
+        config=_settings(run) if run else {},
+    )
+
 
 def _settings(run):
     "What a run was started with."
     return {k: v for k, v in run.about.items() if k not in ('config', 'schema')} | run.config
 
+
 class Summary(NamedTuple):
     "What the list says of a run."
+
     name: str
     recipe: str
     progress: Progress
     says: str
+
 
 @lru_cache(maxsize=4096)
 def _summary(folder, alive, *versions):
@@ -893,28 +1158,36 @@ def _summary(folder, alive, *versions):
     says = '. '.join(filter(None, (headline(found), rows.complaint)))
     return Summary('', run.about.get('recipe'), progress(run, rows), says)
 
+
 def _row(name, run):
     "A run in the list. A damaged one says so and does not hide the others."
     try:
         files = ('metrics.jsonl',), ('weights',), (*(results_of(run) or ()), 'table.md')
-        return _summary(run.folder, run.alive, *(_version(run, *names) for names in files))._replace(name=name)
-    except Exception as e: return Summary(name, None, Progress('damaged', 0, 0, 0., None), complaint(e, run))
+        return _summary(run.folder, run.alive, *(_version(run, *names) for names in files))._replace(
+            name=name
+        )
+    except Exception as e:
+        return Summary(name, None, Progress('damaged', 0, 0, 0.0, None), complaint(e, run))
 
 # %% ../../nbs/ui/04_pages.ipynb #5c7f63c6
 def side_by_side(
-    prompt:str,
-    seed:int,
-    base:list,               # of PIL images
-    tuned:list,              # of PIL images
-    context:PageContext=PageContext()
-) -> str:                    # HTML
+    prompt: str,
+    seed: int,
+    base: list,  # of PIL images
+    tuned: list,  # of PIL images
+    context: PageContext = PageContext(),
+) -> str:  # HTML
     "The same noise, twice."
-    return render('ui/templates/compare.html', image=context.address, prompt=prompt, seed=seed,
-                  rows=(('base', base), ('tuned', tuned)))
+    return render(
+        'ui/templates/compare.html',
+        image=context.address,
+        prompt=prompt,
+        seed=seed,
+        rows=(('base', base), ('tuned', tuned)),
+    )
 
-def ballot_of(
-    run:Run
-) -> Path:   # None where there is none
+
+def ballot_of(run: Run) -> Path:  # None where there is none
     "Where a ballot lies."
     places = ('eval', 'ballot'), ('ballot',)
     return next((run.inside(*names) for names in places if run.inside(*names, 'pairs.json').is_file()), None)

@@ -49,70 +49,81 @@ from ..utils.images import to_pil
 # %% ../../nbs/ui/05_panel.ipynb #67a1613b
 class Runs(NamedTuple):
     "What lies in a folder."
-    runs: dict[str, Run]     # by name, newest first
-    broken: dict[str, str]   # path -> what is wrong with it
+
+    runs: dict[str, Run]  # by name, newest first
+    broken: dict[str, str]  # path -> what is wrong with it
+
 
 class Library:
     "The runs of a folder, looked for at most twice a second however many viewers ask."
-    def __init__(self,
-        folder:Path,
-        home:str=None   # how its name is shown; the folder's by default
+
+    def __init__(
+        self,
+        folder: Path,
+        home: str = None,  # how its name is shown; the folder's by default
     ):
         self.folder = Path(folder)
         self.home = home or (self.folder.name if self.folder.is_absolute() else str(folder))
-        self._lock, self._seen, self._at = threading.Lock(), Runs({}, {}), -9.
+        self._lock, self._seen, self._at = threading.Lock(), Runs({}, {}), -9.0
 
     def scan(self) -> Runs:
         "What is there now."
         with self._lock:
-            if time.monotonic() - self._at > .5: self._seen, self._at = self._look(), time.monotonic()
+            if time.monotonic() - self._at > 0.5:
+                self._seen, self._at = self._look(), time.monotonic()
             return self._seen
 
     def _look(self):
-        if not self.folder.is_dir(): return Runs({}, {})
-        try: found, broken = find_runs(self.folder)
-        except (ValueError, OSError) as e: return Runs({}, {self.home: str(e).replace(str(self.folder), self.home)})
+        if not self.folder.is_dir():
+            return Runs({}, {})
+        try:
+            found, broken = find_runs(self.folder)
+        except (ValueError, OSError) as e:
+            return Runs({}, {self.home: str(e).replace(str(self.folder), self.home)})
         newest_first = sorted(found, key=lambda r: str(r.about.get('created')), reverse=True)
-        return Runs({self._name(r.folder): r for r in newest_first},
-                    {self._name(p): why.replace(f'{self.folder}/', '') for p, why in broken.items()})
+        return Runs(
+            {self._name(r.folder): r for r in newest_first},
+            {self._name(p): why.replace(f'{self.folder}/', '') for p, why in broken.items()},
+        )
 
     def _name(self, path):
         path = Path(path)
         return self.folder.name if path == self.folder else str(path.relative_to(self.folder))
 
-    def run(self,
-        name:str
-    ) -> Run:
+    def run(self, name: str) -> Run:
         "A run by its name. `RunError` where there is none."
         runs = self.scan().runs
-        if isinstance(name, str) and name in runs: return runs[name]
+        if isinstance(name, str) and name in runs:
+            return runs[name]
         there = ', '.join(map(repr, list(runs)[:5])) or 'it holds none'
         raise RunError(f'there is no run {str(name)[:80]!r} in {self.home}; choose one of: {there}')
 
 # %% ../../nbs/ui/05_panel.ipynb #dc2909ca
-WATCHED = ('metrics.jsonl', 'frames', 'samples', 'weights', 'eval', 'control.json')   # of a run's folder
+WATCHED = ('metrics.jsonl', 'frames', 'samples', 'weights', 'eval', 'control.json')  # of a run's folder
 
-def stamp(
-    run:Run
-) -> tuple[object, ...]:
+
+def stamp(run: Run) -> tuple[object, ...]:
     "Changes whenever a page about the run would."
     return *(_stat(run.folder / name) for name in WATCHED), run.alive
 
+
 def _stat(path):
-    try: found = path.stat()
-    except OSError: return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return found.st_mtime_ns, found.st_size
 
-def last_epoch(
-    run:Run
-) -> int:
+
+def last_epoch(run: Run) -> int:
     "Epochs done: where the slider ends."
     done = [r['epoch'] + 1 for r in pages.metrics(run)]
     return max(done + recorded_epochs(run) + list(pages.sheets(run)), default=0)
 
+
 def epoch_of(
-    value        # from an address or a slider; what a browser sends may be anything
-) -> int | None: # None where it is no epoch
+    value,  # from an address or a slider; what a browser sends may be anything
+) -> int | None:  # None where it is no epoch
     "An epoch that a browser asks for."
     found = re.fullmatch(r'(\d{1,9})(\.0)?', str(value), re.ASCII)
     return int(found[1]) if found else None
@@ -121,128 +132,164 @@ def epoch_of(
 @dataclass(frozen=True)
 class World:
     "What the panel must be told, because it lies beyond the runs."
-    recipes: tuple[str, ...] = ()                                            # that viewers may train
-    cards: Callable[[str], dict[str, Card]] = lambda recipe: {}              # of a recipe's rewards, by task
-    check_prompt: Callable[[Policy, str], None] = lambda policy, prompt: None   # `ValueError` for one that a model does not know
+
+    recipes: tuple[str, ...] = ()  # that viewers may train
+    cards: Callable[[str], dict[str, Card]] = lambda recipe: {}  # of a recipe's rewards, by task
+    check_prompt: Callable[[Policy, str], None] = lambda policy, prompt: (
+        None
+    )  # `ValueError` for one that a model does not know
 
 # %% ../../nbs/ui/05_panel.ipynb #dc2909ce
 class ImageStore:
     "Encoded images by name."
-    def __init__(self,
-        recent:int=1000   # that are kept although no page keeps them
-    ): self._kept, self._recent, self._lock = WeakValueDictionary(), deque(maxlen=recent), threading.Lock()
 
-    def add(self,
-        picture:Image.Image | EncodedImage
-    ) -> EncodedImage:   # `address_of` names it
+    def __init__(
+        self,
+        recent: int = 1000,  # that are kept although no page keeps them
+    ):
+        self._kept, self._recent, self._lock = WeakValueDictionary(), deque(maxlen=recent), threading.Lock()
+
+    def add(self, picture: Image.Image | EncodedImage) -> EncodedImage:  # `address_of` names it
         "An image, encoded if it is not here yet."
         name = _name_of(picture)
         found = self._kept.get(name)
-        if found is None: found = picture if isinstance(picture, EncodedImage) else encode_image(picture, **WEBP)
+        if found is None:
+            found = picture if isinstance(picture, EncodedImage) else encode_image(picture, **WEBP)
         with self._lock:
             found = self._kept.setdefault(name, found)
             self._recent.append(found)
         return found
 
-    def get(self,
-        name:str   # from an address
+    def get(
+        self,
+        name: str,  # from an address
     ) -> EncodedImage | None:
         "An image that was added."
         return self._kept.get(name)
 
-    def address(self,
-        picture:Image.Image | EncodedImage
-    ) -> str:      # relative to the panel's own
+    def address(self, picture: Image.Image | EncodedImage) -> str:  # relative to the panel's own
         "Where a browser finds an image."
         self.add(picture)
         return f'images/{_name_of(picture)}'
 
+
 def _name_of(picture):
     "Digest and kind of an image. The same pixels have one name."
-    if isinstance(picture, EncodedImage): kind, data = picture.media_type.partition('/')[2].partition('+')[0], picture.data
-    else: kind, data = 'webp', f'{picture.mode} {picture.size} '.encode() + picture.tobytes()
+    if isinstance(picture, EncodedImage):
+        kind, data = picture.media_type.partition('/')[2].partition('+')[0], picture.data
+    else:
+        kind, data = 'webp', f'{picture.mode} {picture.size} '.encode() + picture.tobytes()
     return f'{hashlib.sha256(data).hexdigest()[:32]}.{kind}'
+
 
 IMAGES = ImageStore()
 
+
 async def image_response(
-    name:str   # from an address
+    name: str,  # from an address
 ) -> Response:
     "An image as a browser gets it, once."
     found = IMAGES.get(name)
-    if found is None: return PlainTextResponse('this image is not kept any more; load the page again', 404)
-    headers = {'cache-control': 'private, max-age=31536000, immutable',
-               'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'"}
+    if found is None:
+        return PlainTextResponse('this image is not kept any more; load the page again', 404)
+    headers = {
+        'cache-control': 'private, max-age=31536000, immutable',
+        'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'",
+    }
     return Response(found.data, media_type=found.media_type, headers=headers)
 
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
-PAGES = dict(overview=pages.overview, trajectories=pages.trajectories, branches=pages.branches, fairness=pages.fairness,
-             composition=pages.composition, costs=pages.costs)
+PAGES = dict(
+    overview=pages.overview,
+    trajectories=pages.trajectories,
+    branches=pages.branches,
+    fairness=pages.fairness,
+    composition=pages.composition,
+    costs=pages.costs,
+)
 _drawing = threading.Lock()
+
 
 class DrawnPage(NamedTuple):
     "A page, and the images that it names."
+
     html: Markup
-    images: list   # of `EncodedImage`
+    images: list  # of `EncodedImage`
+
 
 @lru_cache(maxsize=128)
 def _drawn(page, folder, epoch, pick, stamp, world):
     images = []
+
     def address(picture):
         images.append(IMAGES.add(picture))
         return IMAGES.address(picture)
+
     html = PAGES[page](Run.open(folder), epoch, pick, PageContext(address, world.cards))
     return DrawnPage(html, images)
 
+
 def draw(
-    page:str,
-    run:Run,
-    epoch:int=None,        # None is the newest
-    pick:str='',           # what is chosen on the page
-    world:World=World()
-) -> str:                  # HTML
+    page: str,
+    run: Run,
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # what is chosen on the page
+    world: World = World(),
+) -> str:  # HTML
     "A page, or the sentence that says why there is none."
     try:
-        with _drawing: return _drawn(page, run.folder, epoch, pick, stamp(run), world).html
-    except Exception as e: return note('This cannot be shown', complaint(e, run), kind='error')
+        with _drawing:
+            return _drawn(page, run.folder, epoch, pick, stamp(run), world).html
+    except Exception as e:
+        return note('This cannot be shown', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #9033d7a1
 @lru_cache(maxsize=2)
 def _policies(folder, stamp):
     "The base and the tuned policy of a run, as the run samples."
     run = Run.open(folder)
-    return [open_policy(name, **sampler_of(run.config)) for name in (run.about.get('model') or 'demo', folder)]
+    return [
+        open_policy(name, **sampler_of(run.config)) for name in (run.about.get('model') or 'demo', folder)
+    ]
+
 
 def compare(
-    run:Run,
-    prompt:str,
-    seed:int,
-    count:int=4,     # pictures of each model
-    world:World=World()
-) -> str:            # HTML
+    run: Run,
+    prompt: str,
+    seed: int,
+    count: int = 4,  # pictures of each model
+    world: World = World(),
+) -> str:  # HTML
     "One prompt at the same seeds, drawn by the base and by the tuned model."
     from drl_toolkit.sampling.rollout import rollout
+
     prompt = ' '.join(str(prompt or '').split())[:200]
-    if not prompt: raise ValueError('the prompt is empty; type a sentence such as “a portrait of a doctor”')
-    if not _is_whole(seed) or not 0 <= seed < 2**31: raise ValueError(f'seed must be a whole number from 0 on; seed is {seed!r}')
-    if not pages.weight_files(run): raise RunError('this run has left no weights yet; when it ends, they are here')
+    if not prompt:
+        raise ValueError('the prompt is empty; type a sentence such as “a portrait of a doctor”')
+    if not _is_whole(seed) or not 0 <= seed < 2**31:
+        raise ValueError(f'seed must be a whole number from 0 on; seed is {seed!r}')
+    if not pages.weight_files(run):
+        raise RunError('this run has left no weights yet; when it ends, they are here')
     policies = _policies(run.folder, (run.folder / 'weights').stat().st_mtime_ns)
     world.check_prompt(policies[0], prompt)
     images = [to_pil(rollout(policy, [prompt] * count, seed=int(seed)).images) for policy in policies]
     return pages.side_by_side(prompt, int(seed), *images, context=PageContext(IMAGES.address))
 
-def _is_whole(value): return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+def _is_whole(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 # %% ../../nbs/ui/05_panel.ipynb #13c2a9ff
 @dataclass
 class Bench:
     "Where viewers train: one run at a time, short, and no more than `most` in all."
+
     folder: Path
-    recipes: tuple[str, ...] = ()   # that may be trained
-    epochs: int = 20                # at most
-    minutes: float = 10.            # at most
-    most: int = 20                  # runs that may lie in the folder
-    options: tuple = ()             # more words for drl train, such as ('--num-steps', '5')
+    recipes: tuple[str, ...] = ()  # that may be trained
+    epochs: int = 20  # at most
+    minutes: float = 10.0  # at most
+    most: int = 20  # runs that may lie in the folder
+    options: tuple = ()  # more words for drl train, such as ('--num-steps', '5')
 
     def __post_init__(self):
         self.process, self.out, self.log, self.wanted, self._lock = None, None, None, '', threading.Lock()
@@ -252,80 +299,124 @@ class Bench:
         "Whether a run that was started here is going on."
         return self.process is not None and self.process.poll() is None
 
-    def start(self,
-        recipe:str,
-        epochs:int
-    ) -> str:   # the run's name
+    def start(self, recipe: str, epochs: int) -> str:  # the run's name
         "Begin a run in another process."
         if recipe not in self.recipes:
-            raise ValueError(f"recipe must be one of {', '.join(self.recipes)}; recipe is {str(recipe)[:40]!r}")
+            raise ValueError(
+                f"recipe must be one of {', '.join(self.recipes)}; recipe is {str(recipe)[:40]!r}"
+            )
         if not _is_whole(epochs) or not 1 <= epochs <= self.epochs:
             raise ValueError(f'epochs must be a number from 1 to {self.epochs}; epochs is {epochs!r}')
-        with self._lock: return self._begin(recipe, int(epochs))
+        with self._lock:
+            return self._begin(recipe, int(epochs))
 
     def _begin(self, recipe, epochs):
-        if self.busy: raise RunError(f'{self.out.name} is still training; one at a time')
+        if self.busy:
+            raise RunError(f'{self.out.name} is still training; one at a time')
         if len(list(self.folder.glob('here-*'))) >= self.most:
-            raise RunError(f'there are {self.most} runs that were started here, which is the most; remove some from the folder')
+            raise RunError(
+                f'there are {self.most} runs that were started here, which is the most; remove some from '
+                'the folder'
+            )
         self.out = self.folder / f'here-{recipe}-{time.strftime("%m%d-%H%M%S")}'
         self.log, self.wanted = tempfile.TemporaryFile(), ''
-        words = ['train', recipe, '--out', str(self.out), '--epochs', str(epochs), '--minutes', str(self.minutes), *self.options]
-        self.process = subprocess.Popen([sys.executable, '-m', 'drl_toolkit.cli.main', *words], stdin=subprocess.DEVNULL,
-                                        stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
-        limit = threading.Timer(2 * 60 * self.minutes, self.process.terminate)   # pauses count: nobody holds the place for ever
+        words = [
+            'train',
+            recipe,
+            '--out',
+            str(self.out),
+            '--epochs',
+            str(epochs),
+            '--minutes',
+            str(self.minutes),
+            *self.options,
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'drl_toolkit.cli.main', *words],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        limit = threading.Timer(
+            2 * 60 * self.minutes, self.process.terminate
+        )  # pauses count: nobody holds the place for ever
         limit.daemon = True
         limit.start()
         return self.out.name
 
-    def tell(self,
-        want:str   # 'pause', 'run' or 'stop'
+    def tell(
+        self,
+        want: str,  # 'pause', 'run' or 'stop'
     ):
         "Pause, resume or stop, at the end of the epoch."
-        if not self.busy: raise RunError('nothing is being trained here')
-        if not self.out.is_dir(): raise RunError('the run is still loading; try again in a few seconds')
+        if not self.busy:
+            raise RunError('nothing is being trained here')
+        if not self.out.is_dir():
+            raise RunError('the run is still loading; try again in a few seconds')
         ask(self.out, want)
         self.wanted = want
 
     def said(self) -> str:
         "The last line of what the process said."
-        if self.log is None: return ''
+        if self.log is None:
+            return ''
         self.log.seek(0)
         text = self.log.read()[-2000:].decode('utf-8', 'replace').replace('\r', '\n')
         return (text.strip().splitlines() or [''])[-1]
 
     def close(self):
         "End what still runs, with the panel."
-        if self.busy: self.process.terminate()
+        if self.busy:
+            self.process.terminate()
 
 # %% ../../nbs/ui/05_panel.ipynb #1fdecf7d
-ON_PATH = static_text('ui/static/path.js')         # runs where the component of a path is made
-ON_VOTE = 'ballot.follow(element, watch);'         # the same of the voting page
+ON_PATH = static_text('ui/static/path.js')  # runs where the component of a path is made
+ON_VOTE = 'ballot.follow(element, watch);'  # the same of the voting page
 
 # %% ../../nbs/ui/05_panel.ipynb #a3a1350f
-LABELS = dict(overview='Overview', trajectories='Trajectories', branches='Branches', fairness='Fairness',
-              composition='Composition', compare='Compare', costs='Tax & drift', vote='Vote', runs='Runs', train='Train')
-PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)   # what is chosen on a page
-SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE)                         # of a page's component
+LABELS = dict(
+    overview='Overview',
+    trajectories='Trajectories',
+    branches='Branches',
+    fairness='Fairness',
+    composition='Composition',
+    compare='Compare',
+    costs='Tax & drift',
+    vote='Vote',
+    runs='Runs',
+    train='Train',
+)
+PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)  # what is chosen on a page
+SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE)  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
 
+
 def no_runs(
-    home:str   # the runs folder, as one would type it
-) -> str:      # HTML
+    home: str,  # the runs folder, as one would type it
+) -> str:  # HTML
     "The friendly empty state."
-    return note('There are no runs here yet', f'{home} holds none. Start one in another terminal; it appears here by itself.',
-                command='drl train joint')
+    return note(
+        'There are no runs here yet',
+        f'{home} holds none. Start one in another terminal; it appears here by itself.',
+        command='drl train joint',
+    )
+
 
 def _words(html, **options):
     "A piece of text in our look."
     return gr.HTML(str(html), elem_classes='look', apply_default_css=False, **options)
 
+
 class Panel:
     "The page and what it answers. `blocks` is the Gradio application."
-    def __init__(self,
-        library:Library,
-        bench:Bench=None,   # where viewers train; nowhere by default
-        world:World=World()
+
+    def __init__(
+        self,
+        library: Library,
+        bench: Bench = None,  # where viewers train; nowhere by default
+        world: World = World(),
     ):
         self.library, self.bench, self.world = library, bench, world
         self.html, self.pick, self.tab = {}, {}, {}
@@ -339,25 +430,41 @@ class Panel:
         with gr.Row(elem_id='top'):
             gr.HTML('<p><span>drl</span> see it learn</p>', elem_id='brand', apply_default_css=False)
             self.run = gr.Dropdown([], label='Run', elem_id='run', scale=2, min_width=140)
-            self.epoch = gr.Slider(0, 1, 0, step=1, label='Epoch', elem_id='epoch', scale=3, min_width=160, buttons=[])
+            self.epoch = gr.Slider(
+                0, 1, 0, step=1, label='Epoch', elem_id='epoch', scale=3, min_width=160, buttons=[]
+            )
             self.badge = gr.HTML(elem_id='badge', apply_default_css=False)
         self.page, self.seen, self.clock = gr.State('overview'), gr.State({}), gr.Timer(1)
         with gr.Tabs(selected='overview', elem_id='pages', overflow_behavior='wrap') as self.tabs:
             for page in LABELS:
-                if page == 'train' and not self.bench: continue
-                with gr.Tab(LABELS[page], id=page, elem_id=f'tab-{page}') as self.tab[page]: self._page(page)
+                if page == 'train' and not self.bench:
+                    continue
+                with gr.Tab(LABELS[page], id=page, elem_id=f'tab-{page}') as self.tab[page]:
+                    self._page(page)
 
     def _page(self, page):
         "One page: what is chosen on it, what can be done there, what it says."
-        if page in PICKERS: self.pick[page] = gr.Dropdown([], label='Which one', elem_id=f'pick-{page}')
-        if page == 'compare': self._compare()
-        if page == 'train': self._train()
+        if page in PICKERS:
+            self.pick[page] = gr.Dropdown([], label='Which one', elem_id=f'pick-{page}')
+        if page == 'compare':
+            self._compare()
+        if page == 'train':
+            self._train()
         self.html[page] = _words('', elem_id=page, js_on_load=SCRIPTS.get(page))
 
     def _connect(self):
         "What is answered by what. Only the page that is seen is drawn."
         view = [self.page, self.run, self.epoch, self.seen, *self.pick.values()]
-        out = [self.run, self.epoch, self.badge, self.page, self.seen, self.tabs, *self.pick.values(), *self.html.values()]
+        out = [
+            self.run,
+            self.epoch,
+            self.badge,
+            self.page,
+            self.seen,
+            self.tabs,
+            *self.pick.values(),
+            *self.html.values(),
+        ]
         moved = [self.epoch.input, *(p.input for p in self.pick.values())]
         self.blocks.load(self.open, None, out, **QUIET)
         self.clock.tick(self.tick, view, out, **QUIET)
@@ -368,116 +475,153 @@ class Panel:
             tab.select(None, js=f"() => drl.turn('{page}')")
         self.run.input(None, self.run, js="run => drl.note({run, epoch: null, sample: null})")
         self.epoch.input(None, self.epoch, js="epoch => drl.note({epoch})")
-        for pick in self.pick.values(): pick.input(None, pick, js="sample => drl.note({sample})")
+        for pick in self.pick.values():
+            pick.input(None, pick, js="sample => drl.note({sample})")
 
 # %% ../../nbs/ui/05_panel.ipynb #7d3d4148
 @patch
-def look(self:Panel,
-    page:str,
-    name:str,         # of a run; None is the newest
-    epoch:int=None,   # None is the newest
-    pick:str='',      # what is chosen on the page
-    seen:dict=None    # what the viewer has before them: as this left it in `self.seen`
-) -> dict[object, object]:   # component -> value
+def look(
+    self: Panel,
+    page: str,
+    name: str,  # of a run; None is the newest
+    epoch: int = None,  # None is the newest
+    pick: str = '',  # what is chosen on the page
+    seen: dict = None,  # what the viewer has before them: as this left it in `self.seen`
+) -> dict[object, object]:  # component -> value
     "All that has to change on the screen."
     seen = seen or {}
     runs, broken = self.library.scan()
     name = name or seen.get('gone') or next(iter(runs), None)
     now = dict(page=page, names=(name, *runs), moment=self.moment(page, name))
     change = {self.page: page, self.seen: now}
-    if now['names'] != seen.get('names'): change[self.run] = _menu(runs, name)
-    if page == 'runs': change[self.html[page]] = pages.runs_page(runs, broken, self.library.home, name)
-    if name in runs: return change | self.look_at(page, runs[name], epoch, pick, now, seen)
-    now['gone'] = name                                         # it may come (back)
+    if now['names'] != seen.get('names'):
+        change[self.run] = _menu(runs, name)
+    if page == 'runs':
+        change[self.html[page]] = pages.runs_page(runs, broken, self.library.home, name)
+    if name in runs:
+        return change | self.look_at(page, runs[name], epoch, pick, now, seen)
+    now['gone'] = name  # it may come (back)
     return change if page == 'runs' else change | {self.html[page]: self.missing(name)}
 
+
 @patch
-def look_at(self:Panel, page, run, epoch, pick, now, seen):
+def look_at(self: Panel, page, run, epoch, pick, now, seen):
     "What has to change for a run that is there."
     now['last'] = last = self.last(run)
     change = {self.badge: badge(run)}
     if last != seen.get('last') or epoch is None:
         change[self.epoch] = gr.Slider(0, max(1, last), last if epoch is None else min(epoch, last))
-    try: return change | self.content(page, run, epoch, pick, now, seen)
-    except Exception as e: return change | {self.html[page]: note('This cannot be shown', complaint(e, run), kind='error')}
+    try:
+        return change | self.content(page, run, epoch, pick, now, seen)
+    except Exception as e:
+        return change | {self.html[page]: note('This cannot be shown', complaint(e, run), kind='error')}
+
 
 def _menu(runs, name):
     "The runs to choose from."
     label = 'Run' if len(runs) <= 100 else f'Run (type to find one of {len(runs)})'
     return gr.Dropdown(list(runs), value=name if name in runs else None, label=label)
 
-@patch
-def missing(self:Panel, name):
-    "In place of a run that is not there."
-    if not name: return no_runs(self.library.home)
-    return note('This run is not here', f'{name!r} is not in {self.library.home}.', kind='error')
 
 @patch
-def content(self:Panel, page, run, epoch, pick, now, seen):
+def missing(self: Panel, name):
+    "In place of a run that is not there."
+    if not name:
+        return no_runs(self.library.home)
+    return note('This run is not here', f'{name!r} is not in {self.library.home}.', kind='error')
+
+
+@patch
+def content(self: Panel, page, run, epoch, pick, now, seen):
     "The page itself."
     html = self.html[page]
-    if page == 'vote': return {html: vote_frame(run, now['names'][0])}
-    if page == 'train': return {html: self.training()}
+    if page == 'vote':
+        return {html: vote_frame(run, now['names'][0])}
+    if page == 'train':
+        return {html: self.training()}
     if page == 'compare' and not pages.weight_files(run):
-        return {html: note('This run has no weights yet',
-                           'They are written when it ends. Then both models draw here what you type.')}
-    if page == 'compare': return {html: ''} if now['names'][0] != seen.get('names', [None])[0] else {}
-    if page not in PAGES: return {}
+        return {
+            html: note(
+                'This run has no weights yet',
+                'They are written when it ends. Then both models draw here what you type.',
+            )
+        }
+    if page == 'compare':
+        return {html: ''} if now['names'][0] != seen.get('names', [None])[0] else {}
+    if page not in PAGES:
+        return {}
     change = {}
     if page in PICKERS:
         now['choices'] = choices = options(page, run, epoch)
         chosen = chosen_of(choices, pick)
-        if choices != seen.get('choices') or chosen != pick: change[self.pick[page]] = gr.Dropdown(choices, value=chosen or None)
+        if choices != seen.get('choices') or chosen != pick:
+            change[self.pick[page]] = gr.Dropdown(choices, value=chosen or None)
         pick = chosen
     return change | {html: draw(page, run, epoch, pick, self.world)}
 
+
 def vote_frame(
-    run:Run,
-    name:str   # of the run in the library
-) -> str:      # HTML
+    run: Run,
+    name: str,  # of the run in the library
+) -> str:  # HTML
     "Where the voting page appears, or what brings a ballot."
-    if pages.ballot_of(run): return render('ui/templates/vote_frame.html', run=name)
+    if pages.ballot_of(run):
+        return render('ui/templates/vote_frame.html', run=name)
     typed = pages.typed(run)
-    return note('There is nothing to vote on yet', 'drl eval draws pairs of pictures and leaves a ballot.',
-                command=f'drl eval {typed} --out {typed}/eval')
+    return note(
+        'There is nothing to vote on yet',
+        'drl eval draws pairs of pictures and leaves a ballot.',
+        command=f'drl eval {typed} --out {typed}/eval',
+    )
+
 
 @patch
-def moment(self:Panel, page, name):
+def moment(self: Panel, page, name):
     "Changes whenever the page would."
     runs, broken = self.library.scan()
     here = stamp(runs[name]) if name in runs else None
-    if page == 'train': return self.bench.busy, self.bench.said(), here
-    if page == 'runs': return tuple(map(stamp, runs.values())), tuple(broken.items())
+    if page == 'train':
+        return self.bench.busy, self.bench.said(), here
+    if page == 'runs':
+        return tuple(map(stamp, runs.values())), tuple(broken.items())
     return here, ()
 
-@patch
-def last(self:Panel, run):
-    "Where the slider ends; a damaged run has no end."
-    try: return last_epoch(run)
-    except Exception: return 0
 
-def badge(
-    run:Run
-) -> str:   # HTML
+@patch
+def last(self: Panel, run):
+    "Where the slider ends; a damaged run has no end."
+    try:
+        return last_epoch(run)
+    except Exception:
+        return 0
+
+
+def badge(run: Run) -> str:  # HTML
     "Whether a run goes on."
     return render('ui/templates/badge.html', alive=run.alive)
 
+
 def options(
-    page:str,
-    run:Run,
-    epoch:int=None   # None is the newest
-) -> list:           # of (label, value)
+    page: str,
+    run: Run,
+    epoch: int = None,  # None is the newest
+) -> list:  # of (label, value)
     "What can be chosen on a page; nothing where the run is damaged, which the page itself says."
-    try: return PICKERS[page](run, epoch)
-    except Exception: return []
+    try:
+        return PICKERS[page](run, epoch)
+    except Exception:
+        return []
+
 
 def chosen_of(
-    choices:list,   # of (label, value)
-    pick:str        # that is asked for; '3' is enough for 'fairness/3'
+    choices: list,  # of (label, value)
+    pick: str,  # that is asked for; '3' is enough for 'fairness/3'
 ) -> str:
-    "The choice that was made, as far as it is still there: the same one, else one of the same task, else the first."
+    """The choice that was made, as far as it is still there: the same one, else one of the same task, else
+    the first."""
     values, pick = [v for _, v in choices], str(pick or '')
-    if pick in values: return pick
+    if pick in values:
+        return pick
     same_number = [v for v in values if v.rpartition('/')[2] == pick]
     same_task = [v for v in values if v.rpartition('/')[0] == pick.rpartition('/')[0]]
     return next(iter([*same_number, *same_task, *values]), '')
@@ -485,95 +629,127 @@ def chosen_of(
 # %% ../../nbs/ui/05_panel.ipynb #8e744d17
 class Asked(NamedTuple):
     "What an address asks for."
+
     page: str
-    run: str | None      # None is the newest
-    epoch: int | None    # None is the newest
-    pick: str            # what is chosen on the page
+    run: str | None  # None is the newest
+    epoch: int | None  # None is the newest
+    pick: str  # what is chosen on the page
+
 
 @patch
-def asked_for(self:Panel,
-    query:dict   # of an address
+def asked_for(
+    self: Panel,
+    query: dict,  # of an address
 ) -> Asked:
     "What an address asks for."
     page = query.get('view')
-    if page not in self.html: page = 'trajectories' if query.get('sample') else 'overview'
+    if page not in self.html:
+        page = 'trajectories' if query.get('sample') else 'overview'
     return Asked(page, query.get('run'), epoch_of(query.get('epoch')), query.get('sample', ''))
 
+
 @patch
-def open(self:Panel, request:gr.Request):
+def open(self: Panel, request: gr.Request):
     "The first answer to a browser."
     asked = self.asked_for(request.query_params)
     return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)}
+
 
 def _at_end(epoch, seen):
     "A slider at its end follows the newest epoch."
     epoch = epoch_of(epoch)
     return None if epoch is None or epoch >= (seen or {}).get('last', 0) else epoch
 
+
 @patch
-def picked(self:Panel, page, picks): return dict(zip(self.pick, picks)).get(page)
+def picked(self: Panel, page, picks):
+    return dict(zip(self.pick, picks)).get(page)
+
 
 def _early(name, seen):
-    "Whether an event was on its way before the page knew which run is asked for. A run that is gone has no name in the menu."
-    if name is not None: return False
+    """Whether an event was on its way before the page knew which run is asked for.
+
+    A run that is gone has no name in the menu."""
+    if name is not None:
+        return False
     return not seen or seen['names'][0] is not None and not seen.get('gone')
 
-@patch
-def turning(self:Panel, page):
-    "Another page of the same run."
-    def turn(old, name, epoch, seen, *picks):
-        if _early(name, seen): return gr.skip()
-        return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
-    return turn
 
 @patch
-def move(self:Panel, page, name, epoch, seen, *picks):
+def turning(self: Panel, page):
+    "Another page of the same run."
+
+    def turn(old, name, epoch, seen, *picks):
+        if _early(name, seen):
+            return gr.skip()
+        return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
+
+    return turn
+
+
+@patch
+def move(self: Panel, page, name, epoch, seen, *picks):
     "Another epoch, or another thing on the page."
     change = self.look(page, name, epoch_of(epoch), self.picked(page, picks), seen)
-    if self.epoch in change:                                          # its value is in the viewer's hand
+    if self.epoch in change:  # its value is in the viewer's hand
         change[self.epoch] = gr.Slider(maximum=max(1, change[self.seen]['last']))
     return change
 
+
 @patch
-def choose(self:Panel, page, name, epoch, seen, *picks):
+def choose(self: Panel, page, name, epoch, seen, *picks):
     "Another run, at its newest epoch."
     return self.look(page, name)
 
-@patch
-def tick(self:Panel, page, name, epoch, seen, *picks):
-    "What has happened since; mostly nothing."
-    if _early(name, seen) or page in ('vote', 'compare') or self._is_current(page, name, seen): return gr.skip()
-    return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
 
 @patch
-def _is_current(self:Panel, page, name, seen):
+def tick(self: Panel, page, name, epoch, seen, *picks):
+    "What has happened since; mostly nothing."
+    if _early(name, seen) or page in ('vote', 'compare') or self._is_current(page, name, seen):
+        return gr.skip()
+    return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
+
+
+@patch
+def _is_current(self: Panel, page, name, seen):
     "Whether the viewer has before them what there is."
-    if not seen: return False
+    if not seen:
+        return False
     shown = name or seen.get('gone')
-    return seen.get('names') == (shown, *self.library.scan().runs) and seen.get('moment') == self.moment(page, shown)
+    return seen.get('names') == (shown, *self.library.scan().runs) and seen.get('moment') == self.moment(
+        page, shown
+    )
 
 # %% ../../nbs/ui/05_panel.ipynb #0dd0834c
 @patch
-def _compare(self:Panel):
+def _compare(self: Panel):
     "A prompt, a seed, a button."
     _words('<header class="lead"><h1>Type a prompt: both models draw it from the same noise</h1></header>')
     with gr.Row():
-        prompt = gr.Textbox('a portrait of a doctor', label='Prompt', max_lines=1, max_length=200, scale=4, elem_id='prompt')
+        prompt = gr.Textbox(
+            'a portrait of a doctor', label='Prompt', max_lines=1, max_length=200, scale=4, elem_id='prompt'
+        )
         seed = gr.Number(0, label='Seed', precision=0, minimum=0, scale=1, min_width=90, elem_id='seed')
         button = gr.Button('Draw', variant='primary', scale=1, min_width=110, elem_id='draw')
     self.asked = prompt, seed, button
 
+
 @patch
-def sides(self:Panel, name, prompt, seed):
+def sides(self: Panel, name, prompt, seed):
     "Both models' pictures, or the sentence that says why there are none."
-    try: return compare(self.library.run(name), prompt, seed, world=self.world)
-    except (ValueError, OSError) as e: return note('This could not be drawn', str(e), kind='error')
+    try:
+        return compare(self.library.run(name), prompt, seed, world=self.world)
+    except (ValueError, OSError) as e:
+        return note('This could not be drawn', str(e), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
-CONTROLS = dict(start='Start', pause='Pause', run='Resume', stop='Stop')   # buttons of the page on which viewers train
+CONTROLS = dict(
+    start='Start', pause='Pause', run='Resume', stop='Stop'
+)  # buttons of the page on which viewers train
+
 
 @patch
-def _train(self:Panel):
+def _train(self: Panel):
     "A recipe, a number of epochs, four buttons."
     _words(render('ui/templates/train.html', bench=self.bench))
     recipes = self.bench.recipes
@@ -581,185 +757,279 @@ def _train(self:Panel):
     with gr.Row():
         recipe = gr.Dropdown(list(recipes), value=first, label='Recipe', elem_id='recipe')
         epochs = gr.Slider(1, self.bench.epochs, 8, step=1, label='Epochs', elem_id='epochs')
-    with gr.Row(): self.buttons = {want: _button(want, label) for want, label in CONTROLS.items()}
+    with gr.Row():
+        self.buttons = {want: _button(want, label) for want, label in CONTROLS.items()}
     self.wished = recipe, epochs
 
+
 def _button(want, label):
-    return gr.Button(label, elem_id=f'train-{want}', variant='primary' if want == 'start' else 'secondary', min_width=110)
+    return gr.Button(
+        label, elem_id=f'train-{want}', variant='primary' if want == 'start' else 'secondary', min_width=110
+    )
+
 
 @patch
-def training(self:Panel):
+def training(self: Panel):
     "How the run that was started here stands."
     bench = self.bench
-    if bench.out is None: return note('Nothing is being trained here', 'Choose a recipe and press Start.')
+    if bench.out is None:
+        return note('Nothing is being trained here', 'Choose a recipe and press Start.')
     wants = dict(pause='It pauses after this epoch.', stop='It stops after this epoch.')
     state = 'is training' if bench.busy else 'has ended'
-    return note(f'{bench.out.name} {state}', bench.said(), wants.get(bench.wanted, '') if bench.busy else '',
-                'Choose it above to see it on the other pages.')
+    return note(
+        f'{bench.out.name} {state}',
+        bench.said(),
+        wants.get(bench.wanted, '') if bench.busy else '',
+        'Choose it above to see it on the other pages.',
+    )
+
 
 @patch
-def on_bench(self:Panel, act, *args):
+def on_bench(self: Panel, act, *args):
     "Do something on the bench, and say how it stands."
-    try: act(*args)
-    except (ValueError, OSError) as e: return {self.html['train']: note('That was not done', str(e), kind='error')}
+    try:
+        act(*args)
+    except (ValueError, OSError) as e:
+        return {self.html['train']: note('That was not done', str(e), kind='error')}
     return {self.html['train']: self.training()}
 
+
 @patch
-def connect_actions(self:Panel):
+def connect_actions(self: Panel):
     "Compare and train. Where nobody may train, there is no event for it."
     prompt, seed, button = self.asked
-    gr.on([button.click, prompt.submit], self.sides, [self.run, prompt, seed], self.html['compare'], concurrency_limit=1,
-          show_progress='minimal', api_visibility='private')
-    if not self.bench: return
+    gr.on(
+        [button.click, prompt.submit],
+        self.sides,
+        [self.run, prompt, seed],
+        self.html['compare'],
+        concurrency_limit=1,
+        show_progress='minimal',
+        api_visibility='private',
+    )
+    if not self.bench:
+        return
     shown = [self.html['train']]
     for want, button in self.buttons.items():
         act = self.bench.start if want == 'start' else partial(self.bench.tell, want)
-        button.click(partial(self.on_bench, act), list(self.wished) if want == 'start' else None, shown, **QUIET)
+        button.click(
+            partial(self.on_bench, act), list(self.wished) if want == 'start' else None, shown, **QUIET
+        )
 
 # %% ../../nbs/ui/05_panel.ipynb #40446c97
-GRADIO = (r'config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/[\w./+-]+',
-          r'gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset)')
+GRADIO = (
+    r'config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/[\w./+-]+',
+    r'gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset)',
+)
 OURS = (r'weights', r'images/[0-9a-f]{32}\.(webp|svg)', r'vote(/\d{4,9}/(left|right)\.png)?')
 OPEN = re.compile(f"/({'|'.join(('', *GRADIO, *OURS))})")
 
-CONTENT = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-           "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'")
+CONTENT = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'"
+)
 
-MOST = 100_000    # bytes of a call
+MOST = 100_000  # bytes of a call
+
 
 class Gate(Guard):
     "Lets through who may ask for what a panel needs, and says to browsers that nothing comes from elsewhere."
+
     def refusal(self, request):
         "Why a request is not for this panel."
         why, path = super().refusal(request), request.scope['path']
-        if why: return why
-        if not OPEN.fullmatch(path) or '..' in path.split('/'): return Refusal(404, 'there is nothing here')
+        if why:
+            return why
+        if not OPEN.fullmatch(path) or '..' in path.split('/'):
+            return Refusal(404, 'there is nothing here')
         wanted = 'application/x-www-form-urlencoded' if path == '/vote' else 'application/json'
         kind = request.headers.get('content-type', '').partition(';')[0].strip()
-        if request.method == 'POST' and kind != wanted: return Refusal(415, f'calls are {wanted}')
+        if request.method == 'POST' and kind != wanted:
+            return Refusal(415, f'calls are {wanted}')
         return None
 
     async def admit(self, request, scope, receive, send):
         "A call is read here, up to a limit."
         if request.method == 'GET' and 'token' in request.query_params:
             return await with_cookie(request, self.access)(scope, receive, send)
-        if prefix := _prefix(request): scope = scope | dict(root_path=prefix)
-        if request.method == 'POST' and scope['path'] != '/vote':                # which reads less than that
+        if prefix := _prefix(request):
+            scope = scope | dict(root_path=prefix)
+        if request.method == 'POST' and scope['path'] != '/vote':  # which reads less than that
             body, why = await read_body(receive, request.headers.get('content-length'), MOST)
-            if why is None and not plain_values(body): why = Refusal(400, 'calls may hold numbers and words only')
-            if why: return await (await plain_refusal(why, request))(scope, receive, send)
+            if why is None and not plain_values(body):
+                why = Refusal(400, 'calls may hold numbers and words only')
+            if why:
+                return await (await plain_refusal(why, request))(scope, receive, send)
             receive = _again(body, receive)
         await self.app(scope, receive, send)
 
-def _prefix(request): # '' where there is none
+
+def _prefix(request):  # '' where there is none
     "The part of the address that a proxy has cut off."
     found = request.headers.get('x-forwarded-prefix', '').rstrip('/')
     return found if re.fullmatch(r'(/[\w.~-]+){1,8}', found, re.ASCII) and '..' not in found else ''
 
+
 def plain_values(
-    body:bytes   # of a call
+    body: bytes,  # of a call
 ) -> bool:
     """Whether a call sends words and numbers only.
 
     A dict may be what Gradio takes for a file, which a mounted application copies into its cache from wherever it lies."""
-    try: sent = json.loads(body) if body else {}
-    except (ValueError, RecursionError): return False
+    try:
+        sent = json.loads(body) if body else {}
+    except (ValueError, RecursionError):
+        return False
     values = sent.get('data') if isinstance(sent, dict) else None
-    if len(body) > MOST: return False
+    if len(body) > MOST:
+        return False
     return values is None or isinstance(values, list) and not any(isinstance(v, (dict, list)) for v in values)
+
 
 def _again(body, receive):
     "A body that was read, for the application to read; then what comes after it."
     messages = [dict(type='http.request', body=body, more_body=False)]
-    async def again(): return messages.pop() if messages else await receive()
+
+    async def again():
+        return messages.pop() if messages else await receive()
+
     return again
 
+
 def weights(
-    library:Library,
-    run:str,          # its name
-    file:str          # below weights/
+    library: Library,
+    run: str,  # its name
+    file: str,  # below weights/
 ) -> Response:
     "A file of a run's weights; the name is looked up, never followed."
     try:
         found = library.run(run)
         files = pages.weight_files(found)
-        if file not in files: raise RunError(f'there is no {file[:80]!r} among the weights of {run!r}')
+        if file not in files:
+            raise RunError(f'there is no {file[:80]!r} among the weights of {run!r}')
         opened = open_plain(found.folder / 'weights' / file, inside=found.folder)
-    except (ValueError, OSError) as e: return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
     name = re.sub(r'[^\w.-]', '-', f'{run}-{file}', flags=re.ASCII)
     headers = {'content-disposition': f'attachment; filename="{name}"', 'content-length': str(files[file])}
     return StreamingResponse(_parts(opened), media_type='application/octet-stream', headers=headers)
 
+
 def _parts(file, size=2**18):
     "A file bit by bit; it is closed at the end."
-    with file: yield from iter(partial(file.read, size), b'')
+    with file:
+        yield from iter(partial(file.read, size), b'')
 
-def voting_page(
-    library:Library
-) -> VotingPage:
+
+def voting_page(library: Library) -> VotingPage:
     "The voting page of the run that an address names."
+
     def ballot_of(request):
         folder = pages.ballot_of(library.run(request.query_params.get('run')))
-        if folder is None: raise RunError('this run has no ballot')
+        if folder is None:
+            raise RunError('this run has no ballot')
         return Ballot(folder)
+
     return VotingPage(ballot_of, '/vote', '/vote', hide=lambda words: words.replace(f'{library.folder}/', ''))
 
 # %% ../../nbs/ui/05_panel.ipynb #2752b6d5
 @patch
-def first(self:Panel,
-    query:dict   # of an address
-) -> str:        # HTML
+def first(
+    self: Panel,
+    query: dict,  # of an address
+) -> str:  # HTML
     "What an address asks for, before Gradio has started; nothing for pages on which something is done."
     page, name, epoch, pick = self.asked_for(query)
-    if page not in PAGES and page != 'runs': return ''
+    if page not in PAGES and page != 'runs':
+        return ''
     content = self.look(page, name, epoch, pick)[self.html[page]]
-    def address(to): return '?' + urlencode({k: v for k, v in dict(run=name, view=to).items() if v})
-    return render('ui/templates/first.html', tabs=[(p, LABELS[p], address(p)) for p in self.tab], shown=page, content=content)
+
+    def address(to):
+        return '?' + urlencode({k: v for k, v in dict(run=name, view=to).items() if v})
+
+    return render(
+        'ui/templates/first.html',
+        tabs=[(p, LABELS[p], address(p)) for p in self.tab],
+        shown=page,
+        content=content,
+    )
+
 
 class FirstPage:
     "An ASGI layer that serves Gradio's page with what the address asks for already in it."
-    def __init__(self,
-        app,         # of ASGI
-        panel:Panel
-    ): self.app, self.panel = app, panel
+
+    def __init__(
+        self,
+        app,  # of ASGI
+        panel: Panel,
+    ):
+        self.app, self.panel = app, panel
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http' or scope['path'] != '/': return await self.app(scope, receive, send)
+        if scope['type'] != 'http' or scope['path'] != '/':
+            return await self.app(scope, receive, send)
         request, messages = fastapi.Request(scope), []
         first = await run_in_threadpool(self.panel.first, dict(request.query_params))
+
         async def hold(message):
-            if message['type'] not in ('http.response.start', 'http.response.body'): return await send(message)
+            if message['type'] not in ('http.response.start', 'http.response.body'):
+                return await send(message)
             messages.append(message)
             ended = message['type'] == 'http.response.body' and not message.get('more_body')
-            if not ended: return
-            for part in _with_first(messages, first, scope['method']): await send(part)
-        as_text = [h for h in scope['headers'] if h[0] != b'accept-encoding']          # not compressed
-        plain = scope | dict(query_string=b'', headers=as_text)                        # Gradio has other ideas of ?page= and ?deep_link=
+            if not ended:
+                return
+            for part in _with_first(messages, first, scope['method']):
+                await send(part)
+
+        as_text = [h for h in scope['headers'] if h[0] != b'accept-encoding']  # not compressed
+        plain = scope | dict(
+            query_string=b'', headers=as_text
+        )  # Gradio has other ideas of ?page= and ?deep_link=
         await self.app(plain, receive, hold)
+
 
 def _with_first(messages, first, method):
     "Gradio's answer with something before its page."
     start, *parts = messages
-    body = b''.join(part.get('body', b'') for part in parts).replace(b'<gradio-app', first.encode() + b'<gradio-app', 1)
+    body = b''.join(part.get('body', b'') for part in parts).replace(
+        b'<gradio-app', first.encode() + b'<gradio-app', 1
+    )
     headers = [(k, v) for k, v in start['headers'] if k.lower() != b'content-length']
     yield start | dict(headers=[*headers, (b'content-length', str(len(body)).encode())])
     yield dict(type='http.response.body', body=b'' if method == 'HEAD' else body)
 
 # %% ../../nbs/ui/05_panel.ipynb #6b200df0
-def _theme(): return gr.themes.Base(primary_hue='blue', neutral_hue='slate', font=['system-ui', 'sans-serif'],
-                                    font_mono=['ui-monospace', 'monospace'])
+def _theme():
+    return gr.themes.Base(
+        primary_hue='blue',
+        neutral_hue='slate',
+        font=['system-ui', 'sans-serif'],
+        font_mono=['ui-monospace', 'monospace'],
+    )
 
-CLOSED = dict(show_error=False, max_file_size=1, blocked_paths=['/'], enable_monitoring=False, ssr_mode=False, pwa=False,
-              mcp_server=False, footer_links=[], run_history=False)   # of what Gradio could do
+
+CLOSED = dict(
+    show_error=False,
+    max_file_size=1,
+    blocked_paths=['/'],
+    enable_monitoring=False,
+    ssr_mode=False,
+    pwa=False,
+    mcp_server=False,
+    footer_links=[],
+    run_history=False,
+)  # of what Gradio could do
+
 
 def make_app(
-    folder:Path,             # of runs
-    allow_train:bool=False,  # offer the page on which viewers train
-    home:str=None,           # how the folder is called on the pages
-    access:Access=None,      # who may come in; this machine by default
-    root_path:str='',        # the path below which a proxy serves the panel, where it does not say so itself (X-Forwarded-Prefix)
-    world:World=World()      # what rewards measure, and what may be trained
-) -> fastapi.FastAPI:        # its `state.bench` ends what viewers started
+    folder: Path,  # of runs
+    allow_train: bool = False,  # offer the page on which viewers train
+    home: str = None,  # how the folder is called on the pages
+    access: Access = None,  # who may come in; this machine by default
+    # the path below which a proxy serves the panel, where it does not say so itself (X-Forwarded-Prefix)
+    root_path: str = '',
+    world: World = World(),  # what rewards measure, and what may be trained
+) -> fastapi.FastAPI:  # its `state.bench` ends what viewers started
     "The panel as an ASGI application."
     library = Library(folder, home)
     bench = Bench(check_out(folder), world.recipes) if allow_train else None
@@ -769,42 +1039,67 @@ def make_app(
     app.get('/images/{name}')(image_response)
     app.include_router(voting_page(library).router())
     panel = Panel(library, bench, world)
-    gr.mount_gradio_app(app, panel.blocks, '/', theme=_theme(), head=str(render('ui/templates/head.html')),
-                        root_path=root_path or None, **CLOSED)
+    gr.mount_gradio_app(
+        app,
+        panel.blocks,
+        '/',
+        theme=_theme(),
+        head=str(render('ui/templates/head.html')),
+        root_path=root_path or None,
+        **CLOSED,
+    )
     app.add_middleware(FirstPage, panel=panel)
-    app.add_middleware(Gate, access=access or access_to('127.0.0.1'), headers=HEADERS | {'content-security-policy': CONTENT})
+    app.add_middleware(
+        Gate, access=access or access_to('127.0.0.1'), headers=HEADERS | {'content-security-policy': CONTENT}
+    )
     return app
 
 # %% ../../nbs/ui/05_panel.ipynb #6b200df1
 def serve(
-    folder:Path=None,         # of runs; ./runs when it is there, else the recorded ones that are shipped
-    port:int=7860,            # 0 takes any free one
-    host:str='127.0.0.1',     # this machine only; '0.0.0.0' opens it to the network, for those who have the token
-    allow_train:bool=False,   # viewers may start short runs
-    allow_host:tuple=(),      # names under which a proxy serves it
-    open:bool=False,          # no token: whoever reaches the port may look
-    root_path:str='',         # the path below which a proxy serves it
-    world:World=World()       # what rewards measure, and what may be trained
+    folder: Path = None,  # of runs; ./runs when it is there, else the recorded ones that are shipped
+    port: int = 7860,  # 0 takes any free one
+    # this machine only; '0.0.0.0' opens it to the network, for those who have the token
+    host: str = '127.0.0.1',
+    allow_train: bool = False,  # viewers may start short runs
+    allow_host: tuple = (),  # names under which a proxy serves it
+    open: bool = False,  # no token: whoever reaches the port may look
+    root_path: str = '',  # the path below which a proxy serves it
+    world: World = World(),  # what rewards measure, and what may be trained
 ):
     "Open the panel and stay until it is stopped."
     if not re.fullmatch(r'((/[\w.~-]+)+)?', root_path, re.ASCII):
         raise ValueError(f"root_path must be empty or a path such as '/panel'; got {root_path!r}")
     access = access_to(host, tuple(allow_host), open)
     if allow_train and open:
-        raise ValueError('open must be off where viewers may train: leave out --open, and send them the address with its token')
+        raise ValueError(
+            'open must be off where viewers may train: leave out --open, and send them the address with its '
+            'token'
+        )
     home, recorded = _runs_folder(folder, allow_train), assets_dir() / 'runs'
-    app = make_app(home, allow_train, 'the recorded runs' if home == recorded else None, access, root_path, world)
+    app = make_app(
+        home, allow_train, 'the recorded runs' if home == recorded else None, access, root_path, world
+    )
     try:
         with Server(app, host, port) as server:
-            where, only = access.address(host, server.server_address[1]), '' if allow_train else ', to look at'
-            print(f'the panel of {home}{only}: {where}  ({exposure(access, open)}; Ctrl+C ends it)', flush=True)
+            where, only = (
+                access.address(host, server.server_address[1]),
+                '' if allow_train else ', to look at',
+            )
+            print(
+                f'the panel of {home}{only}: {where}  ({exposure(access, open)}; Ctrl+C ends it)', flush=True
+            )
             server.serve_forever()
-    except KeyboardInterrupt: pass
+    except KeyboardInterrupt:
+        pass
     finally:
-        if app.state.bench: app.state.bench.close()
+        if app.state.bench:
+            app.state.bench.close()
+
 
 def _runs_folder(folder, may_be_new):
     "The folder that was named, or the first that is there."
-    if folder is None: return next((p for p in (Path('runs'), assets_dir() / 'runs') if p.is_dir()), Path('runs'))
-    if Path(folder).is_dir() or may_be_new: return Path(folder)
+    if folder is None:
+        return next((p for p in (Path('runs'), assets_dir() / 'runs') if p.is_dir()), Path('runs'))
+    if Path(folder).is_dir() or may_be_new:
+        return Path(folder)
     raise RunError(f'runs folder {str(folder)!r} is not there; choose a folder that holds runs')

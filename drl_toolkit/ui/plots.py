@@ -26,114 +26,188 @@ from ..rewards.fairness import TONES, distance, shares_of
 from ..utils.images import sheet
 
 # %% ../../nbs/ui/01_plots.ipynb #6a1be410
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')   # Okabe & Ito 2008
+COLOURS = (
+    '#0072B2',
+    '#D55E00',
+    '#009E73',
+    '#CC79A7',
+    '#E69F00',
+    '#56B4E9',
+    '#000000',
+    '#F0E442',
+)  # Okabe & Ito 2008
 GOOD, BAD, QUIET, DARK = COLOURS[2], COLOURS[1], '#707070', COLOURS[:3]
-_RESET = ('axes', 'figure', 'font', 'grid', 'legend', 'lines', 'patch', 'savefig', 'text', 'xtick', 'ytick', 'image', 'hatch')
+_RESET = (
+    'axes',
+    'figure',
+    'font',
+    'grid',
+    'legend',
+    'lines',
+    'patch',
+    'savefig',
+    'text',
+    'xtick',
+    'ytick',
+    'image',
+    'hatch',
+)
 STYLE = {k: v for k, v in rcParamsDefault.items() if k.split('.')[0] in _RESET} | {
-    'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'xtick.labelsize': 8,
-    'ytick.labelsize': 8, 'legend.fontsize': 8, 'figure.titlesize': 10,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#555555',
-    'legend.frameon': False, 'axes.titlelocation': 'left', 'text.parse_math': False}
+    'font.size': 9,
+    'axes.titlesize': 9,
+    'axes.labelsize': 9,
+    'xtick.labelsize': 8,
+    'ytick.labelsize': 8,
+    'legend.fontsize': 8,
+    'figure.titlesize': 10,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': '#555555',
+    'legend.frameon': False,
+    'axes.titlelocation': 'left',
+    'text.parse_math': False,
+}
 _ONE_AT_A_TIME = RLock()
+
 
 def styled(draw):
     "A function that makes a figure, in our look."
+
     @wraps(draw)
     def inner(*args, **kwargs):
-        with _ONE_AT_A_TIME, rc_context(STYLE): return draw(*args, **kwargs)
+        with _ONE_AT_A_TIME, rc_context(STYLE):
+            return draw(*args, **kwargs)
+
     return inner
 
-def colour_of(i:int) -> dict: # for `plot`
+
+def colour_of(i: int) -> dict:  # for `plot`
     "A colour for each of eight curves; the next eight are dashed, then dotted."
     return dict(color=COLOURS[i % len(COLOURS)], ls=('-', '--', ':')[i // len(COLOURS) % 3])
 
+
 @styled
 def nothing(
-    what:str # that is missing, and what would bring it
+    what: str,  # that is missing, and what would bring it
 ) -> Figure:
     "A figure that says so when there is nothing to show."
     fig = Figure(figsize=(6, 1.2), layout='constrained')
-    fig.text(.5, .5, what, ha='center', va='center', color=QUIET)
+    fig.text(0.5, 0.5, what, ha='center', va='center', color=QUIET)
     return fig
 
+
 def png(
-    figure:Figure,
-    dpi:int=100,   # pixels per inch; figures are up to nine inches wide
+    figure: Figure,
+    dpi: int = 100,  # pixels per inch; figures are up to nine inches wide
 ) -> bytes:
     "A figure as a PNG file."
     file = io.BytesIO()
-    quick = dict(compress_level=2)                     # a panel waits for it
-    with _ONE_AT_A_TIME: figure.savefig(file, format='png', dpi=dpi, facecolor='white', pil_kwargs=quick)
+    quick = dict(compress_level=2)  # a panel waits for it
+    with _ONE_AT_A_TIME:
+        figure.savefig(file, format='png', dpi=dpi, facecolor='white', pil_kwargs=quick)
     return file.getvalue()
+
 
 def _title(fig, text, more=''):
     "What is seen, and below it what the reader should know to read it."
-    fig.suptitle(text + f'\n{more}' * bool(more), x=.01, ha='left')
+    fig.suptitle(text + f'\n{more}' * bool(more), x=0.01, ha='left')
 
-def _panels(count, title, columns=3, width=3., height=2.4):
+
+def _panels(count, title, columns=3, width=3.0, height=2.4):
     "A figure with so many panels, at most `columns` beside each other; (figure, axes)."
     columns = max(1, min(columns, count))
     rows = -(-max(1, count) // columns)
-    fig = Figure(figsize=(max(4.5, width * columns), height * rows + .3), layout='constrained')
+    fig = Figure(figsize=(max(4.5, width * columns), height * rows + 0.3), layout='constrained')
     axes = fig.subplots(rows, columns, squeeze=False).flatten()
-    for ax in axes[count:]: ax.axis('off')
+    for ax in axes[count:]:
+        ax.axis('off')
     _title(fig, title)
     return fig, axes[:count]
+
 
 def _blocks(ax, x, bottom, top, width, colours, **look):
     "Bars as one thing to draw: a hundred of matplotlib's own take half a second."
     across = np.array([-1, -1, 1, 1]) * width / 2
-    corners = [np.column_stack([at + across, (low, high, high, low)]) for at, low, high in zip(x, bottom, top)]
+    corners = [
+        np.column_stack([at + across, (low, high, high, low)]) for at, low, high in zip(x, bottom, top)
+    ]
     ax.add_collection(PolyCollection(corners, facecolors=colours, **dict(lw=0) | look))
     ax.autoscale_view()
 
-def _whole_epochs(ax): ax.xaxis.get_major_locator().set_params(integer=True)
+
+def _whole_epochs(ax):
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 # %% ../../nbs/ui/01_plots.ipynb #3bdc0f92
 LABELS = dict(reward='mean reward', parity='parity (0 is even)', data_loss='data loss')
 
+
 def _points(rows, key):
     "Epochs, counted from 1, and values; gaps are left out."
-    found = [(r['epoch'] + 1, r[key]) for r in rows if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])]
+    found = [
+        (r['epoch'] + 1, r[key])
+        for r in rows
+        if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])
+    ]
     return np.array([e for e, _ in found]), np.array([v for _, v in found], float)
+
 
 def _drawn(ax, x, y, **look):
     "A line; a single epoch is a dot."
     ax.plot(x, y, marker='o' if len(x) == 1 else '', ms=4, **look)
 
+
 def _curve(ax, rows, key, floor=None):
     x, y = _points(rows, key)
     width = 1 + min(len(y) // 8, 20)
-    _drawn(ax, x, y, lw=.8, color=COLOURS[0], alpha=.45)
-    _drawn(ax, x, _smooth(pd.Series(y), width), lw=1.8, color=COLOURS[0], label='running mean' if width > 1 else 'this run')
-    if key == 'reward': _spread(ax, rows, x, y)
-    if len(y): ax.axhline(y[0], color=QUIET, ls='--', lw=1, label='base (first epoch)')
-    if floor: ax.axhline(floor, color='k', ls=':', lw=1, label='floor of a fair model')
+    _drawn(ax, x, y, lw=0.8, color=COLOURS[0], alpha=0.45)
+    _drawn(
+        ax,
+        x,
+        _smooth(pd.Series(y), width),
+        lw=1.8,
+        color=COLOURS[0],
+        label='running mean' if width > 1 else 'this run',
+    )
+    if key == 'reward':
+        _spread(ax, rows, x, y)
+    if len(y):
+        ax.axhline(y[0], color=QUIET, ls='--', lw=1, label='base (first epoch)')
+    if floor:
+        ax.axhline(floor, color='k', ls=':', lw=1, label='floor of a fair model')
     ax.set(xlabel='epoch', ylabel=LABELS.get(key, key))
     _whole_epochs(ax)
+
 
 def _smooth(values, width):
     "Centred mean over `width` epochs, fewer at the ends."
     return values.rolling(width, center=True, min_periods=1).mean()
 
+
 def _spread(ax, rows, x, y):
     "A band: two thirds of the single pictures lie in it."
     at, std = _points(rows, 'reward_std')
-    if len(at) != len(x) or len(x) < 2: return
-    ax.fill_between(x, y - std, y + std, color=COLOURS[0], alpha=.1, lw=0, label='single pictures, ±1 std')
+    if len(at) != len(x) or len(x) < 2:
+        return
+    ax.fill_between(x, y - std, y + std, color=COLOURS[0], alpha=0.1, lw=0, label='single pictures, ±1 std')
 
-def _tasks(rows): return list(dict.fromkeys(r['task'] for r in rows if r.get('task')))
+
+def _tasks(rows):
+    return list(dict.fromkeys(r['task'] for r in rows if r.get('task')))
+
 
 @styled
 def reward_curves(
-    rows:list # of a run's `metrics()`
+    rows: list,  # of a run's `metrics()`
 ) -> Figure:
     "How each task's reward moved, and the data loss where there is one."
     panels = [(t, [r for r in rows if r['task'] == t]) for t in _tasks(rows)]
     panels = [(t, mine, headline_of(mine[0])[0]) for t, mine in panels]
     losses = [r for r in rows if r['task'] is None and r.get('data_loss') is not None]
-    if losses: panels.append(('data loss', losses, 'data_loss'))
-    if not panels: return nothing('no epoch is recorded yet')
+    if losses:
+        panels.append(('data loss', losses, 'data_loss'))
+    if not panels:
+        return nothing('no epoch is recorded yet')
     fig, axes = _panels(len(panels), 'What the training is paid for, epoch by epoch')
     for ax, (task, mine, key) in zip(axes, panels):
         _curve(ax, mine, key, mine[0].get(f'{key}_floor'))
@@ -143,61 +217,82 @@ def reward_curves(
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #6ba727aa
-SPENT = dict(images='images sampled', nfe="rows through the network's forward pass", cpu_seconds='CPU seconds', seconds='seconds')
+SPENT = dict(
+    images='images sampled',
+    nfe="rows through the network's forward pass",
+    cpu_seconds='CPU seconds',
+    seconds='seconds',
+)
 
-MOST_BANDS = 4   # more overlapping bands than these cannot be told apart
+MOST_BANDS = 4  # more overlapping bands than these cannot be told apart
+
 
 def _band(ax, x, found, alpha, label=None, **look):
-    "A line at the mean of several seeds, and a band from the worst to the best of them; no band where `alpha` is 0."
+    """A line at the mean of several seeds, and a band from the worst to the best of them; no band where
+    `alpha` is 0."""
     ax.plot(x, found['mean'], lw=1.5, label=label, **look)
-    if alpha: ax.fill_between(x, found['min'], found['max'], color=look['color'], alpha=alpha, lw=0)
+    if alpha:
+        ax.fill_between(x, found['min'], found['max'], color=look['color'], alpha=alpha, lw=0)
+
 
 @styled
 def method_curves(
-    rows:pd.DataFrame,     # columns method, seed, epoch, reward and those of `over`; a row for each epoch, spent so far
-    over:tuple=('images', 'nfe', 'cpu_seconds'),
-    width:int=1,           # epochs that are averaged
-    ylabel:str='mean reward',
+    # columns method, seed, epoch, reward and those of `over`; a row for each epoch, spent so far
+    rows: pd.DataFrame,
+    over: tuple = ('images', 'nfe', 'cpu_seconds'),
+    width: int = 1,  # epochs that are averaged
+    ylabel: str = 'mean reward',
 ) -> Figure:
-    "Reward against what it cost, a panel for each currency; with the seeds' spread where there are few methods, see `beside` for many."
+    """Reward against what it cost, a panel for each currency; with the seeds' spread where there are few
+    methods, see `beside` for many."""
     methods = list(dict.fromkeys(rows['method']))
-    alpha = .13 if len(methods) <= MOST_BANDS else 0
+    alpha = 0.13 if len(methods) <= MOST_BANDS else 0
     fig = Figure(figsize=(3.6 * len(over) + 1.2, 3.2), layout='constrained')
     axes = list(fig.subplots(1, len(over), sharey=True, squeeze=False)[0])
     for i, method in enumerate(methods):
-        mine = rows[rows['method'] == method].assign(reward=lambda d: d.groupby('seed')['reward'].transform(_smooth, width))
+        mine = rows[rows['method'] == method].assign(
+            reward=lambda d: d.groupby('seed')['reward'].transform(_smooth, width)
+        )
         at = mine.groupby('epoch').agg({'reward': ['mean', 'min', 'max']} | {k: 'mean' for k in over})
         for ax, spent in zip(axes, over):
             _band(ax, at[spent]['mean'], at['reward'], alpha=alpha, label=method, **colour_of(i))
-    for ax, spent in zip(axes, over): ax.set_xlabel(SPENT[spent])
+    for ax, spent in zip(axes, over):
+        ax.set_xlabel(SPENT[spent])
     axes[0].set_ylabel(ylabel)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside right upper')
-    _title(fig, 'Reward against what it cost: mean over seeds' + ', and from the worst to the best of them' * bool(alpha))
+    _title(
+        fig,
+        'Reward against what it cost: mean over seeds'
+        + ', and from the worst to the best of them' * bool(alpha),
+    )
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #525d579e
 @styled
 def beside(
-    curves:pd.DataFrame,   # as for `method_curves`
-    methods:list,
-    reference:str='ppo',
-    ylabel:str='mean reward',
+    curves: pd.DataFrame,  # as for `method_curves`
+    methods: list,
+    reference: str = 'ppo',
+    ylabel: str = 'mean reward',
 ) -> Figure:
-    "A small panel for each method, with the reference in gray: mean over seeds, and from the worst to the best of them."
+    """A small panel for each method, with the reference in gray: mean over seeds, and from the worst to the
+    best of them."""
     rows = -(-len(methods) // 5)
     fig = Figure(figsize=(11, 1.9 * rows), layout='constrained')
     axes = fig.subplots(rows, 5, sharex=True, sharey=True, squeeze=False).flatten()
     for ax, method in zip(axes, methods):
         for name, colour in ((reference, QUIET), (method, COLOURS[0])):
             at = curves[curves['method'] == name].groupby('images')['reward'].agg(['mean', 'min', 'max'])
-            _band(ax, at.index, at, alpha=.2, color=colour)
+            _band(ax, at.index, at, alpha=0.2, color=colour)
         ax.set_title(method)
-    for ax in axes[len(methods):]: ax.axis('off')
-    fig.supxlabel('images sampled', fontsize=9); fig.supylabel(ylabel, fontsize=9)
+    for ax in axes[len(methods) :]:
+        ax.axis('off')
+    fig.supxlabel('images sampled', fontsize=9)
+    fig.supylabel(ylabel, fontsize=9)
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #bb350455
-def _row(ax, images, left, y, side, pad=.05) -> list: # of x
+def _row(ax, images, left, y, side, pad=0.05) -> list:  # of x
     """Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each.
 
     One image for all: many are slow to draw."""
@@ -209,30 +304,61 @@ def _row(ax, images, left, y, side, pad=.05) -> list: # of x
     ax.set(xlim=limits[0], ylim=limits[1])
     return [left + side / 2 + i * step for i in range(len(images))]
 
+
 def _frame(ax, x, y, side, shape, colour):
     "A coloured frame around a picture."
     w, h = side / 2, side * shape / 2
-    ax.plot([x - w, x + w, x + w, x - w, x - w], [y - h, y - h, y + h, y + h, y - h], color=colour, lw=2.5, zorder=3, clip_on=False)
+    ax.plot(
+        [x - w, x + w, x + w, x - w, x - w],
+        [y - h, y - h, y + h, y + h, y - h],
+        color=colour,
+        lw=2.5,
+        zorder=3,
+        clip_on=False,
+    )
 
-def _shape(image): return image.height / image.width
 
-def _judged(advantage): return 'praised' if advantage > 0 else 'blamed' if advantage < 0 else 'neither praised nor blamed'
+def _shape(image):
+    return image.height / image.width
+
+
+def _judged(advantage):
+    return 'praised' if advantage > 0 else 'blamed' if advantage < 0 else 'neither praised nor blamed'
+
 
 def _side_label(ax, label):
     "Left of the numbers, at the same place in every row."
-    ax.annotate(label, (0, .5), (-36, 0), xycoords='axes fraction', textcoords='offset points', ha='right', va='center')
+    ax.annotate(
+        label,
+        (0, 0.5),
+        (-36, 0),
+        xycoords='axes fraction',
+        textcoords='offset points',
+        ha='right',
+        va='center',
+    )
+
 
 def _step_bars(ax, values, colours, label):
     "A bar per step; a step without a value has none."
-    _blocks(ax, range(len(values)), np.minimum(0, np.nan_to_num(values)), np.maximum(0, np.nan_to_num(values)), .62, colours)
-    ax.axhline(0, color='k', lw=.6)
+    _blocks(
+        ax,
+        range(len(values)),
+        np.minimum(0, np.nan_to_num(values)),
+        np.maximum(0, np.nan_to_num(values)),
+        0.62,
+        colours,
+    )
+    ax.axhline(0, color='k', lw=0.6)
     _side_label(ax, label)
     ax.yaxis.get_major_locator().set_params(nbins=3)
     ax.ticklabel_format(axis='y', scilimits=(-4, 5), useOffset=False)
 
+
 def _one_apart(image):
     "The width with which pictures in a `_row` have their middles one apart."
-    return 1 / (1 + max(1, round(.05 * image.width)) / image.width)
+    return 1 / (1 + max(1, round(0.05 * image.width)) / image.width)
+
 
 def _row_of_pictures(ax, images, label):
     side = _one_apart(images[0])
@@ -241,25 +367,34 @@ def _row_of_pictures(ax, images, label):
     _side_label(ax, label)
     ax.spines[:].set_visible(False)
 
+
 def _rows_of(heights, width, xlim):
-    "A figure with rows of these heights below a title; their axes are `width` inches wide, and only the last has room for ticks."
-    left, top, bottom, gap = 1.5, .55, .62, .1
-    size = left + width + .15, top + bottom + sum(heights) + gap * (len(heights) - 1)
+    """A figure with rows of these heights below a title; their axes are `width` inches wide, and only the
+    last has room for ticks."""
+    left, top, bottom, gap = 1.5, 0.55, 0.62, 0.1
+    size = left + width + 0.15, top + bottom + sum(heights) + gap * (len(heights) - 1)
     fig, axes, y = Figure(figsize=size), [], size[1] - top
     for height in heights:
         y -= height
-        axes.append(fig.add_axes((left / size[0], y / size[1], width / size[0], height / size[1]), xlim=xlim, xticks=[]))
+        axes.append(
+            fig.add_axes(
+                (left / size[0], y / size[1], width / size[0], height / size[1]), xlim=xlim, xticks=[]
+            )
+        )
         y -= gap
     return fig, axes
 
+
 @styled
 def film_strip(
-    path, # of `TaskFrames.paths`
+    path,  # of `TaskFrames.paths`
 ) -> Figure:
     "A path from noise to picture, with what each step weighed under it."
     count, first = len(path.steps), path.noisy[0]
-    cell = min(1., 7.37 / (count + 1))
-    fig, axes = _rows_of([cell * _one_apart(first) * _shape(first)] * 2 + [.5] * 4, cell * (count + 1), (-.5, count + .5))
+    cell = min(1.0, 7.37 / (count + 1))
+    fig, axes = _rows_of(
+        [cell * _one_apart(first) * _shape(first)] * 2 + [0.5] * 4, cell * (count + 1), (-0.5, count + 0.5)
+    )
     _row_of_pictures(axes[0], path.noisy, 'latents,\ndecoded')
     _row_of_pictures(axes[1], path.predicted, 'predicted\npicture')
     learnt = [COLOURS[0] if t else '#c8c8c8' for t in path.trained]
@@ -268,36 +403,63 @@ def film_strip(
     _step_bars(axes[4], 100 * (path.ratio - 1), learnt, 'change of the\nlikelihood, %')
     _step_bars(axes[5], path.kl, COLOURS[3], 'KL to the\nbase, nats')
     if not np.isfinite(path.kl).any():
-        axes[5].text(.5, .5, 'the run knows no base', transform=axes[5].transAxes, ha='center', va='center', color=QUIET)
-    for i in np.flatnonzero(path.clipped): axes[4].plot(i, 100 * (path.ratio[i] - 1), 'x', color=BAD, ms=8, mew=2)
+        axes[5].text(
+            0.5,
+            0.5,
+            'the run knows no base',
+            transform=axes[5].transAxes,
+            ha='center',
+            va='center',
+            color=QUIET,
+        )
+    for i in np.flatnonzero(path.clipped):
+        axes[4].plot(i, 100 * (path.ratio[i] - 1), 'x', color=BAD, ms=8, mew=2)
     labels = [f'{s + 1}\nt={t:.4g}' for s, t in zip(path.steps, path.timesteps)]
-    axes[-1].set(xticks=range(count + 1), xticklabels=[*labels, 'picture'], xlabel='denoising step (training timestep)')
+    axes[-1].set(
+        xticks=range(count + 1), xticklabels=[*labels, 'picture'], xlabel='denoising step (training timestep)'
+    )
     _marks(fig, path)
     return fig
 
+
 def _marks(fig, path):
     "Title and legend of a film strip."
-    fig.text(.01, 1 - .14 / fig.get_figheight(), f'{path.prompt}', weight='bold', va='top')
+    fig.text(0.01, 1 - 0.14 / fig.get_figheight(), f'{path.prompt}', weight='bold', va='top')
     judged = f'sample {path.sample}, {_judged(path.advantage)} (advantage {path.advantage:+.2f})'
     learnt = f'{path.trained.sum()} of {len(path.steps)} steps were learnt from (blue)'
     clipped = f', {path.clipped.sum()} clipped (crosses)' if path.clipped.any() else ''
-    fig.text(.01, 1 - .31 / fig.get_figheight(), f'{judged}; {learnt}{clipped}', va='top', color='#444444', fontsize=8.5)
+    fig.text(
+        0.01,
+        1 - 0.31 / fig.get_figheight(),
+        f'{judged}; {learnt}{clipped}',
+        va='top',
+        color='#444444',
+        fontsize=8.5,
+    )
 
 # %% ../../nbs/ui/01_plots.ipynb #6959ef71
 def variance_shares(
-    samples:pd.DataFrame, # of a `TaskFrames`
-    reward:str,           # a column
-) -> tuple:               # (between groups, within groups), summing to 1; NaN where nothing varies
+    samples: pd.DataFrame,  # of a `TaskFrames`
+    reward: str,  # a column
+) -> tuple:  # (between groups, within groups), summing to 1; NaN where nothing varies
     "Where a reward's variance lies."
     values, groups = samples[reward].dropna(), samples['group']
     within = (values - values.groupby(groups).transform('mean')).pow(2).mean()
     whole = values.var(ddof=0)
     return (1 - within / whole, within / whole) if whole > 0 else (math.nan, math.nan)
 
+
 def _group_of(task, which):
     "The shown samples of a group, of a prompt's first group, or of the first one there is."
     shown = task.samples.loc[task.shown]
-    if which is None: which = task.samples['group'][task.paths[0].sample] if task.paths else shown['group'].iloc[0] if len(shown) else None
+    if which is None:
+        which = (
+            task.samples['group'][task.paths[0].sample]
+            if task.paths
+            else shown['group'].iloc[0]
+            if len(shown)
+            else None
+        )
     column = 'prompt' if isinstance(which, str) else 'group'
     found = shown[shown[column] == which]
     if not len(found):
@@ -305,36 +467,51 @@ def _group_of(task, which):
         raise ValueError(f'no picture of {column} {which!r} was kept; of these there are some: {there}')
     return found[found['group'] == found['group'].iloc[0]]
 
+
 def _trunk(task, members):
-    "Pictures of the steps that a group shares, and what they promised at their end; both empty where no path of it was kept."
+    """Pictures of the steps that a group shares, and what they promised at their end; both empty where no
+    path of it was kept."""
     path = next((p for p in task.paths if p.sample in members.index), None)
-    if path is None or task.split is None: return [], []
+    if path is None or task.split is None:
+        return [], []
     shared = int((path.steps <= task.split).sum())
-    return path.noisy[:shared], path.predicted[shared - 1:shared]
+    return path.noisy[:shared], path.predicted[shared - 1 : shared]
+
 
 @styled
 def branch_tree(
-    task,        # `TaskFrames`
+    task,  # `TaskFrames`
     which=None,  # a group's number or a prompt; the group of the first path when None
 ) -> Figure:
     "What the samples of a group share, where they part, and what became of each."
-    if not task.shown: return nothing('no pictures were kept of this epoch')
+    if not task.shown:
+        return nothing('no pictures were kept of this epoch')
     members, reward = _group_of(task, which), task.rewards[0]
     trunk, promised = _trunk(task, members)
-    count, width = len(members), 9.
+    count, width = len(members), 9.0
     fig = Figure(figsize=(width, 3.9))
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, 3.9))
     ax.axis('off')
-    knot = _draw_trunk(ax, trunk, promised, min(.8, (width - .5) / (len(trunk) + 2.5)), task.split, y=2.95)
-    _draw_leaves(ax, task, members, reward, knot, min(.95, (width - .3) / count / 1.06), y=1.45)
-    ax.text(.09, 3.8, f"{members['prompt'].iloc[0]}: {_shared_words(task.split)}, then {count} ways on", weight='bold', va='top')
+    knot = _draw_trunk(ax, trunk, promised, min(0.8, (width - 0.5) / (len(trunk) + 2.5)), task.split, y=2.95)
+    _draw_leaves(ax, task, members, reward, knot, min(0.95, (width - 0.3) / count / 1.06), y=1.45)
+    ax.text(
+        0.09,
+        3.8,
+        f"{members['prompt'].iloc[0]}: {_shared_words(task.split)}, then {count} ways on",
+        weight='bold',
+        va='top',
+    )
     _draw_shares(fig, task, reward)
     return fig
 
+
 def _shared_words(split):
-    if split is None: return 'nothing is shared'
-    if split > 1: return f'steps 1 to {split} are shared'
+    if split is None:
+        return 'nothing is shared'
+    if split > 1:
+        return f'steps 1 to {split} are shared'
     return 'step 1 is shared' if split else 'the first noise is shared'
+
 
 def _draw_trunk(ax, trunk, promised, side, split, y):
     "The shared part in the middle; returns the point where the branches begin."
@@ -342,140 +519,224 @@ def _draw_trunk(ax, trunk, promised, side, split, y):
     if not trunk:
         words = 'each begins with noise of its own' if split is None else 'no path of this group was kept'
         ax.text(centre, y, words, ha='center', va='center', color=QUIET)
-        return centre, y - .25
+        return centre, y - 0.25
     high, words = side * _shape(trunk[0]) / 2, [f'after {i}' if i else 'noise' for i in range(len(trunk))]
     x = _row(ax, trunk, centre - side * 1.05 * len(trunk) / 2, y, side)
-    if promised: x += _row(ax, promised, x[-1] + 1.1 * side, y, side)
-    for at, word in zip(x, words + ['promised there']): ax.text(at, y + high + .05, word, ha='center', fontsize=7.5, color='#444444')
+    if promised:
+        x += _row(ax, promised, x[-1] + 1.1 * side, y, side)
+    for at, word in zip(x, words + ['promised there']):
+        ax.text(at, y + high + 0.05, word, ha='center', fontsize=7.5, color='#444444')
     return x[len(trunk) - 1], y - high
+
 
 def _draw_leaves(ax, task, members, reward, knot, side, y):
     "The finished pictures in the order in which they were drawn, best and worst marked."
-    values, count, width, images = members[reward], len(members), ax.get_xlim()[1], [task.pictures[i] for i in members.index]
+    values, count, width, images = (
+        members[reward],
+        len(members),
+        ax.get_xlim()[1],
+        [task.pictures[i] for i in members.index],
+    )
     shape = _shape(images[0])
     xs = _row(ax, images, width / 2 - side * 1.05 * count / 2, y, side)
-    marks = {values.idxmax(): ('best', GOOD), values.idxmin(): ('worst', BAD)} if values.max() > values.min() else {}
+    marks = (
+        {values.idxmax(): ('best', GOOD), values.idxmin(): ('worst', BAD)}
+        if values.max() > values.min()
+        else {}
+    )
     for i, x in zip(members.index, xs):
         word, colour = marks.get(i, ('', None))
-        ax.plot([knot[0], x], [knot[1], y + side * shape / 2], color=colour or '#999999', lw=1.8 if colour else .8, zorder=1)
-        if colour: _frame(ax, x, y, side, shape, colour)
+        ax.plot(
+            [knot[0], x],
+            [knot[1], y + side * shape / 2],
+            color=colour or '#999999',
+            lw=1.8 if colour else 0.8,
+            zorder=1,
+        )
+        if colour:
+            _frame(ax, x, y, side, shape, colour)
         text, size = f'{values[i]:.2f}' + f'\n{word}' * bool(word), 8 if count < 12 else 6.5
-        ax.text(x, y - side * shape / 2 - .07, text, ha='center', va='top', fontsize=size, color=colour or 'k',
-                weight='bold' if word else 'normal')
+        ax.text(
+            x,
+            y - side * shape / 2 - 0.07,
+            text,
+            ha='center',
+            va='top',
+            fontsize=size,
+            color=colour or 'k',
+            weight='bold' if word else 'normal',
+        )
+
 
 def _draw_shares(fig, task, reward):
     "A bar: what was decided before the branching, and what after it."
     between, within = variance_shares(task.samples, reward)
-    if task.split is None or not math.isfinite(within) or task.samples['group'].nunique() < 2: return
-    ax = fig.add_axes((.13, .045, .74, .045), xlim=(0, 1), xticks=[], yticks=[])
-    ax.barh(0, between, color=COLOURS[5]); ax.barh(0, within, left=between, color=COLOURS[4])
+    if task.split is None or not math.isfinite(within) or task.samples['group'].nunique() < 2:
+        return
+    ax = fig.add_axes((0.13, 0.045, 0.74, 0.045), xlim=(0, 1), xticks=[], yticks=[])
+    ax.barh(0, between, color=COLOURS[5])
+    ax.barh(0, within, left=between, color=COLOURS[4])
     ax.spines[:].set_visible(False)
     above = dict(transform=ax.transAxes, fontsize=7.5, va='bottom')
-    ax.text(0, 1.25, f'{between:.0%} of the variance of {reward}: prompt and shared steps', ha='left', **above)
+    ax.text(
+        0, 1.25, f'{between:.0%} of the variance of {reward}: prompt and shared steps', ha='left', **above
+    )
     ax.text(1, 1.25, f'the steps after the branching: {within:.0%}', ha='right', **above)
 
 # %% ../../nbs/ui/01_plots.ipynb #b5a47057
-SKIN_COLOURS = ('#f9ddbd', '#e0bb95', '#ba8d68', '#a56c43', '#70534a')     # of the emoji, light to dark
+SKIN_COLOURS = ('#f9ddbd', '#e0bb95', '#ba8d68', '#a56c43', '#70534a')  # of the emoji, light to dark
 SKIN_TONES = dict(zip(TONES, SKIN_COLOURS))
 
-def _pair_of_bars(ax, base, tuned, pictures, target=(.2,) * 5, colours=SKIN_COLOURS):
+
+def _pair_of_bars(ax, base, tuned, pictures, target=(0.2,) * 5, colours=SKIN_COLOURS):
     "Shares before and after, with the target and where a sample of a model on target lies."
     at, q = np.arange(len(target)), np.array(target)
     spread = np.sqrt(q * (1 - q) / pictures) if pictures else 0 * q
-    _blocks(ax, at, np.maximum(0, q - spread), q + spread, .92, '0.88', zorder=0)
-    ax.hlines(q, at - .46, at + .46, color='k', lw=.9, zorder=3)
-    for shares, shift, edge in ((base, -.2, '0.6'), (tuned, .2, 'k')):
-        if shares is not None: _blocks(ax, at + shift, 0 * at, shares, .38, colours, edgecolor=edge, lw=.7 if shift < 0 else 1.1, zorder=2)
-    ax.set(xticks=[], xlim=(-.6, len(target) - .4))
+    _blocks(ax, at, np.maximum(0, q - spread), q + spread, 0.92, '0.88', zorder=0)
+    ax.hlines(q, at - 0.46, at + 0.46, color='k', lw=0.9, zorder=3)
+    for shares, shift, edge in ((base, -0.2, '0.6'), (tuned, 0.2, 'k')):
+        if shares is not None:
+            _blocks(
+                ax,
+                at + shift,
+                0 * at,
+                shares,
+                0.38,
+                colours,
+                edgecolor=edge,
+                lw=0.7 if shift < 0 else 1.1,
+                zorder=2,
+            )
+    ax.set(xticks=[], xlim=(-0.6, len(target) - 0.4))
+
 
 def _class_names(samples, category):
     "The classes in a sensible order."
     found = set(samples[category].dropna())
     return TONES if found <= set(TONES) else tuple(sorted(found))
 
+
 def _indices(samples, category, names):
-    return torch.tensor([names.index(c) if isinstance(c, str) else -1 for c in samples[category]], dtype=torch.long)
+    return torch.tensor(
+        [names.index(c) if isinstance(c, str) else -1 for c in samples[category]], dtype=torch.long
+    )
+
 
 def _shares(samples, category, names):
     "The share of each class, and of pictures that could not be read."
-    if samples is None or not len(samples): return None
+    if samples is None or not len(samples):
+        return None
     found = _indices(samples, category, names)
-    return [(found == i).float().mean().item() for i in range(len(names))] + [(found < 0).float().mean().item()]
+    return [(found == i).float().mean().item() for i in range(len(names))] + [
+        (found < 0).float().mean().item()
+    ]
+
 
 def _distance_text(samples, base, category, names, target):
     "One sentence on how far the shares are from the target."
     far = lambda s: distance(shares_of(_indices(s, category, names), target), target).item()
     floor = measure_floor(len(samples), tuple(target.tolist()))
-    text = f'{category}: {far(samples):.2f} from the target now, {floor:.2f} is the floor for {len(samples)} pictures'
+    text = (
+        f'{category}: {far(samples):.2f} from the target now, {floor:.2f} is the floor for {len(samples)} '
+        'pictures'
+    )
     return text if base is None else f'{text}, {far(base):.2f} at first'
+
 
 def _short(prompt, most=24):
     short = prompt.removeprefix('a portrait of a').removeprefix('n ').strip()
-    return short if len(short) <= most else short[:most - 1] + '…'
+    return short if len(short) <= most else short[: most - 1] + '…'
+
 
 @styled
 def demographics(
-    samples:pd.DataFrame,       # of a `TaskFrames`
-    category:str,               # a column, such as 'skin tone'
-    target=None,                # as in `attributes.target_shares`; uniform by default
-    base:pd.DataFrame=None,     # the same of the first epoch
-    names:tuple=None,           # of the classes, in order, as in `TaskFrames.categories`; those that occur by default
-    prompts:int=12,             # that have a panel of their own, the most frequent ones
+    samples: pd.DataFrame,  # of a `TaskFrames`
+    category: str,  # a column, such as 'skin tone'
+    target=None,  # as in `attributes.target_shares`; uniform by default
+    base: pd.DataFrame = None,  # the same of the first epoch
+    # of the classes, in order, as in `TaskFrames.categories`; those that occur by default
+    names: tuple = None,
+    prompts: int = 12,  # that have a panel of their own, the most frequent ones
 ) -> Figure:
     "Histograms of a category, over all and by prompt: base against now against the target."
-    if category not in samples or not len(samples): return nothing(f'no {category} was read in this epoch')
+    if category not in samples or not len(samples):
+        return nothing(f'no {category} was read in this epoch')
     base = base if base is not None and category in base and len(base) else None
-    names = tuple(names or _class_names(pd.concat([samples, base]) if base is not None else samples, category)) or ('unknown',)
+    names = tuple(
+        names or _class_names(pd.concat([samples, base]) if base is not None else samples, category)
+    ) or ('unknown',)
     target = target_shares(names, target)
     asked = sorted(samples['prompt'].unique(), key=lambda p: (-(samples['prompt'] == p).sum(), p))[:prompts]
-    if len(asked) < 2: asked = []
+    if len(asked) < 2:
+        asked = []
     fig, whole, small = _one_and_many(len(asked))
     of = lambda s, prompt: None if s is None else s[s['prompt'] == prompt]
     _demographic(whole, samples, base, category, names, target)
-    whole.set(title=f'all {len(samples)} pictures', ylabel='share', xticks=range(len(names) + 1), xticklabels=[*names, 'unreadable'])
+    whole.set(
+        title=f'all {len(samples)} pictures',
+        ylabel='share',
+        xticks=range(len(names) + 1),
+        xticklabels=[*names, 'unreadable'],
+    )
     whole.tick_params(axis='x', rotation=40)
     for ax, prompt in zip(small, asked):
         _demographic(ax, of(samples, prompt), of(base, prompt), category, names, target)
         ax.set_title(f'{_short(prompt, 14)} ({len(of(samples, prompt))})', fontsize=8)
     top = max(ax.get_ylim()[1] for ax in (whole, *small))
-    for ax in (whole, *small): ax.set_ylim(0, top)
+    for ax in (whole, *small):
+        ax.set_ylim(0, top)
     bars = 'left bar: first epoch, right bar: now; ' if base is not None else ''
-    _title(fig, _distance_text(samples, base, category, names, target), bars + 'line and band: the target and its sampling error')
+    _title(
+        fig,
+        _distance_text(samples, base, category, names, target),
+        bars + 'line and band: the target and its sampling error',
+    )
     return fig
+
 
 def _one_and_many(count):
     "A wide panel on the left, `count` small ones on the right."
     columns = min(4, count)
     rows = max(1, -(-count // max(1, columns)))
-    width, height, head = max(7, 3.9 + 1.3 * columns), max(3.4, 1.2 * rows + .75), .62
+    width, height, head = max(7, 3.9 + 1.3 * columns), max(3.4, 1.2 * rows + 0.75), 0.62
     fig = Figure(figsize=(width, height))
+
     def place(x, y, w, h):
         "Inches; by hand, since a layout engine takes a second for so many."
         return fig.add_axes((x / width, y / height, w / width, h / height))
-    tall = (height - head - .1) / rows
-    whole = place(.55, .95, 3., height - head - 1.15)
+
+    tall = (height - head - 0.1) / rows
+    whole = place(0.55, 0.95, 3.0, height - head - 1.15)
     small = []
     for i in range(count):
         row, column = divmod(i, columns)
-        small.append(place(3.95 + 1.3 * column, height - head - (row + 1) * tall + .1, 1.02, tall - .32))
+        small.append(place(3.95 + 1.3 * column, height - head - (row + 1) * tall + 0.1, 1.02, tall - 0.32))
     return fig, whole, small
 
+
 def _demographic(ax, samples, base, category, names, target):
-    colours = (SKIN_COLOURS if tuple(names) == tuple(TONES) else [COLOURS[i % 6] for i in range(len(names))])
+    colours = SKIN_COLOURS if tuple(names) == tuple(TONES) else [COLOURS[i % 6] for i in range(len(names))]
     now, then = _shares(samples, category, names), _shares(base, category, names)
-    _pair_of_bars(ax, then, now, len(samples), [*target.tolist(), 0.], [*colours, 'white'])
-    ax.set(yticks=[0, .5, 1], ylim=(0, min(1.02, 1.1 * max(.4, *(now or [0]), *(then or [0])))))
+    _pair_of_bars(ax, then, now, len(samples), [*target.tolist(), 0.0], [*colours, 'white'])
+    ax.set(yticks=[0, 0.5, 1], ylim=(0, min(1.02, 1.1 * max(0.4, *(now or [0]), *(then or [0])))))
     ax.tick_params(labelsize=7)
 
 # %% ../../nbs/ui/01_plots.ipynb #66b397f7
 @styled
 def parity_over_time(
-    rows:list # of a run's `metrics()`
+    rows: list,  # of a run's `metrics()`
 ) -> Figure:
-    "How evenly the classes are spread, epoch by epoch, and how many pictures could be read; of every task that measures it."
+    """How evenly the classes are spread, epoch by epoch, and how many pictures could be read; of every task
+    that measures it."""
     first = {task: next(r for r in rows if r['task'] == task) for task in _tasks(rows)}
-    measured = [(task, key.removesuffix('_floor')) for task, row in first.items() for key in row if key.endswith('_floor')]
-    if not measured: return nothing('no task of this run measures how evenly classes are spread')
+    measured = [
+        (task, key.removesuffix('_floor'))
+        for task, row in first.items()
+        for key in row
+        if key.endswith('_floor')
+    ]
+    if not measured:
+        return nothing('no task of this run measures how evenly classes are spread')
     fig = Figure(figsize=(max(5.4, 4.6 * len(measured)), 3.4), layout='constrained')
     axes = fig.subplots(2, len(measured), squeeze=False, sharex='col', height_ratios=[3, 1])
     for (ax, below), (task, key) in zip(axes.T, measured):
@@ -486,34 +747,43 @@ def parity_over_time(
         _drawn(below, *_points(mine, 'readable'), color=COLOURS[2], lw=1.4)
         below.set(xlabel='epoch', ylabel='readable', ylim=(0, 1.05))
         _whole_epochs(below)
-    _title(fig, 'How uneven the classes are, mean over the groups of an epoch,', 'and how many of the pictures could be read')
+    _title(
+        fig,
+        'How uneven the classes are, mean over the groups of an epoch,',
+        'and how many of the pictures could be read',
+    )
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #6f845a74
 @styled
 def tone_bars(
-    tones:dict,            # prompt -> (base shares (5,), tuned shares (5,))
-    pictures:int=0,        # per prompt and model, for the band
-    names:tuple=('base', 'tuned'),
-    columns:int=8,
+    tones: dict,  # prompt -> (base shares (5,), tuned shares (5,))
+    pictures: int = 0,  # per prompt and model, for the band
+    names: tuple = ('base', 'tuned'),
+    columns: int = 8,
 ) -> Figure:
-    "Tone histograms, a panel per prompt: left bars of a pair are the base's, right ones (black edge) the tuned model's."
+    """Tone histograms, a panel per prompt: left bars of a pair are the base's, right ones (black edge) the
+    tuned model's."""
     count = -(-len(tones) // columns)
-    fig = Figure(figsize=(1.5 * min(columns, len(tones)), 1.45 * count + .5), layout='constrained')
+    fig = Figure(figsize=(1.5 * min(columns, len(tones)), 1.45 * count + 0.5), layout='constrained')
     axes = fig.subplots(count, min(columns, len(tones)), squeeze=False, sharey=True).flatten()
     for ax, (prompt, (base, tuned)) in zip(axes, tones.items()):
         _pair_of_bars(ax, base, tuned, pictures)
-        ax.set(ylim=(0, .8))
+        ax.set(ylim=(0, 0.8))
         ax.set_title(_short(prompt), fontsize=8)
-    for ax in axes[len(tones):]: ax.axis('off')
-    fig.suptitle(f'skin tones, light to dark: {names[0]} (left, gray edge) and {names[1]} (right, black edge)', fontsize=9)
+    for ax in axes[len(tones) :]:
+        ax.axis('off')
+    fig.suptitle(
+        f'skin tones, light to dark: {names[0]} (left, gray edge) and {names[1]} (right, black edge)',
+        fontsize=9,
+    )
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #5664b203
 def boxed(
-    image:Image.Image,
-    boxes:list,        # of (name, confidence, (x0, y0, x1, y1)), the corners as shares, as in `TaskFrames.boxes`
-    side:int=192,      # pixels of the result's width at least
+    image: Image.Image,
+    boxes: list,  # of (name, confidence, (x0, y0, x1, y1)), the corners as shares, as in `TaskFrames.boxes`
+    side: int = 192,  # pixels of the result's width at least
 ) -> Image.Image:
     "A picture with its boxes drawn, each class in a colour of its own."
     scale = max(1, math.ceil(side / image.width))
@@ -521,54 +791,62 @@ def boxed(
     draw, names = ImageDraw.Draw(canvas), sorted({name for name, *_ in boxes})
     for name, score, box in boxes:
         colour = COLOURS[names.index(name) % 6]
-        x0, y0, x1, y1 = (min(max(v, 0.), 1.) * size for v, size in zip(box, canvas.size * 2))
-        if not (x1 > x0 and y1 > y0): continue
+        x0, y0, x1, y1 = (min(max(v, 0.0), 1.0) * size for v, size in zip(box, canvas.size * 2))
+        if not (x1 > x0 and y1 > y0):
+            continue
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=3)
         label, place = f'{name} {score:.0%}', (x0 + 4, y0 + 2)
         draw.rectangle(draw.textbbox(place, label, font_size=15), fill=colour)
         draw.text(place, label, fill='white' if colour in DARK else 'black', font_size=15)
     return canvas
 
+
 @styled
 def composition_sheet(
-    task,           # `TaskFrames`
-    most:int=16,    # pictures
-    columns:int=4,  # beside each other
+    task,  # `TaskFrames`
+    most: int = 16,  # pictures
+    columns: int = 4,  # beside each other
 ) -> Figure:
     "Pictures with the detector's boxes, their prompt and their reward."
     shown = task.shown[:most]
-    if not shown: return nothing('no pictures were kept of this epoch')
+    if not shown:
+        return nothing('no pictures were kept of this epoch')
     reward, columns = task.rewards[0], min(columns, len(shown))
     images, side = [boxed(task.pictures[i], task.boxes.get(i, [])) for i in shown], 2.15
     rows, high = -(-len(shown) // columns), side * _shape(images[0])
-    width, height = max(4.5, columns * (side + .11)), rows * (high + .52) + .35
+    width, height = max(4.5, columns * (side + 0.11)), rows * (high + 0.52) + 0.35
     fig = Figure(figsize=(width, height))
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     ax.axis('off')
-    ax.text(.08, height - .08, f'What the detector saw, and the reward {reward}', va='top', fontsize=10)
+    ax.text(0.08, height - 0.08, f'What the detector saw, and the reward {reward}', va='top', fontsize=10)
     for start in range(0, len(shown), columns):
         part = slice(start, start + columns)
-        y = height - .35 - (start // columns + 1) * (high + .52) + high / 2 + .05
+        y = height - 0.35 - (start // columns + 1) * (high + 0.52) + high / 2 + 0.05
         _boxed_row(ax, task, reward, shown[part], images[part], side, y)
     return fig
+
 
 def _boxed_row(ax, task, reward, shown, images, side, y):
     "Some pictures beside each other, with their prompts above and what they were worth."
     top = y + side * _shape(images[0]) / 2
-    for i, x in zip(shown, _row(ax, images, .08, y, side)):
+    for i, x in zip(shown, _row(ax, images, 0.08, y, side)):
         lines = [*wrap(task.samples['prompt'][i], 34)[:2], f'{task.samples[reward][i]:.2f}']
-        ax.text(x - side / 2, top + .04, '\n'.join(lines), fontsize=7.5, va='bottom')
+        ax.text(x - side / 2, top + 0.04, '\n'.join(lines), fontsize=7.5, va='bottom')
 
 # %% ../../nbs/ui/01_plots.ipynb #c48f4a31
 @styled
 def objective_shares(
-    rows:list # of a run's `metrics()`
+    rows: list,  # of a run's `metrics()`
 ) -> Figure:
     "Each objective's share of all advantages' variance, and of the gradient where a strategy weighs them."
-    labels = dict(advantage_share="share of the\nadvantages' variance", gradient_weight="weight in the\ngradient's mixture")
+    labels = dict(
+        advantage_share="share of the\nadvantages' variance",
+        gradient_weight="weight in the\ngradient's mixture",
+    )
     kinds = [(key, label) for key, label in labels.items() if any(key in r for r in rows)]
     tasks = _tasks(rows)
-    if not kinds or len(tasks) < 2: return nothing('this run has one objective: it has all the say')
+    if not kinds or len(tasks) < 2:
+        return nothing('this run has one objective: it has all the say')
     fig, axes = _panels(len(kinds), 'Which objective has how much say', 2, 4.6, 2.8)
     of_task = {task: [r for r in rows if r['task'] == task] for task in tasks}
     for ax, (key, label) in zip(axes, kinds):
@@ -576,36 +854,56 @@ def objective_shares(
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
 
+
 def _stacked(ax, values, label):
     "Areas above each other, from task -> epoch -> value."
     epochs = sorted({e for v in values.values() for e in v})
-    columns = [[v.get(e, 0.) for e in epochs] for v in values.values()]
-    if len(epochs) > 1: ax.stackplot(epochs, columns, labels=list(values), colors=COLOURS, alpha=.85, lw=0)
+    columns = [[v.get(e, 0.0) for e in epochs] for v in values.values()]
+    if len(epochs) > 1:
+        ax.stackplot(epochs, columns, labels=list(values), colors=COLOURS, alpha=0.85, lw=0)
     else:
         for i, name in enumerate(values):
             below = np.sum(columns[:i], 0) if i else 0
-            ax.bar(epochs, columns[i], .5, below, color=COLOURS[i % 8], label=name)
-    room = .5 if len(epochs) == 1 else 0
-    ax.set(xlabel='epoch', ylabel=label, ylim=(0, None), xlim=(epochs[0] - room, epochs[-1] + room) if epochs else None)
+            ax.bar(epochs, columns[i], 0.5, below, color=COLOURS[i % 8], label=name)
+    room = 0.5 if len(epochs) == 1 else 0
+    ax.set(
+        xlabel='epoch',
+        ylabel=label,
+        ylim=(0, None),
+        xlim=(epochs[0] - room, epochs[-1] + room) if epochs else None,
+    )
     _whole_epochs(ax)
+
 
 @styled
 def gradient_cosines(
-    rows:list # of a run's `metrics()`
+    rows: list,  # of a run's `metrics()`
 ) -> Figure:
-    "Whether the objectives' gradients agree: above 0 they help each other, below 0 one undoes what the other does."
+    """Whether the objectives' gradients agree: above 0 they help each other, below 0 one undoes what the
+    other does."""
     tasks = _tasks(rows)
-    pairs = {(a, b): _points([r for r in rows if r['task'] == a], f'cosine/{b}') for i, a in enumerate(tasks) for b in tasks[i + 1:]}
+    pairs = {
+        (a, b): _points([r for r in rows if r['task'] == a], f'cosine/{b}')
+        for i, a in enumerate(tasks)
+        for b in tasks[i + 1 :]
+    }
     pairs = {pair: found for pair, found in pairs.items() if len(found[0])}
-    if not pairs: return nothing('no cosines between gradients are recorded; they need two objectives and measure_every above 0')
+    if not pairs:
+        return nothing(
+            'no cosines between gradients are recorded; they need two objectives and measure_every above 0'
+        )
     fig = Figure(figsize=(6.4, 3), layout='constrained')
     ax = fig.subplots()
-    ax.axhspan(-1, 0, color=BAD, alpha=.07, lw=0)
-    ax.axhline(0, color='k', lw=.7)
-    ranked = sorted(pairs.items(), key=lambda item: item[1][1].mean())           # of many pairs, those that agree least have a colour
-    for i, ((a, b), (x, y)) in enumerate(ranked[:8]): ax.plot(x, y, marker='o', ms=3, lw=1.4, label=f'{a} and {b}', **colour_of(i))
-    for _, (x, y) in ranked[8:]: ax.plot(x, y, lw=.6, color='#bbbbbb', zorder=0)
-    most = max(.2, *(1.15 * np.abs(y).max() for _, y in pairs.values()))
+    ax.axhspan(-1, 0, color=BAD, alpha=0.07, lw=0)
+    ax.axhline(0, color='k', lw=0.7)
+    ranked = sorted(
+        pairs.items(), key=lambda item: item[1][1].mean()
+    )  # of many pairs, those that agree least have a colour
+    for i, ((a, b), (x, y)) in enumerate(ranked[:8]):
+        ax.plot(x, y, marker='o', ms=3, lw=1.4, label=f'{a} and {b}', **colour_of(i))
+    for _, (x, y) in ranked[8:]:
+        ax.plot(x, y, lw=0.6, color='#bbbbbb', zorder=0)
+    most = max(0.2, *(1.15 * np.abs(y).max() for _, y in pairs.values()))
     ax.set(xlabel='epoch', ylabel='cosine of the gradients', ylim=(-min(1, most), min(1, most)))
     _whole_epochs(ax)
     _title(fig, 'Do the objectives agree? In the shaded half they contradict each other')
@@ -615,19 +913,36 @@ def gradient_cosines(
 # %% ../../nbs/ui/01_plots.ipynb #cae9c2a2
 @styled
 def tax_matrix(
-    table:pd.DataFrame # a row per model, a column per objective: share of the specialist's gain; NaN where it was not measured
+    # a row per model, a column per objective: share of the specialist's gain; NaN where it was not measured
+    table: pd.DataFrame,
 ) -> Figure:
     "Who keeps how much of what a specialist gains; below 0 a model is worse than the base."
-    if not table.size: return nothing('no models are compared yet')
+    if not table.size:
+        return nothing('no models are compared yet')
     values = table.to_numpy(float)
-    fig = Figure(figsize=(2.2 + 1.1 * values.shape[1], 1.3 + .5 * len(values)), layout='constrained')
+    fig = Figure(figsize=(2.2 + 1.1 * values.shape[1], 1.3 + 0.5 * len(values)), layout='constrained')
     ax = fig.subplots()
     # red to blue: safe for those who see no green
-    shown = ax.imshow(np.ma.masked_invalid(np.clip(values, -1, 1)), cmap='RdBu', vmin=-1, vmax=1, aspect='auto')
+    shown = ax.imshow(
+        np.ma.masked_invalid(np.clip(values, -1, 1)), cmap='RdBu', vmin=-1, vmax=1, aspect='auto'
+    )
     for (i, j), v in np.ndenumerate(values):
         text, size = (f'{v:.0%}', 9) if math.isfinite(v) else ('not measured', 7)
-        ax.text(j, i, text, ha='center', va='center', fontsize=size, color='white' if math.isfinite(v) and abs(v) > .6 else 'k')
-    ax.set(xticks=range(values.shape[1]), xticklabels=table.columns, yticks=range(len(values)), yticklabels=table.index)
+        ax.text(
+            j,
+            i,
+            text,
+            ha='center',
+            va='center',
+            fontsize=size,
+            color='white' if math.isfinite(v) and abs(v) > 0.6 else 'k',
+        )
+    ax.set(
+        xticks=range(values.shape[1]),
+        xticklabels=table.columns,
+        yticks=range(len(values)),
+        yticklabels=table.index,
+    )
     _title(fig, "How much of a specialist's gain each model has")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -638,58 +953,71 @@ def tax_matrix(
 def _of_sheet(image, columns, pad):
     "The pictures of a sheet as `sheet` makes it."
     side = (image.width + pad) // columns - pad
-    if side < 1: return [image]                                                  # no sheet of so many columns
+    if side < 1:
+        return [image]  # no sheet of so many columns
     high = [s for s in range(1, image.height + 1) if (image.height + pad) % (s + pad) == 0]
     tall = min(high, key=lambda s: abs(s - side))
     rows = range((image.height + pad) // (tall + pad))
     corners = [(c * (side + pad), r * (tall + pad)) for r in rows for c in range(columns)]
     return [image.crop((x, y, x + side, y + tall)) for x, y in corners]
 
+
 def _spread_out(items, count):
     "So many of a list, evenly, with the first and the last."
     count = min(count, len(items))
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
+
 @styled
 def evolution(
-    sheets:dict,      # epochs done -> PIL image, as in a run's `samples`
-    pictures:int=10,  # of each sheet
-    rows:int=6,       # sheets
-    columns:int=8,    # of the sheets
-    pad:int=2,        # pixels between their pictures
+    sheets: dict,  # epochs done -> PIL image, as in a run's `samples`
+    pictures: int = 10,  # of each sheet
+    rows: int = 6,  # sheets
+    columns: int = 8,  # of the sheets
+    pad: int = 2,  # pixels between their pictures
 ) -> Figure:
     "A column for each prompt and seed, a row for each of some epochs."
-    if not sheets: return nothing('no sheet of samples is saved yet')
-    kept = [(e, _spread_out(_of_sheet(sheets[e], columns, pad), pictures)) for e in _spread_out(sorted(sheets), rows)]
+    if not sheets:
+        return nothing('no sheet of samples is saved yet')
+    kept = [
+        (e, _spread_out(_of_sheet(sheets[e], columns, pad), pictures))
+        for e in _spread_out(sorted(sheets), rows)
+    ]
     count, shape = max(len(images) for _, images in kept), _shape(kept[0][1][0])
-    width, height = max(4.5, .95 + .82 * count), .82 * shape * len(kept) + .4
+    width, height = max(4.5, 0.95 + 0.82 * count), 0.82 * shape * len(kept) + 0.4
     fig = Figure(figsize=(width, height))
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     ax.axis('off')
-    ax.text(.08, height - .08, 'The same prompts and seeds through training', va='top', fontsize=10)
+    ax.text(0.08, height - 0.08, 'The same prompts and seeds through training', va='top', fontsize=10)
     for i, (epoch, images) in enumerate(kept):
-        y = height - .35 - (i + .5) * .82 * shape
-        _row(ax, images, .9, y, .78)
-        ax.text(.82, y, f'epoch {epoch}' if epoch else 'base', ha='right', va='center')
+        y = height - 0.35 - (i + 0.5) * 0.82 * shape
+        _row(ax, images, 0.9, y, 0.78)
+        ax.text(0.82, y, f'epoch {epoch}' if epoch else 'base', ha='right', va='center')
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #2ce2cb0c
-def _label(canvas, text, y, size): ImageDraw.Draw(canvas).text((0, y), text, fill='black', font_size=size)
+def _label(canvas, text, y, size):
+    ImageDraw.Draw(canvas).text((0, y), text, fill='black', font_size=size)
+
 
 def before_after(
-    base,                        # tensor (B, 3, H, W) in [0, 1] or list of PIL images
-    tuned,                       # the same prompts and seeds
-    names:tuple=('base', 'tuned'),
-    columns:int=12,
-    scale:int=1,
+    base,  # tensor (B, 3, H, W) in [0, 1] or list of PIL images
+    tuned,  # the same prompts and seeds
+    names: tuple = ('base', 'tuned'),
+    columns: int = 12,
+    scale: int = 1,
 ) -> Image.Image:
     "Rows of base and tuned pictures, one above the other, with their names."
     gap, strips = 14, []
     for start in range(0, len(base), columns):
-        strips += [(name, sheet(part[start:start + columns], columns, scale)) for name, part in zip(names, (base, tuned))]
+        strips += [
+            (name, sheet(part[start : start + columns], columns, scale))
+            for name, part in zip(names, (base, tuned))
+        ]
     width, height = max(s.width for _, s in strips), sum(s.height + gap for _, s in strips)
     canvas, y = Image.new('RGB', (width, height), 'white'), 0
     for name, strip in strips:
         _label(canvas, name, y, 11)
-        canvas.paste(strip, (0, y + gap)); y += strip.height + gap
+        canvas.paste(strip, (0, y + gap))
+        y += strip.height + gap
     return canvas

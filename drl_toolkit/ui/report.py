@@ -25,37 +25,55 @@ from ..utils.images import to_pil
 from ..utils.templates import encode_figure, encode_image, render
 
 # %% ../../nbs/ui/02_report.ipynb #f7e3ac80
-INK, GOOD, BAD = '#333333', '#0072B2', '#D55E00'     # Okabe and Ito's blue and vermilion: told apart by everybody
-DRIFT = {'drift/high frequency': '#CC79A7', 'drift/edge density': '#009E73', 'drift/colour entropy': '#E69F00'}   # their colours
+INK, GOOD, BAD = (
+    '#333333',
+    '#0072B2',
+    '#D55E00',
+)  # Okabe and Ito's blue and vermilion: told apart by everybody
+DRIFT = {
+    'drift/high frequency': '#CC79A7',
+    'drift/edge density': '#009E73',
+    'drift/colour entropy': '#E69F00',
+}  # their colours
+
 
 def forest(
-    rewards:pd.DataFrame,   # of `evaluate_rewards`
-    names:tuple=('base', 'tuned'),
+    rewards: pd.DataFrame,  # of `evaluate_rewards`
+    names: tuple = ('base', 'tuned'),
 ) -> Figure:
     "Effect of the change on every reward, with its interval."
     rows = rewards.iloc[::-1].reset_index(drop=True)
-    fig = Figure(figsize=(7.5, .24 * len(rows) + 1.1), layout='constrained')
+    fig = Figure(figsize=(7.5, 0.24 * len(rows) + 1.1), layout='constrained')
     ax = fig.subplots()
-    ax.axvline(0, color=INK, lw=.8)
-    for y, row in rows.iterrows(): _interval(ax, y, row)
-    ax.text(1.01, len(rows) - .1, 'wins', transform=ax.get_yaxis_transform(), fontsize=7, color=INK)
+    ax.axvline(0, color=INK, lw=0.8)
+    for y, row in rows.iterrows():
+        _interval(ax, y, row)
+    ax.text(1.01, len(rows) - 0.1, 'wins', transform=ax.get_yaxis_transform(), fontsize=7, color=INK)
     ax.set_yticks(range(len(rows)), [f'{r.reward}, {r.prompts}' for r in rows.itertuples()], fontsize=7)
-    ax.set_ylim(-.7, len(rows) - .3)
+    ax.set_ylim(-0.7, len(rows) - 0.3)
     ax.tick_params(axis='x', labelsize=8)
-    ax.set_xlabel(f"{names[1]} less {names[0]}, in standard deviations of the {names[0]} model's values; 95 % intervals\n"
-                  'filled: trained on; hollow: held out', fontsize=8)
+    ax.set_xlabel(
+        f"{names[1]} less {names[0]}, in standard deviations of the {names[0]} model's values; 95 % "
+        "intervals\n"
+        'filled: trained on; hollow: held out',
+        fontsize=8,
+    )
     ax.spines[['top', 'right', 'left']].set_visible(False)
     return fig
+
 
 def _interval(ax, y, row):
     "An effect with its interval, and the share of wins at the right."
     colour = GOOD if row.effect_low > 0 else BAD if row.effect_high < 0 else '0.55'
     ax.plot([row.effect_low, row.effect_high], [y, y], color=colour, lw=1.6)
     ax.plot(row.effect, y, 'o', color=colour, mfc=colour if row.trained else 'white', ms=5.5)
-    ax.text(1.01, y, f'{row.win_rate:.0%}', transform=ax.get_yaxis_transform(), va='center', fontsize=7, color=INK)
+    ax.text(
+        1.01, y, f'{row.win_rate:.0%}', transform=ax.get_yaxis_transform(), va='center', fontsize=7, color=INK
+    )
+
 
 def over_optimisation(
-    looks:pd.DataFrame,     # of `looks_of`
+    looks: pd.DataFrame,  # of `looks_of`
 ) -> Figure:
     "Training against held-out rewards through the epochs, and the drift below."
     fig = Figure(figsize=(7.5, 4.4), layout='constrained')
@@ -63,7 +81,7 @@ def over_optimisation(
     _reward_lines(top, looks)
     for name in [name for name in DRIFT if name in looks]:
         bottom.plot(looks['epoch'], looks[name], color=DRIFT[name], lw=1.5, label=name.removeprefix('drift/'))
-    bottom.axhline(0, color=INK, lw=.6)
+    bottom.axhline(0, color=INK, lw=0.6)
     bottom.set_xlabel('epochs', fontsize=8)
     bottom.set_ylabel('drift, same unit', fontsize=8)
     bottom.legend(fontsize=7, frameon=False)
@@ -72,40 +90,54 @@ def over_optimisation(
         ax.spines[['top', 'right']].set_visible(False)
     return fig
 
+
 def _reward_lines(ax, looks):
     "Single rewards in gray, their means in colour, and where the held-out ones were best."
     epochs = looks['epoch']
     for name in [c for c in looks if c not in ('epoch', 'trained', 'watched') and not c.startswith('drift/')]:
         ax.plot(epochs, looks[name], color='0.75', lw=1)
-        ax.text(epochs.iloc[-1], looks[name].iloc[-1], f' {name}', fontsize=7, color='0.45', va='center', clip_on=False)
+        ax.text(
+            epochs.iloc[-1],
+            looks[name].iloc[-1],
+            f' {name}',
+            fontsize=7,
+            color='0.45',
+            va='center',
+            clip_on=False,
+        )
     ax.plot(epochs, looks['trained'], color=BAD, lw=2, label='training rewards')
     ax.plot(epochs, looks['watched'], color=GOOD, lw=2, label='held-out rewards')
     best = turned(looks)
     if best is not None:
         ax.axvline(best, color=INK, ls=':', lw=1)
-        ax.text(best, .02, ' best of the held-out', transform=ax.get_xaxis_transform(), fontsize=7, color=INK)
-    ax.axhline(0, color=INK, lw=.6)
+        ax.text(
+            best, 0.02, ' best of the held-out', transform=ax.get_xaxis_transform(), fontsize=7, color=INK
+        )
+    ax.axhline(0, color=INK, lw=0.6)
     ax.set_ylabel("change, in the base's\nstandard deviations", fontsize=8)
     ax.legend(fontsize=7, frameon=False)
 
 # %% ../../nbs/ui/02_report.ipynb #d356a1c6
 class CaptionedFigure(NamedTuple):
     "A figure of the page."
+
     figure: Figure
     caption: str
+
 
 @dataclass
 class Evaluation:
     "Base against tuned, with everything that was found."
+
     comparison: Comparison
-    rewards: pd.DataFrame        # of `evaluate_rewards`
-    drift: pd.DataFrame          # of `drift`
-    prompt_sets: list                 # of `PromptSet`
-    base: dict                   # prompt_set's name -> images
+    rewards: pd.DataFrame  # of `evaluate_rewards`
+    drift: pd.DataFrame  # of `drift`
+    prompt_sets: list  # of `PromptSet`
+    base: dict  # prompt_set's name -> images
     tuned: dict
-    models: tuple                # what base and tuned are, as the command was given them
-    seed: int = 0                # of the noise
-    run: Run = None              # of the tuned model, where it is one
+    models: tuple  # what base and tuned are, as the command was given them
+    seed: int = 0  # of the noise
+    run: Run = None  # of the tuned model, where it is one
 
     @property
     def names(self) -> tuple[str, str]:
@@ -117,37 +149,54 @@ class Evaluation:
         "Held-out rewards through the run's training."
         return looks_of(self.run.metrics()) if self.run else pd.DataFrame()
 
-    def figures(self) -> dict[str, CaptionedFigure]:   # by name
+    def figures(self) -> dict[str, CaptionedFigure]:  # by name
         "All figures of the page, in its order."
         names, compared = self.names, self.comparison
         found = dict(rewards=CaptionedFigure(forest(self.rewards, names), FOREST))
-        if len(self.looks) > 1: found['watched'] = CaptionedFigure(over_optimisation(self.looks), HELD_OUT)
+        if len(self.looks) > 1:
+            found['watched'] = CaptionedFigure(over_optimisation(self.looks), HELD_OUT)
         if compared.tones:
             bars = plots.tone_bars(compared.tones, compared.pictures_per_prompt, names)
             found['tones'] = CaptionedFigure(bars, TONES.format(*names))
         if self.run and self.run.metrics():
-            found['curves'] = CaptionedFigure(plots.reward_curves(self.run.metrics()), 'The rewards through training.')
+            found['curves'] = CaptionedFigure(
+                plots.reward_curves(self.run.metrics()), 'The rewards through training.'
+            )
         return found
+
 
 FOREST = 'Every reward on the same pairs of pictures. Blue intervals lie above zero, vermilion ones below.'
 HELD_OUT = 'Training rewards against held-out rewards, through training.'
-TONES = ('Skin tones of each occupation: {} on the left of each pair, {} on the right. '
-         'The gray band is where an even model would be.')
+TONES = (
+    'Skin tones of each occupation: {} on the left of each pair, {} on the right. '
+    'The gray band is where an even model would be.'
+)
 
-def sentences(
-    found:Evaluation
-) -> list:   # of strings
+
+def sentences(found: Evaluation) -> list:  # of strings
     "What was found, in words: gains that are more than luck, losses that are, and what moved too far."
     rows = found.rewards
     held_out = rows[~rows['trained']]
-    trained = [f'{r.reward} ({r.prompts} prompts): {r.effect:+.2f} standard deviations, {r.win_rate:.0%} wins'
-               for r in rows[rows['trained']].itertuples()]
-    lists = [('Trained', trained), ('Also better, though held out', _named(held_out[held_out['effect_low'] > 0])),
-             ('Worse', _named(held_out[held_out['effect_high'] < 0])), ('Moved far from the base', alarms(found.drift))]
+    trained = [
+        f'{r.reward} ({r.prompts} prompts): {r.effect:+.2f} standard deviations, {r.win_rate:.0%} wins'
+        for r in rows[rows['trained']].itertuples()
+    ]
+    lists = [
+        ('Trained', trained),
+        ('Also better, though held out', _named(held_out[held_out['effect_low'] > 0])),
+        ('Worse', _named(held_out[held_out['effect_high'] < 0])),
+        ('Moved far from the base', alarms(found.drift)),
+    ]
     best = turned(found.looks)
     if best is not None:
-        lists.append(('Over-optimised', [f'the held-out rewards had their best at epoch {best} and never came back to it']))
+        lists.append(
+            (
+                'Over-optimised',
+                [f'the held-out rewards had their best at epoch {best} and never came back to it'],
+            )
+        )
     return [f'{title}: {"; ".join(items)}.' for title, items in lists if items]
+
 
 def _named(rows):
     "Each reward with the sets of prompts that it is about."
@@ -156,83 +205,129 @@ def _named(rows):
 # %% ../../nbs/ui/02_report.ipynb #1f52b474
 class ReportFigure(NamedTuple):
     "A figure as the page holds it."
+
     address: str
     caption: str
 
+
 class SheetPair(NamedTuple):
     "A picture of each model, as the page holds it."
+
     prompt: str
     base: str
     tuned: str
 
+
 def data_uri(
-    picture,              # a Figure, or a PIL image
-    most:int=256,         # longest side of an image; a figure keeps its size
+    picture,  # a Figure, or a PIL image
+    most: int = 256,  # longest side of an image; a figure keeps its size
 ) -> str:
     "The address of a picture in a page that stands alone: it holds the picture."
-    if isinstance(picture, Figure): return encode_figure(picture, 'png', dpi=130).uri
+    if isinstance(picture, Figure):
+        return encode_figure(picture, 'png', dpi=130).uri
     small = picture.copy()
     small.thumbnail((most, most))
     return encode_image(small, 'WEBP', quality=92, method=4).uri
 
+
 def _first_prompts(prompt_set, count):
     "Rows of the first pictures of different prompts; the second pictures where there are too few prompts."
     at = {}
-    for i, prompt in enumerate(prompt_set.prompts): at.setdefault(prompt, []).append(i)
+    for i, prompt in enumerate(prompt_set.prompts):
+        at.setdefault(prompt, []).append(i)
     rounds = [rows[k] for k in range(max(map(len, at.values()))) for rows in at.values() if k < len(rows)]
     return rounds[:count]
+
 
 def _sheets(found, count=16):
     "The first pictures of each prompt_set, of both models."
     for prompt_set in found.prompt_sets:
         rows = _first_prompts(prompt_set, count)
-        base, tuned = ([data_uri(image) for image in to_pil(images[prompt_set.name][rows])] for images in (found.base, found.tuned))
+        base, tuned = (
+            [data_uri(image) for image in to_pil(images[prompt_set.name][rows])]
+            for images in (found.base, found.tuned)
+        )
         pairs = [SheetPair(prompt_set.prompts[i], b, t) for i, b, t in zip(rows, base, tuned)]
         yield dict(title=f'{prompt_set.kind}, {prompt_set.split.replace("_", " ")}', pairs=pairs)
 
+
 def _objective_table(comparison):
     "Objectives and guards, a row each."
-    def interval(r): return '' if r.low is None else f'{r.low:+.3f} … {r.high:+.3f}'
+
+    def interval(r):
+        return '' if r.low is None else f'{r.low:+.3f} … {r.high:+.3f}'
+
     columns = 'objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures'
-    rows = [(r.objective, r.prompts, r.base, r.tuned, f'{r.change:+.3f}', interval(r), r.floor, r.pictures) for r in comparison.rows]
+    rows = [
+        (r.objective, r.prompts, r.base, r.tuned, f'{r.change:+.3f}', interval(r), r.floor, r.pictures)
+        for r in comparison.rows
+    ]
     return pd.DataFrame(rows, columns=columns)
 
-def _intervals(low, high, form): return [f'{a:{form}} … {b:{form}}' for a, b in zip(low, high)]
+
+def _intervals(low, high, form):
+    return [f'{a:{form}} … {b:{form}}' for a, b in zip(low, high)]
+
 
 def _reward_table(rewards, names):
     "Every reward, a row each."
     models = {names[0]: rewards['base'], names[1]: rewards['tuned']}
-    effect = dict(effect=rewards['effect'], interval=_intervals(rewards['effect_low'], rewards['effect_high'], '+.2f'))
-    wins = {'wins': [f'{w:.0%}' for w in rewards['win_rate']], 'interval ': _intervals(rewards['win_low'], rewards['win_high'], '.0%')}
+    effect = dict(
+        effect=rewards['effect'], interval=_intervals(rewards['effect_low'], rewards['effect_high'], '+.2f')
+    )
+    wins = {
+        'wins': [f'{w:.0%}' for w in rewards['win_rate']],
+        'interval ': _intervals(rewards['win_low'], rewards['win_high'], '.0%'),
+    }
     return pd.DataFrame(dict(rewards[['reward', 'prompts', 'pictures']]) | models | effect | wins)
 
+
 def page(
-    found:Evaluation,
-    command:str='',      # that makes it
-) -> str:                # HTML
+    found: Evaluation,
+    command: str = '',  # that makes it
+) -> str:  # HTML
     "The whole evaluation as one file."
     names, models = found.names, found.models
     count = sum(len(p.prompts) for p in found.prompt_sets)
-    facts = f'{count:,} pictures of each model, noise from seed {found.seed}. {names[0]}: {models[0]}. {names[1]}: {models[1]}.'
+    facts = (
+        f'{count:,} pictures of each model, noise from seed {found.seed}. {names[0]}: {models[0]}. '
+        f'{names[1]}: {models[1]}.'
+    )
     figures = {name: ReportFigure(data_uri(f.figure), f.caption) for name, f in found.figures().items()}
-    return str(render(
-        'ui/templates/report.html', title=f'{Path(models[1]).name}: {names[1]} against {names[0]}', facts=facts, names=names,
-        sentences=sentences(found), figures=figures, objectives=_objective_table(found.comparison),
-        rewards=_reward_table(found.rewards, names), trained=list(found.rewards['trained']), drift=found.drift,
-        sheets=_sheets(found), command=command, config=found.run.config if found.run else {}))
+    return str(
+        render(
+            'ui/templates/report.html',
+            title=f'{Path(models[1]).name}: {names[1]} against {names[0]}',
+            facts=facts,
+            names=names,
+            sentences=sentences(found),
+            figures=figures,
+            objectives=_objective_table(found.comparison),
+            rewards=_reward_table(found.rewards, names),
+            trained=list(found.rewards['trained']),
+            drift=found.drift,
+            sheets=_sheets(found),
+            command=command,
+            config=found.run.config if found.run else {},
+        )
+    )
 
 # %% ../../nbs/ui/02_report.ipynb #afbb6f22
 def write_report(
-    out:Path,
-    found:Evaluation,
-    command:str='',   # that makes it
-) -> list:            # of the files' names
+    out: Path,
+    found: Evaluation,
+    command: str = '',  # that makes it
+) -> list:  # of the files' names
     "The page, and the same for programs."
     out, written = Path(out), []
+
     def save(name, write):
         atomic_write(out / name, write)
         written.append(name)
-    def save_text(name, content): save(name, lambda part: part.write_text(content, encoding='utf-8'))
+
+    def save_text(name, content):
+        save(name, lambda part: part.write_text(content, encoding='utf-8'))
+
     write_json(out / 'summary.json', found.comparison.summary | _seconds(found.run))
     written.append('summary.json')
     save_text('table.md', table(found.comparison) + '\n')
@@ -247,15 +342,19 @@ def write_report(
         written.append('ballot')
     return written
 
+
 def _seconds(run):
     "What training took, where there was a run."
-    if not run: return {}
+    if not run:
+        return {}
     return dict(seconds=dict(train=round(sum(r['seconds'] for r in run.metrics() if r['task'] is None), 1)))
+
 
 def _shown(found, count=12):
     "The first pictures of different prompts of each prompt_set."
     rows = {p.name: _first_prompts(p, count) for p in found.prompt_sets}
     return [torch.cat([images[name][i] for name, i in rows.items()]) for images in (found.base, found.tuned)]
+
 
 def _ballot(folder, found, most=64):
     "Pairs of pictures of every prompt_set in turn, each prompt once."

@@ -22,84 +22,102 @@ from ..utils.web import Access, access_to
 
 # %% ../../nbs/ui/06_voting.ipynb #9102008e
 def ballot_page(
-    ballot:Ballot,
-    voter:str,       # name
-    address:str,     # of the page: the form is sent there
-    pictures:str,    # their address is PICTURES/ID/left.png
-    query:str=''     # after the address of a picture
-) -> str:            # HTML
+    ballot: Ballot,
+    voter: str,  # name
+    address: str,  # of the page: the form is sent there
+    pictures: str,  # their address is PICTURES/ID/left.png
+    query: str = '',  # after the address of a picture
+) -> str:  # HTML
     "The next pair of a voter, or the count."
     pair, names = ballot.draw(voter), ballot.names
-    return render('ui/templates/vote.html', pair=pair, action=address, pictures=pictures, query=query, seen=ballot.seen(voter),
-                  total=len(ballot.pairs), names=names, count=None if pair else ballot.result(), title='', problem='')
+    return render(
+        'ui/templates/vote.html',
+        pair=pair,
+        action=address,
+        pictures=pictures,
+        query=query,
+        seen=ballot.seen(voter),
+        total=len(ballot.pairs),
+        names=names,
+        count=None if pair else ballot.result(),
+        title='',
+        problem='',
+    )
 
-def problem_page(
-    title:str,
-    problem:str
-) -> str:   # HTML
+
+def problem_page(title: str, problem: str) -> str:  # HTML
     "What went wrong, in place of a pair."
     return render('ui/templates/vote.html', title=title, problem=problem)
 
 # %% ../../nbs/ui/06_voting.ipynb #e0878279
-MOST = 1000   # bytes of a vote
+MOST = 1000  # bytes of a vote
+
 
 @dataclass
 class VotingPage:
     "The addresses of a voting page: GET shows the next pair, POST is a vote, and each picture has one."
-    ballot_of: Callable[[Request], Ballot]           # which ballot a request is about; `ValueError` or `OSError` where there is none
-    path: str                                        # of the page
-    pictures: str                                    # of the pictures
+
+    ballot_of: Callable[
+        [Request], Ballot
+    ]  # which ballot a request is about; `ValueError` or `OSError` where there is none
+    path: str  # of the page
+    pictures: str  # of the pictures
     voters: Voters = field(default_factory=Voters)
-    hide: Callable[[str], str] = str                 # takes the place of a folder out of an error
+    hide: Callable[[str], str] = str  # takes the place of a folder out of an error
 
     def router(self) -> APIRouter:
         "As FastAPI takes it."
         router = APIRouter()
         router.add_api_route(self.path, self.show, methods=['GET'], response_model=None)
         router.add_api_route(self.path, self.vote, methods=['POST'], response_model=None)
-        router.add_api_route(self.pictures + '/{id}/{side}.png', self.picture, methods=['GET'], response_model=None)
+        router.add_api_route(
+            self.pictures + '/{id}/{side}.png', self.picture, methods=['GET'], response_model=None
+        )
         return router
 
-    def show(self,
-        request:Request
-    ) -> Response:
+    def show(self, request: Request) -> Response:
         "The next pair."
         try:
             ballot = self.ballot_of(request)
             cookie, voter = self._voter(request, ballot)
-            page = ballot_page(ballot, voter, self._address(request), self.pictures.strip('/') or '.', self._query(request))
-        except (OSError, ValueError) as e: return self._failed('This ballot cannot be shown', e, 500)
+            page = ballot_page(
+                ballot, voter, self._address(request), self.pictures.strip('/') or '.', self._query(request)
+            )
+        except (OSError, ValueError) as e:
+            return self._failed('This ballot cannot be shown', e, 500)
         answer = HTMLResponse(page, headers={'cache-control': 'no-store'})
         answer.set_cookie('voter', cookie, max_age=31536000, httponly=True, samesite='strict')
         return answer
 
-    async def vote(self,
-        request:Request
-    ) -> Response:
+    async def vote(self, request: Request) -> Response:
         "Write a vote down, and show the next pair."
         body = await read_body(request.receive, request.headers.get('content-length'), MOST)
-        if body.refusal: return PlainTextResponse(body.refusal.why, body.refusal.status)
+        if body.refusal:
+            return PlainTextResponse(body.refusal.why, body.refusal.status)
         sent = {k: v[0] for k, v in parse_qs(body.data.decode('utf-8', 'replace')).items()}
         return await run_in_threadpool(self._write, request, sent.get('pair', ''), sent.get('choice', ''))
 
     def _write(self, request, pair, choice):
-        try: self.voters.vote(self.ballot_of(request), pair, choice, request.cookies.get('voter', ''), request.client.host)
-        except PermissionError as e: return self._failed('This vote does not count', e, 403)
-        except (OSError, ValueError) as e: return self._failed('This vote could not be written', e, 400)
+        try:
+            self.voters.vote(
+                self.ballot_of(request), pair, choice, request.cookies.get('voter', ''), request.client.host
+            )
+        except PermissionError as e:
+            return self._failed('This vote does not count', e, 403)
+        except (OSError, ValueError) as e:
+            return self._failed('This vote could not be written', e, 400)
         return RedirectResponse(self._address(request), 303)
 
-    def picture(self,
-        request:Request,
-        id:str,
-        side:str
-    ) -> Response:
+    def picture(self, request: Request, id: str, side: str) -> Response:
         "The left or the right picture of a pair, as its file is."
         try:
             ballot = self.ballot_of(request)
-            if id not in ballot.pairs or side not in ('left', 'right'): return PlainTextResponse('there is nothing here', 404)
+            if id not in ballot.pairs or side not in ('left', 'right'):
+                return PlainTextResponse('there is nothing here', 404)
             letter = ballot.side(id, side, self._voter(request, ballot)[1])
             data = read_plain(ballot.folder / f'{id}_{letter}.png', 2**26, inside=ballot.folder)
-        except (OSError, ValueError) as e: return self._failed('This picture cannot be shown', e, 500)
+        except (OSError, ValueError) as e:
+            return self._failed('This picture cannot be shown', e, 500)
         return Response(data, media_type='image/png', headers={'cache-control': 'no-store'})
 
     def _voter(self, request, ballot):
@@ -112,40 +130,51 @@ class VotingPage:
         run = request.query_params.get('run')
         return f'?{urlencode(dict(run=run))}' if run else ''
 
-    def _address(self, request): return (self.path.strip('/') or './') + self._query(request)
+    def _address(self, request):
+        return (self.path.strip('/') or './') + self._query(request)
 
     def _failed(self, title, error, status):
         "What is wrong, without the place of a folder."
         return HTMLResponse(problem_page(title, self.hide(' '.join(str(error).split()))), status)
 
 # %% ../../nbs/ui/06_voting.ipynb #ca534b91
-CONTENT = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+CONTENT = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors "
+    "'none'"
+)
+
 
 class VoteGuard(Guard):
     "Lets in who may vote; a token moves from the address into a cookie."
+
     async def admit(self, request, scope, receive, send):
         if request.method == 'GET' and 'token' in request.query_params:
             return await with_cookie(request, self.access)(scope, receive, send)
         await self.app(scope, receive, send)
 
+
 def vote_app(
-    ballot:Ballot,
-    access:Access=Access(),  # who may come in
-    voters:Voters=None       # new ones by default
+    ballot: Ballot,
+    access: Access = Access(),  # who may come in
+    voters: Voters = None,  # new ones by default
 ) -> FastAPI:
     "The voting page of one ballot as an ASGI application."
-    page = VotingPage(lambda request: ballot, '/', '', voters or Voters(), hide=lambda words: complaint_of(words, ballot))
+    page = VotingPage(
+        lambda request: ballot, '/', '', voters or Voters(), hide=lambda words: complaint_of(words, ballot)
+    )
     app = FastAPI(openapi_url=None)
     app.include_router(page.router())
     app.add_middleware(VoteGuard, access=access, headers=HEADERS | {'content-security-policy': CONTENT})
     return app
 
+
 def vote_server(
-    ballot:Ballot,
-    host:str='127.0.0.1',   # '0.0.0.0' opens it to the network, for those who have the token
-    port:int=8200,          # 0 takes any free one
-    access:Access=None,     # who may come in; of the host by default
-    voters:Voters=None      # new ones by default
-) -> Server:                # `serve_forever()` runs it, `server_address` is where
+    ballot: Ballot,
+    host: str = '127.0.0.1',  # '0.0.0.0' opens it to the network, for those who have the token
+    port: int = 8200,  # 0 takes any free one
+    access: Access = None,  # who may come in; of the host by default
+    voters: Voters = None,  # new ones by default
+) -> Server:  # `serve_forever()` runs it, `server_address` is where
     "A server of one ballot, not yet running."
-    return Server(vote_app(ballot, access or access_to(host), voters), host, port, seconds=30.)
+    return Server(vote_app(ballot, access or access_to(host), voters), host, port, seconds=30.0)

@@ -42,25 +42,31 @@ from ..utils.images import sheet, to_pil
 from ..utils.templates import EncodedImage, duration, encode_image, environment
 
 # %% ../../nbs/ui/03_widgets.ipynb #d7c830ff
-_html = environment.get_template('ui/templates/widgets.html').module   # its macros
+_html = environment.get_template('ui/templates/widgets.html').module  # its macros
+
 
 def encoded(
-    picture, # a matplotlib `Figure` or a PIL image
+    picture,  # a matplotlib `Figure` or a PIL image
 ) -> EncodedImage:
     "A picture as a PNG file."
-    if isinstance(picture, Figure): return EncodedImage(plots.png(picture), 'image/png')
+    if isinstance(picture, Figure):
+        return EncodedImage(plots.png(picture), 'image/png')
     return encode_image(picture, 'PNG')
 
+
 def img(
-    picture,       # a matplotlib `Figure` or a PIL image
-    alt:str,       # what is seen, in words
-    width:int=0,   # pixels on the page; its own when 0
-) -> Markup:       # HTML
-    "A picture as part of a page. It shrinks with the page, and is decoded before it is shown, so that it does not flicker."
+    picture,  # a matplotlib `Figure` or a PIL image
+    alt: str,  # what is seen, in words
+    width: int = 0,  # pixels on the page; its own when 0
+) -> Markup:  # HTML
+    """A picture as part of a page.
+
+    It shrinks with the page, and is decoded before it is shown, so that it does not flicker."""
     return _html.img(encoded(picture).uri, alt, width)
 
+
 def stacked(
-    pictures:list   # of figures and PIL images
+    pictures: list,  # of figures and PIL images
 ) -> Image.Image:
     "Pictures one below the other."
     images = [Image.open(io.BytesIO(encoded(p).data)).convert('RGB') for p in pictures]
@@ -77,12 +83,14 @@ def unattended() -> bool:
     kernel = getattr(get_ipython(), 'kernel', None)
     return kernel is not None and not getattr(kernel, '_allow_stdin', True)
 
+
 class View:
     "Controls in a `box`, and a `still` of them."
-    box: W.Widget        # what is shown where widgets are
-    what: str            # one line of text, where not even pictures are
 
-    def still(self):     # a matplotlib `Figure` or a PIL image
+    box: W.Widget  # what is shown where widgets are
+    what: str  # one line of text, where not even pictures are
+
+    def still(self):  # a matplotlib `Figure` or a PIL image
         "What the controls would show now."
         raise NotImplementedError
 
@@ -92,27 +100,37 @@ class View:
 
     def redraw(self, change=None):
         "Draw, if somebody could be looking."
-        if not unattended(): self.draw()
+        if not unattended():
+            self.draw()
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         live = {} if unattended() else self.box._repr_mimebundle_()
-        still = stacked([self.still()]).quantize(256, dither=Image.Dither.NONE)          # a third of the bytes; text stays sharp
+        still = stacked([self.still()]).quantize(
+            256, dither=Image.Dither.NONE
+        )  # a third of the bytes; text stays sharp
         file = io.BytesIO()
         still.save(file, 'PNG')
         return live | {'text/plain': repr(self), 'image/png': base64.b64encode(file.getvalue()).decode()}
 
-    def __repr__(self): return f'{type(self).__name__}: {self.what}'
+    def __repr__(self):
+        return f'{type(self).__name__}: {self.what}'
 
 # %% ../../nbs/ui/03_widgets.ipynb #4f8c590e
 class Mailbox:
     "The messages that wait for this kernel while its main thread is busy."
+
     def __init__(self):
         self.kernel, self.held = getattr(get_ipython(), 'kernel', None), []
 
-    def socket(self): # of ZeroMQ, or None
+    def socket(self):  # of ZeroMQ, or None
         "Where messages wait, if this is ipykernel 7 and its main thread."
-        if not hasattr(self.kernel, 'shell_main') or threading.current_thread() is not threading.main_thread(): return None
+        if (
+            not hasattr(self.kernel, 'shell_main')
+            or threading.current_thread() is not threading.main_thread()
+        ):
+            return None
         from ipykernel.eventloops import get_shell_stream
+
         stream = get_shell_stream(self.kernel)
         return stream and stream.socket
 
@@ -121,23 +139,30 @@ class Mailbox:
         socket = self.socket()
         while socket is not None and socket.poll(0):
             message = socket.recv_multipart(copy=False)
-            if not self.handled(message): self.held.append(message)
+            if not self.handled(message):
+                self.held.append(message)
 
     def handled(self, message) -> bool:
         "Whether it came from a widget."
         session = self.kernel.session
         idents, parts = session.feed_identities(message, copy=False) if len(message) > 1 else (None, None)
-        kind = parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']   # a glance; a message can be opened once only
-        if kind not in ('comm_msg', 'comm_close'): return False
+        kind = (
+            parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']
+        )  # a glance; a message can be opened once only
+        if kind not in ('comm_msg', 'comm_close'):
+            return False
         message = session.deserialize(parts, copy=False)
         self.kernel.shell_handlers[kind](None, idents, message)
-        self.kernel._publish_status('idle', 'shell', parent=message)            # a slider sends its next value when it hears this
-        self.kernel._publish_status('busy', 'shell')                            # for the cell goes on
+        self.kernel._publish_status(
+            'idle', 'shell', parent=message
+        )  # a slider sends its next value when it hears this
+        self.kernel._publish_status('busy', 'shell')  # for the cell goes on
         return True
 
     def put_back(self):
         "The kept messages are the next that the kernel reads, in their order."
-        for message in self.held: self.kernel.io_loop.add_callback(self.kernel.shell_main, None, message)
+        for message in self.held:
+            self.kernel.io_loop.add_callback(self.kernel.shell_main, None, message)
         self.held = []
 
 # %% ../../nbs/ui/03_widgets.ipynb #372fdf68
@@ -145,38 +170,50 @@ class RunCommand:
     """What the buttons want of a run, for a `ControlCallback`: 'run', 'pause' or 'stop', and 'save' as long as that is not done.
 
     Reading it lets waiting clicks through."""
-    def __init__(self): self.mail, self.lasting, self.save = Mailbox(), 'run', False
+
+    def __init__(self):
+        self.mail, self.lasting, self.save = Mailbox(), 'run', False
 
     @property
-    def want(self) -> str: # one of `RUN_COMMANDS`
+    def want(self) -> str:  # one of `RUN_COMMANDS`
         self.mail.read()
         return 'save' if self.save else self.lasting
-    @want.setter
-    def want(self, value): self.met(value)                       # a listener that begins; no lasting wish is forgotten by that
 
-    def met(self,
-        then:str   # one of `RUN_COMMANDS`; what lasts is known here
+    @want.setter
+    def want(self, value):
+        self.met(value)  # a listener that begins; no lasting wish is forgotten by that
+
+    def met(
+        self,
+        then: str,  # one of `RUN_COMMANDS`; what lasts is known here
     ):
         "A save was done."
         self.save = False
 
-    def press(self,
-        want:str   # one of `RUN_COMMANDS`
+    def press(
+        self,
+        want: str,  # one of `RUN_COMMANDS`
     ):
         "What a button does."
-        if want not in RUN_COMMANDS: raise ValueError(f"want must be one of {', '.join(map(repr, RUN_COMMANDS))}; got {want!r}")
-        if want == 'save': self.save = True
-        else: self.lasting = want
+        if want not in RUN_COMMANDS:
+            raise ValueError(f"want must be one of {', '.join(map(repr, RUN_COMMANDS))}; got {want!r}")
+        if want == 'save':
+            self.save = True
+        else:
+            self.lasting = want
+
 
 def time_left(
-    trainer    # that runs
-) -> float:    # seconds
+    trainer,  # that runs
+) -> float:  # seconds
     "That the epochs still to come take if they are like the last five; 0 before the first one."
     last, config = [record['seconds'] for record in trainer.history[-5:]], trainer.config
-    if not last: return 0.
+    if not last:
+        return 0.0
     left = (config.epochs - trainer.epoch) * sum(last) / len(last)
-    if not config.minutes: return left
-    return min(left, max(0., 60 * config.minutes - sum(r['seconds'] for r in trainer.history)))
+    if not config.minutes:
+        return left
+    return min(left, max(0.0, 60 * config.minutes - sum(r['seconds'] for r in trainer.history)))
 
 # %% ../../nbs/ui/03_widgets.ipynb #66e04beb
 def _class_shares(values, count):
@@ -184,15 +221,25 @@ def _class_shares(values, count):
     seen = torch.bincount(values[values >= 0], minlength=count)[:count]
     return (seen / max(1, len(values))).tolist()
 
+
 def _class_bars(ax, first, now, names):
     "Shares of each class, now and in the first epoch."
     count = len(names)
     colours = plots.SKIN_COLOURS if tuple(names) == tuple(TONES) else plots.COLOURS[0]
-    ax.bar(range(count), _class_shares(now, count), color=colours, edgecolor='k', lw=.8)
-    ax.bar(range(count), _class_shares(first, count), .9, color='none', edgecolor=plots.QUIET, lw=1.5, ls=(0, (2, 1)))
-    ax.axhline(1 / count, color='k', lw=.6)
+    ax.bar(range(count), _class_shares(now, count), color=colours, edgecolor='k', lw=0.8)
+    ax.bar(
+        range(count),
+        _class_shares(first, count),
+        0.9,
+        color='none',
+        edgecolor=plots.QUIET,
+        lw=1.5,
+        ls=(0, (2, 1)),
+    )
+    ax.axhline(1 / count, color='k', lw=0.6)
     ax.set_xticks(range(count), names, rotation=30, ha='right')
     ax.set_ylabel('share of pictures')
+
 
 def _reward_bars(ax, first, now):
     "Histograms of rewards, now and in the first epoch."
@@ -201,49 +248,67 @@ def _reward_bars(ax, first, now):
     ax.hist(first.tolist(), edges, histtype='step', color=plots.QUIET, lw=1.5)
     ax.set(xlabel='reward', ylabel='pictures')
 
+
 class Spread(NamedTuple):
     "Rewards of an epoch, and the classes that the reward saw, if it did."
-    rewards: torch.Tensor               # (B,)
-    classes: torch.Tensor = None        # (B,); -1 where it could not be read
-    names: tuple = ()                   # of the classes
+
+    rewards: torch.Tensor  # (B,)
+    classes: torch.Tensor = None  # (B,); -1 where it could not be read
+    names: tuple = ()  # of the classes
+
 
 @plots.styled
 def spreads(
-    first:dict[str, Spread],   # by task, of the first epoch
-    now:dict[str, Spread],     # the same, of the last
+    first: dict[str, Spread],  # by task, of the first epoch
+    now: dict[str, Spread],  # the same, of the last
 ) -> Figure:
     "How rewards, or the classes that a reward saw, are spread: now in colour, in the first epoch in gray."
-    fig = Figure(figsize=(3. * len(now), 2.5), layout='constrained')
+    fig = Figure(figsize=(3.0 * len(now), 2.5), layout='constrained')
     axes = fig.subplots(1, len(now), squeeze=False)[0]
     for ax, (task, (values, classes, names)) in zip(axes, now.items()):
-        if classes is None: _reward_bars(ax, first[task][0], values)
-        else: _class_bars(ax, first[task][1], classes, names)
+        if classes is None:
+            _reward_bars(ax, first[task][0], values)
+        else:
+            _class_bars(ax, first[task][1], classes, names)
         ax.set_title(f'{task}: now, and at first (gray)')
     return fig
 
 # %% ../../nbs/ui/03_widgets.ipynb #d6644ed3
-BUTTONS = dict(   # what a button wants -> its text, icon and tooltip
+BUTTONS = dict(  # what a button wants -> its text, icon and tooltip
     pause=('Pause', 'pause', 'wait after this epoch'),
     run=('Resume', 'play', 'go on'),
     stop=('Stop after this epoch', 'stop', 'end in good order; what was trained is kept'),
-    save=('Save now', 'save', 'checkpoint and weights, after this epoch'))
-STATES = dict(pause='will pause after this epoch', run='training', stop='will stop after this epoch', save='will be saved')
+    save=('Save now', 'save', 'checkpoint and weights, after this epoch'),
+)
+STATES = dict(
+    pause='will pause after this epoch',
+    run='training',
+    stop='will stop after this epoch',
+    save='will be saved',
+)
+
 
 class Monitor(ControlCallback, View):
     "Shows a run while it trains, and lets it be paused, stopped and saved. The last of the callbacks."
-    def __init__(self,
-        run:Run=None,       # where 'save now' writes; without it there is nothing to save to
-        pictures:int=8,     # per task
-        share:float=.02,    # of the training time that drawing may take
+
+    def __init__(
+        self,
+        run: Run = None,  # where 'save now' writes; without it there is nothing to save to
+        pictures: int = 8,  # per task
+        share: float = 0.02,  # of the training time that drawing may take
     ):
-        if not 0 < share <= 1: raise ValueError(f'share must be in (0, 1]; share is {share!r}')
-        if pictures < 1: raise ValueError(f'pictures must be 1 or more; pictures is {pictures!r}')
+        if not 0 < share <= 1:
+            raise ValueError(f'share must be in (0, 1]; share is {share!r}')
+        if pictures < 1:
+            raise ValueError(f'pictures must be 1 or more; pictures is {pictures!r}')
         super().__init__(run, RunCommand())
         self.pictures, self.share = pictures, share
-        self.spent = self.trained = self.cost = 0.         # seconds: drawing so far, training so far, the last drawing
+        self.spent = self.trained = self.cost = (
+            0.0  # seconds: drawing so far, training so far, the last drawing
+        )
         self.state, self.what = 'not started', 'no epoch yet'
         self.rows, self.first, self.now, self.sheets = [], {}, {}, {}
-        self.thread:threading.Thread|None = None
+        self.thread: threading.Thread | None = None
         self.failure = None
         self._build()
 
@@ -263,48 +328,62 @@ class Monitor(ControlCallback, View):
 
     def _enable(self, running):
         "Only buttons that would do something can be pressed."
-        for want, button in self.buttons.items(): button.disabled = not running or (want == 'save' and self.run is None)
+        for want, button in self.buttons.items():
+            button.disabled = not running or (want == 'save' and self.run is None)
 
-    def ask(self,
-        want:str   # one of `RUN_COMMANDS`
+    def ask(
+        self,
+        want: str,  # one of `RUN_COMMANDS`
     ):
         "What a button does."
         self.control.press(want)
         self.say(STATES[want])
 
-    def say(self,
-        state:str=None   # the same as before by default
+    def say(
+        self,
+        state: str = None,  # the same as before by default
     ):
         "The line at the top."
-        if state: self.state = state
+        if state:
+            self.state = state
         self.head.value = str(_html.status(self.state, self.what))
 
 # %% ../../nbs/ui/03_widgets.ipynb #2159da54
 @patch
 @contextmanager
-def accounted(self:Monitor):
+def accounted(self: Monitor):
     "The time in here is the monitor's own."
     began = time.perf_counter()
-    try: yield
-    finally: self.spent += time.perf_counter() - began
+    try:
+        yield
+    finally:
+        self.spent += time.perf_counter() - began
+
 
 @patch
-def before_fit(self:Monitor, trainer):
+def before_fit(self: Monitor, trainer):
     "Show the controls, and the curves of a run that goes on."
     self.rows, self.state = [row for record in trainer.history for row in rows_of(record)], 'training'
     self.bar.max, self.bar.value = trainer.config.epochs, trainer.epoch
     self._enable(True)
     self.tell(trainer)
-    if self.rows: self.redraw()
+    if self.rows:
+        self.redraw()
     self.handle = display(self, display_id=True)
+
 
 def _small(images, most=128):
     "Images whose longer side is at most `most` pixels."
     side = max(images.shape[-2:])
-    return images if side <= most else torch.nn.functional.interpolate(images, scale_factor=most / side, mode='area')
+    return (
+        images
+        if side <= most
+        else torch.nn.functional.interpolate(images, scale_factor=most / side, mode='area')
+    )
+
 
 @patch
-def after_sample(self:Monitor, trainer, task, trajectory, rewards, advantage):
+def after_sample(self: Monitor, trainer, task, trajectory, rewards, advantage):
     "Small copies of some pictures, and the rewards."
     with self.accounted():
         shown = self.pictures
@@ -312,15 +391,18 @@ def after_sample(self:Monitor, trainer, task, trajectory, rewards, advantage):
         self.sheets[task.name] = (images.cpu(), trajectory.prompts[:shown], rewards[:shown].tolist())
         self.now[task.name] = Spread(rewards.cpu())
 
+
 @patch
-def after_plan(self:Monitor, trainer, batch, minibatches):
+def after_plan(self: Monitor, trainer, batch, minibatches):
     "The classes that a reward saw, if it did."
     with self.accounted():
         for seen in batch.observations.values():
-            if seen.names: self.now[batch.task.name] = Spread(batch.values[0].cpu(), seen.values.cpu(), seen.names)
+            if seen.names:
+                self.now[batch.task.name] = Spread(batch.values[0].cpu(), seen.values.cpu(), seen.names)
+
 
 @patch
-def after_epoch(self:Monitor, trainer, record):
+def after_epoch(self: Monitor, trainer, record):
     "Draw what can be afforded; then do what the buttons want."
     self.trained += record['seconds']
     with self.accounted():
@@ -328,137 +410,183 @@ def after_epoch(self:Monitor, trainer, record):
         self.first = self.now | self.first
         self.control.mail.read()
         self.tell(trainer)
-        if not self.cost or self.spent + self.cost <= self.share * self.trained: self.redraw()
+        if not self.cost or self.spent + self.cost <= self.share * self.trained:
+            self.redraw()
     if self.control.want == 'pause':
         self.redraw()
         self.say('paused')
     ControlCallback.after_epoch(self, trainer, record)
     self.say('training')
 
+
 @patch
-def after_fit(self:Monitor, trainer):
+def after_fit(self: Monitor, trainer):
     "The last picture, and the end of the buttons."
     self.control.mail.put_back()
     self._enable(False)
     self.redraw()
     self.tell(trainer, over=True)
-    self.say('failed' if sys.exc_info()[0] else 'done' if trainer.epoch >= trainer.config.epochs else 'stopped')
-    if self.handle: self.handle.update(self)
+    self.say(
+        'failed' if sys.exc_info()[0] else 'done' if trainer.epoch >= trainer.config.epochs else 'stopped'
+    )
+    if self.handle:
+        self.handle.update(self)
 
 # %% ../../nbs/ui/03_widgets.ipynb #5c95bb12
 @patch
-def tell(self:Monitor, trainer, over:bool=False):
+def tell(self: Monitor, trainer, over: bool = False):
     "How far it is, in words."
     words, left = [f'epoch {trainer.epoch} of {trainer.config.epochs}'], time_left(trainer)
-    if left > 0 and not over: words.append(f'about {duration(left)} left')
+    if left > 0 and not over:
+        words.append(f'about {duration(left)} left')
     tasks = trainer.history[-1]['tasks'].items() if trainer.history else ()
     self.what = ' · '.join(words + [_task_words(name, row) for name, row in tasks])
     self.bar.value = trainer.epoch
     self.say()
 
+
 def _task_words(name, row):
     metric, _ = headline_of(row)
     return f'{name}: {metric} {row[metric]:.3f}'
 
+
 @patch
-def draw(self:Monitor):
+def draw(self: Monitor):
     "Curves, spreads and pictures as they are now."
     began = time.perf_counter()
-    if self.rows: self.curves.value = img(plots.reward_curves(self.rows), f'curves of the rewards, {self.what}')
+    if self.rows:
+        self.curves.value = img(plots.reward_curves(self.rows), f'curves of the rewards, {self.what}')
     if self.now and self.first:
-        self.spread.value = img(spreads(self.first, self.now), 'histograms of rewards and classes, now and in the first epoch')
+        self.spread.value = img(
+            spreads(self.first, self.now), 'histograms of rewards and classes, now and in the first epoch'
+        )
     self.samples.value = ''.join(self._sheet(name) for name in self.sheets)
     self.cost = time.perf_counter() - began
 
+
 @patch
-def _sheet(self:Monitor, name):
+def _sheet(self: Monitor, name):
     "A task's newest pictures, as HTML."
     images, prompts, rewards = self.sheets[name]
     words = '; '.join(f'{p} ({r:.2f})' for p, r in zip(prompts, rewards))
     return _html.sheet(name, img(sheet(images, len(images)), words))
 
+
 @patch
-def still(self:Monitor):
+def still(self: Monitor):
     "Curves, spreads and pictures in one picture; a blank one before there is anything."
     parts = [plots.reward_curves(self.rows)] if self.rows else [Image.new('RGB', (300, 20), 'white')]
-    if self.first: parts.append(spreads(self.first, self.now))
+    if self.first:
+        parts.append(spreads(self.first, self.now))
     return stacked(parts + [sheet(images, len(images)) for images, *_ in self.sheets.values()])
 
 # %% ../../nbs/ui/03_widgets.ipynb #d720f53e
 @patch
-def save(self:Monitor, trainer):
+def save(self: Monitor, trainer):
     "As `Listener` does, if there is a run."
-    if not self.run: return
+    if not self.run:
+        return
     ControlCallback.save(self, trainer)
     self.say('saved, paused' if self.control.lasting == 'pause' else 'saved')
 
+
 @patch
-def start(self:Monitor,
-    trainer,           # which has this monitor among its callbacks
-    epochs:int=None,   # in all, as for `fit`
+def start(
+    self: Monitor,
+    trainer,  # which has this monitor among its callbacks
+    epochs: int = None,  # in all, as for `fit`
 ):
     """`fit` in a thread: the notebook stays free, and buttons work in every front end.
 
     Leave the policy alone until `wait` returns, or the run is paused."""
     if self not in trainer.callbacks:
         raise ValueError('callbacks of the trainer must hold this monitor: Trainer(…, callbacks=[monitor])')
-    if self.thread and self.thread.is_alive(): raise ValueError('a run of this monitor is on already; stop it, or wait for it')
+    if self.thread and self.thread.is_alive():
+        raise ValueError('a run of this monitor is on already; stop it, or wait for it')
     threads = torch.get_num_threads()
+
     def work():
-        torch.set_num_threads(threads)                                 # a new thread does not know this number
-        try: trainer.fit(epochs)
-        except BaseException as e:                                     # said here, and raised by `wait`
+        torch.set_num_threads(threads)  # a new thread does not know this number
+        try:
+            trainer.fit(epochs)
+        except BaseException as e:  # said here, and raised by `wait`
             self.failure = e
             self.say(f'failed: {e}')
+
     self.failure, self.thread = None, threading.Thread(target=work, daemon=True)
     self.thread.start()
 
+
 @patch
-def wait(self:Monitor):
+def wait(self: Monitor):
     "Until the run that `start` began has ended; an error in it is raised here."
-    if self.thread: self.thread.join()
-    if self.failure: raise self.failure
+    if self.thread:
+        self.thread.join()
+    if self.failure:
+        raise self.failure
 
 # %% ../../nbs/ui/03_widgets.ipynb #cc307e2c
-WIDE = dict(width='420px')   # a layout
+WIDE = dict(width='420px')  # a layout
+
 
 def _labelled(widget, name):
     widget.description = name
     widget.style.description_width = '90px'
     return widget
 
+
 def _slider(name, low, high, value=None, **more):
     "A slider that is as wide as the others."
-    return _labelled(W.IntSlider(value=low if value is None else value, min=low, max=high, layout=WIDE, **more), name)
+    return _labelled(
+        W.IntSlider(value=low if value is None else value, min=low, max=high, layout=WIDE, **more), name
+    )
+
 
 def _choice(name, options, **more):
     "A list to choose from."
     return _labelled(W.Dropdown(options=options, layout=WIDE, **more), name)
 
-def _known(value, form): return 'unknown' if math.isnan(value) else format(value, form)
+
+def _known(value, form):
+    return 'unknown' if math.isnan(value) else format(value, form)
+
 
 def step_words(
-    path,       # of `TaskFrames.paths`
-    step:int    # steps that are done
+    path,  # of `TaskFrames.paths`
+    step: int,  # steps that are done
 ) -> str:
     "What is known of a step, in words."
     advantage = f'advantage {path.advantage:+.2f}'
-    if step == len(path.steps): return advantage
-    return ' · '.join([
-        f'next: step {path.steps[step] + 1}, timestep {path.timesteps[step]:g}', f'noise {_known(path.noise_std[step], ".3f")}',
-        f'log-prob {_known(path.log_prob[step], ".3f")} nats per dimension',
-        f'ratio after the update {_known(path.ratio[step], ".4f")}', f'KL to the base {_known(path.kl[step], ".3f")} nats',
-        advantage, 'clipped' if path.clipped[step] else 'trained' if path.trained[step] else 'not trained'])
+    if step == len(path.steps):
+        return advantage
+    return ' · '.join(
+        [
+            f'next: step {path.steps[step] + 1}, timestep {path.timesteps[step]:g}',
+            f'noise {_known(path.noise_std[step], ".3f")}',
+            f'log-prob {_known(path.log_prob[step], ".3f")} nats per dimension',
+            f'ratio after the update {_known(path.ratio[step], ".4f")}',
+            f'KL to the base {_known(path.kl[step], ".3f")} nats',
+            advantage,
+            'clipped' if path.clipped[step] else 'trained' if path.trained[step] else 'not trained',
+        ]
+    )
+
 
 class PathExplorer(View):
     "Steps through recorded paths."
-    def __init__(self,
-        paths:list,      # of `frames.Path`, such as `read_frames(run, epoch).tasks[name].paths`
-        width:int=192,   # pixels of a picture on the page
+
+    def __init__(
+        self,
+        paths: list,  # of `frames.Path`, such as `read_frames(run, epoch).tasks[name].paths`
+        width: int = 192,  # pixels of a picture on the page
     ):
-        if not paths: raise ValueError('paths must be a list of recorded paths; paths is empty')
+        if not paths:
+            raise ValueError('paths must be a list of recorded paths; paths is empty')
         self.paths, self.width, self.page = list(paths), width, W.HTML()
-        self.sample, self.step = _slider('path', 0, len(paths) - 1), _slider('steps done', 0, len(paths[0].steps))
+        self.sample, self.step = (
+            _slider('path', 0, len(paths) - 1),
+            _slider('steps done', 0, len(paths[0].steps)),
+        )
         self.play = W.Play(min=0, max=self.step.max, interval=500, show_repeat=True)
         W.jslink((self.play, 'value'), (self.step, 'value'))
         self.box = W.VBox([self.sample, W.HBox([self.step, self.play]), self.page])
@@ -485,8 +613,11 @@ class PathExplorer(View):
     def draw(self):
         "Latents and predicted picture, and the words below; at the end the picture alone."
         path, step = self.path, min(self.step.value, len(self.path.steps))
-        shown = [(path.noisy[step], 'latents, decoded'), (path.predicted[step], 'predicted picture')] \
-            if step < len(path.steps) else [(path.noisy[step], 'finished picture')]
+        shown = (
+            [(path.noisy[step], 'latents, decoded'), (path.predicted[step], 'predicted picture')]
+            if step < len(path.steps)
+            else [(path.noisy[step], 'finished picture')]
+        )
         pictures = [(img(picture, f'{name}, {self.what}', self.width), name) for picture, name in shown]
         self.page.value = str(_html.step(path, pictures, step_words(path, step)))
 
@@ -498,37 +629,42 @@ class PathExplorer(View):
 @dataclass
 class LivePath:
     "A path in memory, with the names of a `frames.Path`."
+
     sample: int
     prompt: str
     advantage: float
-    noisy: list              # of T+1 PIL images
-    predicted: list          # of T PIL images
-    steps: np.ndarray        # (T,), as all that follow
+    noisy: list  # of T+1 PIL images
+    predicted: list  # of T PIL images
+    steps: np.ndarray  # (T,), as all that follow
     timesteps: np.ndarray
     log_prob: np.ndarray
-    kl: np.ndarray           # nats, to the base; NaN where the policy has none at hand
+    kl: np.ndarray  # nats, to the base; NaN where the policy has none at hand
     noise_std: np.ndarray
-    ratio: np.ndarray        # 1: nothing was updated
-    trained: np.ndarray      # no step was
+    ratio: np.ndarray  # 1: nothing was updated
+    trained: np.ndarray  # no step was
     clipped: np.ndarray
+
 
 @torch.no_grad()
 def live_path(
-    policy:Policy,
-    traj:Trajectory,      # drawn by this policy
-    sample:int=0,
-    advantage:float=0.,
+    policy: Policy,
+    traj: Trajectory,  # drawn by this policy
+    sample: int = 0,
+    advantage: float = 0.0,
 ) -> LivePath:
     "A sample's path, computed again by the policy that drew it."
     count, tables = policy.num_steps, policy.coefficients
     latents, steps = traj.latents[:-1, sample].float(), torch.arange(count)
+
     def predict():
         model_output = policy.predict(latents, steps, policy.encode([traj.prompts[sample]] * count))
         return model_output, tables.transition(model_output, steps, latents)
+
     model_output, here = predict()
     kl = torch.full((count,), math.nan)
     if policy.knows_base:
-        with policy.reference(): kl = here.kl(predict()[1])
+        with policy.reference():
+            kl = here.kl(predict()[1])
     noisy = to_pil(policy.decode(tables.model_input(latents, steps))) + to_pil(traj.images[[sample]])
     predicted = to_pil(policy.decode(tables.clean_and_noise(model_output, steps, latents)[0]))
     numbers = [v.cpu().numpy() for v in (steps, policy.timesteps, traj.log_probs[:, sample], kl, tables.std)]
@@ -539,24 +675,26 @@ def live_path(
 @dataclass
 class LiveTask:
     "One family in memory, with the names of a `frames.TaskFrames`."
-    samples: pd.DataFrame    # prompt, seed, group, advantage and a reward
-    rewards: list            # the reward's name
-    pictures: dict           # sample -> PIL image
-    split: int               # steps that are shared
-    paths: list              # of `LivePath`
+
+    samples: pd.DataFrame  # prompt, seed, group, advantage and a reward
+    rewards: list  # the reward's name
+    pictures: dict  # sample -> PIL image
+    split: int  # steps that are shared
+    paths: list  # of `LivePath`
 
     @property
     def shown(self) -> list:
         "Samples with a picture."
         return list(self.pictures)
 
+
 def family(
-    policy:Policy,
-    reward,                  # a `Reward`, or a plain function
-    prompt:str,
-    split:int,               # steps that are shared
-    count:int,               # branches
-    seed:int=0,
+    policy: Policy,
+    reward,  # a `Reward`, or a plain function
+    prompt: str,
+    split: int,  # steps that are shared
+    count: int,  # branches
+    seed: int = 0,
 ) -> LiveTask:
     "Branches of one path, scored; their advantage is the z-score within the family."
     reward = reward if isinstance(reward, Reward) else Reward(reward)
@@ -564,28 +702,39 @@ def family(
     traj = branch_rollout(policy, prompts, groups, policy.num_steps - split, seed)
     values = reward(traj.images, prompts, groups).cpu()
     z = (values - values.mean()) / values.std(correction=0).clamp(min=1e-8)
-    table = pd.DataFrame(dict(prompt=prompts, seed=traj.seeds, group=0, advantage=z.tolist()) | {reward.name: values.tolist()})
+    table = pd.DataFrame(
+        dict(prompt=prompts, seed=traj.seeds, group=0, advantage=z.tolist()) | {reward.name: values.tolist()}
+    )
     best = int(values.argmax())
     pictures = dict(enumerate(to_pil(traj.images)))
     return LiveTask(table, [reward.name], pictures, split, [live_path(policy, traj, best, z[best].item())])
 
+
 class BranchExplorer(View):
     "Grows a family of pictures from a common beginning."
-    def __init__(self,
-        policy:Policy,
-        reward,                                 # a `Reward`, or a plain function
-        prompt:str='a portrait of a doctor',
-        branches:int=6,                         # at first
-        seed:int=0,
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward,  # a `Reward`, or a plain function
+        prompt: str = 'a portrait of a doctor',
+        branches: int = 6,  # at first
+        seed: int = 0,
     ):
-        if branches < 2: raise ValueError(f'branches must be 2 or more; branches is {branches!r}')
+        if branches < 2:
+            raise ValueError(f'branches must be 2 or more; branches is {branches!r}')
         self.policy, self.reward, self.seed, self.page = policy, reward, seed, W.HTML()
         self.prompt = _labelled(W.Text(prompt, continuous_update=False, layout=WIDE), 'prompt')
-        self.split = _slider('shared', 0, policy.num_steps - 1, policy.num_steps // 3, continuous_update=False)
+        self.split = _slider(
+            'shared', 0, policy.num_steps - 1, policy.num_steps // 3, continuous_update=False
+        )
         self.count = _slider('branches', 2, max(8, branches), branches, continuous_update=False)
-        self.again = W.Button(description='Resample', icon='refresh', tooltip='the same family with new noise')
+        self.again = W.Button(
+            description='Resample', icon='refresh', tooltip='the same family with new noise'
+        )
         self.box = W.VBox([self.prompt, self.split, self.count, self.again, self.page])
-        for control in (self.prompt, self.split, self.count): control.observe(self.grow, 'value')
+        for control in (self.prompt, self.split, self.count):
+            control.observe(self.grow, 'value')
         self.again.on_click(self.resample)
         self.sample()
         self.redraw()
@@ -603,7 +752,9 @@ class BranchExplorer(View):
 
     def sample(self):
         "Draw and score a family as the controls say."
-        self.task = family(self.policy, self.reward, self.prompt.value, self.split.value, self.count.value, self.seed)
+        self.task = family(
+            self.policy, self.reward, self.prompt.value, self.split.value, self.count.value, self.seed
+        )
 
     def grow(self, change=None):
         "Sample, score and draw; what cannot be scored is said in the place of the picture."
@@ -611,8 +762,10 @@ class BranchExplorer(View):
         try:
             self.sample()
             self.redraw()
-        except (ValueError, TypeError) as e: self.page.value = str(_html.problem(str(e)))
-        finally: self.again.disabled, self.again.description = False, 'Resample'
+        except (ValueError, TypeError) as e:
+            self.page.value = str(_html.problem(str(e)))
+        finally:
+            self.again.disabled, self.again.description = False, 'Resample'
 
     def draw(self):
         "The tree, with its rewards in words."
@@ -626,21 +779,29 @@ class BranchExplorer(View):
 # %% ../../nbs/ui/03_widgets.ipynb #213b4a2b
 class Demographics(View):
     "Moves through the epochs of a run that reads classes, such as tones of skin."
-    def __init__(self,
-        run:Run,
-        target:tuple=None,    # the shares that are wanted; even ones when None
+
+    def __init__(
+        self,
+        run: Run,
+        target: tuple = None,  # the shares that are wanted; even ones when None
     ):
         self.run, self.target, self.epochs, self.page = run, target, recorded_epochs(run), W.HTML()
         first = read_frames(run, self.epochs[0]).tasks if self.epochs else {}
-        found = [(f'{what} ({name})', (name, what)) for name, task in first.items() for what in task.categories]
+        found = [
+            (f'{what} ({name})', (name, what)) for name, task in first.items() for what in task.categories
+        ]
         if not found:
-            raise RunError(f'{str(run.folder)!r} has kept no classes to show; choose a run with a fairness task and its frames')
+            raise RunError(
+                f'{str(run.folder)!r} has kept no classes to show; choose a run with a fairness task and '
+                'its frames'
+            )
         self.category, self.prompt = _choice('classes', found), _choice('prompt', ['all prompts'])
         epochs = [(str(e + 1), e) for e in self.epochs]
         self.epoch = _labelled(W.SelectionSlider(options=epochs, value=self.epochs[-1], layout=WIDE), 'epoch')
         self.box = W.VBox([self.category, self.epoch, self.prompt, self.page])
         self.category.observe(self.turn, 'value')
-        for control in (self.epoch, self.prompt): control.observe(self.redraw, 'value')
+        for control in (self.epoch, self.prompt):
+            control.observe(self.redraw, 'value')
         self.turn()
 
     @property
@@ -655,8 +816,9 @@ class Demographics(View):
         task, what = self.category.value
         return read_frames(self.run, self.epochs[0]).tasks[task].categories[what]
 
-    def samples(self,
-        epoch:int   # one that was recorded
+    def samples(
+        self,
+        epoch: int,  # one that was recorded
     ) -> pd.DataFrame:
         "The chosen task's samples, of the chosen prompt."
         found = read_frames(self.run, epoch).tasks[self.category.value[0]].samples
@@ -674,35 +836,44 @@ class Demographics(View):
 
     def still(self):
         "The histograms."
-        return plots.demographics(self.samples(self.epoch.value), self.category.value[1], target=self.target,
-                                  base=self.samples(self.epochs[0]), names=self.names)
+        return plots.demographics(
+            self.samples(self.epoch.value),
+            self.category.value[1],
+            target=self.target,
+            base=self.samples(self.epochs[0]),
+            names=self.names,
+        )
 
 # %% ../../nbs/ui/03_widgets.ipynb #841dfe30
 EXAMPLE = '''def redness(images, prompts):   # (B, 3, H, W) in [0, 1] -> (B,)
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))'''
 
+
 def function_in(
-    text:str,         # Python that defines a function; the last one counts
-    names:dict=None,  # what it may use beside the notebook's names, `torch`, `F` and `reward`
+    text: str,  # Python that defines a function; the last one counts
+    names: dict = None,  # what it may use beside the notebook's names, `torch`, `F` and `reward`
 ) -> Reward:
     "The reward that a text defines."
     tree = ast.parse(text, '<reward>')
     defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    if not defined: raise ValueError('the text must define a function: def name(images, prompts): …')
+    if not defined:
+        raise ValueError('the text must define a function: def name(images, prompts): …')
     ours = dict(torch=torch, F=torch.nn.functional, reward=rewards.reward)
     names = ours | getattr(get_ipython(), 'user_ns', {}) | (names or {})
     exec(compile(tree, '<reward>', 'exec'), names)
     made = names[defined[-1]]
     return made if isinstance(made, Reward) else Reward(made)
 
-def mistake(
-    error:BaseException
-) -> str:
+
+def mistake(error: BaseException) -> str:
     "An error in one line, with the line of the text where it happened."
-    if isinstance(error, SyntaxError): line, words = error.lineno, error.msg
-    else: line, words = _line_of(error), error
+    if isinstance(error, SyntaxError):
+        line, words = error.lineno, error.msg
+    else:
+        line, words = _line_of(error), error
     where = f' in line {line}' if line else ''
     return f'{type(error).__name__}{where}: {words}'
+
 
 def _line_of(error):
     "The last line of the text that was running."
@@ -712,9 +883,9 @@ def _line_of(error):
 # %% ../../nbs/ui/03_widgets.ipynb #9dfb9855
 @plots.styled
 def worst_and_best(
-    images:torch.Tensor,  # (B, 3, H, W)
-    values:torch.Tensor,  # (B,)
-    show:int=10,          # pictures of each
+    images: torch.Tensor,  # (B, 3, H, W)
+    values: torch.Tensor,  # (B,)
+    show: int = 10,  # pictures of each
 ) -> Figure:
     "The pictures that a reward likes least and most, with its values, and how the values are spread."
     order, show = values.argsort(), min(show, len(values))
@@ -726,11 +897,12 @@ def worst_and_best(
     _valued_row(axes['best'], 'best', images, values, order[-show:])
     return fig
 
+
 def _valued_row(ax, name, images, values, rows):
     "Some pictures beside each other, with their values below."
     canvas = sheet(images[rows].cpu(), len(rows))
     ax.imshow(canvas, interpolation='nearest', aspect='equal')
-    middles = [(i + .5) * canvas.width / len(rows) for i in range(len(rows))]
+    middles = [(i + 0.5) * canvas.width / len(rows) for i in range(len(rows))]
     ax.set_xticks(middles, [f'{values[r]:.3g}' for r in rows])
     ax.set_yticks([])
     ax.set_ylabel(name)
@@ -740,15 +912,19 @@ def _valued_row(ax, name, images, values, rows):
 # %% ../../nbs/ui/03_widgets.ipynb #77088342
 class RewardLab(View):
     "Edit a reward, and see what it likes."
-    def __init__(self,
-        text:str=EXAMPLE,           # or a function, whose source is taken
-        images:torch.Tensor=None,   # (B, 3, H, W); the shipped model's `base_samples` by default
-        prompts:list=None,          # of B strings, with the images
-        others:list=None,           # rewards that an examination compares it with, as `check_reward` takes them
+
+    def __init__(
+        self,
+        text: str = EXAMPLE,  # or a function, whose source is taken
+        images: torch.Tensor = None,  # (B, 3, H, W); the shipped model's `base_samples` by default
+        prompts: list = None,  # of B strings, with the images
+        others: list = None,  # rewards that an examination compares it with, as `check_reward` takes them
     ):
         if (images is None) != (prompts is None):
             missing = 'images' if images is None else 'prompts'
-            raise ValueError(f'RewardLab: images and prompts must both be given, or neither; {missing} is None')
+            raise ValueError(
+                f'RewardLab: images and prompts must both be given, or neither; {missing} is None'
+            )
         self.images, self.prompts = base_samples() if images is None else (images, list(prompts))
         self.others = others
         function = getattr(text, 'score', text)
@@ -762,7 +938,9 @@ class RewardLab(View):
         self.page = W.HTML()
         self.text = W.Textarea(text, layout=W.Layout(width='100%', height='110px'), continuous_update=False)
         self.score = W.Button(description='Score', icon='play', button_style='primary')
-        self.examine = W.Button(description='Examine', icon='search', tooltip='all of check_reward; some seconds')
+        self.examine = W.Button(
+            description='Examine', icon='search', tooltip='all of check_reward; some seconds'
+        )
         self.box = W.VBox([self.text, W.HBox([self.score, self.examine]), self.page])
         self.text.observe(self.redraw, 'value')
         self.score.on_click(self.redraw)
@@ -773,14 +951,16 @@ class RewardLab(View):
         self.reward = function_in(self.text.value, self.names)
         self.values, self.what = self.reward(self.images, self.prompts), f'a lab with {self.reward.name}'
 
-    def attempt(self,
-        page   # a function that returns HTML
+    def attempt(
+        self,
+        page,  # a function that returns HTML
     ):
         "Show a page, or the mistake that was made in the text."
         try:
             self.read()
             self.page.value = page()
-        except (Exception, SystemExit) as e: self.page.value = str(_html.problem(mistake(e)))
+        except (Exception, SystemExit) as e:
+            self.page.value = str(_html.problem(mistake(e)))
 
     def draw(self):
         "What the reward likes."
@@ -790,23 +970,26 @@ class RewardLab(View):
         "What the reward likes."
         return worst_and_best(self.images, self.values)
 
-    def examined(self) -> str: # HTML
+    def examined(self) -> str:  # HTML
         "All of `check_reward`."
         return check_reward(self.reward, self.images, self.prompts, others=self.others)._repr_html_()
 
-    def scored(self) -> str: # HTML
+    def scored(self) -> str:  # HTML
         "Worst and best pictures, and how the values are spread."
         v, name = self.values, self.reward.name
         words = f'mean {v.mean():.4g}, std {v.std():.3g}, from {v.min():.4g} to {v.max():.4g}'
-        return str(_html.scored(name, words, img(self.still(), f'the pictures that {name} likes least and most')))
+        return str(
+            _html.scored(name, words, img(self.still(), f'the pictures that {name} likes least and most'))
+        )
 
 # %% ../../nbs/ui/03_widgets.ipynb #3ca3f5af
 def spent_so_far(
-    runs:dict,   # name -> `Run`
-    task:str,
-) -> pd.DataFrame: # as `plots.method_curves` takes it
+    runs: dict,  # name -> `Run`
+    task: str,
+) -> pd.DataFrame:  # as `plots.method_curves` takes it
     "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
     return pd.DataFrame([row for name, run in runs.items() for row in _spent_rows(name, run.metrics(), task)])
+
 
 def _spent_rows(name, metrics, task):
     "The same of one run."
@@ -814,26 +997,37 @@ def _spent_rows(name, metrics, task):
     each = [dict(epoch=e, seconds=r['seconds'], nfe=r['nfe']) for e, r in sorted(whole.items())]
     spent = pd.DataFrame(each).set_index('epoch').cumsum()
     mine = [r for r in metrics if r['task'] == task and r['epoch'] in spent.index]
-    return [dict(method=name, seed=0, epoch=r['epoch'], reward=r[headline_of(r)[0]]) | spent.loc[r['epoch']].to_dict()
-            for r in mine]
+    return [
+        dict(method=name, seed=0, epoch=r['epoch'], reward=r[headline_of(r)[0]])
+        | spent.loc[r['epoch']].to_dict()
+        for r in mine
+    ]
+
 
 class RunComparison(View):
     "Two runs beside each other."
-    def __init__(self,
-        runs:dict,       # name -> `Run`; two of them
+
+    def __init__(
+        self,
+        runs: dict,  # name -> `Run`; two of them
     ):
-        if len(runs) != 2: raise ValueError(f'runs must be two runs with different names; got {len(runs)} names')
+        if len(runs) != 2:
+            raise ValueError(f'runs must be two runs with different names; got {len(runs)} names')
         self.runs, self.page = dict(runs), W.HTML()
         self.sheets = {name: _sheet_files(run) for name, run in runs.items()}
         both = sorted(set.intersection(*map(set, self.sheets.values())))
         tasks = list(dict.fromkeys(r['task'] for run in runs.values() for r in run.metrics() if r['task']))
         if not tasks or not both:
-            folders, lack = ' and '.join(repr(str(r.folder)) for r in runs.values()), 'epochs' if not tasks else 'sheets of the same epoch'
+            folders, lack = (
+                ' and '.join(repr(str(r.folder)) for r in runs.values()),
+                'epochs' if not tasks else 'sheets of the same epoch',
+            )
             raise RunError(f'{folders} have no {lack} to compare')
         self.task = _choice('task', tasks)
         self.epoch = _labelled(W.SelectionSlider(options=both, value=both[-1], layout=WIDE), 'epochs done')
         self.box = W.VBox([self.task, self.epoch, self.page])
-        for control in (self.task, self.epoch): control.observe(self.redraw, 'value')
+        for control in (self.task, self.epoch):
+            control.observe(self.redraw, 'value')
         self.redraw()
 
     @property
@@ -854,16 +1048,19 @@ class RunComparison(View):
         sheets = [(name, img(self.sheet(name), f'samples of {name} {after}')) for name in self.runs]
         self.page.value = str(_html.beside(sheets, img(self.curves(), f'curves of {self.what}')))
 
-    def sheet(self,
-        name:str   # of a run
+    def sheet(
+        self,
+        name: str,  # of a run
     ) -> Image.Image:
         "Samples of a run after the chosen number of epochs."
-        with Image.open(self.sheets[name][self.epoch.value], formats=['PNG']) as image: return image.convert('RGB')
+        with Image.open(self.sheets[name][self.epoch.value], formats=['PNG']) as image:
+            return image.convert('RGB')
 
     def still(self):
         "Sheets above each other, and the curves."
         samples = plots.before_after(*[[self.sheet(name)] for name in self.runs], tuple(self.runs), columns=1)
         return stacked([samples, self.curves()])
+
 
 def _sheet_files(run):
     "Files by the number of epochs done."

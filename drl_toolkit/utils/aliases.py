@@ -6,26 +6,38 @@
 __all__ = ['FIELDS', 'METRICS', 'with_new_names', 'record_with_new_names']
 
 # %% ../../nbs/utils/07_aliases.ipynb #2f0c11c4
-FIELDS = dict(                                # of a configuration, and of policy.json
-    credit='advantage', updates='num_minibatches', average='ema_decay', store='latents_dtype',
-    keep_graphs='reuse_graphs', noisy_from='sde_start', noisy_steps='sde_steps', min_rows='min_batch_size')
-METRICS = dict(                               # of metrics.jsonl and of what methods are compared by
-    flat_groups='frac_zero_std', clipped_high='clip_fraction_high', clipped_low='clip_fraction_low',
-    evaluations='nfe', advice='diagnosis')
+FIELDS = dict(  # of a configuration, and of policy.json
+    credit='advantage',
+    updates='num_minibatches',
+    average='ema_decay',
+    store='latents_dtype',
+    keep_graphs='reuse_graphs',
+    noisy_from='sde_start',
+    noisy_steps='sde_steps',
+    min_rows='min_batch_size',
+)
+METRICS = dict(  # of metrics.jsonl and of what methods are compared by
+    flat_groups='frac_zero_std',
+    clipped_high='clip_fraction_high',
+    clipped_low='clip_fraction_low',
+    evaluations='nfe',
+    advice='diagnosis',
+)
 
 # %% ../../nbs/utils/07_aliases.ipynb #2f0c11c5
 def with_new_names(
-    saved:dict,    # as it was read from a file
-    names:dict,    # old name -> new name: `FIELDS` or `METRICS`
-) -> dict:         # the same with new names; a new name that is there already stays as it is
+    saved: dict,  # as it was read from a file
+    names: dict,  # old name -> new name: `FIELDS` or `METRICS`
+) -> dict:  # the same with new names; a new name that is there already stays as it is
     "Read names of before as those of now."
     new = {names[key]: value for key, value in saved.items() if key in names}
     kept = {key: value for key, value in saved.items() if key not in names}
     return kept | {key: value for key, value in new.items() if key not in kept}
 
+
 def record_with_new_names(
-    record:dict,   # of an epoch, as a trainer's history has it
-) -> dict:         # the same with new names, of its tasks too
+    record: dict,  # of an epoch, as a trainer's history has it
+) -> dict:  # the same with new names, of its tasks too
     "Read a record of before as one of now."
     tasks = {name: with_new_names(row, METRICS) for name, row in record.get('tasks', {}).items()}
     return with_new_names(record, METRICS) | dict(tasks=tasks)

@@ -17,75 +17,98 @@ from .files import same_modes
 
 # %% ../../nbs/utils/11_atomic.ipynb #73e7d1d5
 def atomic_write(
-    path:Path,  # a file or a folder
-    write:Callable,  # function that is given a temporary path and writes a file or a folder there
-    sync:bool=True,  # wait until the disk has it; without, it is whole after a kill, and after a power failure once `sync_whole` was called
+    path: Path,  # a file or a folder
+    write: Callable,  # function that is given a temporary path and writes a file or a folder there
+    # wait until the disk has it; without, it is whole after a kill, and after a power failure once
+    # `sync_whole` was called
+    sync: bool = True,
 ) -> Path:
     "Write a file or folder so that it is there whole or not at all. What stood there before is replaced."
     path = Path(path)
     part, old = path.with_name(f'.{path.name}.part'), path.with_name(f'.{path.name}.old')
     with naming(path):
-        for leftover in (part, old): remove(leftover)                           # of a process that was killed here
+        for leftover in (part, old):
+            remove(leftover)  # of a process that was killed here
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_or_clean(write, part, path)
-        if part.is_dir(): same_modes(part)
-        if sync: _sync_all(part)
-        if path.is_dir() and not path.is_symlink(): path.rename(old)            # a folder cannot be renamed onto a full one
+        if part.is_dir():
+            same_modes(part)
+        if sync:
+            _sync_all(part)
+        if path.is_dir() and not path.is_symlink():
+            path.rename(old)  # a folder cannot be renamed onto a full one
         os.replace(part, path)
-        if sync: sync_entry(path.parent)
+        if sync:
+            sync_entry(path.parent)
         remove(old)
     return path
 
+
 def _write_or_clean(write, part, path):
     "Write; after an error nothing is left, so that a full disk is not left fuller."
-    try: write(part)
+    try:
+        write(part)
     except Exception as e:
         remove(part)
-        if isinstance(e, SafetensorError): raise OSError(f'{str(path)!r} cannot be written ({e})') from None
+        if isinstance(e, SafetensorError):
+            raise OSError(f'{str(path)!r} cannot be written ({e})') from None
         raise
 
+
 def write_json(
-    path:Path,  # a file or a folder
-    value,      # what JSON can hold
+    path: Path,  # a file or a folder
+    value,  # what JSON can hold
 ) -> Path:
     "JSON, whole or not at all."
     return atomic_write(path, lambda part: part.write_text(json.dumps(value, indent=1), encoding='utf-8'))
 
 # %% ../../nbs/utils/11_atomic.ipynb #2a011a56
 def remove(
-    path:Path,   # a file, a folder with all in it, a link, or nothing
+    path: Path,  # a file, a folder with all in it, a link, or nothing
 ):
     "Delete what is at a path, if anything is. A link is deleted and not followed."
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-    else: path.unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
 
 def sync_whole(
-    path:Path,  # a file or a folder
+    path: Path,  # a file or a folder
 ):
     "Wait until the disk has all of a file or a folder, and its name."
     _sync_all(path)
     sync_entry(path.parent)
 
+
 def _sync_all(path):
     sync_entry(path)
-    if not path.is_dir(): return
-    for file in path.rglob('*'): sync_entry(file)
+    if not path.is_dir():
+        return
+    for file in path.rglob('*'):
+        sync_entry(file)
+
 
 def sync_entry(
-    path:Path,  # a file or a folder
+    path: Path,  # a file or a folder
 ):
     "Force a file's content, or a folder's entries, to the disk."
     handle = os.open(path, os.O_RDONLY)
     try:
-        with naming(path): os.fsync(handle)
-    finally: os.close(handle)
+        with naming(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 @contextmanager
 def naming(
-    path:Path,  # a file or a folder
+    path: Path,  # a file or a folder
 ):
     "Inside this context an error of the operating system says which file it is about."
-    try: yield
+    try:
+        yield
     except OSError as e:
-        if e.errno is None or e.filename is not None: raise
+        if e.errno is None or e.filename is not None:
+            raise
         raise type(e)(e.errno, e.strerror, str(path)) from None

@@ -13,62 +13,80 @@ from contextlib import contextmanager
 import torch
 
 # %% ../../nbs/utils/09_devices.ipynb #f6191b12
-DEVICES = dict(cuda=torch.cuda, xpu=torch.xpu, mps=torch.mps)   # accelerators, the best first
+DEVICES = dict(cuda=torch.cuda, xpu=torch.xpu, mps=torch.mps)  # accelerators, the best first
+
 
 def _device_count(kind):
     "How many devices of a kind PyTorch can use."
     backend = DEVICES[kind]
     return backend.device_count() if backend.is_available() else 0
 
+
 def best_device() -> str:
     "The accelerator that PyTorch sees: an NVIDIA or AMD GPU, an Intel one, or Apple's; else the CPU."
     return next((kind for kind in DEVICES if _device_count(kind)), 'cpu')
 
+
 def check_device(
-    name:str,  # such as 'cuda:1'; '' is no device in particular
+    name: str,  # such as 'cuda:1'; '' is no device in particular
 ):
     "Raise `ValueError` for a device that PyTorch does not have."
     found = _parsed_device(name)
-    if found is None or found.type == 'cpu': return
+    if found is None or found.type == 'cpu':
+        return
     if found.type not in DEVICES:
         known = ', '.join(map(repr, ('cpu', *DEVICES)))
         raise ValueError(f'device must be one of {known}, which can train; got {name!r}')
     count = _device_count(found.type)
-    if (found.index or 0) < count: return
+    if (found.index or 0) < count:
+        return
     seen = f'{count} GPUs' if found.type == 'cuda' else f'{count} of its kind'
     raise ValueError(f'device is {name!r}, but PyTorch {torch.__version__} sees {seen}; drl doctor says why')
+
 
 def _parsed_device(name):
     "A name as PyTorch reads it; None for ''."
     right = "device must be a name such as 'cpu', 'cuda' or 'cuda:1'"
-    if not isinstance(name, str): raise ValueError(f'{right}; got {name!r:.80}')
-    try: return torch.device(name) if name else None
-    except RuntimeError: raise ValueError(f'{right}; got {name!r:.80}') from None
+    if not isinstance(name, str):
+        raise ValueError(f'{right}; got {name!r:.80}')
+    try:
+        return torch.device(name) if name else None
+    except RuntimeError:
+        raise ValueError(f'{right}; got {name!r:.80}') from None
 
 # %% ../../nbs/utils/09_devices.ipynb #f8b26c9f
 def wide(
-    numbers:torch.Tensor,  # of any type
+    numbers: torch.Tensor,  # of any type
 ) -> torch.Tensor:  # the same in float64 on a CPU, in float32 elsewhere
     "The widest type that a device computes well: some accelerators have no float64, and all are slow in it."
     return numbers.double() if numbers.device.type == 'cpu' else numbers.float()
 
 # %% ../../nbs/utils/09_devices.ipynb #f885adba
-WORKSPACE = 'CUBLAS_WORKSPACE_CONFIG'   # cuBLAS reads it when it starts
+WORKSPACE = 'CUBLAS_WORKSPACE_CONFIG'  # cuBLAS reads it when it starts
+
 
 def prepare_deterministic(
     device='cpu',  # that the run will use
 ):
-    "Set what must be set before CUDA starts, for the same bits in every run. `ValueError` where it is too late."
-    if os.environ.get(WORKSPACE) in (':4096:8', ':16:8'): return
+    """Set what must be set before CUDA starts, for the same bits in every run.
+
+    `ValueError` where it is too late."""
+    if os.environ.get(WORKSPACE) in (':4096:8', ':16:8'):
+        return
     if torch.device(device).type == 'cuda' and torch.cuda.is_initialized():
-        raise ValueError(f'deterministic is True, but CUDA has started without {WORKSPACE}=:4096:8; set this variable and start again')
+        raise ValueError(
+            f'deterministic is True, but CUDA has started without {WORKSPACE}=:4096:8; set this variable '
+            'and start again'
+        )
     os.environ[WORKSPACE] = ':4096:8'
+
 
 @contextmanager
 def deterministic_algorithms(
-    wanted:bool=True,  # without, the context changes nothing
+    wanted: bool = True,  # without, the context changes nothing
 ):
-    "Inside this context PyTorch uses kernels that give the same bits for the same shapes, and refuses operations that have none."
+    """Inside this context PyTorch uses kernels that give the same bits for the same shapes, and refuses
+    operations that have none."""
     if not wanted:
         yield
         return
@@ -81,29 +99,37 @@ def deterministic_algorithms(
         cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = True, False, False
         yield
     except RuntimeError as e:
-        if 'deterministic' not in str(e): raise
+        if 'deterministic' not in str(e):
+            raise
         reason = ' '.join(str(e).split())[:160]
-        raise ValueError(f'deterministic is True, but {reason}; leave it out for this reward or model') from None
+        raise ValueError(
+            f'deterministic is True, but {reason}; leave it out for this reward or model'
+        ) from None
     finally:
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = settings
 
 # %% ../../nbs/utils/09_devices.ipynb #7ff198cf
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8   # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 KEPT = {
-    M_MMAP_THRESHOLD: 2**30,       # bytes of a piece that is kept; larger ones are given back
-    M_TRIM_THRESHOLD: 2**31 - 1,   # bytes that may lie unused at the end of the heap
-    M_ARENA_MAX: 1}                # heaps, for all threads; one of a thread's own keeps 64 MB at most
+    M_MMAP_THRESHOLD: 2**30,  # bytes of a piece that is kept; larger ones are given back
+    M_TRIM_THRESHOLD: 2**31 - 1,  # bytes that may lie unused at the end of the heap
+    M_ARENA_MAX: 1,
+}  # heaps, for all threads; one of a thread's own keeps 64 MB at most
 
-def keep_freed_memory() -> bool: # whether the system's allocator can
-    "Let this process reuse memory that it freed, and not ask the kernel for zeroed pages again and again. (glibc's `mallopt`)"
-    if sys.platform != 'linux': return False
+
+def keep_freed_memory() -> bool:  # whether the system's allocator can
+    """Let this process reuse memory that it freed, and not ask the kernel for zeroed pages again and again.
+
+    (glibc's `mallopt`)"""
+    if sys.platform != 'linux':
+        return False
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     return bool(mallopt) and all(mallopt(option, value) for option, value in KEPT.items())
 
 # %% ../../nbs/utils/09_devices.ipynb #d5f22657
 def aligned_copy(
-    weight:torch.Tensor,  # of any shape
+    weight: torch.Tensor,  # of any shape
 ) -> torch.Tensor:  # the same numbers
     "Copy a weight that is not 64-byte aligned on a CPU; any other is returned as it is."
     needs_copy = weight.device.type == 'cpu' and weight.data_ptr() % 64

@@ -14,35 +14,46 @@ from PIL import Image
 
 # %% ../../nbs/utils/01_files.ipynb #e0eebb05
 def path_inside(
-    folder:Path,   # of a run, a ballot …: trusted, it may be a link itself
-    *names,        # below it; none of them may be a link, and none of them leads out
+    folder: Path,  # of a run, a ballot …: trusted, it may be a link itself
+    *names,  # below it; none of them may be a link, and none of them leads out
 ) -> Path:
     "A path below a folder, whether or not it exists. `OSError` names the link that it would go through."
     path = Path(folder)
     for name in Path(*names).parts:
         path /= name
-        if name in ('..', os.sep): raise OSError(f'{str(Path(*names))!r} must lie below {str(folder)!r}')
-        if path.is_symlink(): raise OSError(f'{str(path)!r} is a link; links inside {str(folder)!r} are not followed')
+        if name in ('..', os.sep):
+            raise OSError(f'{str(Path(*names))!r} must lie below {str(folder)!r}')
+        if path.is_symlink():
+            raise OSError(f'{str(path)!r} is a link; links inside {str(folder)!r} are not followed')
     return path
 
-_FLAGS = dict(rb=os.O_RDONLY, ab=os.O_WRONLY | os.O_APPEND | os.O_CREAT, xb=os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+_FLAGS = dict(
+    rb=os.O_RDONLY, ab=os.O_WRONLY | os.O_APPEND | os.O_CREAT, xb=os.O_WRONLY | os.O_CREAT | os.O_EXCL
+)
 _FLAGS['r+b'] = os.O_RDWR
 
+
 def open_plain(
-    path:Path,  # of the file
-    mode:str='rb',     # 'rb' reads, 'r+b' changes, 'ab' appends and 'xb' makes
-    inside:Path=None,  # a folder above the file: no link is followed below it
-):                     # a binary file
+    path: Path,  # of the file
+    mode: str = 'rb',  # 'rb' reads, 'r+b' changes, 'ab' appends and 'xb' makes
+    inside: Path = None,  # a folder above the file: no link is followed below it
+):  # a binary file
     "Open what is a file: no folder, no pipe, no device. It never waits; `OSError` where there is none."
     flags = _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC
-    if inside is None: handle = os.open(path, flags, 0o666)
-    else: handle = _open_below(Path(path), Path(inside), flags)
-    if stat.S_ISREG(os.fstat(handle).st_mode): return os.fdopen(handle, mode)
+    if inside is None:
+        handle = os.open(path, flags, 0o666)
+    else:
+        handle = _open_below(Path(path), Path(inside), flags)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, mode)
     os.close(handle)
     raise OSError(f'{str(path)!r} is no plain file; a folder, a pipe or a device is not read')
 
+
 def _open_below(path, folder, flags):
-    "Go down name by name, each opened in the folder before it, so that no link can be put in its place meanwhile."
+    """Go down name by name, each opened in the folder before it, so that no link can be put in its place
+    meanwhile."""
     *above, name = path_inside(folder, path.relative_to(folder)).relative_to(folder).parts
     at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -51,40 +62,46 @@ def _open_below(path, folder, flags):
             os.close(at)
             at = below
         return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=at)
-    except OSError as e: raise type(e)(e.errno, e.strerror, str(path)) from None        # the whole path, not its last name
-    finally: os.close(at)
+    except OSError as e:
+        raise type(e)(e.errno, e.strerror, str(path)) from None  # the whole path, not its last name
+    finally:
+        os.close(at)
 
 # %% ../../nbs/utils/01_files.ipynb #d69547b3
 def read_plain(
-    path:Path,  # of the file
-    most:int,          # bytes; a larger file is not what it should be
-    inside:Path=None,  # as for `open_plain`
+    path: Path,  # of the file
+    most: int,  # bytes; a larger file is not what it should be
+    inside: Path = None,  # as for `open_plain`
 ) -> bytes:
     "All of a plain file. `OSError` where it cannot be opened, `ValueError` where it is too large."
     with open_plain(path, inside=inside) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(most + 1) if size <= most else b''          # it may grow while it is read
-        if len(data) <= most and (data or not os.fstat(file.fileno()).st_size): return data
+        data = file.read(most + 1) if size <= most else b''  # it may grow while it is read
+        if len(data) <= most and (data or not os.fstat(file.fileno()).st_size):
+            return data
     raise ValueError(f'{str(path)!r} is larger than the {most:,} bytes that such a file may have')
 
 # %% ../../nbs/utils/01_files.ipynb #736a7db8
 def read_json(
-    path:Path,  # of the file
-    most:int=2**24,    # bytes
-    inside:Path=None,  # as for `open_plain`
-):                     # what is in it; numbers that no float can hold are None
+    path: Path,  # of the file
+    most: int = 2**24,  # bytes
+    inside: Path = None,  # as for `open_plain`
+):  # what is in it; numbers that no float can hold are None
     "A JSON file. `OSError` where it cannot be opened, `ValueError` for anything else."
     return parse_json(read_plain(path, most, inside), repr(str(path)))
 
+
 def parse_json(
-    data:bytes,  # UTF-8
-    what:str,    # for the error
-):               # what JSON can hold
+    data: bytes,  # UTF-8
+    what: str,  # for the error
+):  # what JSON can hold
     "The value in some bytes of JSON; NaN and infinities become None."
-    try: return json.loads(data.decode('utf-8'), parse_constant=lambda name: None, parse_float=_float)
+    try:
+        return json.loads(data.decode('utf-8'), parse_constant=lambda name: None, parse_float=_float)
     except (ValueError, RecursionError) as e:
         reason = str(e).splitlines()[0][:80]
         raise ValueError(f'{what} is no JSON ({type(e).__name__}: {reason})') from None
+
 
 def _float(text):
     value = float(text)
@@ -92,84 +109,111 @@ def _float(text):
 
 # %% ../../nbs/utils/01_files.ipynb #7e23b420
 def read_picture(
-    path:Path,  # of the file
-    *formats:str,      # such as 'PNG', in Pillow's words
-    most:int=2**27,    # pixels
-    inside:Path=None,  # as for `open_plain`
+    path: Path,  # of the file
+    *formats: str,  # such as 'PNG', in Pillow's words
+    most: int = 2**27,  # pixels
+    inside: Path = None,  # as for `open_plain`
 ) -> Image.Image:
     "A picture. `OSError` where it cannot be opened, `ValueError` for anything else."
     with open_plain(path, inside=inside) as file:
         try:
             image = Image.open(file, formats=formats)
-            if image.width * image.height > most: raise ValueError(f'{image.width} × {image.height} pixels')
+            if image.width * image.height > most:
+                raise ValueError(f'{image.width} × {image.height} pixels')
             image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-            raise ValueError(f'{str(path)!r} is not a picture that can be read ({type(e).__name__})') from None
+            raise ValueError(
+                f'{str(path)!r} is not a picture that can be read ({type(e).__name__})'
+            ) from None
     return image
 
 # %% ../../nbs/utils/01_files.ipynb #79147580
 def same_modes(
-    folder:Path,  # whose files are meant
-    pattern:str='*', # of the files' names
+    folder: Path,  # whose files are meant
+    pattern: str = '*',  # of the files' names
 ):
     "Every file may be read by whom the folder's own mode says: safetensors makes private ones."
     mode = Path(folder).stat().st_mode & 0o666
     for file in Path(folder).rglob(pattern):
-        if file.is_file() and not file.is_symlink(): file.chmod(mode)
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
 
 def instead_of_file(
-    path:Path,  # of the file
-) -> str:      # for an error
+    path: Path,  # of the file
+) -> str:  # for an error
     "What is where a file should be."
     path = Path(path)
-    if path.is_dir(): return 'it is a folder'
+    if path.is_dir():
+        return 'it is a folder'
     return 'it is no plain file' if path.exists() else 'there is none'
 
 # %% ../../nbs/utils/01_files.ipynb #45d2fb97
 MANIFEST = 'manifest.json'
 
+
 class Damaged(ValueError):
     "A file that is not what was written; the message names it and says why."
 
+
 def write_manifest(
-    folder:Path,  # whose files are meant
-    **about,      # JSON, such as the epoch
+    folder: Path,  # whose files are meant
+    **about,  # JSON, such as the epoch
 ):
     "Vouch for every file below a folder but model cards. To be called when all of them are written."
     stated = {}
     for path in sorted(Path(folder).rglob('*')):
-        if not path.is_file() or path.suffix == '.md' or path.name == MANIFEST: continue
-        stated[path.relative_to(folder).as_posix()] = dict(size=path.stat().st_size, sha256=_digest(path, folder))
+        if not path.is_file() or path.suffix == '.md' or path.name == MANIFEST:
+            continue
+        stated[path.relative_to(folder).as_posix()] = dict(
+            size=path.stat().st_size, sha256=_digest(path, folder)
+        )
     manifest = dict(schema=1, **about, files=stated)
     (Path(folder) / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding='utf-8')
 
+
 def check_manifest(
-    folder:Path,  # whose files are meant
+    folder: Path,  # whose files are meant
 ) -> dict[str, object]:  # what it says; None where there is no manifest: an older version wrote the folder
-    "Read every file that a folder's manifest vouches for. `Damaged` names the first that is not as it was written."
+    """Read every file that a folder's manifest vouches for.
+
+    `Damaged` names the first that is not as it was written."""
     file = Path(folder) / MANIFEST
-    try: stated = read_json(file, 2**22, folder)
-    except FileNotFoundError: return None
-    except (OSError, ValueError) as e: raise Damaged(str(e)) from None
+    try:
+        stated = read_json(file, 2**22, folder)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise Damaged(str(e)) from None
     files = stated.get('files') if isinstance(stated, dict) else None
     if files is not None and stated.get('schema') != 1:
         raise Damaged(f'{str(file)!r} has schema {stated.get("schema")!r:.20}; this version reads 1')
-    if not isinstance(files, dict) or not all(isinstance(v, dict) for v in files.values()): raise Damaged(f'{str(file)!r} lists no files')
-    for name, written in files.items(): _check_file(Path(folder), name, written)
+    if not isinstance(files, dict) or not all(isinstance(v, dict) for v in files.values()):
+        raise Damaged(f'{str(file)!r} lists no files')
+    for name, written in files.items():
+        _check_file(Path(folder), name, written)
     return stated
+
 
 def _check_file(folder, name, written):
     "Compare a file with what its manifest says."
     path = folder / name
     try:
-        with open_plain(path, inside=folder) as file: size = os.fstat(file.fileno()).st_size
-        if size != written.get('size'): raise Damaged(f'{str(path)!r} has {size:,} bytes where {written.get("size")!r:.20} were written')
-        if _digest(path, folder) != written.get('sha256'): raise Damaged(f'{str(path)!r} is not what was written: its SHA-256 is another')
-    except FileNotFoundError: raise Damaged(f'{str(path)!r} is missing') from None
-    except OSError as e: raise Damaged(str(e)) from None
+        with open_plain(path, inside=folder) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size != written.get('size'):
+            raise Damaged(f'{str(path)!r} has {size:,} bytes where {written.get("size")!r:.20} were written')
+        if _digest(path, folder) != written.get('sha256'):
+            raise Damaged(f'{str(path)!r} is not what was written: its SHA-256 is another')
+    except FileNotFoundError:
+        raise Damaged(f'{str(path)!r} is missing') from None
+    except OSError as e:
+        raise Damaged(str(e)) from None
+
 
 def _digest(path, folder):
     digest = hashlib.sha256()
     with open_plain(path, inside=folder) as file:
-        while part := file.read(2**20): digest.update(part)
+        while part := file.read(2**20):
+            digest.update(part)
     return digest.hexdigest()

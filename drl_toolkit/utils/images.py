@@ -12,14 +12,15 @@ from PIL import Image, ImageDraw
 
 # %% ../../nbs/utils/02_images.ipynb #2f0a11c5
 def to_tensor(
-    images,        # list of PIL images of one size
-) -> torch.Tensor: # (B, 3, H, W), float in [0, 1]
+    images,  # list of PIL images of one size
+) -> torch.Tensor:  # (B, 3, H, W), float in [0, 1]
     "Images as the rewards take them."
     arrays = np.stack([np.asarray(im.convert('RGB')) for im in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
 
+
 def to_pil(
-    images:torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
 ) -> list[Image.Image]:
     "Images as people take them; values are rounded, not truncated."
     levels = (images.detach().float().clamp(0, 1) * 255).round().byte()
@@ -27,14 +28,15 @@ def to_pil(
 
 # %% ../../nbs/utils/02_images.ipynb #2f0a11c8
 def sheet(
-    images,             # list of PIL images, or a tensor (B, 3, H, W) in [0, 1]
-    columns:int=8,      # images in a row
-    scale:int=1,        # nearest-neighbour enlargement
-    pad:int=2,          # white pixels between images
-    labels:list=None,   # a short text under each image, such as its score; none by default
+    images,  # list of PIL images, or a tensor (B, 3, H, W) in [0, 1]
+    columns: int = 8,  # images in a row
+    scale: int = 1,  # nearest-neighbour enlargement
+    pad: int = 2,  # white pixels between images
+    labels: list = None,  # a short text under each image, such as its score; none by default
 ) -> Image.Image:
     "Images side by side on one canvas."
-    if torch.is_tensor(images): images = to_pil(images)
+    if torch.is_tensor(images):
+        images = to_pil(images)
     w, h = (side * scale for side in images[0].size)
     rows = -(-len(images) // columns)
     cell = h + pad + (LABEL if labels else 0)
@@ -42,7 +44,11 @@ def sheet(
     for i, im in enumerate(images):
         x, y = i % columns * (w + pad), i // columns * cell
         canvas.paste(im.resize((w, h), Image.NEAREST) if scale > 1 else im, (x, y))
-        if labels: ImageDraw.Draw(canvas).text((x + w / 2, y + h), str(labels[i]), 'black', font_size=11, anchor='ma')
+        if labels:
+            ImageDraw.Draw(canvas).text(
+                (x + w / 2, y + h), str(labels[i]), 'black', font_size=11, anchor='ma'
+            )
     return canvas
 
-LABEL = 14   # pixels of the line under an image that has a label
+
+LABEL = 14  # pixels of the line under an image that has a label

@@ -14,52 +14,69 @@ from .web import printable_in_colour
 # %% ../../nbs/utils/05_interrupts.ipynb #abacdf4e
 @contextmanager
 def stop_on_signals(
-    ask,             # function of a reason such as 'SIGTERM', called at the first signal; it must only remember
-    alone:bool=True, # whether this is the only process of its run; otherwise it may wait for others where no handler runs
+    ask,  # function of a reason such as 'SIGTERM', called at the first signal; it must only remember
+    # whether this is the only process of its run; otherwise it may wait for others where no handler runs
+    alone: bool = True,
 ):
     "The first Ctrl-C, SIGTERM or SIGHUP asks a run to stop after its epoch, a second one ends it at once."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     first = None
+
     def handle(number, frame):
         nonlocal first
         if first is not None:
-            if time.monotonic() - first > .5: raise KeyboardInterrupt
+            if time.monotonic() - first > 0.5:
+                raise KeyboardInterrupt
             return
         first = time.monotonic()
         if not alone:
-            for n in before: signal.signal(n, signal.SIG_DFL)
-        _write_line(f'{signal.Signals(number).name}: stopping after this epoch, and saving; once more stops at once')
+            for n in before:
+                signal.signal(n, signal.SIG_DFL)
+        _write_line(
+            f'{signal.Signals(number).name}: stopping after this epoch, and saving; once more stops at once'
+        )
         ask(signal.Signals(number).name)
+
     signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    wanted = [n for n in signals if signal.getsignal(n) is not signal.SIG_IGN]      # nohup ignores SIGHUP, and so do we then
+    wanted = [
+        n for n in signals if signal.getsignal(n) is not signal.SIG_IGN
+    ]  # nohup ignores SIGHUP, and so do we then
     before = {n: signal.signal(n, handle) for n in wanted}
-    try: yield
+    try:
+        yield
     finally:
-        for n, handler in before.items(): signal.signal(n, handler)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
 
 def _write_line(text):
-    try: os.write(2, f'\n{text}\n'.encode())
-    except OSError: pass                                             # the terminal is what is gone
+    try:
+        os.write(2, f'\n{text}\n'.encode())
+    except OSError:
+        pass  # the terminal is what is gone
 
 # %% ../../nbs/utils/05_interrupts.ipynb #bca83292
 class SteadyStream:
     "A text stream that never raises. `broken` is the error after which nothing was written any more."
-    def __init__(self,
-        stream,     # such as `sys.stdout`
+
+    def __init__(
+        self,
+        stream,  # such as `sys.stdout`
         clean=str,  # function of a text: what of it is written
     ):
         self.stream, self.clean = stream, clean
-        self.broken = None      # the error after which nothing was written
-        self.on_break = None    # function of that error
+        self.broken = None  # the error after which nothing was written
+        self.on_break = None  # function of that error
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
-    def write(self,
-        text:str,  # what is written
-    ) -> int:   # characters
+    def write(
+        self,
+        text: str,  # what is written
+    ) -> int:  # characters
         "As that of the stream."
         self._try(lambda: self.stream.write(self.clean(text)))
         return len(text)
@@ -69,62 +86,85 @@ class SteadyStream:
         self._try(self.stream.flush)
 
     def _try(self, act):
-        try: act()
+        try:
+            act()
         except OSError as e:
-            if self.broken is not None: return
+            if self.broken is not None:
+                return
             self.broken = e
             self._drop()
-            if self.on_break: self.on_break(e)
+            if self.on_break:
+                self.on_break(e)
 
     def _drop(self):
         "What is still in its buffer goes nowhere, now and when Python ends."
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             mine = self.stream.fileno()
-        except (OSError, ValueError): return
+        except (OSError, ValueError):
+            return
         os.dup2(nowhere, mine)
         os.close(nowhere)
 
+
 @contextmanager
 def steady_output():
-    "stdout and stderr as `SteadyStream`; what their encoding lacks is escaped, and on stdout what would steer the terminal."
+    """stdout and stderr as `SteadyStream`; what their encoding lacks is escaped, and on stdout what would
+    steer the terminal."""
     before = sys.stdout, sys.stderr
     errors = [getattr(stream, 'errors', None) for stream in before]
-    for stream in before: _escape(stream, 'backslashreplace')
-    sys.stdout, sys.stderr = (s and SteadyStream(s, clean) for s, clean in zip(before, (printable_in_colour, str)))   # None where there is none
-    try: yield sys.stdout, sys.stderr
+    for stream in before:
+        _escape(stream, 'backslashreplace')
+    sys.stdout, sys.stderr = (
+        s and SteadyStream(s, clean) for s, clean in zip(before, (printable_in_colour, str))
+    )  # None where there is none
+    try:
+        yield sys.stdout, sys.stderr
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if stream: stream.flush()
+            if stream:
+                stream.flush()
         sys.stdout, sys.stderr = before
-        for stream, was in zip(before, errors): _escape(stream, was)
+        for stream, was in zip(before, errors):
+            _escape(stream, was)
+
 
 def _escape(stream, errors):
-    if errors and hasattr(stream, 'reconfigure'): stream.reconfigure(errors=errors)
+    if errors and hasattr(stream, 'reconfigure'):
+        stream.reconfigure(errors=errors)
 
 # %% ../../nbs/utils/05_interrupts.ipynb #7fa0af31
-PARENT = 'DRL_PARENT'   # environment variable: the process whose end is also that of the process that it started
+PARENT = (
+    'DRL_PARENT'  # environment variable: the process whose end is also that of the process that it started
+)
+
 
 def end_with_parent(
-    parent:int=None,    # its number; whoever is the parent now by default
-    every:float=1.,     # seconds between two looks
+    parent: int = None,  # its number; whoever is the parent now by default
+    every: float = 1.0,  # seconds between two looks
 ):
     "From now on this process gets a SIGTERM when its parent ends."
     parent = os.getppid() if parent is None else parent
+
     def watch():
-        while os.getppid() == parent: time.sleep(every)
+        while os.getppid() == parent:
+            time.sleep(every)
         _write_line('the process that started this one is gone')
         os.kill(os.getpid(), signal.SIGTERM)
+
     threading.Thread(target=watch, name='drl-parent', daemon=True).start()
 
 # %% ../../nbs/utils/05_interrupts.ipynb #e58e42b7
 def leave(
-    status:int,  # of the process
-) -> int:        # the same, where it may end by itself
-    "End a process at once where another thread still waits for something, such as a slow reward; return the status otherwise."
+    status: int,  # of the process
+) -> int:  # the same, where it may end by itself
+    """End a process at once where another thread still waits for something, such as a slow reward; return the
+    status otherwise."""
     main = threading.main_thread()
     waiting = [thread for thread in threading.enumerate() if thread is not main and not thread.daemon]
-    if not waiting: return status
+    if not waiting:
+        return status
     for stream in (sys.stdout, sys.stderr):
-        if stream: stream.flush()
+        if stream:
+            stream.flush()
     os._exit(status)

@@ -13,21 +13,25 @@ import drl_toolkit
 
 # %% ../../nbs/utils/03_loading.ipynb #2f0b11c5
 def assets_dir() -> Path:
-    "Where the shipped models, sprites and recorded runs lie: inside an installed package, or beside it in a checkout."
+    """Where the shipped models, sprites and recorded runs lie: inside an installed package, or beside it in a
+    checkout."""
     package = Path(drl_toolkit.__file__).parent
     return package / 'assets' if (package / 'assets').is_dir() else package.parent / 'assets'
 
 # %% ../../nbs/utils/03_loading.ipynb #2f0b11c8
 @contextmanager
 def no_progress_bars():
-    "Inside this context the libraries draw no progress bars while they read or write files of a second, and give no advice."
+    """Inside this context the libraries draw no progress bars while they read or write files of a second, and
+    give no advice."""
     from diffusers.utils import logging as d
     from transformers.utils import logging as t
+
     levels = [(library, library.get_verbosity()) for library in (d, t)]
     for library, _ in levels:
         library.disable_progress_bar()
         library.set_verbosity_error()
-    try: yield
+    try:
+        yield
     finally:
         for library, level in levels:
             library.enable_progress_bar()

@@ -10,17 +10,21 @@ import os, sys
 
 # %% ../../nbs/utils/10_messages.ipynb #76af8fcd
 def say(
-    line:str,  # without a line break at its end
+    line: str,  # without a line break at its end
 ):
     "Print a line to stderr, in the first process only."
-    if os.environ.get('RANK', '0') == '0': print(line, file=sys.stderr, flush=True)
+    if os.environ.get('RANK', '0') == '0':
+        print(line, file=sys.stderr, flush=True)
+
 
 _SAID = set()
 
+
 def say_once(
-    line:str,  # without a line break at its end
+    line: str,  # without a line break at its end
 ):
     "Print a line to stderr once in the life of the first process."
-    if line in _SAID or os.environ.get('RANK', '0') != '0': return
+    if line in _SAID or os.environ.get('RANK', '0') != '0':
+        return
     _SAID.add(line)
     say(line)

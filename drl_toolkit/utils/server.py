@@ -22,25 +22,33 @@ from .web import Access, Refusal, check_port
 # %% ../../nbs/utils/10_server.ipynb #3c612121
 HEADERS = {'x-content-type-options': 'nosniff', 'referrer-policy': 'same-origin'}
 
-def tokens_of(
-    request:Request
-) -> list:   # of strings; some may be empty
+
+def tokens_of(request: Request) -> list:  # of strings; some may be empty
     "Tokens that a request shows: in its address, as a bearer."
     bearer = request.headers.get('authorization', '')
-    return [request.query_params.get('token', ''), bearer.removeprefix('Bearer ') if bearer.startswith('Bearer ') else '']
+    return [
+        request.query_params.get('token', ''),
+        bearer.removeprefix('Bearer ') if bearer.startswith('Bearer ') else '',
+    ]
+
 
 class Guard:
     "An ASGI layer that lets through who may ask."
-    def __init__(self,
-        app,                                # of ASGI
-        access:Access=Access(),
-        refuse:Callable=None,               # of a `Refusal` and a request: the answer; plain text by default
-        headers:dict[str, str]=HEADERS,     # of every answer
-    ): self.app, self.access, self.refuse, self.headers = app, access, refuse or plain_refusal, headers
+
+    def __init__(
+        self,
+        app,  # of ASGI
+        access: Access = Access(),
+        refuse: Callable = None,  # of a `Refusal` and a request: the answer; plain text by default
+        headers: dict[str, str] = HEADERS,  # of every answer
+    ):
+        self.app, self.access, self.refuse, self.headers = app, access, refuse or plain_refusal, headers
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] == 'lifespan': return await self.app(scope, receive, send)
-        if scope['type'] != 'http': return await send(dict(type='websocket.close', code=1008))
+        if scope['type'] == 'lifespan':
+            return await self.app(scope, receive, send)
+        if scope['type'] != 'http':
+            return await send(dict(type='websocket.close', code=1008))
         request = Request(scope, receive)
         refusal, send = self.refusal(request), self._with_headers(send)
         if refusal:
@@ -48,89 +56,104 @@ class Guard:
             return await answer(scope, receive, send)
         await self.admit(request, scope, receive, send)
 
-    def refusal(self,
-        request:Request
-    ) -> Refusal | None:
+    def refusal(self, request: Request) -> Refusal | None:
         "Why a request is not answered; None where it may come in."
         cookie = request.cookies.get(self.access.cookie, '')
-        return self.access.refusal(request.headers.get('host'), request.headers.get('origin'), *tokens_of(request), cookie)
+        return self.access.refusal(
+            request.headers.get('host'), request.headers.get('origin'), *tokens_of(request), cookie
+        )
 
-    async def admit(self,
-        request:Request,
-        scope:dict,         # of ASGI, as `receive` and `send`
-        receive:Callable,
-        send:Callable
+    async def admit(
+        self,
+        request: Request,
+        scope: dict,  # of ASGI, as `receive` and `send`
+        receive: Callable,
+        send: Callable,
     ):
         "Hand a request on."
         await self.app(scope, receive, send)
 
     def _with_headers(self, send):
         "The same, with our headers, and without those that open a page to others."
+
         async def answer(message):
             if message['type'] == 'http.response.start':
                 own = [(k, v) for k, v in message['headers'] if not k.lower().startswith(b'access-control-')]
-                message = message | dict(headers=own + [(k.encode(), v.encode()) for k, v in self.headers.items()])
+                message = message | dict(
+                    headers=own + [(k.encode(), v.encode()) for k, v in self.headers.items()]
+                )
             await send(message)
+
         return answer
 
-async def plain_refusal(
-    refusal:Refusal,
-    request:Request
-) -> Response:
+
+async def plain_refusal(refusal: Refusal, request: Request) -> Response:
     "A refusal as plain text."
     return PlainTextResponse(refusal.why, refusal.status)
 
-def with_cookie(
-    request:Request,
-    access:Access
-) -> Response:
+
+def with_cookie(request: Request, access: Access) -> Response:
     "Move the token from the address into a cookie."
     rest = urlencode([(k, v) for k, v in parse_qsl(request.url.query) if k != 'token'])
     answer = RedirectResponse(f'?{rest}' if rest else './', 303)
-    if access.token: answer.set_cookie(access.cookie, access.token, httponly=True, samesite='lax')
+    if access.token:
+        answer.set_cookie(access.cookie, access.token, httponly=True, samesite='lax')
     return answer
 
 # %% ../../nbs/utils/10_server.ipynb #e91c4905
 class Body(NamedTuple):
     "What was read of a body."
+
     data: bytes
-    refusal: Refusal | None   # why it is not all that was sent
+    refusal: Refusal | None  # why it is not all that was sent
+
 
 async def read_body(
-    receive:Callable,      # of ASGI
-    length:str,            # header `Content-Length`, or None
-    most:int,              # bytes
-    seconds:float=30.
+    receive: Callable,  # of ASGI
+    length: str,  # header `Content-Length`, or None
+    most: int,  # bytes
+    seconds: float = 30.0,
 ) -> Body:
     "A body, unless it is too large or too slow; no more of it than that is ever held."
-    if length and (not length.isdigit() or int(length) > most): return Body(b'', Refusal(413, 'that is too large'))
+    if length and (not length.isdigit() or int(length) > most):
+        return Body(b'', Refusal(413, 'that is too large'))
     data = bytearray()
     try:
         async with asyncio.timeout(seconds):
             while len(data) <= most:
                 message = await receive()
-                if message['type'] == 'http.disconnect': raise ConnectionError
+                if message['type'] == 'http.disconnect':
+                    raise ConnectionError
                 data += message.get('body', b'')
-                if not message.get('more_body'): return Body(bytes(data), None) if len(data) <= most else _too_large()
-    except (TimeoutError, ConnectionError): return Body(b'', Refusal(408, 'that took too long'))
+                if not message.get('more_body'):
+                    return Body(bytes(data), None) if len(data) <= most else _too_large()
+    except (TimeoutError, ConnectionError):
+        return Body(b'', Refusal(408, 'that took too long'))
     return _too_large()
 
-def _too_large(): return Body(b'', Refusal(413, 'that is too large'))
+
+def _too_large():
+    return Body(b'', Refusal(413, 'that is too large'))
+
 
 async def drop_body(
-    receive:Callable,      # of ASGI
-    seconds:float=5.
+    receive: Callable,  # of ASGI
+    seconds: float = 5.0,
 ):
-    "Take in and drop what a client still sends: a connection closed in its face would lose the answer (RFC 9112, 9.6)."
+    """Take in and drop what a client still sends: a connection closed in its face would lose the answer (RFC
+    9112, 9.6)."""
     try:
         async with asyncio.timeout(seconds):
-            while (await receive()).get('more_body'): pass
-    except TimeoutError: pass
+            while (await receive()).get('more_body'):
+                pass
+    except TimeoutError:
+        pass
 
 # %% ../../nbs/utils/10_server.ipynb #909cca4a
 class TimedProtocol(H11Protocol):
     "HTTP/1.1 whose requests arrive, and whose answers are taken, within a time."
-    seconds = 60.
+
+    seconds = 60.0
     _clock, _phase = None, None
 
     def connection_made(self, transport):
@@ -154,36 +177,46 @@ class TimedProtocol(H11Protocol):
         answered = self.cycle is not None and self.cycle.response_complete
         waits = answered or self.conn.their_state is h11.IDLE
         phase = (id(self.cycle), self.conn.their_state) if waits else None
-        if phase == self._phase: return
+        if phase == self._phase:
+            return
         self._stop()
         self._phase = phase
-        if waits: self._clock = self.loop.call_later(self.seconds, self.transport.abort)
+        if waits:
+            self._clock = self.loop.call_later(self.seconds, self.transport.abort)
 
     def _stop(self):
-        if self._clock: self._clock.cancel()
+        if self._clock:
+            self._clock.cancel()
         self._clock = None
 
 # %% ../../nbs/utils/10_server.ipynb #d65e055d
 def listen(
-    host:str,
-    port:int   # 0 takes any free one
+    host: str,
+    port: int,  # 0 takes any free one
 ) -> socket.socket:
     "A socket that listens. `OSError` where it cannot."
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    try: return socket.create_server((host, check_port(port)), family=family, backlog=2048)
-    except OSError as e: raise OSError(f'cannot listen on {host}:{port}: {e.strerror or e}; choose another --port') from None
+    try:
+        return socket.create_server((host, check_port(port)), family=family, backlog=2048)
+    except OSError as e:
+        raise OSError(f'cannot listen on {host}:{port}: {e.strerror or e}; choose another --port') from None
+
 
 class Server:
     "An application at an address; it answers while `serve_forever` runs."
-    def __init__(self,
-        app,                # of ASGI
-        host:str,
-        port:int,           # 0 takes any free one
-        seconds:float=60.   # for the head of a request
+
+    def __init__(
+        self,
+        app,  # of ASGI
+        host: str,
+        port: int,  # 0 takes any free one
+        seconds: float = 60.0,  # for the head of a request
     ):
         self.app, self.listener, self._ended = app, listen(host, port), threading.Event()
         protocol = type('Protocol', (TimedProtocol,), dict(seconds=seconds))
-        config = uvicorn.Config(app, http=protocol, ws='none', log_level='error', server_header=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app, http=protocol, ws='none', log_level='error', server_header=False, timeout_graceful_shutdown=2
+        )
         self.uvicorn = uvicorn.Server(config)
 
     @property
@@ -193,8 +226,10 @@ class Server:
 
     def serve_forever(self):
         "Answer until `shutdown`, or until the process is interrupted."
-        try: self.uvicorn.run(sockets=[self.listener])
-        finally: self._ended.set()
+        try:
+            self.uvicorn.run(sockets=[self.listener])
+        finally:
+            self._ended.set()
 
     def shutdown(self):
         "End `serve_forever` in another thread, and wait until it has ended."
@@ -205,5 +240,8 @@ class Server:
         "Listen no more."
         self.listener.close()
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.server_close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.server_close()

@@ -11,50 +11,68 @@ from dataclasses import field, fields
 
 # %% ../../nbs/utils/08_settings.ipynb #53c3fa58
 def setting(
-    default,             # a bool, int, float or str
-    help:str,            # one sentence, for people
-    within:str='',       # of a number: an interval such as '[0, 1)' or '[1, inf)'
-    choices:tuple=(),    # of a word: those that there are
+    default,  # a bool, int, float or str
+    help: str,  # one sentence, for people
+    within: str = '',  # of a number: an interval such as '[0, 1)' or '[1, inf)'
+    choices: tuple = (),  # of a word: those that there are
 ):
     "A field of a configuration, for `validate` and for the command line."
     return field(default=default, metadata=dict(help=help, within=within, choices=tuple(choices)))
 
 # %% ../../nbs/utils/08_settings.ipynb #6d1cb7b0
-def is_within(value:float, interval:str) -> bool:
+def is_within(value: float, interval: str) -> bool:
     "Whether a number lies in an interval such as '[0, 1)'."
     low, high = map(float, interval[1:-1].split(','))
     above = value > low if interval[0] == '(' else value >= low
     below = value < high if interval[-1] == ')' else value <= high
     return above and below
 
-def in_words(interval:str) -> str:
+
+def in_words(interval: str) -> str:
     "An interval as an error says it."
     low, high = (end.strip() for end in interval[1:-1].split(','))
-    if high != 'inf': return f'in {interval}'
+    if high != 'inf':
+        return f'in {interval}'
     return f'{low} or more' if interval[0] == '[' else f'above {low}'
 
 # %% ../../nbs/utils/08_settings.ipynb #74983135
-MOST_LETTERS = 800   # of a word in a configuration
+MOST_LETTERS = 800  # of a word in a configuration
+
 
 def _is_number(value) -> bool:
     "Whether a value is a finite number, and not a truth value."
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and not math.isnan(value)
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) < 1e300
+        and not math.isnan(value)
+    )
 
-def _wanted(declared, value) -> str: # empty where the value is right
+
+def _wanted(declared, value) -> str:  # empty where the value is right
     "What a field must be, where its value is not."
     within, choices = declared.metadata.get('within', ''), declared.metadata.get('choices', ())
-    if declared.type is bool: return '' if isinstance(value, bool) else 'true or false'
+    if declared.type is bool:
+        return '' if isinstance(value, bool) else 'true or false'
     if declared.type is str:
-        if not isinstance(value, str): return 'a word or several'
-        if len(value) > MOST_LETTERS: return f'at most {MOST_LETTERS} letters'
+        if not isinstance(value, str):
+            return 'a word or several'
+        if len(value) > MOST_LETTERS:
+            return f'at most {MOST_LETTERS} letters'
         return f"one of {', '.join(map(repr, choices))}" if choices and value not in choices else ''
-    if not _is_number(value): return 'a finite number'
-    if declared.type is int and value != int(value): return 'a whole number'
+    if not _is_number(value):
+        return 'a finite number'
+    if declared.type is int and value != int(value):
+        return 'a whole number'
     return in_words(within) if within and not is_within(value, within) else ''
 
+
 def validate(config):
-    "Check every field against its declaration. `ValueError` names the first that is wrong, what it must be, and its value."
+    """Check every field against its declaration.
+
+    `ValueError` names the first that is wrong, what it must be, and its value."""
     for declared in fields(config):
         value = getattr(config, declared.name)
         wanted = _wanted(declared, value)
-        if wanted: raise ValueError(f'{declared.name} must be {wanted}; got {value!r:.80}')
+        if wanted:
+            raise ValueError(f'{declared.name} must be {wanted}; got {value!r:.80}')

@@ -17,85 +17,119 @@ from PIL import Image
 
 # %% ../../nbs/utils/09_templates.ipynb #3f86e6b6
 def number(
-    value:float,   # or None
+    value: float,  # or None
 ) -> str:
     "A number in two or three digits."
-    if value is None or not math.isfinite(value): return '–'
-    if abs(value) >= 1000: return f'{value:,.0f}'
-    return f'{value:.2g}' if abs(value) < .1 else f'{value:.2f}'
+    if value is None or not math.isfinite(value):
+        return '–'
+    if abs(value) >= 1000:
+        return f'{value:,.0f}'
+    return f'{value:.2g}' if abs(value) < 0.1 else f'{value:.2f}'
+
 
 def signed(
-    value:float,
+    value: float,
 ) -> str:
     "A number with its sign, in two digits after the point."
     return f'{value:+.2f}'.replace('-', '−') if math.isfinite(value) else '–'
 
+
 def percent(
-    value:float,   # a share
+    value: float,  # a share
 ) -> str:
     "A share as a whole number of percent."
     return f'{100 * value:.0f} %'
 
+
 def duration(
-    seconds:float,
+    seconds: float,
 ) -> str:
     "'45 s', '12 min', '3 h 20 min'"
     minutes = round(seconds / 60)
-    if seconds < 60: return f'{seconds:.0f} s'
+    if seconds < 60:
+        return f'{seconds:.0f} s'
     return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
 
+
 def cell_text(
-    text:str,
+    text: str,
 ) -> str:
-    "A cell of a table that was written as text: fractions in three digits after the point, other numbers as `number` shows them."
-    try: value = float(text) if text.strip() else None
-    except ValueError: return text
-    if value is None: return ''
-    return f'{value:.3f}' if '.' in text and .0005 <= abs(value) < 1000 else number(value)
+    """A cell of a table that was written as text: fractions in three digits after the point, other numbers as
+    `number` shows them."""
+    try:
+        value = float(text) if text.strip() else None
+    except ValueError:
+        return text
+    if value is None:
+        return ''
+    return f'{value:.3f}' if '.' in text and 0.0005 <= abs(value) < 1000 else number(value)
+
 
 def side(
-    value:float,   # such as an advantage
+    value: float,  # such as an advantage
 ) -> str:
     "'up', 'down' or '' for what is neither: a class of the style sheet."
-    if value > .005: return 'up'
-    return 'down' if value < -.005 else ''
+    if value > 0.005:
+        return 'up'
+    return 'down' if value < -0.005 else ''
+
 
 def nats(
-    value:float,
+    value: float,
 ) -> str:
     "A divergence with its unit."
     return f'{value:.2g} nats' if math.isfinite(value) else 'not measured'
 
+
 def three_digits(
-    value,   # of a table of pandas
+    value,  # of a table of pandas
 ) -> str:
     "A float in three digits after the point; nothing where there is no value."
-    if value is None or value != value: return ''
+    if value is None or value != value:
+        return ''
     return f'{value:.3f}' if isinstance(value, float) else str(value)
 
 # %% ../../nbs/utils/09_templates.ipynb #4dc596aa
 PACKAGE = files('drl_toolkit')
-FILTERS = dict(number=number, signed=signed, percent=percent, duration=duration, cell=cell_text, side=side, nats=nats,
-               three_digits=three_digits, zip=zip)
+FILTERS = dict(
+    number=number,
+    signed=signed,
+    percent=percent,
+    duration=duration,
+    cell=cell_text,
+    side=side,
+    nats=nats,
+    three_digits=three_digits,
+    zip=zip,
+)
+
 
 def static_text(
-    name:str,   # below the package, such as 'ui/static/panel.css'
+    name: str,  # below the package, such as 'ui/static/panel.css'
 ) -> Markup:
     "A style sheet or a script, to stand in a page as it is."
     return Markup(PACKAGE.joinpath(name).read_text(encoding='utf-8'))
 
+
 def _environment():
-    made = Environment(loader=FileSystemLoader(str(PACKAGE)), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                       lstrip_blocks=True)
+    made = Environment(
+        loader=FileSystemLoader(str(PACKAGE)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     made.filters |= FILTERS
     made.globals['static'] = static_text
     return made
 
+
 environment = _environment()
 
+
 def render(
-    template:str,   # below the package, such as 'ui/templates/note.html'
-    **context,      # what the template names
+    template: str,  # below the package, such as 'ui/templates/note.html'
+    **context,  # what the template names
 ) -> Markup:
     "A piece of HTML."
     return Markup(environment.get_template(template).render(**context))
@@ -104,38 +138,43 @@ def render(
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
     "An image as a file holds it."
+
     data: bytes
-    media_type: str   # such as 'image/webp'
+    media_type: str  # such as 'image/webp'
 
     @property
     def uri(self) -> str:
         "An address that holds the image."
         return f'data:{self.media_type};base64,{base64.b64encode(self.data).decode()}'
 
+
 def encode_image(
-    image:Image.Image,
-    format:str='WEBP',   # or 'PNG'
-    **options,           # of Pillow's `save`, such as quality
+    image: Image.Image,
+    format: str = 'WEBP',  # or 'PNG'
+    **options,  # of Pillow's `save`, such as quality
 ) -> EncodedImage:
     "An image as a file of this format."
     buffer = io.BytesIO()
     image.convert('RGB').save(buffer, format, **options)
     return EncodedImage(buffer.getvalue(), f'image/{format.lower()}')
 
+
 def encode_figure(
-    figure,              # of matplotlib
-    format:str='svg',    # sharp at every size; or 'png'
-    **options,           # of `savefig`, such as dpi
+    figure,  # of matplotlib
+    format: str = 'svg',  # sharp at every size; or 'png'
+    **options,  # of `savefig`, such as dpi
 ) -> EncodedImage:
     "A figure as a file of this format."
     buffer = io.BytesIO()
     figure.savefig(buffer, format=format, **options)
     return EncodedImage(buffer.getvalue(), 'image/svg+xml' if format == 'svg' else f'image/{format}')
 
+
 WEBP = dict(format='WEBP', quality=88)
 
+
 def inline(
-    picture,   # a PIL image or an `EncodedImage`
+    picture,  # a PIL image or an `EncodedImage`
 ) -> str:
     "The address of an image in a page that stands alone: it holds the image."
     return (picture if isinstance(picture, EncodedImage) else encode_image(picture, **WEBP)).uri

@@ -16,55 +16,70 @@ from urllib.parse import urlsplit
 # %% ../../nbs/utils/04_web.ipynb #f25a0b4d
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
-def host_of(
-    netloc:str   # such as 'name:port'
-) -> str:        # lower case, without port and brackets; '' where it is none
-    "The host of an address."
-    try: return (urlsplit(f'//{netloc}').hostname or '').rstrip('.')
-    except ValueError: return ''
 
-def is_address(
-    host:str
-) -> bool:
+def host_of(
+    netloc: str,  # such as 'name:port'
+) -> str:  # lower case, without port and brackets; '' where it is none
+    "The host of an address."
+    try:
+        return (urlsplit(f'//{netloc}').hostname or '').rstrip('.')
+    except ValueError:
+        return ''
+
+
+def is_address(host: str) -> bool:
     "Whether a host is an IP address and no name."
-    try: return bool(ipaddress.ip_address(host))
-    except ValueError: return False
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
+
 
 class Refusal(NamedTuple):
     "Why a request is not answered."
-    status: int   # of HTTP
-    why: str      # a sentence
+
+    status: int  # of HTTP
+    why: str  # a sentence
+
 
 @dataclass(frozen=True)
 class Access:
     "Who may talk to a server: by which of its names, and with which token."
-    hosts:frozenset=frozenset(LOOPBACK)  # names that it answers to
-    public:frozenset=frozenset()         # those of them that pages of its own may be served under by a proxy
-    any_address:bool=False               # answer to every IP address as well
-    token:str=''                         # empty: none is needed
 
-    def is_host(self,
-        netloc:str   # header `Host`
+    hosts: frozenset = frozenset(LOOPBACK)  # names that it answers to
+    public: frozenset = frozenset()  # those of them that pages of its own may be served under by a proxy
+    any_address: bool = False  # answer to every IP address as well
+    token: str = ''  # empty: none is needed
+
+    def is_host(
+        self,
+        netloc: str,  # header `Host`
     ) -> bool:
         "Whether a request uses a name of this server."
         host = host_of(netloc)
         return host in self.hosts or self.any_address and is_address(host)
 
-    def is_own(self,
-        origin:str,  # header `Origin`; None where no page asks
-        netloc:str   # header `Host`
+    def is_own(
+        self,
+        origin: str,  # header `Origin`; None where no page asks
+        netloc: str,  # header `Host`
     ) -> bool:
         "Whether a request comes from a page of this server."
-        if origin is None: return True
-        try: asking = urlsplit(origin).netloc.lower()
-        except ValueError: return False
+        if origin is None:
+            return True
+        try:
+            asking = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return False
         return bool(asking) and (asking == netloc.lower() or host_of(asking) in self.public)
 
-    def admits(self,
-        *given:str   # tokens that were shown
+    def admits(
+        self,
+        *given: str,  # tokens that were shown
     ) -> bool:
         "Whether one of these is the token."
-        if not self.token: return True
+        if not self.token:
+            return True
         return any(hmac.compare_digest(g.encode(), self.token.encode()) for g in given if g)
 
     @property
@@ -72,43 +87,55 @@ class Access:
         "Name of the cookie that holds the token; cookies of one machine are shared by all its ports."
         return f"drl-{sha256(self.token.encode()).hexdigest()[:8]}"
 
-    def refusal(self,
-        host:str,           # header `Host`
-        origin:str,         # header `Origin`, or None
-        *tokens:str         # that were shown
-    ) -> Refusal | None:    # None where the request may come in
+    def refusal(
+        self,
+        host: str,  # header `Host`
+        origin: str,  # header `Origin`, or None
+        *tokens: str,  # that were shown
+    ) -> Refusal | None:  # None where the request may come in
         "Why a request is not answered."
         if not self.is_host(host or ''):
-            return Refusal(421, f'this server has another name than {(host or "")[:80]!r}; --allow-host adds one')
-        if not self.is_own(origin, host): return Refusal(403, 'a page of another site may not ask here')
+            return Refusal(
+                421, f'this server has another name than {(host or "")[:80]!r}; --allow-host adds one'
+            )
+        if not self.is_own(origin, host):
+            return Refusal(403, 'a page of another site may not ask here')
         if not self.admits(*tokens):
-            return Refusal(401, 'a token is needed: open the address that was printed when this server started')
+            return Refusal(
+                401, 'a token is needed: open the address that was printed when this server started'
+            )
         return None
 
-    def address(self,
-        host:str,   # that is bound
-        port:int
+    def address(
+        self,
+        host: str,  # that is bound
+        port: int,
     ) -> str:
         "What to open."
         shown = '127.0.0.1' if host in ('0.0.0.0', '::', '') else f'[{host}]' if ':' in host else host
         token = f'/?token={self.token}' if self.token else ''
         return f'http://{shown}:{port}{token}'
 
-
 # %% ../../nbs/utils/04_web.ipynb #c1ee8d17
 def _name_of(entry):
     "A host name that was given to be answered to; `ValueError` where it is none."
     plain = isinstance(entry, str) and '/' not in entry and not entry.rpartition(':')[2].isdigit()
     found = host_of(entry) if plain else ''
-    if found and ':' not in found: return found
-    raise ValueError(f"allow_host must be a host name without scheme and port, such as 'panel.example.org'; got {entry!r}")
+    if found and ':' not in found:
+        return found
+    raise ValueError(
+        f"allow_host must be a host name without scheme and port, such as 'panel.example.org'; got {entry!r}"
+    )
+
 
 def access_to(
-    host:str,        # that is bound
-    names:tuple=(),  # more names that the server is reached by, through a proxy for example
-    open:bool=False  # without a token, for everybody who can reach the port
+    host: str,  # that is bound
+    names: tuple = (),  # more names that the server is reached by, through a proxy for example
+    open: bool = False,  # without a token, for everybody who can reach the port
 ) -> Access:
-    "Who may talk to a server on a host: this machine, or everybody who has the token. `ValueError` where a name is none."
+    """Who may talk to a server on a host: this machine, or everybody who has the token.
+
+    `ValueError` where a name is none."""
     wanted = [_name_of(entry) for entry in names]
     everywhere = host in ('0.0.0.0', '::', '')
     here = host.lower() in LOOPBACK or is_address(host) and ipaddress.ip_address(host).is_loopback
@@ -116,55 +143,67 @@ def access_to(
     token = '' if open or here and not names else secrets.token_urlsafe(16)
     return Access(frozenset({*LOOPBACK, own, *wanted}), frozenset(wanted), everywhere, token)
 
+
 def exposure(
-    access:Access,
-    open:bool       # whether it was asked to be without a token
+    access: Access,
+    open: bool,  # whether it was asked to be without a token
 ) -> str:
     "A sentence for whoever starts a server."
-    if open: return 'everybody who can reach this port may come in'
+    if open:
+        return 'everybody who can reach this port may come in'
     return 'only with this token' if access.token else 'this machine only'
 
-def check_port(
-    port:int
-) -> int:
+
+def check_port(port: int) -> int:
     "A port, or a `ValueError`."
     whole = isinstance(port, int) and not isinstance(port, bool)
-    if not whole or not 0 <= port < 65536: raise ValueError(f'port must be a whole number from 0 to 65535; port is {port!r}')
+    if not whole or not 0 <= port < 65536:
+        raise ValueError(f'port must be a whole number from 0 to 65535; port is {port!r}')
     return port
 
 # %% ../../nbs/utils/04_web.ipynb #3a1ad981
 class TimedReader(io.RawIOBase):
     "Reads from a socket until a moment, also when a byte comes every now and then."
-    def __init__(self,
-        connection:socket.socket,
-        end:float=math.inf   # of `time.monotonic`
-    ): self.connection, self.end = connection, end
 
-    def readable(self): return True
+    def __init__(
+        self,
+        connection: socket.socket,
+        end: float = math.inf,  # of `time.monotonic`
+    ):
+        self.connection, self.end = connection, end
+
+    def readable(self):
+        return True
 
     def readinto(self, buffer):
         left = self.end - time.monotonic()
-        if left <= 0: raise TimeoutError('timed out')
+        if left <= 0:
+            raise TimeoutError('timed out')
         self.connection.settimeout(min(left, threading.TIMEOUT_MAX))
         return self.connection.recv_into(buffer)
 
 # %% ../../nbs/utils/04_web.ipynb #5e3d775d
-_TURNS = frozenset('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')      # text that is read backwards
+_TURNS = frozenset('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')  # text that is read backwards
+
 
 def _is_harmless(character):
-    if character in '\n\t': return True
+    if character in '\n\t':
+        return True
     return character not in _TURNS and unicodedata.category(character) not in ('Cc', 'Cs', 'Zl', 'Zp')
 
+
 def printable(
-    text:str,          # from elsewhere; anything else is made a string
+    text: str,  # from elsewhere; anything else is made a string
 ) -> str:
     "Text whose control characters can be seen and do nothing. Lines and tabs stay."
     return ''.join(c if _is_harmless(c) else c.encode('unicode_escape').decode() for c in str(text))
 
-_COLOUR = re.compile(r'(\x1b\[[\d;]*m)')      # as trackers print them
+
+_COLOUR = re.compile(r'(\x1b\[[\d;]*m)')  # as trackers print them
+
 
 def printable_in_colour(
-    text:str,
+    text: str,
 ) -> str:
     "The same, but colours stay."
     return ''.join(part if i % 2 else printable(part) for i, part in enumerate(_COLOUR.split(text)))

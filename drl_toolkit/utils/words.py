@@ -10,33 +10,60 @@ import re
 
 # %% ../../nbs/utils/07_words.ipynb #2f0c11c5
 # Plurals that no rule of `plural` and `singular` gives.
-IRREGULAR = dict(people='person', men='man', women='woman', children='child', mice='mouse', geese='goose', feet='foot', teeth='tooth',
-                 knives='knife', wolves='wolf', leaves='leaf', loaves='loaf', shelves='shelf', buses='bus', cacti='cactus',
-                 sheep='sheep', fish='fish', deer='deer', glasses='glass', grapes='grapes')
+IRREGULAR = dict(
+    people='person',
+    men='man',
+    women='woman',
+    children='child',
+    mice='mouse',
+    geese='goose',
+    feet='foot',
+    teeth='tooth',
+    knives='knife',
+    wolves='wolf',
+    leaves='leaf',
+    loaves='loaf',
+    shelves='shelf',
+    buses='bus',
+    cacti='cactus',
+    sheep='sheep',
+    fish='fish',
+    deer='deer',
+    glasses='glass',
+    grapes='grapes',
+)
 _PLURAL_OF = {one: many for many, one in IRREGULAR.items()}
 
+
 def article(
-    name:str # of one thing
+    name: str,  # of one thing
 ) -> str:
     "'an apple', 'a banana'; plurals such as 'grapes' keep an article too, so that every name reads alike."
     return ('an ' if name[0] in 'aeiou' else 'a ') + name
 
+
 def plural(
-    name:str # of one thing, such as 'red box'
+    name: str,  # of one thing, such as 'red box'
 ) -> str:
     "The plural of a noun; its last word is what changes."
     *before, last = name.split(' ')
-    if last in _PLURAL_OF: many = _PLURAL_OF[last]
-    elif re.search('[^aeiou]y$', last): many = last[:-1] + 'ies'
-    elif re.search('(ch|sh|ss|x|z)$', last): many = last + 'es'
-    else: many = last + 's'
+    if last in _PLURAL_OF:
+        many = _PLURAL_OF[last]
+    elif re.search('[^aeiou]y$', last):
+        many = last[:-1] + 'ies'
+    elif re.search('(ch|sh|ss|x|z)$', last):
+        many = last + 'es'
+    else:
+        many = last + 's'
     return ' '.join([*before, many])
 
+
 def singular(
-    name:str # of several things, such as 'red boxes'
+    name: str,  # of several things, such as 'red boxes'
 ) -> str:
     "The singular of a plural noun; its last word is what changes."
     *before, last = name.split(' ')
     for ending, one in ((r'ies$', 'y'), (r'(ch|sh|ss|x|z)es$', r'\1'), (r's$', '')):
-        if last in IRREGULAR or re.search(ending, last): break
+        if last in IRREGULAR or re.search(ending, last):
+            break
     return ' '.join([*before, IRREGULAR.get(last) or re.sub(ending, one, last)])

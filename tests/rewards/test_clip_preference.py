@@ -1,4 +1,5 @@
 "The emoji world's tokenizer, CLIP and preference model, as their own libraries load them."
+
 import random
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def test_shipped_tokenizers_are_the_same():
     for name in ('clip', 'preference'):
         assert AutoTokenizer.from_pretrained(assets_dir() / name)(texts).input_ids == want
         ids = open_clip.get_tokenizer(f'local-dir:{assets_dir() / name}')(texts)
-        assert ids.shape == (3, CONTEXT) and [row[:len(w)].tolist() for row, w in zip(ids, want)] == want
+        assert ids.shape == (3, CONTEXT) and [row[: len(w)].tolist() for row, w in zip(ids, want)] == want
 
 
 def test_a_request_is_true_of_its_scene_and_no_near_miss_is():
@@ -45,7 +46,8 @@ def test_a_request_is_true_of_its_scene_and_no_near_miss_is():
         shown = clip.shown(world.compose(asked, rng))
         assert clip.is_true(asked, shown)
         for miss in clip.near_misses(asked, rng):
-            if miss.background == asked.background: assert not clip.is_true(miss, shown), (asked, miss)
+            if miss.background == asked.background:
+                assert not clip.is_true(miss, shown), (asked, miss)
 
 
 def test_open_clip_reads_the_folder_and_its_transform_is_ours():
@@ -53,13 +55,18 @@ def test_open_clip_reads_the_folder_and_its_transform_is_ours():
     x = clip.clean([world.parse('a cat above a dog')], random.Random(0))
     assert torch.allclose(transform(to_pil(x)[0])[None], clip.normalize(x), atol=1e-5)
     with torch.no_grad():
-        mine, theirs = clip.load()[0].encode_image(clip.normalize(x)), model.eval().encode_image(clip.normalize(x))
+        mine, theirs = (
+            clip.load()[0].encode_image(clip.normalize(x)),
+            model.eval().encode_image(clip.normalize(x)),
+        )
     assert torch.equal(mine, theirs)
 
 
 def test_clip_knows_the_world():
     metrics = clip.evaluate(n=48, seed=7)
-    assert metrics['clip_top1'] >= .97 and metrics['clip_pairs'] >= .9 and metrics['clip_backgrounds'] >= .9, metrics
+    assert (
+        metrics['clip_top1'] >= 0.97 and metrics['clip_pairs'] >= 0.9 and metrics['clip_backgrounds'] >= 0.9
+    ), metrics
 
 
 def test_utility_knows_neither_tone_nor_gender():
@@ -68,8 +75,14 @@ def test_utility_knows_neither_tone_nor_gender():
         asked = world.random_wanted(rng, 'portrait')
         picture = raters.random_picture(asked, rng, world.compose(asked, rng))
         person = picture.scene.placed[0]
-        values = {raters.utility(replace(picture, scene=replace(picture.scene, placed=(replace(person, tone=t, gender=g),))), asked)
-                  for t in TONES for g in world.GENDERS}
+        values = {
+            raters.utility(
+                replace(picture, scene=replace(picture.scene, placed=(replace(person, tone=t, gender=g),))),
+                asked,
+            )
+            for t in TONES
+            for g in world.GENDERS
+        }
         assert len(values) == 1
 
 
@@ -85,6 +98,6 @@ def test_bradley_terry_is_the_cross_entropy_of_votes():
 
 def test_preference_agrees_with_its_rules_and_is_blind_to_tone():
     metrics = raters.evaluate(n=150, seed=7)
-    assert metrics['preference_accuracy'] >= .85 and metrics['preference_tone_gap'] < .3, metrics
+    assert metrics['preference_accuracy'] >= 0.85 and metrics['preference_tone_gap'] < 0.3, metrics
     x = clip.clean([world.parse('a cat next to a dog')] * 2, random.Random(3))
     assert preference(x, ['a cat next to a dog', 'a bus']).diff() < -2

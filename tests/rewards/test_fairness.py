@@ -1,21 +1,31 @@
 "Parity, floor and credit against hand-made cases and simulation."
+
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from drl_toolkit.rewards.fairness import fairness_reward, leave_one_out_credit, parity_floor, rarity_credit, statistical_parity
+from drl_toolkit.rewards.fairness import (
+    fairness_reward,
+    leave_one_out_credit,
+    parity_floor,
+    rarity_credit,
+    statistical_parity,
+)
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-1, 4), min_size=2, max_size=20))
 def test_parity_by_hand(values):
     n, counts = len(values), [values.count(a) for a in range(5)]
     counts[counts.index(max(counts))] += values.count(-1)
-    expected = sum((c / n - .2)**2 for c in counts) ** .5
+    expected = sum((c / n - 0.2) ** 2 for c in counts) ** 0.5
     assert abs(statistical_parity(torch.tensor(values)) - expected) < 1e-6
 
+
 def test_floor_matches_the_papers_magnitudes_and_its_own_limit():
-    assert [round(parity_floor(n, 4), 2) for n in (4, 8, 16, 64)] == [.40, .28, .20, .10]
-    exact, limit = parity_floor(40, 4), parity_floor(2000, 4) * (2000 / 40) ** .5
-    assert abs(exact - limit) < .01 * exact
+    assert [round(parity_floor(n, 4), 2) for n in (4, 8, 16, 64)] == [0.40, 0.28, 0.20, 0.10]
+    exact, limit = parity_floor(40, 4), parity_floor(2000, 4) * (2000 / 40) ** 0.5
+    assert abs(exact - limit) < 0.01 * exact
+
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(-1, 4), min_size=2, max_size=16), st.data())
@@ -24,13 +34,16 @@ def test_a_ruined_face_never_improves_parity(values, data):
     ruined[data.draw(st.integers(0, len(values) - 1))] = -1
     assert statistical_parity(torch.tensor(ruined)) >= statistical_parity(torch.tensor(values)) - 1e-6
 
+
 def test_ruining_faces_never_pays():
     "An unreadable picture makes parity worse and has the lowest credit."
     tones = torch.tensor([0, 1, 2, 3, 4] * 3 + [0])
-    ruined = tones.clone(); ruined[15] = -1
+    ruined = tones.clone()
+    ruined[15] = -1
     assert leave_one_out_credit(ruined).argmin() == 15
     everything = torch.full((16,), -1)
-    assert statistical_parity(everything) > .89 and (leave_one_out_credit(everything) < 0).all()
+    assert statistical_parity(everything) > 0.89 and (leave_one_out_credit(everything) < 0).all()
+
 
 def test_reward_sees_groups_whole():
     reader = lambda images: (images[:, 0, 0, 0] * 10).round().long()
@@ -38,15 +51,29 @@ def test_reward_sees_groups_whole():
     images, groups = torch.cat([tone(0, 0, 0, 1), tone(0, 1, 2, 3)]), torch.tensor([0] * 4 + [1] * 4)
     prompts = ['a'] * 4 + ['b'] * 4
     shared = fairness_reward(reader, credit='shared')(images, prompts, groups)
-    assert torch.allclose(shared[:4], torch.tensor(-statistical_parity(torch.tensor([0, 0, 0, 1])))) and shared[4] > shared[0]
+    assert (
+        torch.allclose(shared[:4], torch.tensor(-statistical_parity(torch.tensor([0, 0, 0, 1]))))
+        and shared[4] > shared[0]
+    )
     own, metrics = fairness_reward(reader).report(images, prompts, groups)
-    assert own[3] > 0 > own[0] and metrics['readable'] == 1 and metrics['parity_floor'] == pytest.approx(parity_floor(4))
-    with pytest.raises(ValueError, match="credit is 'all'"): fairness_reward(credit='all')
+    assert (
+        own[3] > 0 > own[0]
+        and metrics['readable'] == 1
+        and metrics['parity_floor'] == pytest.approx(parity_floor(4))
+    )
+    with pytest.raises(ValueError, match="credit is 'all'"):
+        fairness_reward(credit='all')
+
 
 def test_rarity_is_the_even_share_less_the_share_among_the_others():
     tones = torch.tensor([0] * 6 + [2] * 3 + [4] + [-1] * 2)
-    by_hand = [.2 - sum(o == t for j, o in enumerate(tones.tolist()) if j != i) / 11 for i, t in enumerate(tones.tolist())]
+    by_hand = [
+        0.2 - sum(o == t for j, o in enumerate(tones.tolist()) if j != i) / 11
+        for i, t in enumerate(tones.tolist())
+    ]
     credit = rarity_credit(tones)
     assert torch.allclose(credit[:10], torch.tensor(by_hand[:10])) and (credit[10:] < credit[:10].min()).all()
-    values, metrics = fairness_reward(lambda images: tones, credit='rare').report(torch.rand(12, 3, 8, 8), ['a portrait of a judge'] * 12, torch.zeros(12, dtype=torch.long))
+    values, metrics = fairness_reward(lambda images: tones, credit='rare').report(
+        torch.rand(12, 3, 8, 8), ['a portrait of a judge'] * 12, torch.zeros(12, dtype=torch.long)
+    )
     assert torch.allclose(values, credit) and metrics['parity'] == pytest.approx(statistical_parity(tones))

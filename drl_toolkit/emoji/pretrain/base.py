@@ -26,37 +26,53 @@ from ...utils.images import to_tensor
 from ...utils.loading import assets_dir
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #ccf384f1
-WORK = Path('work/pretrain')                     # states while training; not in git
+WORK = Path('work/pretrain')  # states while training; not in git
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-STEPS = 10                                       # denoising steps of the deployment sampler
-TAUGHT = ('words.json', 'words_untaught.safetensors')   # what `05a_words` leaves beside the weights: its record, and the words as they were before
+STEPS = 10  # denoising steps of the deployment sampler
+TAUGHT = (
+    'words.json',
+    'words_untaught.safetensors',
+)  # what `05a_words` leaves beside the weights: its record, and the words as they were before
 
-def scenes_tensor(scenes) -> torch.Tensor: # (B, 3, 64, 64) in [-1, 1]
+
+def scenes_tensor(scenes) -> torch.Tensor:  # (B, 3, 64, 64) in [-1, 1]
     "Drawn scenes as the codec takes them."
     return to_tensor([world.draw(s) for s in scenes]).mul(2).sub(1)
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #b2c63c52
-LATENT_NOISE = .1   # spread of the codec's posterior, in its own (unscaled) units
+LATENT_NOISE = 0.1  # spread of the codec's posterior, in its own (unscaled) units
+
 
 def new_vae() -> AutoencoderKL:
     "An untrained codec, 64×64×3 to 8×8×16, 2.1 M parameters."
-    vae = AutoencoderKL(block_out_channels=(16, 32, 64, 96), latent_channels=16, layers_per_block=1, norm_num_groups=8, sample_size=64,
-                        down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4, mid_block_add_attention=False)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 96),
+        latent_channels=16,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+        down_block_types=('DownEncoderBlock2D',) * 4,
+        up_block_types=('UpDecoderBlock2D',) * 4,
+        mid_block_add_attention=False,
+    )
     return constant_posterior(vae)
 
+
 @torch.no_grad()
-def constant_posterior(vae:AutoencoderKL) -> AutoencoderKL:
+def constant_posterior(vae: AutoencoderKL) -> AutoencoderKL:
     "Make the posterior's spread `LATENT_NOISE` everywhere."
     channels = vae.config.latent_channels
-    vae.quant_conv.weight[channels:] = 0.
+    vae.quant_conv.weight[channels:] = 0.0
     vae.quant_conv.bias[channels:] = 2 * math.log(LATENT_NOISE)
     return vae
 
+
 def edges(
-    x:torch.Tensor # (B, C, H, W)
-) -> tuple:        # horizontal and vertical differences of neighbours
+    x: torch.Tensor,  # (B, C, H, W)
+) -> tuple:  # horizontal and vertical differences of neighbours
     "What a blur takes away."
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
 
 def codec_loss(vae, x):
     "Pixels, edges, and a small pull of the latents to zero."
@@ -66,40 +82,54 @@ def codec_loss(vae, x):
     mse = (y - x).square().mean()
     return pixel + edge + 2 * mse + 1e-3 * z.square().mean(), dict(mse=mse.item() / 4, spread=z.std().item())
 
-def codec_scene(rng:random.Random) -> world.Scene:
+
+def codec_scene(rng: random.Random) -> world.Scene:
     "A scene with balanced tones and rarer faults: the codec should be able to draw everything."
-    return world.pretraining_scene(rng, world.Faults(missing=.1, doubled=.05, blurred=.08, washed=.06, biased=False))
+    return world.pretraining_scene(
+        rng, world.Faults(missing=0.1, doubled=0.05, blurred=0.08, washed=0.06, biased=False)
+    )
+
 
 def fit_codec(vae, plan, folder):
     "Train what is not frozen in a codec."
+
     def loss_of(rng):
         x = scenes_tensor([codec_scene(rng) for _ in range(plan.batch)])
         return codec_loss(vae, x.to(DEVICE, memory_format=torch.channels_last))
+
     trainee = fit(Trainee(vae, plan, folder), loss_of)
     trainee.use_average()
     return constant_posterior(vae).eval()
 
-def train_codec(plan=Plan(steps=4200, lr=3e-3, batch=8, ema=.998, weight_decay=1e-3, save_every=200)) -> AutoencoderKL:
+
+def train_codec(
+    plan=Plan(steps=4200, lr=3e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200),
+) -> AutoencoderKL:
     "Encoder and decoder together."
     torch.manual_seed(plan.seed)
     return fit_codec(new_vae().to(DEVICE, memory_format=torch.channels_last), plan, WORK / 'codec')
 
-def train_decoder(plan=Plan(steps=3000, lr=1.5e-3, batch=8, ema=.998, weight_decay=1e-3, save_every=200, seed=1)) -> AutoencoderKL:
+
+def train_decoder(
+    plan=Plan(steps=3000, lr=1.5e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200, seed=1),
+) -> AutoencoderKL:
     "The decoder alone, on the latents of the finished encoder."
     vae = train_codec()
-    vae.encoder.requires_grad_(False); vae.quant_conv.requires_grad_(False)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
     return fit_codec(vae, plan, WORK / 'decoder')
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #70181af7
 def encode_scenes(
     vae,
-    count:int=40_000, # pretraining scenes
-    seed:int=7,
-    batch:int=64
-) -> tuple:           # latents (count, 16, 8, 8) in fp16, not yet scaled; captions
+    count: int = 40_000,  # pretraining scenes
+    seed: int = 7,
+    batch: int = 64,
+) -> tuple:  # latents (count, 16, 8, 8) in fp16, not yet scaled; captions
     "Latents and captions of random pretraining scenes, kept on disk."
     file, words = WORK / 'latents.safetensors', WORK / 'captions.json'
-    if file.exists() and words.exists(): return load_file(file)['latents'], json.loads(words.read_text())
+    if file.exists() and words.exists():
+        return load_file(file)['latents'], json.loads(words.read_text())
     rng, latents, captions = random.Random(seed), [], []
     with torch.inference_mode():
         for i in range(0, count, batch):
@@ -107,7 +137,8 @@ def encode_scenes(
             x = scenes_tensor(scenes).to(DEVICE, memory_format=torch.channels_last)
             latents.append(vae.encode(x).latent_dist.mode().half().cpu())
             captions += [s.caption for s in scenes]
-            if i % (100 * batch) == 0: print(f'encoded {i}/{count}', flush=True)
+            if i % (100 * batch) == 0:
+                print(f'encoded {i}/{count}', flush=True)
     latents = torch.cat(latents).contiguous()
     atomic_write(words, lambda part: part.write_text(json.dumps(captions)))
     atomic_write(file, lambda part: save_file({'latents': latents}, part))
@@ -116,25 +147,55 @@ def encode_scenes(
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #3359c1ae
 def new_text_encoder(tokenizer) -> CLIPTextModel:
     "An untrained text encoder, two layers of width 128."
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, projection_dim=128, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
 
 def new_unet() -> UNet2DConditionModel:
     "An untrained denoiser of 8×8 latents."
     return UNet2DConditionModel(
-        sample_size=8, in_channels=16, out_channels=16, block_out_channels=(96, 128), layers_per_block=1, norm_num_groups=16,
-        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
-        cross_attention_dim=128, attention_head_dim=4)
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(96, 128),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+    )
+
 
 def new_scheduler() -> DDIMScheduler:
     "DDIM on Stable Diffusion's schedule, stretched to end in pure noise."
-    return DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type='v_prediction',
-                         rescale_betas_zero_snr=True, timestep_spacing='trailing', clip_sample=False, set_alpha_to_one=True)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        prediction_type='v_prediction',
+        rescale_betas_zero_snr=True,
+        timestep_spacing='trailing',
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
 
 class Denoiser(nn.Module):
     "UNet and text encoder as one module, so that one optimiser and one file hold both."
+
     def __init__(self, unet, text_encoder):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
@@ -144,21 +205,29 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timestep, self.text_encoder(tokens).last_hidden_state).sample
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #f1091d3a
-def timesteps_for(batch:int) -> torch.Tensor: # (batch,) long
+def timesteps_for(batch: int) -> torch.Tensor:  # (batch,) long
     "Half uniform over the schedule, half on the timesteps that the deployment sampler visits."
-    uniform, grid = torch.randint(0, 1000, (batch,)), torch.randint(1, STEPS + 1, (batch,)) * (1000 // STEPS) - 1
-    return torch.where(torch.rand(batch) < .5, uniform, grid)
+    uniform, grid = (
+        torch.randint(0, 1000, (batch,)),
+        torch.randint(1, STEPS + 1, (batch,)) * (1000 // STEPS) - 1,
+    )
+    return torch.where(torch.rand(batch) < 0.5, uniform, grid)
 
-def velocities(model, scheduler, latents, tokens, t, noise) -> tuple: # two of (B, C, H, W)
+
+def velocities(model, scheduler, latents, tokens, t, noise) -> tuple:  # two of (B, C, H, W)
     "The velocity that the model predicts for noised latents, and the true one."
     return model(scheduler.add_noise(latents, noise, t), t, tokens), scheduler.get_velocity(latents, noise, t)
+
 
 def denoiser_loss(model, scheduler, latents, tokens):
     "Mean squared error of the predicted velocity (Salimans & Ho 2022)."
     t, noise = timesteps_for(len(latents)).to(latents.device), torch.randn_like(latents)
     return F.mse_loss(*velocities(model, scheduler, latents, tokens, t, noise))
 
-def train_unet(plan=Plan(steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=.999, save_every=100, weight_decay=1e-3)):
+
+def train_unet(
+    plan=Plan(steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=0.999, save_every=100, weight_decay=1e-3),
+):
     "Train denoiser and text encoder on the cached latents; writes the pipeline to `assets/emoji-sd`."
     vae = train_codec()
     latents, captions = encode_scenes(vae)
@@ -168,12 +237,14 @@ def train_unet(plan=Plan(steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=.999, 
     torch.manual_seed(plan.seed)
     model = Denoiser(new_unet(), new_text_encoder(tokenizer)).to(DEVICE)
     model.unet.to(memory_format=torch.channels_last)
+
     def loss_of(rng):
         rows = torch.randint(0, len(latents), (plan.batch,))
         dropped = torch.rand(plan.batch) < 1 / 16
         words = tokens[torch.where(dropped, len(captions), rows)]
         clean = (latents[rows].float() * scale).to(DEVICE, memory_format=torch.channels_last)
         return denoiser_loss(model, scheduler, clean, words.to(DEVICE)), {}
+
     trainee = fit(Trainee(model, plan, WORK / 'unet'), loss_of, every=50)
     trainee.use_average()
     return export_pipeline(vae, model, tokenizer, scale)
@@ -183,21 +254,32 @@ def export_pipeline(vae, model, tokenizer, scale, folder=None) -> StableDiffusio
     "Put the parts together as a plain `StableDiffusionPipeline` and save them, in half precision."
     vae.register_to_config(scaling_factor=scale)
     pipeline = StableDiffusionPipeline(
-        vae=vae, unet=model.unet, text_encoder=model.text_encoder, tokenizer=tokenizer, scheduler=new_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        vae=vae,
+        unet=model.unet,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     folder = Path(folder or assets_dir() / 'emoji-sd')
-    pipeline.to('cpu', torch.float16).save_pretrained(folder)      # half precision on disk: half the size in git
-    for file in TAUGHT: (folder / file).unlink(missing_ok=True)
+    pipeline.to('cpu', torch.float16).save_pretrained(folder)  # half precision on disk: half the size in git
+    for file in TAUGHT:
+        (folder / file).unlink(missing_ok=True)
     for name in ('codec', 'decoder', 'unet'):
         curve = WORK / name / 'curve.json'
-        if curve.exists(): (folder / f'curve_{name}.json').write_text(curve.read_text())
+        if curve.exists():
+            (folder / f'curve_{name}.json').write_text(curve.read_text())
     return pipeline
+
 
 def export() -> StableDiffusionPipeline:
     "Write the pipeline from the states on disk, finished or not."
     vae = train_codec()
     decoder = WORK / 'decoder' / 'state.safetensors'
-    if decoder.exists(): load_average(vae, decoder)
+    if decoder.exists():
+        load_average(vae, decoder)
     tokenizer = world_tokenizer()
     model = Denoiser(new_unet(), new_text_encoder(tokenizer))
     load_average(model, WORK / 'unet' / 'state.safetensors')
@@ -217,4 +299,5 @@ def main(argv=None):
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #eefc7886
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -27,35 +27,42 @@ from ..world import PERSON, TONE_TABLE
 from ...utils.loading import assets_dir
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #f9df6467
-def card_prompt_sets(size:float=1.) -> list: # of `PromptSet`
+def card_prompt_sets(size: float = 1.0) -> list:  # of `PromptSet`
     "What the base model is asked for its card; 1 is 9,216 pictures."
     times = lambda n: max(1, round(n * size))
     some = lambda prompts, n, seed: tuple(world.random.Random(f'card/{seed}').choices(prompts, k=times(n)))
-    return [PromptSet('portraits/all', tuple(p for p in P.portraits('all') for _ in range(times(512)))), PromptSet('objects/all', tuple(p for p in P.objects() for _ in range(times(16)))),
-            PromptSet('pairs/seen', some(P.pairs('train') + P.pairs('held_out'), 320, 'seen')), PromptSet('pairs/unseen', some(P.pairs('unseen'), 320, 'unseen'))]
+    return [
+        PromptSet('portraits/all', tuple(p for p in P.portraits('all') for _ in range(times(512)))),
+        PromptSet('objects/all', tuple(p for p in P.objects() for _ in range(times(16)))),
+        PromptSet('pairs/seen', some(P.pairs('train') + P.pairs('held_out'), 320, 'seen')),
+        PromptSet('pairs/unseen', some(P.pairs('unseen'), 320, 'unseen')),
+    ]
 
-def total_variation(tones:torch.Tensor, table:tuple) -> float:
+
+def total_variation(tones: torch.Tensor, table: tuple) -> float:
     "Half the L1 distance between the readable tones' shares and a row of the pretraining table."
     readable = tones[tones >= 0]
     return (tone_shares(readable) - torch.tensor(table)).abs().sum().item() / 2
 
-def tone_distances(prompt_set:PromptSet, read:torch.Tensor) -> dict: # occupation -> total variation
+
+def tone_distances(prompt_set: PromptSet, read: torch.Tensor) -> dict:  # occupation -> total variation
     "How far each occupation's tones are from what pretraining was given."
     of = lambda o: torch.tensor([world.parse(p).names[0] == o for p in prompt_set.prompts])
     return {o: total_variation(read[of(o)], row) for o, row in TONE_TABLE.items()}
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #5c5b1b15
 @torch.no_grad()
-def agreement_of_names(images:torch.Tensor) -> float: # share of the pictures
+def agreement_of_names(images: torch.Tensor) -> float:  # share of the pictures
     "How often CLIP's best of 40 prompts is what the detector is surest of."
     found, names = shipped_detector()(images), named_by_clip(images, OCCUPATION_PROMPTS + OBJECT_PROMPTS)
     of = lambda prompt: PERSON if world.parse(prompt).kind == 'portrait' else world.parse(prompt).names[0]
     return sum(found.names[found.labels[i, 0]] == of(n) for i, n in enumerate(names)) / len(names)
 
+
 def tone_by_colour(
-    images:torch.Tensor, # (B, 3, 64, 64) in [0, 1]
-    reach:float=.12,     # largest difference of a channel at which a pixel counts as skin
-) -> torch.Tensor:       # (B,) long; -1 where no skin is found
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+    reach: float = 0.12,  # largest difference of a channel at which a pixel counts as skin
+) -> torch.Tensor:  # (B,) long; -1 where no skin is found
     "The tone whose emoji colour most pixels of the picture's middle have."
     colours = torch.tensor([tones.SKIN[t] for t in TONES]) / 255
     gap = (images[:, None, :, 18:46, 18:46] - colours[None, :, :, None, None]).abs().amax(2)
@@ -63,24 +70,27 @@ def tone_by_colour(
     counts = torch.stack([(nearest == t).sum(1) for t in range(len(colours))], 1)
     return torch.where(counts.amax(1) > 20, counts.argmax(1), -1)
 
+
 def agreement_of_tones(
-    read:torch.Tensor, # (B,) long; -1 where unreadable
-    seen:torch.Tensor, # the same of another instrument
-) -> float:            # share of the portraits to which both give a tone
+    read: torch.Tensor,  # (B,) long; -1 where unreadable
+    seen: torch.Tensor,  # the same of another instrument
+) -> float:  # share of the portraits to which both give a tone
     "How often two instruments see the same tone."
     both = (seen >= 0) & (read >= 0)
     return (seen == read)[both].float().mean().item()
+
 
 def witness() -> ToneReader:
     "The second reader."
     return ToneReader(assets_dir() / 'witness')
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #b62bb413
-def measure_instruments(n:int=500) -> dict:
+def measure_instruments(n: int = 500) -> dict:
     "Detector, reader, CLIP and preference model on clean held-out scenes."
     return detector.evaluate(n) | tones.evaluate(n) | clip.evaluate(n) | preference.evaluate(n)
 
-def milliseconds(policy:Policy, count:int=32, repeats:int=3) -> float: # per image
+
+def milliseconds(policy: Policy, count: int = 32, repeats: int = 3) -> float:  # per image
     "Sampling and decoding on one thread; the best of some repeats."
     threads, taken = torch.get_num_threads(), []
     torch.set_num_threads(1)
@@ -91,7 +101,8 @@ def milliseconds(policy:Policy, count:int=32, repeats:int=3) -> float: # per ima
     torch.set_num_threads(threads)
     return 1000 * min(taken)
 
-def measure_base(policy:Policy, size:float=1.) -> tuple: # (figures, pictures by prompt_set)
+
+def measure_base(policy: Policy, size: float = 1.0) -> tuple:  # (figures, pictures by prompt_set)
     "What the base model's samples show."
     prompt_sets = {p.name: p for p in card_prompt_sets(size)}
     images = sample_prompt_sets(policy, list(prompt_sets.values()), seed=11, label='base')
@@ -99,17 +110,36 @@ def measure_base(policy:Policy, size:float=1.) -> tuple: # (figures, pictures by
     mean = lambda name, key: read[name][key].mean().item()
     portraits, tone = images['portraits/all'], read['portraits/all']['tone']
     distances, second = tone_distances(prompt_sets['portraits/all'], tone), witness()(portraits)
-    figures = dict(single_object=mean('objects/all', 'object'), occupation=mean('portraits/all', 'occupation'), face=mean('portraits/all', 'face'),
-                   pair_seen=mean('pairs/seen', 'both'), pair_unseen=mean('pairs/unseen', 'both'), tone_total_variation=max(distances.values()),
-                   tone_total_variation_mean=sum(distances.values()) / len(distances), agreement_names=agreement_of_names(torch.cat([images['objects/all'], portraits[::8]])),
-                   agreement_tones=agreement_of_tones(tone, second), agreement_readable=((tone >= 0) == (second >= 0)).float().mean().item(),
-                   agreement_colour=agreement_of_tones(tone, tone_by_colour(portraits)))
+    figures = dict(
+        single_object=mean('objects/all', 'object'),
+        occupation=mean('portraits/all', 'occupation'),
+        face=mean('portraits/all', 'face'),
+        pair_seen=mean('pairs/seen', 'both'),
+        pair_unseen=mean('pairs/unseen', 'both'),
+        tone_total_variation=max(distances.values()),
+        tone_total_variation_mean=sum(distances.values()) / len(distances),
+        agreement_names=agreement_of_names(torch.cat([images['objects/all'], portraits[::8]])),
+        agreement_tones=agreement_of_tones(tone, second),
+        agreement_readable=((tone >= 0) == (second >= 0)).float().mean().item(),
+        agreement_colour=agreement_of_tones(tone, tone_by_colour(portraits)),
+    )
     return figures | dict(ms_per_image=milliseconds(policy)), images
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #0ba31211
-WANTED = dict(detector_recall=(.95, None), detector_precision=(.95, None), tone_accuracy=(.97, None), clip_top1=(.97, None), single_object=(.9, None),
-              occupation=(.9, None), face=(.95, None), pair_seen=(.4, .8), agreement_names=(.9, None), agreement_tones=(.9, None), tone_total_variation=(None, .15),
-              ms_per_image=(None, 150.))                                        # what must be reached: (at least, at most)
+WANTED = dict(
+    detector_recall=(0.95, None),
+    detector_precision=(0.95, None),
+    tone_accuracy=(0.97, None),
+    clip_top1=(0.97, None),
+    single_object=(0.9, None),
+    occupation=(0.9, None),
+    face=(0.95, None),
+    pair_seen=(0.4, 0.8),
+    agreement_names=(0.9, None),
+    agreement_tones=(0.9, None),
+    tone_total_variation=(None, 0.15),
+    ms_per_image=(None, 150.0),
+)  # what must be reached: (at least, at most)
 
 ABOUT = """# The models of the emoji world
 
@@ -143,36 +173,59 @@ Weights: Apache-2.0, like the code. `sprites.png`, and through it the training s
 SIL Open Font License 1.1 (https://openfontlicense.org). The font itself is not included.
 """
 
-def met(key:str, value:float) -> str:
+
+def met(key: str, value: float) -> str:
     "A figure's requirement in words, and whether it is met."
     low, high = WANTED.get(key, (None, None))
-    if low is None and high is None: return ''
-    asked = f'{low} to {high}' if None not in (low, high) else f'at least {low}' if high is None else f'at most {high}'
-    return asked + ('' if (low is None or value >= low) and (high is None or value <= high) else ' (**missed**)')
+    if low is None and high is None:
+        return ''
+    asked = (
+        f'{low} to {high}'
+        if None not in (low, high)
+        else f'at least {low}'
+        if high is None
+        else f'at most {high}'
+    )
+    return asked + (
+        '' if (low is None or value >= low) and (high is None or value <= high) else ' (**missed**)'
+    )
 
-def card_text(figures:dict) -> str:
+
+def card_text(figures: dict) -> str:
     "The model card."
-    rows = '\n'.join(f'| {k} | {v:.1f} | {met(k, v)} |' if k == 'ms_per_image' else f'| {k} | {v:.3f} | {met(k, v)} |' for k, v in figures.items())
+    rows = '\n'.join(
+        f'| {k} | {v:.1f} | {met(k, v)} |' if k == 'ms_per_image' else f'| {k} | {v:.3f} | {met(k, v)} |'
+        for k, v in figures.items()
+    )
     return ABOUT + '| figure | value | wanted |\n|---|---:|---|\n' + rows + '\n' + LICENCE
 
-def write_card(figures:dict, folder:Path=None):
+
+def write_card(figures: dict, folder: Path = None):
     "card.json and README.md of the assets."
     folder = Path(folder or assets_dir())
-    (folder / 'card.json').write_text(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + '\n')
+    (folder / 'card.json').write_text(
+        json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + '\n'
+    )
     (folder / 'README.md').write_text(card_text(figures))
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #da71e750
 def main(argv=None):
     "`python -m drl_toolkit.emoji.pretrain.card`: measure the shipped models and write their card."
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument('--threads', type=int, default=1, help='CPU threads; the time of a picture is always measured on one')
-    parser.add_argument('--size', type=float, default=1., help='1 is 9,216 pictures; less is quicker and less sure')
+    parser.add_argument(
+        '--threads', type=int, default=1, help='CPU threads; the time of a picture is always measured on one'
+    )
+    parser.add_argument(
+        '--size', type=float, default=1.0, help='1 is 9,216 pictures; less is quicker and less sure'
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     figures = measure_instruments() | measure_base(Policy(world.load_demo(), num_steps=10), args.size)[0]
     write_card(figures)
-    for k, v in figures.items(): print(f'{k:28}{v:9.3f}  {met(k, v)}')
+    for k, v in figures.items():
+        print(f'{k:28}{v:9.3f}  {met(k, v)}')
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #588777a7
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()                # not in the notebook, which has no file
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # not in the notebook, which has no file

@@ -28,28 +28,32 @@ from ...utils.loading import assets_dir
 from ...utils.words import article
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #9b63b7c2
-WORK = Path('work/pretrain')      # states while training; not in git
-MEAN = STD = (.5, .5, .5)         # pixels in [0, 1] become numbers in [-1, 1]
-EMBED = 128                       # width of the common space
+WORK = Path('work/pretrain')  # states while training; not in git
+MEAN = STD = (0.5, 0.5, 0.5)  # pixels in [0, 1] become numbers in [-1, 1]
+EMBED = 128  # width of the common space
 VISION = dict(image_size=world.IMAGE_SIZE, layers=[1, 1, 2, 1], width=16, head_width=64)
 TEXT = dict(context_length=CONTEXT, vocab_size=len(world_tokenizer()), width=128, heads=4, layers=2)
 
+
 def normalize(
-    images:torch.Tensor # (B, 3, 64, 64) in [0, 1]
-) -> torch.Tensor:      # the same, in [-1, 1]
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+) -> torch.Tensor:  # the same, in [-1, 1]
     "What open_clip's transform does to a 64-pixel picture, without the way through PIL."
     return (images - MEAN[0]) / STD[0]
+
 
 def new_clip() -> CLIP:
     "An untrained model."
     return CLIP(EMBED, VISION, TEXT).to(memory_format=torch.channels_last)
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #9f01bbad
-def shown(scene:Scene) -> Wanted:
+def shown(scene: Scene) -> Wanted:
     "The request that a scene fulfils, background included."
     names = [p.name for p in scene.placed]
-    if len(names) == 1: kind = dict(kind='object' if names[0] in OBJECTS else 'portrait', names=(names[0],))
-    elif len(set(names)) == 1: kind = dict(kind='count', names=(names[0],), count=len(names))
+    if len(names) == 1:
+        kind = dict(kind='object' if names[0] in OBJECTS else 'portrait', names=(names[0],))
+    elif len(set(names)) == 1:
+        kind = dict(kind='count', names=(names[0],), count=len(names))
     else:
         a, b = scene.placed
         beside = abs(a.x - b.x) > abs(a.y - b.y)
@@ -57,13 +61,15 @@ def shown(scene:Scene) -> Wanted:
         kind = dict(kind='pair', names=(first.name, second.name), relation='next to' if beside else 'above')
     return Wanted(**kind, background=scene.background)
 
+
 @cache
-def content(wanted:Wanted) -> tuple:
+def content(wanted: Wanted) -> tuple:
     "What is asked for apart from the background, in a form that can be compared."
     names = wanted.names if wanted.relation == 'above' else tuple(sorted(wanted.names))
     return wanted.kind, names, wanted.relation, wanted.count
 
-def is_true(asked:Wanted, shown:Wanted) -> bool:
+
+def is_true(asked: Wanted, shown: Wanted) -> bool:
     "Whether what is shown is exactly what is asked for."
     return content(asked) == content(shown) and asked.background in (None, shown.background)
 
@@ -72,39 +78,60 @@ def another(rng, names, *but):
     "One of the names, not those given."
     return rng.choice([n for n in names if n not in but])
 
-def near_misses(wanted:Wanted, rng:random.Random) -> list:
+
+def near_misses(wanted: Wanted, rng: random.Random) -> list:
     "Requests that differ from this one in one respect."
     w, a = wanted, wanted.names[0]
     misses = [replace(w, background=another(rng, BACKGROUNDS, w.background))]
-    if w.kind == 'portrait': return misses + [replace(w, names=(another(rng, OCCUPATIONS, a),)) for _ in range(3)]
+    if w.kind == 'portrait':
+        return misses + [replace(w, names=(another(rng, OCCUPATIONS, a),)) for _ in range(3)]
     misses += [replace(w, names=(another(rng, OBJECTS, *w.names), *w.names[1:]))]
-    one, two = (lambda n: Wanted('object', (n,), background=w.background)), (lambda n, c: Wanted('count', (n,), count=c, background=w.background))
+    one, two = (
+        (lambda n: Wanted('object', (n,), background=w.background)),
+        (lambda n, c: Wanted('count', (n,), count=c, background=w.background)),
+    )
     if w.kind == 'pair':
         other = another(rng, world.RELATIONS, w.relation)
-        misses += [replace(w, relation=other), replace(w, names=w.names[::-1], relation='above'), one(rng.choice(w.names)), two(rng.choice(w.names), 2)]
-    else: misses += [two(a, 5 - w.count if w.kind == 'count' else rng.choice((2, 3))), Wanted('pair', (a, another(rng, OBJECTS, a)), rng.choice(world.RELATIONS), background=w.background)]
-    if w.kind == 'count': misses += [one(a)]
+        misses += [
+            replace(w, relation=other),
+            replace(w, names=w.names[::-1], relation='above'),
+            one(rng.choice(w.names)),
+            two(rng.choice(w.names), 2),
+        ]
+    else:
+        misses += [
+            two(a, 5 - w.count if w.kind == 'count' else rng.choice((2, 3))),
+            Wanted(
+                'pair', (a, another(rng, OBJECTS, a)), rng.choice(world.RELATIONS), background=w.background
+            ),
+        ]
+    if w.kind == 'count':
+        misses += [one(a)]
     return misses
 
-SHARES = dict(portrait=.3, object=.2, pair=.38, count=.12)    # kinds of request in a batch
+
+SHARES = dict(portrait=0.3, object=0.2, pair=0.38, count=0.12)  # kinds of request in a batch
 VOCABULARY = [f'a portrait of {article(o)}' for o in OCCUPATIONS] + [article(o) for o in OBJECTS]
 
-def request(rng:random.Random) -> Wanted:
+
+def request(rng: random.Random) -> Wanted:
     "A request of any kind, over all pairs: a judge has no held-out ones."
     return world.random_wanted(rng, rng.choices(list(SHARES), SHARES.values())[0], pairs=PAIRS)
 
-def scene_of(wanted:Wanted, rng:random.Random) -> Scene:
+
+def scene_of(wanted: Wanted, rng: random.Random) -> Scene:
     "A scene of a request; a few pairs show one of their objects twice, one above the other too."
     scene = world.compose(wanted, rng)
-    if wanted.kind == 'pair' and rng.random() < .06:
+    if wanted.kind == 'pair' and rng.random() < 0.06:
         name = rng.choice(wanted.names)
         scene = replace(scene, placed=tuple(replace(p, name=name) for p in scene.placed))
     return scene
 
+
 def batch_of(
-    size:int,           # scenes
-    rng:random.Random
-) -> tuple:             # scenes, captions (the vocabulary included), truth (scenes, captions)
+    size: int,  # scenes
+    rng: random.Random,
+) -> tuple:  # scenes, captions (the vocabulary included), truth (scenes, captions)
     "Requests and their near misses, with which caption is true of which scene."
     wanted = []
     while len(wanted) < size:
@@ -112,139 +139,192 @@ def batch_of(
         wanted += [asked] + rng.sample(near_misses(asked, rng), 3)
     scenes = [scene_of(w, rng) for w in wanted[:size]]
     facts = [shown(s) for s in scenes]
-    captions = [world.prompt_of(f if rng.random() < .5 else replace(f, background=None)) for f in facts]
+    captions = [world.prompt_of(f if rng.random() < 0.5 else replace(f, background=None)) for f in facts]
     captions = list(dict.fromkeys(captions + VOCABULARY))
     truth = torch.tensor([[is_true(world.parse(c), f) for c in captions] for f in facts])
     return scenes, captions, truth
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #fb82c8d3
 def augment(
-    x:torch.Tensor # (B, 3, H, W) in [0, 1]
-) -> torch.Tensor: # the same shape
+    x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+) -> torch.Tensor:  # the same shape
     "Random place, size, softness, tint, contrast and noise, each picture its own."
     b = len(x)
     pick = lambda share: (torch.rand(b, 1, 1, 1) < share).float() * torch.rand(b, 1, 1, 1)
-    theta = torch.eye(2, 3).repeat(b, 1, 1) * (1 + .16 * (torch.rand(b, 1, 1) - .5))
-    theta[:, :, 2] = .16 * (torch.rand(b, 2) - .5)
-    x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode='border', align_corners=False)
-    x = x.lerp(F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode='bilinear'), pick(.5))
-    x = x * (1 + .04 * torch.randn(b, 3, 1, 1))
-    x = x.lerp(torch.full_like(x, .8), .5 * pick(.2))
-    return (x + .08 * pick(.4) * torch.randn_like(x)).clamp(0, 1)
+    theta = torch.eye(2, 3).repeat(b, 1, 1) * (1 + 0.16 * (torch.rand(b, 1, 1) - 0.5))
+    theta[:, :, 2] = 0.16 * (torch.rand(b, 2) - 0.5)
+    x = F.grid_sample(
+        x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode='border', align_corners=False
+    )
+    x = x.lerp(F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode='bilinear'), pick(0.5))
+    x = x * (1 + 0.04 * torch.randn(b, 3, 1, 1))
+    x = x.lerp(torch.full_like(x, 0.8), 0.5 * pick(0.2))
+    return (x + 0.08 * pick(0.4) * torch.randn_like(x)).clamp(0, 1)
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #8cbce93a
 def contrastive_loss(
-    logits:torch.Tensor, # (B, N), pictures against captions
-    truth:torch.Tensor   # (B, N) bool
+    logits: torch.Tensor,  # (B, N), pictures against captions
+    truth: torch.Tensor,  # (B, N) bool
 ) -> torch.Tensor:
     "Cross entropy towards the true captions of each picture and the true pictures of each caption."
+
     def one_way(logits, truth):
         some = truth.any(1)
         target = truth[some].float()
         return F.cross_entropy(logits[some], target / target.sum(1, keepdim=True))
+
     return (one_way(logits, truth) + one_way(logits.T, truth.T)) / 2
 
-def logits_of(model:CLIP, images, tokens) -> torch.Tensor: # (B, N)
-    "Scaled cosines of pictures in [0, 1] with tokenized captions."
-    return model.logit_scale.exp() * model.encode_image(normalize(images), normalize=True) @ model.encode_text(tokens, normalize=True).T
 
-def settle(model:CLIP, batches) -> None:
+def logits_of(model: CLIP, images, tokens) -> torch.Tensor:  # (B, N)
+    "Scaled cosines of pictures in [0, 1] with tokenized captions."
+    return (
+        model.logit_scale.exp()
+        * model.encode_image(normalize(images), normalize=True)
+        @ model.encode_text(tokens, normalize=True).T
+    )
+
+
+def settle(model: CLIP, batches) -> None:
     "Measure the statistics of the batch norms anew, for averaged weights."
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for m in norms: m.reset_running_stats(); m.momentum = None
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
     model.train()
     with torch.no_grad():
-        for x in batches: model.encode_image(normalize(x))
+        for x in batches:
+            model.encode_image(normalize(x))
     model.eval()
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #eb653f2e
-def training_pictures(scenes) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+def training_pictures(scenes) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
     "Scenes drawn, and roughened up."
     return augment(to_tensor([world.draw(s) for s in scenes])).contiguous(memory_format=torch.channels_last)
 
-def save_open_clip(model:CLIP, folder:Path) -> None:
+
+def save_open_clip(model: CLIP, folder: Path) -> None:
     "Write a model as an open_clip `local-dir:` folder; matrices are stored in half precision."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = dict(model_cfg=dict(embed_dim=EMBED, vision_cfg=VISION, text_cfg=TEXT | dict(hf_tokenizer_name='.')),
-                  preprocess_cfg=dict(size=world.IMAGE_SIZE, mean=MEAN, std=STD, interpolation='bicubic', resize_mode='shortest'))
+    config = dict(
+        model_cfg=dict(embed_dim=EMBED, vision_cfg=VISION, text_cfg=TEXT | dict(hf_tokenizer_name='.')),
+        preprocess_cfg=dict(
+            size=world.IMAGE_SIZE, mean=MEAN, std=STD, interpolation='bicubic', resize_mode='shortest'
+        ),
+    )
     (folder / 'open_clip_config.json').write_text(json.dumps(config, indent=1))
     world_tokenizer().save_pretrained(folder)
     small = lambda v: (v.half() if v.ndim > 1 else v).contiguous()
-    atomic_write(folder / 'open_clip_model.safetensors', lambda part: save_file({k: small(v) for k, v in model.state_dict().items()}, part))
+    atomic_write(
+        folder / 'open_clip_model.safetensors',
+        lambda part: save_file({k: small(v) for k, v in model.state_dict().items()}, part),
+    )
 
-def save_with_curve(model:CLIP, name:str) -> CLIP:
+
+def save_with_curve(model: CLIP, name: str) -> CLIP:
     "Save a trained model to the assets, and the curve of its training beside it."
     save_open_clip(model, assets_dir() / name)
     shutil.copy(WORK / name / 'curve.json', assets_dir() / name / 'curve.json')
     return model
 
-def train(plan=Plan(steps=1200, lr=1.5e-3, ema=.99, save_every=100, weight_decay=.02)) -> CLIP:
+
+def train(plan=Plan(steps=1200, lr=1.5e-3, ema=0.99, save_every=100, weight_decay=0.02)) -> CLIP:
     "Train the CLIP, or go on with it, and save it to the assets."
     torch.manual_seed(plan.seed)
     model, tokenizer = new_clip(), world_tokenizer()
+
     def loss_of(rng):
         scenes, captions, truth = batch_of(plan.batch, rng)
         tokens = tokenizer(captions, padding='max_length', return_tensors='pt').input_ids
         logits = logits_of(model, training_pictures(scenes), tokens)
         right = truth.gather(1, logits.argmax(1, keepdim=True)).float().mean()
-        with torch.no_grad(): model.logit_scale.clamp_(max=4.605)                   # 100, as in CLIP
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.605)  # 100, as in CLIP
         return contrastive_loss(logits, truth), dict(right=right.item(), scale=model.logit_scale.exp().item())
+
     fit(Trainee(model, plan, WORK / 'clip'), loss_of).use_average()
-    settle(model, [training_pictures(batch_of(plan.batch, random.Random(f'settle/{i}'))[0]) for i in range(20)])
+    settle(
+        model, [training_pictures(batch_of(plan.batch, random.Random(f'settle/{i}'))[0]) for i in range(20)]
+    )
     return save_with_curve(model, 'clip')
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #d3e25a2a
 @cache
 def load(
-    folder:Path=None # an open_clip folder; the shipped CLIP by default
-) -> tuple:          # model in eval mode, tokenizer
+    folder: Path = None,  # an open_clip folder; the shipped CLIP by default
+) -> tuple:  # model in eval mode, tokenizer
     "A saved model with its tokenizer."
     name = f"local-dir:{folder or assets_dir() / 'clip'}"
-    return open_clip.create_model(name, require_pretrained=True).eval().requires_grad_(False), open_clip.get_tokenizer(name)
+    return open_clip.create_model(name, require_pretrained=True).eval().requires_grad_(
+        False
+    ), open_clip.get_tokenizer(name)
+
 
 @torch.no_grad()
 def compare(
-    model, tokenizer,
-    images:torch.Tensor, # (B, 3, 64, 64) in [0, 1]
-    captions:list        # of N strings
-) -> torch.Tensor:       # (B, N) scaled cosines
+    model,
+    tokenizer,
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+    captions: list,  # of N strings
+) -> torch.Tensor:  # (B, N) scaled cosines
     "Every picture against every caption."
     tokens = tokenizer(captions)
     return torch.cat([logits_of(model, x, tokens) for x in images.split(128)])
 
-def clean(wanted:list, rng:random.Random) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+
+def clean(wanted: list, rng: random.Random) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
     "One clean picture of each request."
     return to_tensor([world.draw(world.compose(w, rng)) for w in wanted])
 
-def forced_choice(model, tokenizer, wanted:list, rng) -> float:
+
+def forced_choice(model, tokenizer, wanted: list, rng) -> float:
     "How often a request fits its picture better than all its near misses do."
     right = 0
     for asked, image in zip(wanted, clean(wanted, rng)):
-        choices = [asked] + [m for m in near_misses(asked, rng) if not is_true(m, asked) and m.background == asked.background]
-        right += compare(model, tokenizer, image[None], [world.prompt_of(c) for c in choices]).argmax().item() == 0
+        choices = [asked] + [
+            m for m in near_misses(asked, rng) if not is_true(m, asked) and m.background == asked.background
+        ]
+        right += (
+            compare(model, tokenizer, image[None], [world.prompt_of(c) for c in choices]).argmax().item() == 0
+        )
     return right / len(wanted)
 
+
 def evaluate(
-    n:int=400,       # scenes of each of the five kinds of question
-    seed:int=1,
-    folder:Path=None # an open_clip folder; the shipped CLIP by default
+    n: int = 400,  # scenes of each of the five kinds of question
+    seed: int = 1,
+    folder: Path = None,  # an open_clip folder; the shipped CLIP by default
 ) -> dict:
     "Shares of right answers on unseen clean scenes."
     (model, tokenizer), rng = load(folder), random.Random(f'clip/{seed}')
+
     def top1(names, kind):
         wanted = [Wanted(kind, (names[i % len(names)],)) for i in range(n)]
         best = compare(model, tokenizer, clean(wanted, rng), VOCABULARY).argmax(1)
         return sum(VOCABULARY[b] == world.prompt_of(w) for b, w in zip(best, wanted)) / n
+
     occupations, objects = top1(list(OCCUPATIONS), 'portrait'), top1(list(OBJECTS), 'object')
     pairs = [replace(world.random_wanted(rng, 'pair', pairs=PAIRS), background=None) for _ in range(n)]
     counts = [replace(world.random_wanted(rng, 'count'), background=None) for _ in range(n)]
-    grounds, wanted = list(BACKGROUNDS), [replace(request(rng), background=rng.choice(list(BACKGROUNDS))) for _ in range(n)]
-    named = [compare(model, tokenizer, x[None], [world.prompt_of(replace(w, background=g)) for g in grounds]).argmax().item()
-             for w, x in zip(wanted, clean(wanted, rng))]
-    return dict(clip_top1=(occupations + objects) / 2, clip_occupations=occupations, clip_objects=objects,
-                clip_pairs=forced_choice(model, tokenizer, pairs, rng), clip_counts=forced_choice(model, tokenizer, counts, rng),
-                clip_backgrounds=sum(grounds[i] == w.background for i, w in zip(named, wanted)) / n)
+    grounds, wanted = (
+        list(BACKGROUNDS),
+        [replace(request(rng), background=rng.choice(list(BACKGROUNDS))) for _ in range(n)],
+    )
+    named = [
+        compare(model, tokenizer, x[None], [world.prompt_of(replace(w, background=g)) for g in grounds])
+        .argmax()
+        .item()
+        for w, x in zip(wanted, clean(wanted, rng))
+    ]
+    return dict(
+        clip_top1=(occupations + objects) / 2,
+        clip_occupations=occupations,
+        clip_objects=objects,
+        clip_pairs=forced_choice(model, tokenizer, pairs, rng),
+        clip_counts=forced_choice(model, tokenizer, counts, rng),
+        clip_backgrounds=sum(grounds[i] == w.background for i, w in zip(named, wanted)) / n,
+    )
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #5e6fae04
 def main(argv=None):
@@ -257,4 +337,5 @@ def main(argv=None):
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #2d35ea74
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()      # not in a notebook
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # not in a notebook

@@ -19,33 +19,42 @@ from torch import nn
 @dataclass
 class Plan:
     "What a pretraining run is told."
-    steps: int                # optimiser steps in all
-    lr: float                 # peak learning rate, after the warm-up
-    batch: int = 64           # scenes per step
-    warmup: int = 100         # steps of linear warm-up
-    final: float = .02        # the cosine ends at this share of the peak
+
+    steps: int  # optimiser steps in all
+    lr: float  # peak learning rate, after the warm-up
+    batch: int = 64  # scenes per step
+    warmup: int = 100  # steps of linear warm-up
+    final: float = 0.02  # the cosine ends at this share of the peak
     weight_decay: float = 1e-2
-    grad_clip: float = 1.     # largest norm of the gradient
-    ema: float = .999         # decay of the averaged weights; 0 keeps the raw ones
-    save_every: int = 200     # steps between two states on disk
+    grad_clip: float = 1.0  # largest norm of the gradient
+    ema: float = 0.999  # decay of the averaged weights; 0 keeps the raw ones
+    save_every: int = 200  # steps between two states on disk
     seed: int = 0
 
-def lr_at(plan:Plan, step:int) -> float:
+
+def lr_at(plan: Plan, step: int) -> float:
     "Linear warm-up, then a cosine down to `final` of the peak."
-    if step < plan.warmup: return plan.lr * (step + 1) / plan.warmup
+    if step < plan.warmup:
+        return plan.lr * (step + 1) / plan.warmup
     done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    return plan.lr * (plan.final + (1 - plan.final) * .5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item()))
+    return plan.lr * (
+        plan.final + (1 - plan.final) * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
+    )
 
 # %% ../../../nbs/emoji/pretrain/00_core.ipynb #ee7377c0
 class Trainee:
     "A module with its optimiser and averaged weights, saved and restored as one safetensors file."
-    def __init__(self, model:nn.Module, plan:Plan, folder:Path):
+
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path):
         self.model, self.plan, self.folder, self.step, self.curve = model, plan, Path(folder), 0, []
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.opt = torch.optim.AdamW(self.params.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(.9, .99))
+        self.opt = torch.optim.AdamW(
+            self.params.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99)
+        )
         self.average = {n: p.detach().clone() for n, p in self.params.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.file.exists(): self.load()
+        if self.file.exists():
+            self.load()
 
     @property
     def file(self) -> Path:
@@ -69,44 +78,54 @@ class Trainee:
         self.step, self.curve = int(state['step']), json.loads((self.folder / 'curve.json').read_text())
         with torch.no_grad():
             for name, p in self.params.items():
-                p.copy_(state[f'raw/{name}']); self.average[name].copy_(state[f'ema/{name}'])
-                self.opt.state[p] = {'step': torch.tensor(float(self.step)), 'exp_avg': state[f'm/{name}'].to(p.device),
-                                     'exp_avg_sq': state[f'v/{name}'].to(p.device)}
-            for name, b in self.model.named_buffers(): b.copy_(state[f'buffer/{name}'])
+                p.copy_(state[f'raw/{name}'])
+                self.average[name].copy_(state[f'ema/{name}'])
+                self.opt.state[p] = {
+                    'step': torch.tensor(float(self.step)),
+                    'exp_avg': state[f'm/{name}'].to(p.device),
+                    'exp_avg_sq': state[f'v/{name}'].to(p.device),
+                }
+            for name, b in self.model.named_buffers():
+                b.copy_(state[f'buffer/{name}'])
 
-    def update(self, loss:torch.Tensor) -> float: # norm of the gradient before clipping
+    def update(self, loss: torch.Tensor) -> float:  # norm of the gradient before clipping
         "One optimiser step and one step of the average."
-        for group in self.opt.param_groups: group['lr'] = lr_at(self.plan, self.step)
+        for group in self.opt.param_groups:
+            group['lr'] = lr_at(self.plan, self.step)
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.params.values(), self.plan.grad_clip).item()
         self.opt.step()
         self.step += 1
         decay = min(self.plan.ema, self.step / (self.step + 10))
-        with torch.no_grad(): torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
         return norm
 
     def use_average(self):
         "Put the averaged weights into the model, for good."
         with torch.no_grad():
-            for name, p in self.params.items(): p.copy_(self.average[name])
+            for name, p in self.params.items():
+                p.copy_(self.average[name])
+
 
 def load_average(
-    model:nn.Module,
-    file:Path       # a `Trainee`'s state
+    model: nn.Module,
+    file: Path,  # a `Trainee`'s state
 ) -> nn.Module:
     "The averaged weights of a state, whatever its step, put into a model."
     state = load_file(file)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if f'ema/{name}' in state: p.copy_(state[f'ema/{name}'])
+            if f'ema/{name}' in state:
+                p.copy_(state[f'ema/{name}'])
     return model
 
 # %% ../../../nbs/emoji/pretrain/00_core.ipynb #9ba4d1cc
 def fit(
-    trainee:Trainee,
-    loss_of,            # (step's `random.Random`) -> (loss, dict of numbers to log)
-    every:int=20,       # steps between two lines
+    trainee: Trainee,
+    loss_of,  # (step's `random.Random`) -> (loss, dict of numbers to log)
+    every: int = 20,  # steps between two lines
 ) -> Trainee:
     "Train to the end of the plan, saving as it goes. Torch's global generator is seeded anew at every step."
     plan, start, began = trainee.plan, trainee.step, time.perf_counter()
@@ -116,11 +135,17 @@ def fit(
         torch.manual_seed(plan.seed * 1_000_003 + step)
         loss, log = loss_of(random.Random(f'{plan.seed}/{step}'))
         norm = trainee.update(loss)
-        if not torch.isfinite(loss): raise FloatingPointError(f'{trainee.folder.name}: the loss is {loss.item()} at step {step}')
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f'{trainee.folder.name}: the loss is {loss.item()} at step {step}')
         if step % every == 0:
             seconds = (time.perf_counter() - began) / (trainee.step - start)
             trainee.curve.append(dict(step=step, loss=loss.item(), grad=norm, seconds=seconds) | log)
-            print(f"{trainee.folder.name} {step:6d}/{plan.steps}  loss {loss.item():.4f}  " + '  '.join(f'{k} {v:.4f}' for k, v in log.items())
-                  + f'  {seconds:.2f} s a step, {(plan.steps - trainee.step) * seconds / 60:.0f} min left', flush=True)
-        if trainee.step % plan.save_every == 0 or trainee.step == plan.steps: trainee.save()
+            print(
+                f"{trainee.folder.name} {step:6d}/{plan.steps}  loss {loss.item():.4f}  "
+                + '  '.join(f'{k} {v:.4f}' for k, v in log.items())
+                + f'  {seconds:.2f} s a step, {(plan.steps - trainee.step) * seconds / 60:.0f} min left',
+                flush=True,
+            )
+        if trainee.step % plan.save_every == 0 or trainee.step == plan.steps:
+            trainee.save()
     return trainee

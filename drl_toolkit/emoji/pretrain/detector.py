@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch, torch.nn.functional as F
 from torch import nn
-from transformers import (RTDetrConfig, RTDetrForObjectDetection,
-                          RTDetrImageProcessor, RTDetrResNetConfig)
+from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
 from .. import world
 from .core import Plan, Trainee, fit
@@ -24,19 +23,44 @@ from ...utils.images import to_tensor
 from ...utils.loading import assets_dir
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #efbaef32
-WORK = Path('work/pretrain')                     # states while training; not in git
+WORK = Path('work/pretrain')  # states while training; not in git
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #87f975a1
 def new_detector() -> RTDetrForObjectDetection:
     "An untrained detector of the 25 classes."
-    backbone = RTDetrResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type='basic', out_indices=[2, 3])
-    return RTDetrForObjectDetection(RTDetrConfig(
-        backbone_config=backbone, freeze_backbone_batch_norms=False, encoder_in_channels=[64, 128], feat_strides=[8, 16],
-        encode_proj_layers=[1], encoder_hidden_dim=96, encoder_ffn_dim=192, encoder_attention_heads=3, hidden_expansion=.5,
-        d_model=96, decoder_in_channels=[96, 96], num_feature_levels=2, decoder_layers=2, decoder_ffn_dim=192,
-        decoder_attention_heads=3, decoder_n_points=4, num_queries=12, num_denoising=12,
-        id2label=dict(enumerate(CLASSES)), label2id={c: i for i, c in enumerate(CLASSES)}))
+    backbone = RTDetrResNetConfig(
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128],
+        depths=[1, 1, 1],
+        layer_type='basic',
+        out_indices=[2, 3],
+    )
+    return RTDetrForObjectDetection(
+        RTDetrConfig(
+            backbone_config=backbone,
+            freeze_backbone_batch_norms=False,
+            encoder_in_channels=[64, 128],
+            feat_strides=[8, 16],
+            encode_proj_layers=[1],
+            encoder_hidden_dim=96,
+            encoder_ffn_dim=192,
+            encoder_attention_heads=3,
+            hidden_expansion=0.5,
+            d_model=96,
+            decoder_in_channels=[96, 96],
+            num_feature_levels=2,
+            decoder_layers=2,
+            decoder_ffn_dim=192,
+            decoder_attention_heads=3,
+            decoder_n_points=4,
+            num_queries=12,
+            num_denoising=12,
+            id2label=dict(enumerate(CLASSES)),
+            label2id={c: i for i, c in enumerate(CLASSES)},
+        )
+    )
+
 
 def image_processor() -> RTDetrImageProcessor:
     "64×64 pixels, divided by 255 and not normalised: what the model takes is a picture in [0, 1]."
@@ -44,158 +68,205 @@ def image_processor() -> RTDetrImageProcessor:
     return RTDetrImageProcessor(size=size, do_resize=True, do_rescale=True, do_normalize=False, do_pad=False)
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #94907592
-KINDS = dict(pair=.42, object=.25, count=.17, portrait=.16)                  # shares of the detector's scenes
-FAULTS = world.Faults(missing=.15, doubled=.1, blurred=.15, washed=.12, biased=False)
+KINDS = dict(pair=0.42, object=0.25, count=0.17, portrait=0.16)  # shares of the detector's scenes
+FAULTS = world.Faults(missing=0.15, doubled=0.1, blurred=0.15, washed=0.12, biased=False)
 
-def detector_scene(rng:random.Random, faults:world.Faults=FAULTS) -> Scene:
+
+def detector_scene(rng: random.Random, faults: world.Faults = FAULTS) -> Scene:
     "A scene of any kind, with any pair and balanced tones."
     kind = rng.choices(list(KINDS), KINDS.values())[0]
-    if kind == 'pair' and rng.random() < .5:
+    if kind == 'pair' and rng.random() < 0.5:
         return world.compose(world.random_wanted(rng, 'pair', pairs=frozenset(world.PAIRS)), rng)
     return world.pretraining_scene(rng, faults, kind)
 
-def clean_scene(rng:random.Random) -> Scene:
-    "A scene that shows exactly what its caption says, of any kind and pair: what the detector is measured on."
+
+def clean_scene(rng: random.Random) -> Scene:
+    """A scene that shows exactly what its caption says, of any kind and pair: what the detector is measured
+    on."""
     return world.compose(world.random_wanted(rng, pairs=frozenset(world.PAIRS)), rng)
 
-def target(placed) -> dict: # class_labels (N,), boxes (N, 4): centre x, centre y, width, height, in shares of the picture
+
+def target(
+    placed,
+) -> dict:  # class_labels (N,), boxes (N, 4): centre x, centre y, width, height, in shares of the picture
     "What transformers' detection models take as labels of one picture."
     corners = torch.tensor([p.box for p in placed]).view(-1, 4) / IMAGE_SIZE
     boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
-    return dict(class_labels=torch.tensor([CLASSES.index(p.label) for p in placed], dtype=torch.long), boxes=boxes)
+    return dict(
+        class_labels=torch.tensor([CLASSES.index(p.label) for p in placed], dtype=torch.long), boxes=boxes
+    )
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #84072068
 def warp(
-    image:torch.Tensor, # (3, H, W)
-    strength:float,     # standard deviation of the displacement, in shares of the picture's side
-    cells:int=5,        # the displacement is random on a grid of this many cells, smooth between
-) -> torch.Tensor:      # (3, H, W)
+    image: torch.Tensor,  # (3, H, W)
+    strength: float,  # standard deviation of the displacement, in shares of the picture's side
+    cells: int = 5,  # the displacement is random on a grid of this many cells, smooth between
+) -> torch.Tensor:  # (3, H, W)
     "The picture as if drawn on rubber."
     h, w = image.shape[-2:]
     ys, xs = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing='ij')
-    shift = F.interpolate(torch.randn(1, 2, cells, cells) * 2 * strength, size=(h, w), mode='bicubic', align_corners=True)[0]
+    shift = F.interpolate(
+        torch.randn(1, 2, cells, cells) * 2 * strength, size=(h, w), mode='bicubic', align_corners=True
+    )[0]
     grid = torch.stack([xs + shift[0], ys + shift[1]], -1)[None]
     return F.grid_sample(image[None], grid, padding_mode='border', align_corners=True)[0]
 
-def square(p:world.Placed) -> tuple: # of slices (rows, columns)
+
+def square(p: world.Placed) -> tuple:  # of slices (rows, columns)
     "The pixels of a sprite's square."
     cut = lambda c: slice(max(0, round(c - p.size / 2)), min(IMAGE_SIZE, round(c + p.size / 2)))
     return cut(p.y), cut(p.x)
 
+
 def mixed(
-    a:torch.Tensor,     # (3, h, w)
-    b:torch.Tensor,     # (3, h, w)
-    rng:random.Random,
-) -> torch.Tensor:      # (3, h, w)
+    a: torch.Tensor,  # (3, h, w)
+    b: torch.Tensor,  # (3, h, w)
+    rng: random.Random,
+) -> torch.Tensor:  # (3, h, w)
     "Two pictures in one place: laid over each other, or half of each."
     h, w = a.shape[-2:]
-    where = torch.linspace(0, 1, w).expand(h, w) if rng.random() < .5 else torch.linspace(0, 1, h)[:, None].expand(h, w)
-    if rng.random() < .4: return torch.lerp(a, b, rng.uniform(.38, .62))
-    return torch.where(where < rng.uniform(.42, .58), a, b)
+    where = (
+        torch.linspace(0, 1, w).expand(h, w)
+        if rng.random() < 0.5
+        else torch.linspace(0, 1, h)[:, None].expand(h, w)
+    )
+    if rng.random() < 0.4:
+        return torch.lerp(a, b, rng.uniform(0.38, 0.62))
+    return torch.where(where < rng.uniform(0.42, 0.58), a, b)
+
 
 def ruined(
-    image:torch.Tensor, # (3, 64, 64), the scene drawn
-    scene:Scene,
-    i:int,              # which of the placed objects
-    rng:random.Random,
-) -> torch.Tensor:      # (3, 64, 64)
+    image: torch.Tensor,  # (3, 64, 64), the scene drawn
+    scene: Scene,
+    i: int,  # which of the placed objects
+    rng: random.Random,
+) -> torch.Tensor:  # (3, 64, 64)
     "The picture with one object spoilt: blended with another, smeared, or mostly gone."
     p, image, luck = scene.placed[i], image.clone(), rng.random()
     at = (slice(None),) + square(p)
-    others = replace(scene, placed=scene.placed[:i] + (other(p, rng),) + scene.placed[i + 1:])
-    empty = replace(scene, placed=scene.placed[:i] + scene.placed[i + 1:])
-    if luck < .5: image[at] = mixed(image[at], to_tensor([world.draw(others)])[0][at], rng)
-    elif luck < .85: image[at] = warp(image[at], rng.uniform(.14, .25), rng.choice((4, 5, 6)))
-    else: image[at] = keep_corner(image[at], to_tensor([world.draw(empty)])[0][at], rng)
+    others = replace(scene, placed=scene.placed[:i] + (other(p, rng),) + scene.placed[i + 1 :])
+    empty = replace(scene, placed=scene.placed[:i] + scene.placed[i + 1 :])
+    if luck < 0.5:
+        image[at] = mixed(image[at], to_tensor([world.draw(others)])[0][at], rng)
+    elif luck < 0.85:
+        image[at] = warp(image[at], rng.uniform(0.14, 0.25), rng.choice((4, 5, 6)))
+    else:
+        image[at] = keep_corner(image[at], to_tensor([world.draw(empty)])[0][at], rng)
     return image
 
-def other(p:world.Placed, rng:random.Random) -> world.Placed:
+
+def other(p: world.Placed, rng: random.Random) -> world.Placed:
     "A different object of the same size in the same place."
     return world.Placed(rng.choice([o for o in world.OBJECTS if o != p.name]), p.x, p.y, p.size)
 
-def keep_corner(a:torch.Tensor, ground:torch.Tensor, rng:random.Random) -> torch.Tensor:
+
+def keep_corner(a: torch.Tensor, ground: torch.Tensor, rng: random.Random) -> torch.Tensor:
     "A third of an object; the rest is background."
     h, w = a.shape[-2:]
-    where = torch.linspace(0, 1, w).expand(h, w) if rng.random() < .5 else torch.linspace(0, 1, h)[:, None].expand(h, w)
-    if rng.random() < .5: where = where.flip(0, 1)
-    return torch.where(where < rng.uniform(.3, .42), a, ground)
+    where = (
+        torch.linspace(0, 1, w).expand(h, w)
+        if rng.random() < 0.5
+        else torch.linspace(0, 1, h)[:, None].expand(h, w)
+    )
+    if rng.random() < 0.5:
+        where = where.flip(0, 1)
+    return torch.where(where < rng.uniform(0.3, 0.42), a, ground)
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #bcf6e08a
-def blurred(x:torch.Tensor, radius:float) -> torch.Tensor:
+def blurred(x: torch.Tensor, radius: float) -> torch.Tensor:
     "Gaussian blur of a batch; the radius is the standard deviation, pixels."
     half = max(1, round(2.5 * radius))
-    k = torch.exp(-torch.arange(-half, half + 1.).square() / (2 * radius**2)).to(x)
+    k = torch.exp(-torch.arange(-half, half + 1.0).square() / (2 * radius**2)).to(x)
     k = (k / k.sum()).expand(x.shape[1], 1, -1)
     x = F.conv2d(F.pad(x, (half, half, 0, 0), mode='replicate'), k[:, :, None], groups=x.shape[1])
     return F.conv2d(F.pad(x, (0, 0, half, half), mode='replicate'), k[..., None], groups=x.shape[1])
 
-def some(x:torch.Tensor, share:float, most:float) -> torch.Tensor: # (B, 1, 1, 1)
+
+def some(x: torch.Tensor, share: float, most: float) -> torch.Tensor:  # (B, 1, 1, 1)
     "A random amount between 0 and `most` for a share of the batch, and 0 for the rest."
     return ((torch.rand(len(x)) < share) * torch.rand(len(x)) * most).view(-1, 1, 1, 1).to(x)
 
+
 def handwriting(
-    x:torch.Tensor # (B, 3, 64, 64) in [0, 1]
-) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+    x: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
     "The batch as a small diffusion model might have painted it; from torch's global generator."
-    x = torch.lerp(x, blurred(x, .6 + torch.rand(1).item()), some(x, .5, 1.))
+    x = torch.lerp(x, blurred(x, 0.6 + torch.rand(1).item()), some(x, 0.5, 1.0))
     size = int(torch.randint(28, 52, (1,)))
     small = F.interpolate(F.interpolate(x, size=size, mode='area'), size=x.shape[-2:], mode='bicubic')
-    x = torch.lerp(x, small, some(x, .3, 1.))
+    x = torch.lerp(x, small, some(x, 0.3, 1.0))
     blotches = F.interpolate(torch.randn(len(x), 3, 12, 12), size=x.shape[-2:], mode='bicubic').to(x)
-    x = x + some(x, .4, .07) * blotches + some(x, .4, .06) * torch.randn_like(x)
-    gray, sign = x.mean(1, keepdim=True), lambda: torch.where(torch.rand(len(x), 1, 1, 1) < .5, -1, 1).to(x)
-    x = gray + (x - gray) * (1 + sign() * some(x, .4, .35))                        # saturation
-    x = .5 + (x - .5) * (1 + sign() * some(x, .4, .25)) + sign() * some(x, .4, .08)  # contrast and brightness
-    return (x + some(x, .3, .05) * torch.randn(len(x), 3, 1, 1).to(x)).clamp(0, 1)   # a tint
+    x = x + some(x, 0.4, 0.07) * blotches + some(x, 0.4, 0.06) * torch.randn_like(x)
+    gray, sign = x.mean(1, keepdim=True), lambda: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, -1, 1).to(x)
+    x = gray + (x - gray) * (1 + sign() * some(x, 0.4, 0.35))  # saturation
+    x = (
+        0.5 + (x - 0.5) * (1 + sign() * some(x, 0.4, 0.25)) + sign() * some(x, 0.4, 0.08)
+    )  # contrast and brightness
+    return (x + some(x, 0.3, 0.05) * torch.randn(len(x), 3, 1, 1).to(x)).clamp(0, 1)  # a tint
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #8a0dff5c
 def example(
-    rng:random.Random,
-    ruin:float=.12     # chance of each object to be spoilt
-) -> tuple:            # picture (3, 64, 64), target
+    rng: random.Random,
+    ruin: float = 0.12,  # chance of each object to be spoilt
+) -> tuple:  # picture (3, 64, 64), target
     "One training picture: a scene, perhaps with spoilt objects, lightly warped."
     scene = detector_scene(rng)
     image, spoilt = to_tensor([world.draw(scene)])[0], [rng.random() < ruin for _ in scene.placed]
-    for i in [i for i, s in enumerate(spoilt) if s]: image = ruined(image, scene, i, rng)
-    if rng.random() < .4: image = warp(image, rng.uniform(0, .012), 7)
+    for i in [i for i, s in enumerate(spoilt) if s]:
+        image = ruined(image, scene, i, rng)
+    if rng.random() < 0.4:
+        image = warp(image, rng.uniform(0, 0.012), 7)
     return image, target([p for p, s in zip(scene.placed, spoilt) if not s])
 
-def batch(rng:random.Random, n:int) -> tuple: # pictures (n, 3, 64, 64), list of n targets
+
+def batch(rng: random.Random, n: int) -> tuple:  # pictures (n, 3, 64, 64), list of n targets
     "A training batch."
     images, targets = zip(*[example(rng) for _ in range(n)])
     return handwriting(torch.stack(images)), list(targets)
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #89fc2b88
-def train(plan:Plan=Plan(steps=2000, lr=1.5e-3, batch=32, warmup=100, ema=.995, weight_decay=1e-3, save_every=100)) -> RTDetrForObjectDetection:
+def train(
+    plan: Plan = Plan(
+        steps=2000, lr=1.5e-3, batch=32, warmup=100, ema=0.995, weight_decay=1e-3, save_every=100
+    ),
+) -> RTDetrForObjectDetection:
     "Train a detector, or go on with it."
     torch.manual_seed(plan.seed)
     model = new_detector().to(DEVICE)
+
     def loss_of(rng):
         images, targets = batch(rng, plan.batch)
         out = model(images.to(DEVICE), labels=[{k: v.to(DEVICE) for k, v in t.items()} for t in targets])
         return out.loss, {k: out.loss_dict[k].item() for k in ('loss_vfl', 'loss_bbox')}
+
     trainee = fit(Trainee(model, plan, WORK / 'detector'), loss_of)
     trainee.use_average()
     return refresh_batch_norm(model).eval()
 
+
 @torch.no_grad()
 def refresh_batch_norm(
-    model:nn.Module,
-    draw=None,       # (`random.Random`) -> a batch as the model takes it; the detector's by default
-    batches:int=40
+    model: nn.Module,
+    draw=None,  # (`random.Random`) -> a batch as the model takes it; the detector's by default
+    batches: int = 40,
 ) -> nn.Module:
-    "Measure the batch statistics anew: those that training left belong to the last weights, not to the averaged ones."
+    """Measure the batch statistics anew: those that training left belong to the last weights, not to the
+    averaged ones."""
     torch.manual_seed(1)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for m in norms: m.reset_running_stats(); m.momentum = None                  # None: a plain average over the batches
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # None: a plain average over the batches
     model.train()
     draw = draw or (lambda rng: batch(rng, 32)[0])
-    for i in range(batches): model(draw(random.Random(f'norms/{i}')).to(DEVICE))
-    for m in norms: m.momentum = .1
+    for i in range(batches):
+        model(draw(random.Random(f'norms/{i}')).to(DEVICE))
+    for m in norms:
+        m.momentum = 0.1
     return model
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #be1bdb35
-def save(model:nn.Module, processor, name:str, run:str) -> Path:
+def save(model: nn.Module, processor, name: str, run: str) -> Path:
     "Write model, processor and the curve of its training to the assets; weights in half precision on disk."
     folder = assets_dir() / name
     model.half().save_pretrained(folder)
@@ -203,12 +274,16 @@ def save(model:nn.Module, processor, name:str, run:str) -> Path:
     shutil.copy(WORK / run / 'curve.json', folder / 'curve.json')
     return folder
 
-THRESHOLD = .5   # confidence from which a detection counts
+
+THRESHOLD = 0.5  # confidence from which a detection counts
+
 
 @torch.no_grad()
-def evaluate(n:int=500, seed:int=77, model=None) -> dict: # recall and precision
-    "On clean scenes of all kinds, the unseen pairs among them: a hit has the right class and an IoU of at least 0.5."
+def evaluate(n: int = 500, seed: int = 77, model=None) -> dict:  # recall and precision
+    """On clean scenes of all kinds, the unseen pairs among them: a hit has the right class and an IoU of at
+    least 0.5."""
     from drl_toolkit.rewards.composition import Detector, iou
+
     rng, detector = random.Random(seed), model or Detector()
     every = world.TRAIN_PAIRS | world.HELD_OUT_PAIRS | world.UNSEEN_PAIRS
     scenes = [world.compose(world.random_wanted(rng, pairs=every), rng) for _ in range(n)]
@@ -218,9 +293,12 @@ def evaluate(n:int=500, seed:int=77, model=None) -> dict: # recall and precision
         truths += len(left)
         for name, _, box in found.above(i, THRESHOLD):
             claims += 1
-            hit = next((t for t in left if t[0] == name and iou(t[1], torch.tensor(box)) >= .5), None)
-            if hit: hits += 1; left = [t for t in left if t is not hit]
+            hit = next((t for t in left if t[0] == name and iou(t[1], torch.tensor(box)) >= 0.5), None)
+            if hit:
+                hits += 1
+                left = [t for t in left if t is not hit]
     return dict(detector_recall=hits / truths, detector_precision=hits / max(1, claims))
+
 
 def main(argv=None):
     "`python -m drl_toolkit.emoji.pretrain.detector`: train, or go on, and write assets/detector."
@@ -232,4 +310,5 @@ def main(argv=None):
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #e30ff514
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

@@ -17,8 +17,19 @@ import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 
 from .. import world
-from .clip import (WORK, content, load, near_misses, new_clip, normalize, request, save_with_curve, scene_of,
-                                       settle, shown)
+from drl_toolkit.emoji.pretrain.clip import (
+    WORK,
+    content,
+    load,
+    near_misses,
+    new_clip,
+    normalize,
+    request,
+    save_with_curve,
+    scene_of,
+    settle,
+    shown,
+)
 from .core import Plan, Trainee, fit
 from .tokenizer import world_tokenizer
 from ..world import Scene, Wanted
@@ -27,176 +38,226 @@ from ...rewards.fairness import TONES
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #85727b45
 COSTS = dict(
-    missing=3.,    # each thing that was asked for and is not there
-    extra=1.5,     # each thing too many; a wrong object is a missing and an extra one
-    relation=2.,   # both objects are there, in the other arrangement
-    ground=2.,     # the background is not the one asked for
-    blur=1.6,      # per pixel of the blur's radius
-    washed=4.,     # per share of the contrast that is lost
-    noise=18.,     # per standard deviation of pixel noise, pixels in [0, 1]
-    speckle=30.,   # per share of pixels that have a random colour
-    smear=.35,     # per pixel of a motion blur
-    ghost=7.,      # per share of another scene that shines through
-    ruin=3.,       # a face or an object is scrambled
-    shift=.08,     # per pixel by which the scene is off its place; weak
+    missing=3.0,  # each thing that was asked for and is not there
+    extra=1.5,  # each thing too many; a wrong object is a missing and an extra one
+    relation=2.0,  # both objects are there, in the other arrangement
+    ground=2.0,  # the background is not the one asked for
+    blur=1.6,  # per pixel of the blur's radius
+    washed=4.0,  # per share of the contrast that is lost
+    noise=18.0,  # per standard deviation of pixel noise, pixels in [0, 1]
+    speckle=30.0,  # per share of pixels that have a random colour
+    smear=0.35,  # per pixel of a motion blur
+    ghost=7.0,  # per share of another scene that shines through
+    ruin=3.0,  # a face or an object is scrambled
+    shift=0.08,  # per pixel by which the scene is off its place; weak
 )
+
 
 @dataclass(frozen=True)
 class Picture:
     "A scene and everything that went wrong with it."
-    scene: Scene            # with its own blur and contrast
-    noise: float = 0.       # standard deviation
-    speckle: float = 0.     # share of the pixels
-    smear: int = 0          # pixels
-    ghost: float = 0.       # share of `other`
-    other: Scene|None = None
-    ruin: bool = False
-    shift: float = 0.       # pixels
 
-def content_cost(asked:Wanted, shown:Wanted) -> float:
+    scene: Scene  # with its own blur and contrast
+    noise: float = 0.0  # standard deviation
+    speckle: float = 0.0  # share of the pixels
+    smear: int = 0  # pixels
+    ghost: float = 0.0  # share of `other`
+    other: Scene | None = None
+    ruin: bool = False
+    shift: float = 0.0  # pixels
+
+
+def content_cost(asked: Wanted, shown: Wanted) -> float:
     "What missing, extra and misplaced things cost."
     want, have = (Counter(w.names * w.count) for w in (asked, shown))
     missing, extra = (want - have).total(), (have - want).total()
     wrong = not missing and not extra and content(asked) != content(shown)
     ground = asked.background not in (None, shown.background)
-    return COSTS['missing'] * missing + COSTS['extra'] * extra + COSTS['relation'] * wrong + COSTS['ground'] * ground
+    return (
+        COSTS['missing'] * missing
+        + COSTS['extra'] * extra
+        + COSTS['relation'] * wrong
+        + COSTS['ground'] * ground
+    )
 
-def utility(picture:Picture, asked:Wanted) -> float:
+
+def utility(picture: Picture, asked: Wanted) -> float:
     "What the raters think of a picture, in log-odds; 0 is the best."
     s, c = picture.scene, COSTS
-    quality = (c['blur'] * s.blur + c['washed'] * (1 - s.contrast) + c['ruin'] * picture.ruin
-               + sum(c[k] * getattr(picture, k) for k in ('noise', 'speckle', 'smear', 'ghost', 'shift')))
+    quality = (
+        c['blur'] * s.blur
+        + c['washed'] * (1 - s.contrast)
+        + c['ruin'] * picture.ruin
+        + sum(c[k] * getattr(picture, k) for k in ('noise', 'speckle', 'smear', 'ghost', 'shift'))
+    )
     return -quality - content_cost(asked, shown(s))
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #5eaf710e
-def scramble(pixels:np.ndarray, placed, rng) -> None:
+def scramble(pixels: np.ndarray, placed, rng) -> None:
     "Exchange small blocks within the middle of an object; of a portrait, this is the face."
-    side, block = max(12, int(placed.size * .55)), rng.choice((3, 4, 5))
-    x, y = (int(min(max(v - side / 2, 0), world.IMAGE_SIZE - side)) for v in (placed.x, placed.y - .04 * placed.size))
-    corners = [(y + i, x + j) for i in range(0, side - block + 1, block) for j in range(0, side - block + 1, block)]
-    blocks = [pixels[i:i + block, j:j + block].copy() for i, j in corners]
+    side, block = max(12, int(placed.size * 0.55)), rng.choice((3, 4, 5))
+    x, y = (
+        int(min(max(v - side / 2, 0), world.IMAGE_SIZE - side))
+        for v in (placed.x, placed.y - 0.04 * placed.size)
+    )
+    corners = [
+        (y + i, x + j) for i in range(0, side - block + 1, block) for j in range(0, side - block + 1, block)
+    ]
+    blocks = [pixels[i : i + block, j : j + block].copy() for i, j in corners]
     rng.shuffle(blocks)
-    for (i, j), b in zip(corners, blocks): pixels[i:i + block, j:j + block] = b
+    for (i, j), b in zip(corners, blocks):
+        pixels[i : i + block, j : j + block] = b
 
-def smeared(pixels:np.ndarray, length:int, rng) -> np.ndarray:
+
+def smeared(pixels: np.ndarray, length: int, rng) -> np.ndarray:
     "The mean of copies along a random direction."
-    dx, dy = rng.choice(((1, 0), (0, 1), (.7, .7), (.7, -.7)))
+    dx, dy = rng.choice(((1, 0), (0, 1), (0.7, 0.7), (0.7, -0.7)))
     pad = np.pad(pixels, ((length, length), (length, length), (0, 0)), mode='edge')
     steps = [k - length / 2 for k in range(length + 1)]
-    return np.mean([np.roll(pad, (round(k * dy), round(k * dx)), (0, 1)) for k in steps], 0)[length:-length, length:-length]
+    return np.mean([np.roll(pad, (round(k * dy), round(k * dx)), (0, 1)) for k in steps], 0)[
+        length:-length, length:-length
+    ]
 
-def paint(
-    picture:Picture,
-    rng:random.Random
-) -> np.ndarray: # (64, 64, 3), float in [0, 1]
+
+def paint(picture: Picture, rng: random.Random) -> np.ndarray:  # (64, 64, 3), float in [0, 1]
     "The pixels of a picture, faults included."
     image = world.draw(picture.scene)
-    if picture.ghost: image = Image.blend(image, world.draw(picture.other), picture.ghost)
+    if picture.ghost:
+        image = Image.blend(image, world.draw(picture.other), picture.ghost)
     x, noise = np.asarray(image, dtype=np.float32) / 255, np.random.default_rng(rng.getrandbits(32))
     if picture.ruin:
-        x = x.copy(); scramble(x, rng.choice(picture.scene.placed), rng)
-    if picture.smear: x = smeared(x, picture.smear, rng)
-    if picture.speckle: x = np.where(noise.random(x.shape[:2] + (1,)) < picture.speckle, noise.random(x.shape), x)
-    if picture.noise: x = x + picture.noise * noise.standard_normal(x.shape)
+        x = x.copy()
+        scramble(x, rng.choice(picture.scene.placed), rng)
+    if picture.smear:
+        x = smeared(x, picture.smear, rng)
+    if picture.speckle:
+        x = np.where(noise.random(x.shape[:2] + (1,)) < picture.speckle, noise.random(x.shape), x)
+    if picture.noise:
+        x = x + picture.noise * noise.standard_normal(x.shape)
     return x.clip(0, 1).astype(np.float32)
 
-def pixels_of(pictures, rng) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+
+def pixels_of(pictures, rng) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
     "Pictures painted with their faults."
     return torch.from_numpy(np.stack([paint(p, rng) for p in pictures])).permute(0, 3, 1, 2)
 
-def moved(scene:Scene, dx:float, dy:float) -> Scene:
+
+def moved(scene: Scene, dx: float, dy: float) -> Scene:
     "The scene, off its place."
     return replace(scene, placed=tuple(replace(p, x=p.x + dx, y=p.y + dy) for p in scene.placed))
 
+
 def _displace(p, rng):
     x, y = rng.choice((-1, 1)) * rng.uniform(4, 16), rng.choice((-1, 1)) * rng.uniform(0, 16)
-    if rng.random() < .5: x, y = y, x
-    return replace(p, scene=moved(p.scene, x, y), shift=(x * x + y * y) ** .5)
+    if rng.random() < 0.5:
+        x, y = y, x
+    return replace(p, scene=moved(p.scene, x, y), shift=(x * x + y * y) ** 0.5)
 
-FAULTS = dict(                                             # name -> (picture, rng) -> the picture with this fault
-    blur=lambda p, rng: replace(p, scene=replace(p.scene, blur=rng.uniform(.3, 2.2))),
-    washed=lambda p, rng: replace(p, scene=replace(p.scene, contrast=rng.uniform(.3, .9))),
-    noise=lambda p, rng: replace(p, noise=rng.uniform(.02, .2)),
-    speckle=lambda p, rng: replace(p, speckle=rng.uniform(.01, .12)),
+
+FAULTS = dict(  # name -> (picture, rng) -> the picture with this fault
+    blur=lambda p, rng: replace(p, scene=replace(p.scene, blur=rng.uniform(0.3, 2.2))),
+    washed=lambda p, rng: replace(p, scene=replace(p.scene, contrast=rng.uniform(0.3, 0.9))),
+    noise=lambda p, rng: replace(p, noise=rng.uniform(0.02, 0.2)),
+    speckle=lambda p, rng: replace(p, speckle=rng.uniform(0.01, 0.12)),
     smear=lambda p, rng: replace(p, smear=rng.randint(3, 11)),
-    ghost=lambda p, rng: replace(p, ghost=rng.uniform(.15, .5), other=world.compose(request(rng), rng)),
+    ghost=lambda p, rng: replace(p, ghost=rng.uniform(0.15, 0.5), other=world.compose(request(rng), rng)),
     ruin=lambda p, rng: replace(p, ruin=True),
-    shift=_displace)
+    shift=_displace,
+)
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #c5d1afc7
-def random_content(asked:Wanted, rng:random.Random) -> Wanted:
+def random_content(asked: Wanted, rng: random.Random) -> Wanted:
     "Mostly what was asked for, sometimes almost that, now and then something else altogether."
     luck = rng.random()
-    return asked if luck < .65 else rng.choice(near_misses(asked, rng)) if luck < .9 else request(rng)
+    return asked if luck < 0.65 else rng.choice(near_misses(asked, rng)) if luck < 0.9 else request(rng)
 
-def random_picture(asked:Wanted, rng:random.Random, scene:Scene=None) -> Picture:
+
+def random_picture(asked: Wanted, rng: random.Random, scene: Scene = None) -> Picture:
     "What a mediocre model might make of a prompt; faults of a given scene, or of one of its own."
     picture = Picture(scene or scene_of(random_content(asked, rng), rng))
-    for name in rng.sample(list(FAULTS), rng.choices((0, 1, 2), (.35, .45, .2))[0]): picture = FAULTS[name](picture, rng)
+    for name in rng.sample(list(FAULTS), rng.choices((0, 1, 2), (0.35, 0.45, 0.2))[0]):
+        picture = FAULTS[name](picture, rng)
     return picture
 
-def other_tone(picture:Picture, rng) -> Picture:
+
+def other_tone(picture: Picture, rng) -> Picture:
     "The same picture of a person with another skin tone."
     p = picture.scene.placed[0]
     tone = rng.choice([t for t in TONES if t != p.tone])
     return replace(picture, scene=replace(picture.scene, placed=(replace(p, tone=tone),)))
 
-def random_group(k:int, rng:random.Random) -> tuple: # what is asked, k pictures
+
+def random_group(k: int, rng: random.Random) -> tuple:  # what is asked, k pictures
     "Pictures for the raters."
     asked = request(rng)
-    scene = world.compose(asked, rng) if rng.random() < .4 else None
+    scene = world.compose(asked, rng) if rng.random() < 0.4 else None
     pictures = [random_picture(asked, rng, scene) for _ in range(k)]
-    if pictures[0].scene.placed[0].tone and rng.random() < .33: pictures[1] = other_tone(pictures[0], rng)
+    if pictures[0].scene.placed[0].tone and rng.random() < 0.33:
+        pictures[1] = other_tone(pictures[0], rng)
     return asked, pictures
 
+
 def groups_of(
-    n:int,             # prompts
-    k:int,             # pictures of each
-    rng:random.Random
-) -> tuple:            # n captions, images (n·k, 3, 64, 64), utilities (n, k)
+    n: int,  # prompts
+    k: int,  # pictures of each
+    rng: random.Random,
+) -> tuple:  # n captions, images (n·k, 3, 64, 64), utilities (n, k)
     "Groups of pictures of one prompt each, and what the raters think of them."
     groups = [random_group(k, rng) for _ in range(n)]
     utilities = torch.tensor([[utility(p, asked) for p in pictures] for asked, pictures in groups])
-    return [world.prompt_of(asked) for asked, _ in groups], pixels_of([p for _, ps in groups for p in ps], rng), utilities
+    return (
+        [world.prompt_of(asked) for asked, _ in groups],
+        pixels_of([p for _, ps in groups for p in ps], rng),
+        utilities,
+    )
+
 
 def scores(
     model,
-    images:torch.Tensor, # (B·k, 3, 64, 64) in [0, 1]
-    tokens:torch.Tensor, # (B, 16)
-    k:int=1              # pictures of each text
-) -> torch.Tensor:       # (B·k,)
+    images: torch.Tensor,  # (B·k, 3, 64, 64) in [0, 1]
+    tokens: torch.Tensor,  # (B, 16)
+    k: int = 1,  # pictures of each text
+) -> torch.Tensor:  # (B·k,)
     "Scaled cosine of each picture with its own prompt."
     x, t = model.encode_image(normalize(images), normalize=True), model.encode_text(tokens, normalize=True)
     return model.logit_scale.exp() * (x * t.repeat_interleave(k, 0)).sum(1)
 
-def differences(x:torch.Tensor) -> torch.Tensor: # (n, k) -> (n, k(k-1)/2)
+
+def differences(x: torch.Tensor) -> torch.Tensor:  # (n, k) -> (n, k(k-1)/2)
     "First minus second, for all pairs of a row."
     i, j = torch.triu_indices(x.shape[1], x.shape[1], 1)
     return x[:, i] - x[:, j]
 
+
 def bradley_terry(
-    scores:torch.Tensor,   # (n, k)
-    utilities:torch.Tensor # (n, k)
+    scores: torch.Tensor,  # (n, k)
+    utilities: torch.Tensor,  # (n, k)
 ) -> torch.Tensor:
     "Cross entropy of the model's odds with the raters' votes, over all pairs of a prompt."
     return F.binary_cross_entropy_with_logits(differences(scores), torch.sigmoid(differences(utilities)))
 
-def agreement(scores:torch.Tensor, utilities:torch.Tensor, least:float=.1) -> float:
+
+def agreement(scores: torch.Tensor, utilities: torch.Tensor, least: float = 0.1) -> float:
     "Share of the pairs of which the better one scores higher; utilities closer than `least` do not count."
     d, u = differences(scores), differences(utilities)
     return ((d > 0) == (u > 0))[u.abs() > least].float().mean().item()
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #0f7518bf
-def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=.99, save_every=50, seed=1)):
+def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=0.99, save_every=50, seed=1)):
     "Fine-tune the CLIP on groups of four, or go on with it, and save it to the assets."
     model, tokenizer = new_clip(), world_tokenizer()
     model.load_state_dict(load()[0].state_dict())
+
     def loss_of(rng):
         captions, images, utilities = groups_of(plan.batch, 4, rng)
         tokens = tokenizer(captions, padding='max_length', return_tensors='pt').input_ids
         r = scores(model, images.contiguous(memory_format=torch.channels_last), tokens, 4).view(plan.batch, 4)
-        with torch.no_grad(): model.logit_scale.clamp_(max=4.605)
-        return bradley_terry(r, utilities), dict(agree=agreement(r.detach(), utilities), spread=r.std().item())
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.605)
+        return bradley_terry(r, utilities), dict(
+            agree=agreement(r.detach(), utilities), spread=r.std().item()
+        )
+
     fit(Trainee(model, plan, WORK / 'preference'), loss_of).use_average()
     settle(model, [groups_of(plan.batch, 4, random.Random(f'settle/{i}'))[1] for i in range(20)])
     return save_with_curve(model, 'preference')
@@ -204,25 +265,35 @@ def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=.99, save_ev
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #a5e67b05
 @torch.no_grad()
 def score(
-    model, tokenizer,
-    images:torch.Tensor, # (B, 3, 64, 64) in [0, 1]
-    prompts:list         # of B strings
-) -> torch.Tensor:       # (B,)
+    model,
+    tokenizer,
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+    prompts: list,  # of B strings
+) -> torch.Tensor:  # (B,)
     "Scores in small batches."
-    return torch.cat([scores(model, x, tokenizer(prompts[128 * i:128 * i + 128])) for i, x in enumerate(images.split(128))])
+    return torch.cat(
+        [
+            scores(model, x, tokenizer(prompts[128 * i : 128 * i + 128]))
+            for i, x in enumerate(images.split(128))
+        ]
+    )
 
-def tone_scores(model, tokenizer, n:int, rng) -> torch.Tensor: # (5, n)
+
+def tone_scores(model, tokenizer, n: int, rng) -> torch.Tensor:  # (5, n)
     "Scores of n clean portraits, each in the five tones and otherwise the same."
     wanted = [world.random_wanted(rng, 'portrait') for _ in range(n)]
     scenes = [world.compose(w, rng, tone=TONES[0]) for w in wanted]
     with_tone = lambda s, tone: replace(s, placed=(replace(s.placed[0], tone=tone),))
     pictures = [Picture(with_tone(s, tone)) for tone in TONES for s in scenes]
-    return score(model, tokenizer, pixels_of(pictures, rng), [world.prompt_of(w) for w in wanted] * 5).view(5, n)
+    return score(model, tokenizer, pixels_of(pictures, rng), [world.prompt_of(w) for w in wanted] * 5).view(
+        5, n
+    )
+
 
 def evaluate(
-    n:int=400,       # pairs, and portraits per tone
-    seed:int=1,
-    folder:Path=None # an open_clip folder; the shipped preference model by default
+    n: int = 400,  # pairs, and portraits per tone
+    seed: int = 1,
+    folder: Path = None,  # an open_clip folder; the shipped preference model by default
 ) -> dict:
     "Agreement with noise-free raters on unseen pairs, and the gap between skin tones."
     rng, (model, tokenizer) = random.Random(f'preference/{seed}'), load(folder or assets_dir() / 'preference')
@@ -230,12 +301,19 @@ def evaluate(
     r = score(model, tokenizer, images, [c for c in captions for _ in range(2)]).view(n, 2)
     tones = tone_scores(model, tokenizer, n, rng)
     mean = tones.mean(1)
-    return dict(preference_accuracy=agreement(r, u, .5), preference_accuracy_close=agreement(r, u), preference_correlation=torch.corrcoef(torch.stack([r.flatten(), u.flatten()]))[0, 1].item(),
-                preference_tone_gap=(mean.max() - mean.min()).item(), preference_clean_spread=tones.std().item(), preference_spread=r.std().item())
+    return dict(
+        preference_accuracy=agreement(r, u, 0.5),
+        preference_accuracy_close=agreement(r, u),
+        preference_correlation=torch.corrcoef(torch.stack([r.flatten(), u.flatten()]))[0, 1].item(),
+        preference_tone_gap=(mean.max() - mean.min()).item(),
+        preference_clean_spread=tones.std().item(),
+        preference_spread=r.std().item(),
+    )
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #bdb4601c
 def main(argv=None):
-    "`python -m drl_toolkit.emoji.pretrain.preference`: train the synthetic preference model, or go on with it."
+    """`python -m drl_toolkit.emoji.pretrain.preference`: train the synthetic preference model, or go on with
+    it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')
     args = parser.parse_args(argv)
@@ -244,4 +322,5 @@ def main(argv=None):
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #2d35ea74
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()      # not in a notebook
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # not in a notebook

@@ -14,33 +14,50 @@ from transformers import CLIPTokenizer
 from .. import world
 
 # %% ../../../nbs/emoji/pretrain/01a_tokenizer.ipynb #17451324
-CONTEXT = 16                                     # tokens a text encoder of the emoji world sees, start and end included
-EXTRA_WORDS = ('person', 'man', 'woman', 'with', 'and', 'light', 'medium', 'dark', 'skin', 'photo', 'picture', 'the') # for captions of one's own
+CONTEXT = 16  # tokens a text encoder of the emoji world sees, start and end included
+EXTRA_WORDS = (
+    'person',
+    'man',
+    'woman',
+    'with',
+    'and',
+    'light',
+    'medium',
+    'dark',
+    'skin',
+    'photo',
+    'picture',
+    'the',
+)  # for captions of one's own
+
 
 def world_words() -> list:
     "Every word that a prompt can contain, sorted."
-    asked = [world.Wanted('portrait', (o,), background=b) for o in world.OCCUPATIONS for b in world.BACKGROUNDS]
+    asked = [
+        world.Wanted('portrait', (o,), background=b) for o in world.OCCUPATIONS for b in world.BACKGROUNDS
+    ]
     asked += [world.Wanted('pair', (o, o), r) for o in world.OBJECTS for r in world.RELATIONS]
     asked += [world.Wanted('count', (o,), count=n) for o in world.OBJECTS for n in world.COUNTS.values()]
     return sorted({w for a in asked for w in re.findall(r'\w+', world.prompt_of(a))} | set(EXTRA_WORDS))
 
 # %% ../../../nbs/emoji/pretrain/01a_tokenizer.ipynb #a3506343
 def merge(
-    pieces:tuple, # one word, cut
-    pair:tuple    # two neighbouring pieces
+    pieces: tuple,  # one word, cut
+    pair: tuple,  # two neighbouring pieces
 ) -> tuple:
     "The word with every occurrence of the pair joined, from the left."
     out, i = [], 0
     while i < len(pieces):
-        step = 2 if pieces[i:i + 2] == pair else 1
-        out.append(''.join(pieces[i:i + step]))
+        step = 2 if pieces[i : i + 2] == pair else 1
+        out.append(''.join(pieces[i : i + step]))
         i += step
     return tuple(out)
 
-def learn_merges(
-    words:list
-) -> list: # of pairs, in the order in which they are applied
-    "Merges after which each of the words is one piece. Ties go to the alphabet, so that the order is always the same."
+
+def learn_merges(words: list) -> list:  # of pairs, in the order in which they are applied
+    """Merges after which each of the words is one piece.
+
+    Ties go to the alphabet, so that the order is always the same."""
     cut, merges = [(*w[:-1], w[-1] + '</w>') for w in words], []
     while pairs := Counter(p for pieces in cut for p in zip(pieces, pieces[1:])):
         best = min(pairs, key=lambda p: (-pairs[p], p))
@@ -54,8 +71,17 @@ def byte_symbols() -> list:
     plain = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
 
+
 def world_tokenizer() -> CLIPTokenizer:
     "The tokenizer of every text encoder in the emoji world."
     letters, merges = byte_symbols(), learn_merges(world_words())
-    pieces = [*letters, *(b + '</w>' for b in letters), *map(''.join, merges), '<|startoftext|>', '<|endoftext|>']
-    return CLIPTokenizer(vocab={p: i for i, p in enumerate(dict.fromkeys(pieces))}, merges=merges, model_max_length=CONTEXT)
+    pieces = [
+        *letters,
+        *(b + '</w>' for b in letters),
+        *map(''.join, merges),
+        '<|startoftext|>',
+        '<|endoftext|>',
+    ]
+    return CLIPTokenizer(
+        vocab={p: i for i, p in enumerate(dict.fromkeys(pieces))}, merges=merges, model_max_length=CONTEXT
+    )

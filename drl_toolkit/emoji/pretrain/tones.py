@@ -14,11 +14,25 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np, torch, torch.nn.functional as F
-from transformers import AutoModelForImageClassification, ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from .. import world
 from .core import Plan, Trainee, fit
-from .detector import DEVICE, WORK, blurred, mixed, refresh_batch_norm, save, some, warp
+from drl_toolkit.emoji.pretrain.detector import (
+    DEVICE,
+    WORK,
+    blurred,
+    mixed,
+    refresh_batch_norm,
+    save,
+    some,
+    warp,
+)
 from ..world import IMAGE_SIZE, OCCUPATIONS, Scene
 from ...rewards.fairness import TONES
 from ...utils.images import to_tensor
@@ -28,203 +42,298 @@ from ...utils.loading import assets_dir
 UNREADABLE = 'unreadable'
 LABELS = TONES + (UNREADABLE,)
 
+
 def new_reader() -> ResNetForImageClassification:
     "An untrained reader of five tones and 'unreadable'."
-    return ResNetForImageClassification(ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[2, 2, 1], layer_type='basic', num_labels=len(LABELS),
-        id2label=dict(enumerate(LABELS)), label2id={t: i for i, t in enumerate(LABELS)}))
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128],
+            depths=[2, 2, 1],
+            layer_type='basic',
+            num_labels=len(LABELS),
+            id2label=dict(enumerate(LABELS)),
+            label2id={t: i for i, t in enumerate(LABELS)},
+        )
+    )
+
 
 def image_processor() -> ConvNextImageProcessor:
     "64×64 pixels, divided by 255, then from [0, 1] to [-1, 1]."
-    return ConvNextImageProcessor(size=dict(shortest_edge=IMAGE_SIZE), crop_pct=1., do_resize=True, do_rescale=True,
-                                  do_normalize=True, image_mean=[.5] * 3, image_std=[.5] * 3)
+    return ConvNextImageProcessor(
+        size=dict(shortest_edge=IMAGE_SIZE),
+        crop_pct=1.0,
+        do_resize=True,
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
 
 # %% ../../../nbs/emoji/pretrain/03_tones.ipynb #d00ff162
-SKIN = {'light': (249, 221, 189), 'medium-light': (224, 187, 149), 'medium': (186, 141, 104),
-        'medium-dark': (165, 108, 67), 'dark': (112, 83, 74)}                 # the commonest colours of the faces
+SKIN = {
+    'light': (249, 221, 189),
+    'medium-light': (224, 187, 149),
+    'medium': (186, 141, 104),
+    'medium-dark': (165, 108, 67),
+    'dark': (112, 83, 74),
+}  # the commonest colours of the faces
+
 
 @cache
-def face_box(name:str, gender:str) -> tuple: # left, top, right, bottom, in shares of the sprite's square
+def face_box(name: str, gender: str) -> tuple:  # left, top, right, bottom, in shares of the sprite's square
     "Where the face of a sprite is, from the skin of its medium tone."
     rgba = torch.from_numpy(np.array(world.sprite(name, 'medium', gender))).float()
     skin = (rgba[..., :3] - torch.tensor(SKIN['medium'])).abs().amax(-1) < 12
     n = world.SPRITE_SIZE
-    skin[:, :n // 4] = False; skin[:, 3 * n // 4:] = False; skin[:n // 4] = False; skin[3 * n // 4:] = False  # hands, ears
+    skin[:, : n // 4] = False
+    skin[:, 3 * n // 4 :] = False
+    skin[: n // 4] = False
+    skin[3 * n // 4 :] = False  # hands, ears
     ys, xs = skin.nonzero().T
     return tuple(v.item() / n for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
 
-def face_slices(p:world.Placed) -> tuple: # slices (rows, columns) of the picture
+
+def face_slices(p: world.Placed) -> tuple:  # slices (rows, columns) of the picture
     "The pixels of a portrait's face."
     left, top, right, bottom = face_box(p.name, p.gender)
-    at = lambda corner, low, high: slice(round(corner - p.size / 2 + low * p.size), round(corner - p.size / 2 + high * p.size))
+    at = lambda corner, low, high: slice(
+        round(corner - p.size / 2 + low * p.size), round(corner - p.size / 2 + high * p.size)
+    )
     return at(p.y, top, bottom), at(p.x, left, right)
 
-def portrait(rng:random.Random) -> Scene:
+
+def portrait(rng: random.Random) -> Scene:
     "A clean portrait of any occupation, tone and gender."
     return world.compose(world.random_wanted(rng, 'portrait'), rng)
 
-def picture(scene:Scene) -> torch.Tensor: # (3, 64, 64)
+
+def picture(scene: Scene) -> torch.Tensor:  # (3, 64, 64)
     "A scene as a tensor."
     return to_tensor([world.draw(scene)])[0]
 
 # %% ../../../nbs/emoji/pretrain/03_tones.ipynb #87f92fb8
-def other_tone(tone:str, rng:random.Random, apart:int=1) -> str:
+def other_tone(tone: str, rng: random.Random, apart: int = 1) -> str:
     "A tone at least `apart` steps away."
     return rng.choice([t for i, t in enumerate(TONES) if abs(i - TONES.index(tone)) >= apart])
 
-def other_person(p:world.Placed, rng:random.Random, apart:int=1) -> world.Placed:
+
+def other_person(p: world.Placed, rng: random.Random, apart: int = 1) -> world.Placed:
     "Somebody else in the same place, whose tone is at least `apart` steps away."
     name = rng.choice([o for o in OCCUPATIONS if o != p.name])
-    return world.Placed(name, p.x, p.y, p.size, other_tone(p.tone, rng, apart), rng.choice(list(world.GENDERS)))
+    return world.Placed(
+        name, p.x, p.y, p.size, other_tone(p.tone, rng, apart), rng.choice(list(world.GENDERS))
+    )
 
-def blotch(h:int, w:int, share:float, cells:int=5) -> torch.Tensor: # (h, w) in [0, 1]
+
+def blotch(h: int, w: int, share: float, cells: int = 5) -> torch.Tensor:  # (h, w) in [0, 1]
     "A smooth random shape that covers about this share."
     noise = F.interpolate(torch.randn(1, 1, cells, cells), size=(h, w), mode='bicubic')[0, 0]
     return ((noise - noise.quantile(1 - share)) * 6).sigmoid()
 
-def inlay(image, part, at, cover=1.):
+
+def inlay(image, part, at, cover=1.0):
     "Put `part` at these pixels, with soft edges: a reader must not learn that ruins are rectangles."
     h, w = part.shape[-2:]
     ramp = lambda n: torch.minimum(torch.arange(n), torch.arange(n).flip(0)).add(1).div(4).clamp(max=1)
     image[at] = torch.lerp(image[at], part, (ramp(h)[:, None] * ramp(w) * cover).expand_as(part))
     return image
 
+
 def patched(scene, rng):
     "Patches of another tone on the face."
     p = scene.placed[0]
     image, at = picture(scene), (slice(None),) + face_slices(p)
     changed = picture(replace(scene, placed=(replace(p, tone=other_tone(p.tone, rng, apart=2)),)))[at]
-    return inlay(image, changed, at, blotch(*changed.shape[1:], rng.uniform(.35, .6), rng.choice((3, 4, 5))))
+    return inlay(
+        image, changed, at, blotch(*changed.shape[1:], rng.uniform(0.35, 0.6), rng.choice((3, 4, 5)))
+    )
+
 
 def eyeless(scene, rng):
     "Both eyes gone under skin, or hollow: light, gray or black blotches where they were."
     p, image = scene.placed[0], picture(scene)
     rows, columns = face_slices(p)
     height = rows.stop - rows.start
-    rows = slice(rows.start + round(.1 * height), rows.start + round(.68 * height))
-    at, hollow = (slice(None), rows, columns), rng.random() < .5
-    colour = torch.full((3,), rng.choice((0., .3, .6, .95, 1.))) if hollow else torch.tensor(SKIN[p.tone]) / 255
+    rows = slice(rows.start + round(0.1 * height), rows.start + round(0.68 * height))
+    at, hollow = (slice(None), rows, columns), rng.random() < 0.5
+    colour = (
+        torch.full((3,), rng.choice((0.0, 0.3, 0.6, 0.95, 1.0)))
+        if hollow
+        else torch.tensor(SKIN[p.tone]) / 255
+    )
     part = colour[:, None, None].expand_as(image[at])
-    return inlay(image, part, at, eye_holes(*part.shape[1:], rng) if hollow else 1.)
+    return inlay(image, part, at, eye_holes(*part.shape[1:], rng) if hollow else 1.0)
+
 
 def eye_holes(h, w, rng):
     "Two soft round holes where eyes are."
     ys, xs = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing='ij')
-    y, half, r = rng.uniform(.4, .62), rng.uniform(.2, .26), rng.uniform(.14, .22)
-    far = lambda x: ((xs - x).square() + (ys - y).square() * (h / w)**2).sqrt()
-    return ((r - torch.minimum(far(.5 - half), far(.5 + half))) * 25).sigmoid()
+    y, half, r = rng.uniform(0.4, 0.62), rng.uniform(0.2, 0.26), rng.uniform(0.14, 0.22)
+    far = lambda x: ((xs - x).square() + (ys - y).square() * (h / w) ** 2).sqrt()
+    return ((r - torch.minimum(far(0.5 - half), far(0.5 + half))) * 25).sigmoid()
+
 
 def two_faces(scene, rng):
     "Two people in one place."
     p = scene.placed[0]
     return mixed(picture(scene), picture(replace(scene, placed=(other_person(p, rng, apart=2),))), rng)
 
+
 def smeared(scene, rng):
     "The face, or the whole person, warped away."
     image, at = picture(scene), (slice(None),) + face_slices(scene.placed[0])
-    if rng.random() < .5: return warp(image, rng.uniform(.05, .12), rng.choice((6, 8, 10)))
-    return inlay(image, warp(image[at], rng.uniform(.12, .3), rng.choice((5, 6, 7))), at)
+    if rng.random() < 0.5:
+        return warp(image, rng.uniform(0.05, 0.12), rng.choice((6, 8, 10)))
+    return inlay(image, warp(image[at], rng.uniform(0.12, 0.3), rng.choice((5, 6, 7))), at)
+
 
 def hazy(scene, rng):
     "Blur or noise that leaves no eyes."
     image = picture(scene)
-    if rng.random() < .5: return blurred(image[None], rng.uniform(3.2, 7))[0]
-    return (image + torch.randn_like(image) * rng.uniform(.3, .6)).clamp(0, 1)
+    if rng.random() < 0.5:
+        return blurred(image[None], rng.uniform(3.2, 7))[0]
+    return (image + torch.randn_like(image) * rng.uniform(0.3, 0.6)).clamp(0, 1)
+
 
 def tinted(scene, rng):
     "A face in a colour that skin does not have, or painted over."
     image, at = picture(scene), (slice(None),) + face_slices(scene.placed[0])
     colour = torch.tensor([rng.random() for _ in range(3)])[:, None, None]
-    cover = blotch(*image[at].shape[1:], rng.uniform(.45, .95), rng.choice((3, 4)))
-    return inlay(image, colour.expand_as(image[at]), at, cover * rng.uniform(.75, 1))
+    cover = blotch(*image[at].shape[1:], rng.uniform(0.45, 0.95), rng.choice((3, 4)))
+    return inlay(image, colour.expand_as(image[at]), at, cover * rng.uniform(0.75, 1))
+
 
 def faceless(scene, rng):
     "No person at all: objects, or blotches of colour."
-    if rng.random() < .8: return picture(world.pretraining_scene(rng, kind=rng.choice(('object', 'pair', 'count'))))
-    return F.interpolate(torch.rand(1, 3, *[rng.randint(2, 12)] * 2), size=(IMAGE_SIZE,) * 2, mode='bicubic')[0].clamp(0, 1)
+    if rng.random() < 0.8:
+        return picture(world.pretraining_scene(rng, kind=rng.choice(('object', 'pair', 'count'))))
+    return F.interpolate(torch.rand(1, 3, *[rng.randint(2, 12)] * 2), size=(IMAGE_SIZE,) * 2, mode='bicubic')[
+        0
+    ].clamp(0, 1)
 
-RUINS = {patched: .2, eyeless: .18, two_faces: .15, smeared: .2, hazy: .07, tinted: .08, faceless: .12}  # and their shares
+
+RUINS = {
+    patched: 0.2,
+    eyeless: 0.18,
+    two_faces: 0.15,
+    smeared: 0.2,
+    hazy: 0.07,
+    tinted: 0.08,
+    faceless: 0.12,
+}  # and their shares
 
 # %% ../../../nbs/emoji/pretrain/03_tones.ipynb #15d57c53
 def soft(
-    x:torch.Tensor # (B, 3, 64, 64) in [0, 1]
-) -> torch.Tensor: # (B, 3, 64, 64) in [0, 1]
+    x: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
     "A diffusion model's handwriting that spares colours, because the colour is the answer."
-    x = torch.lerp(x, blurred(x, .6 + .8 * torch.rand(1).item()), some(x, .5, 1.))
+    x = torch.lerp(x, blurred(x, 0.6 + 0.8 * torch.rand(1).item()), some(x, 0.5, 1.0))
     size = int(torch.randint(36, 54, (1,)))
     small = F.interpolate(F.interpolate(x, size=size, mode='area'), size=x.shape[-2:], mode='bicubic')
-    x = torch.lerp(x, small, some(x, .3, 1.))
+    x = torch.lerp(x, small, some(x, 0.3, 1.0))
     blotches = F.interpolate(torch.randn(len(x), 3, 12, 12), size=x.shape[-2:], mode='bicubic').to(x)
-    x = x + some(x, .4, .03) * blotches + some(x, .4, .05) * torch.randn_like(x)
-    sign = lambda: torch.where(torch.rand(len(x), 1, 1, 1) < .5, -1, 1).to(x)
+    x = x + some(x, 0.4, 0.03) * blotches + some(x, 0.4, 0.05) * torch.randn_like(x)
+    sign = lambda: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, -1, 1).to(x)
     gray = x.mean(1, keepdim=True)
-    x = gray + (x - gray) * (1 + sign() * some(x, .4, .15)) + sign() * some(x, .4, .025)
+    x = gray + (x - gray) * (1 + sign() * some(x, 0.4, 0.15)) + sign() * some(x, 0.4, 0.025)
     return x.clamp(0, 1)
 
-def other_hair(scene:Scene, rng:random.Random) -> torch.Tensor:
-    "Noto ties the hair's colour to the tone. The reader must read the skin: some portraits get the hair of another tone."
-    p, image = scene.placed[0], picture(scene)
-    skin = (image - torch.tensor(SKIN[p.tone])[:, None, None] / 255).abs().amax(0) < .09
-    return torch.where(skin, image, picture(replace(scene, placed=(replace(p, tone=other_tone(p.tone, rng)),))))
 
-def readable(rng:random.Random) -> tuple: # picture (3, 64, 64), tone
+def other_hair(scene: Scene, rng: random.Random) -> torch.Tensor:
+    """Noto ties the hair's colour to the tone.
+
+    The reader must read the skin: some portraits get the hair of another tone."""
+    p, image = scene.placed[0], picture(scene)
+    skin = (image - torch.tensor(SKIN[p.tone])[:, None, None] / 255).abs().amax(0) < 0.09
+    return torch.where(
+        skin, image, picture(replace(scene, placed=(replace(p, tone=other_tone(p.tone, rng)),)))
+    )
+
+
+def readable(rng: random.Random) -> tuple:  # picture (3, 64, 64), tone
     "A portrait with at most the faults of the pretraining data."
     scene = portrait(rng)
-    blur = rng.uniform(.6, 1.5) if rng.random() < .2 else 0.
-    contrast = rng.uniform(.45, .75) if rng.random() < .2 else 1.
+    blur = rng.uniform(0.6, 1.5) if rng.random() < 0.2 else 0.0
+    contrast = rng.uniform(0.45, 0.75) if rng.random() < 0.2 else 1.0
     scene = replace(scene, blur=blur, contrast=contrast)
-    image = picture(scene) if blur or contrast < 1 or rng.random() < .8 else other_hair(scene, rng)
-    return (warp(image, rng.uniform(0, .012), 7) if rng.random() < .4 else image), scene.placed[0].tone
+    image = picture(scene) if blur or contrast < 1 or rng.random() < 0.8 else other_hair(scene, rng)
+    return (warp(image, rng.uniform(0, 0.012), 7) if rng.random() < 0.4 else image), scene.placed[0].tone
 
-def unreadable(rng:random.Random) -> tuple: # picture (3, 64, 64), 'unreadable'
+
+def unreadable(rng: random.Random) -> tuple:  # picture (3, 64, 64), 'unreadable'
     "A ruined portrait."
     return rng.choices(list(RUINS), RUINS.values())[0](portrait(rng), rng), UNREADABLE
 
-def batch(rng:random.Random, n:int) -> tuple: # pictures (n, 3, 64, 64), labels (n,)
+
+def batch(rng: random.Random, n: int) -> tuple:  # pictures (n, 3, 64, 64), labels (n,)
     "A training batch: every tone in turn is likely, and two fifths are unreadable."
-    pictures, labels = zip(*[unreadable(rng) if rng.random() < .4 else readable(rng) for _ in range(n)])
+    pictures, labels = zip(*[unreadable(rng) if rng.random() < 0.4 else readable(rng) for _ in range(n)])
     return soft(torch.stack(pictures)), torch.tensor([LABELS.index(l) for l in labels])
 
 # %% ../../../nbs/emoji/pretrain/03_tones.ipynb #17e518b8
 def pixels(
-    images:torch.Tensor # (B, 3, 64, 64) in [0, 1]
-) -> torch.Tensor:      # the same in [-1, 1]
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+) -> torch.Tensor:  # the same in [-1, 1]
     "What the image processor does, on tensors."
     return images * 2 - 1
 
-PLAN = Plan(steps=900, lr=2e-3, batch=64, warmup=50, ema=.99, weight_decay=1e-2, save_every=100)
 
-def train(plan:Plan=PLAN, name:str='tones') -> ResNetForImageClassification:
+PLAN = Plan(steps=900, lr=2e-3, batch=64, warmup=50, ema=0.99, weight_decay=1e-2, save_every=100)
+
+
+def train(plan: Plan = PLAN, name: str = 'tones') -> ResNetForImageClassification:
     "Cross-entropy on readable and ruined portraits."
     torch.manual_seed(plan.seed)
     model = new_reader().to(DEVICE)
+
     def loss_of(rng):
         images, labels = batch(rng, plan.batch)
         logits = model(pixels(images).to(DEVICE)).logits
-        return F.cross_entropy(logits, labels.to(DEVICE)), dict(right=(logits.argmax(1).cpu() == labels).float().mean().item())
+        return F.cross_entropy(logits, labels.to(DEVICE)), dict(
+            right=(logits.argmax(1).cpu() == labels).float().mean().item()
+        )
+
     fit(Trainee(model, plan, WORK / name), loss_of).use_average()
     return refresh_batch_norm(model, lambda rng: pixels(batch(rng, 64)[0])).eval()
 
+
 @torch.no_grad()
-def evaluate(n:int=500, seed:int=77, model=None) -> dict: # of shares
+def evaluate(n: int = 500, seed: int = 77, model=None) -> dict:  # of shares
     "How often the reader is right on clean portraits, reads what is readable, and refuses what is ruined."
-    model = model or AutoModelForImageClassification.from_pretrained(assets_dir() / 'tones', dtype=torch.float32).eval()
+    model = (
+        model
+        or AutoModelForImageClassification.from_pretrained(assets_dir() / 'tones', dtype=torch.float32).eval()
+    )
     rng = random.Random(seed)
     read = lambda images: model(pixels(images)).logits.argmax(1)
     scenes = [portrait(rng) for _ in range(n)]
-    clean, true = read(torch.stack([picture(s) for s in scenes])), torch.tensor([TONES.index(s.placed[0].tone) for s in scenes])
+    clean, true = (
+        read(torch.stack([picture(s) for s in scenes])),
+        torch.tensor([TONES.index(s.placed[0].tone) for s in scenes]),
+    )
     ruined = read(torch.stack([unreadable(rng)[0] for _ in range(n)]))
     faulty, labels = zip(*[readable(rng) for _ in range(n)])
     faulty = read(torch.stack(faulty))
     share = lambda hits: hits.float().mean().item()
-    return dict(tone_accuracy=share(clean == true), tone_readable=share(clean < 5), tone_faulty_accuracy=share(faulty == torch.tensor([TONES.index(t) for t in labels])),
-                tone_unreadable=share(ruined == 5))
+    return dict(
+        tone_accuracy=share(clean == true),
+        tone_readable=share(clean < 5),
+        tone_faulty_accuracy=share(faulty == torch.tensor([TONES.index(t) for t in labels])),
+        tone_unreadable=share(ruined == 5),
+    )
+
 
 def main(argv=None):
-    "`python -m drl_toolkit.emoji.pretrain.tones`: train, or go on, and write assets/tones; with --witness the second reader, assets/witness."
+    """`python -m drl_toolkit.emoji.pretrain.tones`: train, or go on, and write assets/tones; with --witness
+    the second reader, assets/witness."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')
-    parser.add_argument('--witness', action='store_true', help='the reader that only checks the other one: other weights, other portraits')
+    parser.add_argument(
+        '--witness',
+        action='store_true',
+        help='the reader that only checks the other one: other weights, other portraits',
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     name = 'witness' if args.witness else 'tones'
@@ -234,4 +343,5 @@ def main(argv=None):
 
 # %% ../../../nbs/emoji/pretrain/03_tones.ipynb #eefc7886
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals():
+    main()

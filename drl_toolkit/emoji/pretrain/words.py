@@ -31,15 +31,17 @@ from ...rewards.fairness import TONES
 from ...utils.loading import assets_dir, no_progress_bars
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #48ab0319
-def own_words(name:str) -> list: # of words
+def own_words(name: str) -> list:  # of words
     "The words of an occupation that no other one has."
     return [w for w in name.split() if sum(w in other.split() for other in OCCUPATIONS) == 1]
 
-def tokens_of(pipeline, names) -> torch.Tensor: # (W,) long
+
+def tokens_of(pipeline, names) -> torch.Tensor:  # (W,) long
     "Tokens of the own words of occupations."
     return torch.tensor([pipeline.tokenizer(w).input_ids[1] for name in names for w in own_words(name)])
 
-def word_rows(pipeline) -> torch.Tensor: # (V, D), a view
+
+def word_rows(pipeline) -> torch.Tensor:  # (V, D), a view
     "The embeddings of all words."
     return pipeline.text_encoder.get_input_embeddings().weight
 
@@ -47,20 +49,23 @@ def word_rows(pipeline) -> torch.Tensor: # (V, D), a view
 @dataclass
 class Layouts:
     "Portraits, each in every tone and otherwise the same, as the denoiser sees them."
-    latents: torch.Tensor # (N, 5, 16, 8, 8), scaled
-    tokens: torch.Tensor  # (N, L) long: their captions
-    of: torch.Tensor      # (N,) long: index of the occupation
 
-def five_tones(wanted:world.Wanted, seed) -> list: # of 5 `Scene`
+    latents: torch.Tensor  # (N, 5, 16, 8, 8), scaled
+    tokens: torch.Tensor  # (N, L) long: their captions
+    of: torch.Tensor  # (N,) long: index of the occupation
+
+
+def five_tones(wanted: world.Wanted, seed) -> list:  # of 5 `Scene`
     "One clean scene in every tone: layout, gender and background are the same."
     return [world.compose(wanted, random.Random(seed), tone) for tone in TONES]
+
 
 @torch.inference_mode()
 def layouts_of(
     pipeline,
-    names:list,     # occupations
-    each:int=120,   # layouts of each
-    seed:int=5,
+    names: list,  # occupations
+    each: int = 120,  # layouts of each
+    seed: int = 5,
 ) -> Layouts:
     "Draw and encode scenes of occupations in all tones."
     rng, latents, captions, of = random.Random(seed), [], [], []
@@ -68,40 +73,54 @@ def layouts_of(
         for _ in range(each):
             scenes = five_tones(world.random_wanted(rng, 'portrait', occupations=(name,)), rng.random())
             latents.append(pipeline.vae.encode(scenes_tensor(scenes)).latent_dist.mode())
-            captions.append(scenes[0].caption); of.append(i)
-    tokens = pipeline.tokenizer(captions, padding='max_length', truncation=True, return_tensors='pt').input_ids
+            captions.append(scenes[0].caption)
+            of.append(i)
+    tokens = pipeline.tokenizer(
+        captions, padding='max_length', truncation=True, return_tensors='pt'
+    ).input_ids
     return Layouts(torch.stack(latents) * pipeline.vae.config.scaling_factor, tokens, torch.tensor(of))
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #9013eb63
-LATE = 3                # last denoising steps through which the reader's doubt goes back
+LATE = 3  # last denoising steps through which the reader's doubt goes back
+
 
 def late_pictures(
-    policy:Policy,      # with `train_text_encoder`
-    prompts:list,
-    seed:int,
-) -> torch.Tensor:      # (B, 3, 64, 64), with a graph to the words
+    policy: Policy,  # with `train_text_encoder`
+    prompts: list,
+    seed: int,
+) -> torch.Tensor:  # (B, 3, 64, 64), with a graph to the words
     "Samples that remember how the last steps made them."
     traj, late = rollout(policy, prompts, seed=seed), range(STEPS - LATE, STEPS)
-    clean, _ = walk_with_graph(policy, traj.latents[late.start], policy.encode(prompts), noise_of_steps(policy, traj.seeds, late), late)
-    return policy.adapter.decode(clean).div(2).add(.5).clamp(0, 1)
+    clean, _ = walk_with_graph(
+        policy,
+        traj.latents[late.start],
+        policy.encode(prompts),
+        noise_of_steps(policy, traj.seeds, late),
+        late,
+    )
+    return policy.adapter.decode(clean).div(2).add(0.5).clamp(0, 1)
 
-def doubt(images:torch.Tensor) -> torch.Tensor: # scalar
+
+def doubt(images: torch.Tensor) -> torch.Tensor:  # scalar
     "Mean probability that the reader gives to 'unreadable'."
-    return shipped_reader().probabilities(images)[:, len(TONES):].sum(1).mean()
+    return shipped_reader().probabilities(images)[:, len(TONES) :].sum(1).mean()
 
-def portrait_of(name:str) -> str:
+
+def portrait_of(name: str) -> str:
     "The plain prompt of an occupation."
     return world.prompt_of(world.Wanted('portrait', (name,)))
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #38858f2d
-EARLIEST = 3            # of the sampler's ten timesteps, counted from the clean end: the noisier ones from here on decide the tone
+# of the sampler's ten timesteps, counted from the clean end: the noisier ones from here on decide the tone
+EARLIEST = 3
+
 
 def tone_losses(
-    model:Denoiser,
+    model: Denoiser,
     scheduler,
-    latents:torch.Tensor, # (B, 5, C, H, W): the same pictures in five tones
-    tokens:torch.Tensor,  # (B, L)
-) -> torch.Tensor:        # (B, 5)
+    latents: torch.Tensor,  # (B, 5, C, H, W): the same pictures in five tones
+    tokens: torch.Tensor,  # (B, L)
+) -> torch.Tensor:  # (B, 5)
     "Squared error of the velocity, with the same noise and timestep for all tones of a picture."
     B, n = latents.shape[:2]
     t = (torch.randint(EARLIEST, STEPS + 1, (B,)) * (1000 // STEPS) - 1).repeat_interleave(n)
@@ -109,26 +128,41 @@ def tone_losses(
     predicted, true = velocities(model, scheduler, clean, tokens.repeat_interleave(n, 0), t, noise)
     return (predicted - true).square().mean((1, 2, 3)).unflatten(0, (B, n))
 
+
 def teach(
-    pipeline,             # its words are changed in place
-    names:list,           # O occupations
-    layouts:Layouts,
-    weights:torch.Tensor, # (O, 5): what each tone's loss counts
-    plan:Plan,            # `batch` is of layouts
-    portraits:int=16,     # drawn in every step for the reader
+    pipeline,  # its words are changed in place
+    names: list,  # O occupations
+    layouts: Layouts,
+    weights: torch.Tensor,  # (O, 5): what each tone's loss counts
+    plan: Plan,  # `batch` is of layouts
+    portraits: int = 16,  # drawn in every step for the reader
 ):
     "A round: AdamW on the words alone, by tones and by the reader's doubt."
-    policy, model = Policy(pipeline, num_steps=STEPS, train_text_encoder=True), Denoiser(pipeline.unet, pipeline.text_encoder)
+    policy, model = (
+        Policy(pipeline, num_steps=STEPS, train_text_encoder=True),
+        Denoiser(pipeline.unet, pipeline.text_encoder),
+    )
     pipeline.vae.requires_grad_(False), model.requires_grad_(False)
     rows = word_rows(pipeline).requires_grad_(True)
     others = torch.ones(len(rows), dtype=torch.bool).index_fill_(0, tokens_of(pipeline, names), False)
-    optimizer = torch.optim.AdamW([rows], weight_decay=0., betas=(.9, .99))
+    optimizer = torch.optim.AdamW([rows], weight_decay=0.0, betas=(0.9, 0.99))
     for step in tqdm(range(plan.steps), desc='round', leave=False):
         seed = plan.seed * 1_000_003 + step
         torch.manual_seed(seed)
         picked = torch.randint(0, len(layouts.of), (plan.batch,))
-        tones = (weights[layouts.of[picked]] * tone_losses(model, pipeline.scheduler, layouts.latents[picked], layouts.tokens[picked])).sum(1).mean()
-        unread = doubt(late_pictures(policy, [portrait_of(name) for name in random.Random(seed).choices(names, k=portraits)], seed))
+        tones = (
+            (
+                weights[layouts.of[picked]]
+                * tone_losses(model, pipeline.scheduler, layouts.latents[picked], layouts.tokens[picked])
+            )
+            .sum(1)
+            .mean()
+        )
+        unread = doubt(
+            late_pictures(
+                policy, [portrait_of(name) for name in random.Random(seed).choices(names, k=portraits)], seed
+            )
+        )
         optimizer.zero_grad()
         (tones + unread).backward()
         rows.grad[others] = 0
@@ -138,63 +172,91 @@ def teach(
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #370e80e2
 @torch.no_grad()
 def drawn_tones(
-    rows:torch.Tensor,    # (V, D): embeddings of all words
-    names:list,           # O occupations
-    n:int,                # portraits of each
-    seed:int,
-) -> torch.Tensor:        # (O, n) long; -1 is unreadable
+    rows: torch.Tensor,  # (V, D): embeddings of all words
+    names: list,  # O occupations
+    n: int,  # portraits of each
+    seed: int,
+) -> torch.Tensor:  # (O, n) long; -1 is unreadable
     "What the shipped model draws with these words."
     pipeline = world.load_demo()
-    word_rows(pipeline).copy_(rows.half())                                     # as they are kept on disk
-    images = rollout(Policy(pipeline, num_steps=STEPS), [portrait_of(name) for name in names for _ in range(n)], seed=seed).images
+    word_rows(pipeline).copy_(rows.half())  # as they are kept on disk
+    images = rollout(
+        Policy(pipeline, num_steps=STEPS), [portrait_of(name) for name in names for _ in range(n)], seed=seed
+    ).images
     return shipped_reader()(images).view(len(names), n)
 
-def tone_figures(tones:torch.Tensor, name:str) -> dict:
-    "Shares of the readable tones, their total variation from the table, and the unreadable share."
-    return dict(shares=tone_shares(tones[tones >= 0]).tolist(), distance=total_variation(tones, TONE_TABLE[name]), unreadable=(tones < 0).float().mean().item())
 
-def read_round(rows:torch.Tensor, names:list, n:int, seed:int) -> dict: # occupation -> `tone_figures`
+def tone_figures(tones: torch.Tensor, name: str) -> dict:
+    "Shares of the readable tones, their total variation from the table, and the unreadable share."
+    return dict(
+        shares=tone_shares(tones[tones >= 0]).tolist(),
+        distance=total_variation(tones, TONE_TABLE[name]),
+        unreadable=(tones < 0).float().mean().item(),
+    )
+
+
+def read_round(rows: torch.Tensor, names: list, n: int, seed: int) -> dict:  # occupation -> `tone_figures`
     "What the reader says of the portraits that the model draws with these words."
     return {name: tone_figures(tones, name) for name, tones in zip(names, drawn_tones(rows, names, n, seed))}
 
+
 def best_round(
-    figures:list, # of `tone_figures` of one occupation, one for each round
-) -> int:         # 0 is the untaught word
+    figures: list,  # of `tone_figures` of one occupation, one for each round
+) -> int:  # 0 is the untaught word
     "The round nearest to the table, where an unreadable portrait counts twice."
     return min(range(len(figures)), key=lambda r: figures[r]['distance'] + 2 * figures[r]['unreadable'])
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #81c2b3c3
-GAIN = 3.
-PLAN = Plan(steps=12, lr=4e-3, warmup=10, batch=10)     # steps for each occupation
+GAIN = 3.0
+PLAN = Plan(steps=12, lr=4e-3, warmup=10, batch=10)  # steps for each occupation
 
-def new_record(rows:torch.Tensor, n:int, above:float, seed:int) -> dict:
+
+def new_record(rows: torch.Tensor, n: int, above: float, seed: int) -> dict:
     "Who is taught: the occupations that are drawn too far from the table."
     figures = read_round(rows, list(OCCUPATIONS), n, seed)
     far = {name: f for name, f in figures.items() if f['distance'] > above}
-    if not far: raise ValueError(f"above is {above}; less than {max(f['distance'] for f in figures.values()):.3f}, the largest total variation of an occupation, is right")
+    if not far:
+        raise ValueError(
+            f"above is {above}; less than {max(f['distance'] for f in figures.values()):.3f}, the largest "
+            "total variation of an occupation, is right"
+        )
     return dict(n=n, above=above, seed=seed, untaught=figures, rounds=[far])
 
-def weights_for(record:dict) -> torch.Tensor: # (O, 5)
-    "What each tone's loss counts in the next round: the table, and what was drawn too rarely in all rounds before."
+
+def weights_for(record: dict) -> torch.Tensor:  # (O, 5)
+    """What each tone's loss counts in the next round: the table, and what was drawn too rarely in all rounds
+    before."""
     table = torch.tensor([TONE_TABLE[name] for name in record['rounds'][0]])
     missing = [table - torch.tensor([f['shares'] for f in figures.values()]) for figures in record['rounds']]
     return table + GAIN * torch.stack(missing).sum(0)
 
-def say(figures:dict, title:str):
+
+def say(figures: dict, title: str):
     "A round in one line."
-    print(f'{title}: ' + '; '.join(f"{name} {f['distance']:.3f}, unreadable {f['unreadable']:.3f}" for name, f in figures.items()), flush=True)
+    print(
+        f'{title}: '
+        + '; '.join(
+            f"{name} {f['distance']:.3f}, unreadable {f['unreadable']:.3f}" for name, f in figures.items()
+        ),
+        flush=True,
+    )
+
 
 def calibrate(
-    rounds:int=2,
-    n:int=512,          # portraits of each occupation that are read after a round
-    above:float=.1,     # total variation from which an occupation is taught
-    seed:int=21,
-    folder:Path=WORK / 'words',
-) -> dict:              # the record
-    "Teach the words of the occupations whose tones are farthest from the table. Goes on where it was, with what its record says."
+    rounds: int = 2,
+    n: int = 512,  # portraits of each occupation that are read after a round
+    above: float = 0.1,  # total variation from which an occupation is taught
+    seed: int = 21,
+    folder: Path = WORK / 'words',
+) -> dict:  # the record
+    """Teach the words of the occupations whose tones are farthest from the table.
+
+    Goes on where it was, with what its record says."""
     folder.mkdir(parents=True, exist_ok=True)
     file, pipeline = folder / 'record.json', untaught()
-    keep = lambda rows, r: atomic_write(folder / f'rows_{r}.safetensors', lambda part: save_file({'rows': rows.detach().clone()}, part))
+    keep = lambda rows, r: atomic_write(
+        folder / f'rows_{r}.safetensors', lambda part: save_file({'rows': rows.detach().clone()}, part)
+    )
     note = lambda record: atomic_write(file, lambda part: part.write_text(json.dumps(record)))
     if not file.exists():
         keep(word_rows(pipeline), 0)
@@ -205,47 +267,70 @@ def calibrate(
     todo = range(len(record['rounds']), rounds + 1)
     layouts = layouts_of(pipeline, names) if todo else None
     for r in todo:
-        with torch.no_grad(): word_rows(pipeline).copy_(load_file(folder / f'rows_{r - 1}.safetensors')['rows'])
-        teach(pipeline, names, layouts, weights_for(record), Plan(**vars(PLAN) | dict(steps=PLAN.steps * len(names), seed=r)))
+        with torch.no_grad():
+            word_rows(pipeline).copy_(load_file(folder / f'rows_{r - 1}.safetensors')['rows'])
+        teach(
+            pipeline,
+            names,
+            layouts,
+            weights_for(record),
+            Plan(**vars(PLAN) | dict(steps=PLAN.steps * len(names), seed=r)),
+        )
         keep(word_rows(pipeline), r)
-        record['rounds'].append(read_round(word_rows(pipeline).detach(), names, record['n'], record['seed'] + r))
+        record['rounds'].append(
+            read_round(word_rows(pipeline).detach(), names, record['n'], record['seed'] + r)
+        )
         note(record)
         say(record['rounds'][-1], f'after round {r}')
     return record
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #8cf02d26
-RECORD, UNTAUGHT = TAUGHT                # files beside the weights
+RECORD, UNTAUGHT = TAUGHT  # files beside the weights
+
 
 @torch.no_grad()
-def export(record:dict, folder:Path=WORK / 'words', assets:Path=None) -> dict: # occupation -> round
+def export(record: dict, folder: Path = WORK / 'words', assets: Path = None) -> dict:  # occupation -> round
     "Put each occupation's best round into the shipped text encoder; nothing else in it changes."
     assets = Path(assets or assets_dir() / 'emoji-sd')
     pipeline, first = world.load_demo(assets), load_file(folder / 'rows_0.safetensors')['rows']
-    chosen = {name: best_round([figures[name] for figures in record['rounds']]) for name in record['rounds'][0]}
+    chosen = {
+        name: best_round([figures[name] for figures in record['rounds']]) for name in record['rounds'][0]
+    }
     rows = word_rows(pipeline).copy_(first)
     for name, r in chosen.items():
         tokens = tokens_of(pipeline, [name])
         rows[tokens] = load_file(folder / f'rows_{r}.safetensors')['rows'][tokens]
-    with no_progress_bars(): pipeline.text_encoder.half().save_pretrained(assets / 'text_encoder')
+    with no_progress_bars():
+        pipeline.text_encoder.half().save_pretrained(assets / 'text_encoder')
     taught = tokens_of(pipeline, chosen)
     save_file({'tokens': taught, 'rows': first[taught].half()}, assets / UNTAUGHT)
     (assets / RECORD).write_text(json.dumps(record | dict(chosen=chosen)))
     return chosen
 
-def untaught(folder:Path=None): # a `StableDiffusionPipeline`
+
+def untaught(folder: Path = None):  # a `StableDiffusionPipeline`
     "The shipped model with the words that pretraining left it, whether they were taught since or not."
     folder = Path(folder or assets_dir() / 'emoji-sd')
     pipeline = world.load_demo(folder)
-    if not (folder / UNTAUGHT).exists(): return pipeline
+    if not (folder / UNTAUGHT).exists():
+        return pipeline
     words = load_file(folder / UNTAUGHT)
-    with torch.no_grad(): word_rows(pipeline)[words['tokens']] = words['rows'].float()
+    with torch.no_grad():
+        word_rows(pipeline)[words['tokens']] = words['rows'].float()
     return pipeline
 
+
 def main(argv=None):
-    "`python -m drl_toolkit.emoji.pretrain.words`: teach the words of some occupations again, or go on with it."
+    """`python -m drl_toolkit.emoji.pretrain.words`: teach the words of some occupations again, or go on with
+    it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('--rounds', type=int, default=2)
-    parser.add_argument('--above', type=float, default=.1, help='total variation from the table from which an occupation is taught')
+    parser.add_argument(
+        '--above',
+        type=float,
+        default=0.1,
+        help='total variation from the table from which an occupation is taught',
+    )
     parser.add_argument('--threads', type=int, default=2, help='CPU threads')
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -253,4 +338,5 @@ def main(argv=None):
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #840f0203
 #| eval: false
-if __name__ == '__main__' and '__file__' in globals(): main()                # not in the notebook, which has no file
+if __name__ == '__main__' and '__file__' in globals():
+    main()  # not in the notebook, which has no file
