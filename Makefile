@@ -65,7 +65,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python -m mypy
 
 test-quick: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $$($(BIN)/python tests/tiers.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --quick $$($(BIN)/python tests/tiers.py)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python tests/docs.py

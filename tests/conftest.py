@@ -7,6 +7,23 @@ os.environ.update(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false')
 import pytest, torch
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="the quickest tests of every room, see tests/tiers.py"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    "Leave out what is not quick, where only that is asked for."
+    if not config.getoption("--quick"):
+        return
+    from tiers import quick
+
+    left_out = [item for item in items if not quick(item.nodeid)]
+    items[:] = [item for item in items if quick(item.nodeid)]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(autouse=True, scope='session')
 def one_thread():
     torch.set_num_threads(1)

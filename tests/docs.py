@@ -14,7 +14,7 @@ HIDDEN = re.compile(r'^#\| *(hide|default_exp)|nbdev_export\(\)', re.M)  # cells
 CONFIG = dict(
     project='drl_toolkit',
     author='the drl_toolkit authors',
-    extensions=['myst_nb', 'sphinx_copybutton'],
+    extensions=['myst_nb', 'sphinx_copybutton', 'docs'],
     html_theme='furo',
     root_doc='index',
     exclude_patterns=[],
@@ -184,6 +184,12 @@ def mathml(self, node):
     raise nodes.SkipNode
 
 
+def setup(app):
+    "This file is an extension of Sphinx, too."
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    return dict(parallel_read_safe=True, parallel_write_safe=True)
+
+
 def build(
     folder: Path,  # of the site
 ) -> int:  # 0 where all went well
@@ -200,7 +206,6 @@ def build(
         confoverrides=CONFIG,
         warning=sys.stderr,
     )
-    app.add_html_math_renderer('mathml', (mathml, None), (mathml, None))
     app.build()
     return app.statuscode
 

@@ -192,8 +192,9 @@ def test_what_is_declared_is_imported():
     by_others = {
         'accelerate',
         'onnxruntime',
+        'torchvision',
         'uvicorn',
-    }  # diffusers' fast loading, rapidocr's engine, and what FastAPI is served by
+    }  # diffusers' fast loading, rapidocr's engine, transformers' image processors, and what FastAPI is served by
     for requirement in versions.requirements('panel', 'widgets', 'data', 'ocr'):
         name = canonicalize_name(requirement.name)
         module = named.get(name, name.replace('-', '_'))

@@ -98,6 +98,15 @@ def test_imports_go_one_way():
     )
 
 
+def test_the_quick_tests_have_every_room():
+    import tiers
+
+    rooms = {package[0] for _, package, _ in modules()}
+    assert rooms <= {file.split('/')[1] for file in tiers.QUICK} and all(
+        (PACKAGE.parent / file).is_file() for file in tiers.QUICK
+    )
+
+
 def test_the_list_of_exceptions_only_shrinks():
     assert not EXCEPTIONS - set(upward()), 'mended: remove these from EXCEPTIONS'
 
