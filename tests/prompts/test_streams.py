@@ -472,10 +472,8 @@ def trained(tmp_path, name, epochs, stop=None):
         with run:
             resume(trainer, run)
             trainer.callbacks = [Recorder(run, ['a cat'], every=1)]
-            draw = trainer.sampler.draw
-            trainer.sampler.draw = lambda t, task, prompts, *more: (
-                seen.append(prompts) or draw(t, task, prompts, *more)
-            )
+            sample = trainer.sampler.sample
+            trainer.sampler.sample = lambda run, request: seen.append(request.prompts) or sample(run, request)
             trainer.fit(until)
     return seen, trainer
 

@@ -145,7 +145,7 @@ def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     ]
     for argv, word in (
         (['clip', '--methods', 'fame'], "got 'fame'"),
-        (['beauty', '--methods', 'ppo'], "recipe 'beauty'"),
+        (['beauty', '--methods', 'ppo'], "got 'beauty'"),
         (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0'),
         (['clip', '--methods', ','], "methods is ','"),
     ):

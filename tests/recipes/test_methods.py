@@ -114,7 +114,7 @@ def test_normalisations_are_one_word(name, credit):
         (dict(tree='0 9'), 'splits must be below 5 .*got .0, 9.'),
         (dict(tree='2 0'), 'ascending steps'),
         (dict(tree='a'), "tree must be .*got 'a'"),
-        (dict(tree='0 1 2'), 'a group has 4 samples, which 3 branch_points'),
+        (dict(tree='0 1 2'), 'power such as 8 or 27 with 3 branch points; a group has 4 samples'),
         (dict(tree='0', branching=True), "tree must be empty with branching; got '0'"),
         (dict(tree='0', likelihood='matching'), "likelihood must be 'path' with tree"),
         (dict(tree='0', overlap=True), 'overlap must be false with tree'),
