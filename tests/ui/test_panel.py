@@ -67,7 +67,7 @@ def look(browser, tmp_path):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60000)
+        page.set_default_timeout(120000)
         page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
         page.on('pageerror', lambda e: wrong.append(str(e)))
         page.on(
