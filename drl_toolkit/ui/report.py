@@ -361,4 +361,5 @@ def _ballot(folder, found, most=64):
     each = -(-most // len(found.prompt_sets))
     rows = [(p, i) for p in found.prompt_sets for i in _first_prompts(p, each)][:most]
     base, tuned = (torch.stack([images[p.name][i] for p, i in rows]) for images in (found.base, found.tuned))
-    make_ballot(folder, [p.prompts[i] for p, i in rows], base, tuned, found.names)
+    noise = [dict(prompt_set=p.name, seed=found.seed, sample=int(i)) for p, i in rows]
+    make_ballot(folder, [p.prompts[i] for p, i in rows], base, tuned, found.names, noise=noise)

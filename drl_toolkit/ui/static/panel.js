@@ -3,21 +3,46 @@ window.drl = {
   step: 1,
   timer: null,
 
-  // Write what is seen into the address; an empty value leaves it.
-  note(values) {
+  // Write what is seen into the address; an empty value leaves it. What is pushed can be gone back to.
+  note(values, push = false) {
     const url = new URL(location);
     for (const [key, value] of Object.entries(values)) {
       if (value === null || value === '') url.searchParams.delete(key);
       else url.searchParams.set(key, value);
     }
-    history.replaceState(null, '', url);
+    if (url.href === location.href) return;
+    history[push ? 'pushState' : 'replaceState'](null, '', url);
+  },
+
+  // The page that the address asks for.
+  asked() {
+    const asked = new URL(location).searchParams;
+    return asked.get('view') || (asked.get('sample') ? 'trajectories' : 'overview');
   },
 
   // Another page was chosen.
   turn(view) {
-    const asked = new URL(location).searchParams;
-    const shown = asked.get('view') || (asked.get('sample') ? 'trajectories' : 'overview');
-    if (view !== shown) this.note({view, sample: null});
+    document.body.dataset.view = view;
+    if (view !== this.asked()) this.note({view, sample: null, step: null}, true);
+  },
+
+  // Back and forward: the server shows what the address asks for now.
+  follow() {
+    document.body.dataset.view = this.asked();
+    this.step = +new URL(location).searchParams.get('step') || 1;
+    const field = document.querySelector('#address :is(input, textarea)');
+    if (!field) return location.reload();
+    field.value = location.search + '#' + Date.now();
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+  },
+
+  // Copy the text beside a button.
+  async copy(button) {
+    const text = document.getElementById(button.dataset.copy)?.innerText || button.dataset.text;
+    await navigator.clipboard.writeText(text.trim());
+    const label = button.textContent;
+    button.textContent = 'copied';
+    setTimeout(() => { button.textContent = label; }, 1500);
   },
 
   // One step of the path on the page.
@@ -39,6 +64,12 @@ window.drl = {
     path.querySelector('output').textContent = `step ${this.step} of ${all.length}`;
   },
 
+  // A step that somebody chose, for the address too.
+  choose(root, step) {
+    this.show(root, step);
+    this.note({step: this.step > 1 ? this.step : null});
+  },
+
   // All steps one after the other, or no more.
   play(root) {
     const count = root.querySelectorAll('.strip li').length;
@@ -58,3 +89,19 @@ window.drl = {
     button.setAttribute('aria-label', this.timer ? 'pause' : 'play the steps');
   },
 };
+
+drl.step = +new URL(location).searchParams.get('step') || 1;
+addEventListener('popstate', () => drl.follow());
+document.addEventListener('DOMContentLoaded', () => { document.body.dataset.view = drl.asked(); });
+
+// The focus goes with the tab that the arrow keys choose.
+document.addEventListener('keydown', event => {
+  if (!/^(Arrow(Left|Right)|Home|End)$/.test(event.key) || event.target.getAttribute('role') !== 'tab') return;
+  const list = event.target.closest('[role=tablist]');
+  setTimeout(() => list.querySelector('[role=tab][aria-selected=true]')?.focus(), 0);
+});
+
+document.addEventListener('click', event => {
+  const button = event.target.closest('[data-copy], [data-text]');
+  if (button) drl.copy(button);
+});
