@@ -947,7 +947,13 @@ GRADIO = (
     r'config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/[\w./+-]+',
     r'gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset)',
 )
-OURS = (r'weights', r'glossary', r'sheet', r'images/[0-9a-f]{32}\.(webp|svg)', r'vote(/\d{4,9}/(left|right)\.png)?')
+OURS = (
+    r'weights',
+    r'glossary',
+    r'sheet',
+    r'images/[0-9a-f]{32}\.(webp|svg)',
+    r'vote(/\d{4,9}/(left|right)\.png)?',
+)
 OPEN = re.compile(f"/({'|'.join(('', *GRADIO, *OURS))})")
 
 CONTENT = (

@@ -3,7 +3,7 @@ element.addEventListener('input', event => {
   if (event.target.matches('.player input')) drl.choose(element, +event.target.value);
 });
 element.addEventListener('click', event => {
-  const button = event.target.closest('button');
+  const button = event.target.closest('.play, [data-step]');
   if (!button) return;
   if (button.matches('.play')) drl.play(element);
   else drl.choose(element, +button.dataset.step);
