@@ -12,7 +12,7 @@ __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'UNKNOWN', 'INK', 'CARD', '
            'branches', 'shares', 'MixRow', 'Mix', 'mixes', 'has_classes', 'fairness', 'Box', 'BoxedPicture', 'found_in',
            'has_boxes', 'composition', 'idle_pages', 'Table', 'read_table', 'markdown_table', 'as_table', 'TaxTable',
            'taxes', 'results_of', 'costs', 'weight_files', 'resume_command', 'NextStep', 'next_step', 'runs_page',
-           'Summary', 'side_by_side', 'ballot_of']
+           'Summary', 'summaries', 'title_of', 'side_by_side', 'ballot_of']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
 import csv, math, re, shlex, statistics
@@ -34,6 +34,7 @@ from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.reward import Card, headline_of
 from ..runs.run import Run
 from ..runs.folder import RunError
+from ..runs.notes import Notes, read_notes
 
 # %% ../../nbs/ui/04_pages.ipynb #75abc99f
 @dataclass(frozen=True)
@@ -1238,9 +1239,12 @@ def runs_page(
     broken: dict[str, str],  # path -> what is wrong with it
     home: str,  # the runs folder, as one would type it
     here: str = None,  # the chosen run
+    bin: list = (),  # of `Deleted`, which can be put back
+    editable: Callable[[str], bool]
+    | None = None,  # whether a run of this name may be changed; None: nothing may
 ) -> str:  # HTML
-    "All runs, those that are broken, and how to resume one."
-    rows = [_row(name, run) for name, run in runs.items()]
+    "All runs as a table, those that are broken, and what can be done with the chosen one."
+    rows = summaries(runs)
     run, files, problem = runs.get(here), None, ''
     try:
         files = run and weight_files(run)
@@ -1249,6 +1253,9 @@ def runs_page(
     return render(
         'ui/templates/runs.html',
         rows=rows,
+        tags=sorted({tag for row in rows for tag in row.notes.tags}),
+        bin=bin,
+        editable=editable,
         broken=broken,
         home=home,
         here=here,
@@ -1281,6 +1288,19 @@ class Summary(NamedTuple):
     recipe: str
     progress: Progress
     says: str
+    created: str = ''
+    notes: Notes = Notes()
+
+    @property
+    def title(self) -> str:
+        "How the run is shown."
+        return self.notes.title or self.name
+
+    @property
+    def day(self) -> str:
+        "When it began."
+        found = re.match(r'(\d{4}-\d\d-\d\d)T(\d\d:\d\d)', self.created)
+        return ' '.join(found.groups()) if found else ''
 
 
 @lru_cache(maxsize=4096)
@@ -1290,13 +1310,35 @@ def _summary(folder, alive, *versions):
     rows = run.metrics()
     found = with_measured(goals(rows), measured(run))
     says = '. '.join(filter(None, (headline(found), rows.complaint)))
-    return Summary('', run.about.get('recipe'), progress(run, rows), says)
+    created = str(run.about.get('created') or '')
+    return Summary('', run.about.get('recipe'), progress(run, rows), says, created, read_notes(run))
+
+
+def summaries(
+    runs: dict[str, Run],  # by name
+) -> list:  # of `Summary`
+    "A line for each run; a damaged one says so and does not hide the others."
+    return [_row(name, run) for name, run in runs.items()]
+
+
+def title_of(
+    name: str,  # of a run in the library
+    run: Run,
+) -> str:
+    "How a run is called in a menu."
+    title = _notes(run.folder, _version(run, 'panel.json')).title
+    return f'{title} ({name})' if title else name
+
+
+@lru_cache(maxsize=4096)
+def _notes(folder, version):
+    return read_notes(Run.open(folder)) if version else Notes()
 
 
 def _row(name, run):
     "A run in the list. A damaged one says so and does not hide the others."
     try:
-        files = ('metrics.jsonl',), ('weights',), (*(results_of(run) or ()), 'table.md')
+        files = ('metrics.jsonl',), ('weights',), (*(results_of(run) or ()), 'table.md'), ('panel.json',)
         return _summary(run.folder, run.alive, *(_version(run, *names) for names in files))._replace(
             name=name
         )

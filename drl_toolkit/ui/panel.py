@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
-           'OURS', 'OPEN', 'CONTENT', 'MOST', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch', 'epoch_of', 'World',
-           'ImageStore', 'image_response', 'sheet_response', 'DrawnPage', 'draw', 'compare', 'Bench', 'no_runs',
-           'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights',
-           'voting_page', 'FirstPage', 'make_app', 'serve']
+           'OURS', 'OPEN', 'CONTENT', 'MOST', 'FORMS', 'EXPORTS', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch',
+           'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'DrawnPage', 'draw', 'compare',
+           'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values',
+           'weights', 'export', 'change_run', 'runs_form', 'voting_page', 'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, shlex, signal, subprocess, sys, tempfile, threading, time
@@ -28,7 +28,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response, Streami
 from markupsafe import Markup
 from PIL import Image
 
-from . import pages, pairs, words
+from . import exports, pages, pairs, words
 from ..runs.recordings import recorded_epochs
 from .pages import PageContext, complaint, note
 from ..rewards.reward import Card
@@ -41,6 +41,7 @@ from ..runs.run import Run, find_runs
 from ..runs.models import open_policy, sampler_of
 from ..runs.control import ask
 from ..runs.folder import RunError, check_out
+from ..runs.notes import delete, deleted, restore, tidy, write_notes
 from ..evaluation.votes import Ballot
 from ..utils.web import Access, Refusal, access_to, exposure
 from ..utils.loading import assets_dir
@@ -120,7 +121,15 @@ class Library:
         raise RunError(f'there is no run {str(name)[:80]!r} in {self.home}; choose one of: {there}')
 
 # %% ../../nbs/ui/05_panel.ipynb #dc2909ca
-WATCHED = ('metrics.jsonl', 'frames', 'samples', 'weights', 'eval', 'control.json')  # of a run's folder
+WATCHED = (
+    'metrics.jsonl',
+    'frames',
+    'samples',
+    'weights',
+    'eval',
+    'control.json',
+    'panel.json',
+)  # of a run's folder
 
 
 def stamp(run: Run) -> tuple[object, ...]:
@@ -452,7 +461,9 @@ LABELS = dict(
     train='Train',
 )
 PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)  # what is chosen on a page
-SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE, pairs=pairs.ON_PAIRS)  # of a page's component
+SCRIPTS = dict(
+    trajectories=str(ON_PATH), vote=ON_VOTE, runs='drlRuns.follow(element, watch);', pairs=pairs.ON_PAIRS
+)  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
 
@@ -481,8 +492,9 @@ class Panel:
         library: Library,
         bench: Bench = None,  # where viewers train; nowhere by default
         world: World = World(),
+        edit: bool = False,  # viewers may name, tag and delete runs
     ):
-        self.library, self.bench, self.world = library, bench, world
+        self.library, self.bench, self.world, self.edit = library, bench, world, edit
         self.html, self.pick, self.tab = {}, {}, {}
         with gr.Blocks(title='drl: see it learn', analytics_enabled=False) as self.blocks:
             self._frame()
@@ -571,11 +583,20 @@ def look(
     if now['names'] != seen.get('names'):
         change[self.run] = _menu(runs, name)
     if page == 'runs':
-        change[self.html[page]] = words.guide(page) + pages.runs_page(runs, broken, self.library.home, name)
+        change[self.html[page]] = words.guide(page) + self.table(name)
     if name in runs:
         return change | self.look_at(page, runs[name], epoch, pick, now, seen)
     now['gone'] = name  # it may come (back)
     return change if page == 'runs' else change | {self.html[page]: self.missing(name)}
+
+
+@patch
+def table(self: Panel, name):
+    "The page of all runs."
+    (runs, broken), library = self.library.scan(), self.library
+    bin = deleted(library.folder) if self.edit else ()
+    editable = (lambda run: not library.is_recorded(run)) if self.edit else None
+    return pages.runs_page(runs, broken, library.home, name, bin, editable)
 
 
 @patch
@@ -596,7 +617,8 @@ def look_at(self: Panel, page, run, epoch, pick, now, seen):
 def _menu(runs, name):
     "The runs to choose from."
     label = 'Run' if len(runs) <= 100 else f'Run (type to find one of {len(runs)})'
-    return gr.Dropdown(list(runs), value=name if name in runs else None, label=label)
+    choices = [(pages.title_of(run, found), run) for run, found in runs.items()]
+    return gr.Dropdown(choices, value=name if name in runs else None, label=label)
 
 
 @patch
@@ -669,7 +691,8 @@ def moment(self: Panel, page, name):
     if page == 'train':
         return self.bench.busy, self.bench.said(), here
     if page == 'runs':
-        return tuple(map(stamp, runs.values())), tuple(broken.items())
+        bin = tuple(deleted(self.library.folder)) if self.edit else ()
+        return tuple(map(stamp, runs.values())), tuple(broken.items()), bin
     return here, ()
 
 
@@ -949,6 +972,8 @@ GRADIO = (
 )
 OURS = (
     r'weights',
+    r'runs',
+    r'export/(runs\.csv|metrics\.csv|curves\.png|weights\.zip)',
     r'glossary',
     r'sheet',
     r'images/[0-9a-f]{32}\.(webp|svg)',
@@ -962,6 +987,7 @@ CONTENT = (
 )
 
 MOST = 100_000  # bytes of a call
+FORMS = ('/vote', '/runs')  # pages that take forms
 
 
 class Gate(Guard):
@@ -974,7 +1000,7 @@ class Gate(Guard):
             return why
         if not OPEN.fullmatch(path) or '..' in path.split('/'):
             return Refusal(404, 'there is nothing here')
-        wanted = 'application/x-www-form-urlencoded' if path == '/vote' else 'application/json'
+        wanted = 'application/x-www-form-urlencoded' if path in FORMS else 'application/json'
         kind = request.headers.get('content-type', '').partition(';')[0].strip()
         if request.method == 'POST' and kind != wanted:
             return Refusal(415, f'calls are {wanted}')
@@ -986,7 +1012,7 @@ class Gate(Guard):
             return await with_cookie(request, self.access)(scope, receive, send)
         if prefix := _prefix(request):
             scope = scope | dict(root_path=prefix)
-        if request.method == 'POST' and scope['path'] != '/vote':  # which reads less than that
+        if request.method == 'POST' and scope['path'] not in FORMS:  # which read less than that
             body, why = await read_body(receive, request.headers.get('content-length'), MOST)
             if why is None and not plain_values(body):
                 why = Refusal(400, 'calls may hold numbers and words only')
@@ -1051,6 +1077,74 @@ def _parts(file, size=2**18):
     "A file bit by bit; it is closed at the end."
     with file:
         yield from iter(partial(file.read, size), b'')
+
+
+EXPORTS = {
+    'metrics.csv': (exports.metrics_csv, 'text/csv; charset=utf-8'),
+    'curves.png': (exports.curves_png, 'image/png'),
+    'weights.zip': (exports.weights_zip, 'application/zip'),
+}  # what of a run can be taken along, and as what
+
+
+def export(
+    library: Library,
+    what: str,  # 'runs.csv', or one of `EXPORTS`
+    run: str = '',  # its name
+) -> Response:
+    "A file to take along."
+    try:
+        if what == 'runs.csv':
+            data, kind, name = exports.runs_csv(library.scan().runs), 'text/csv; charset=utf-8', what
+        else:
+            make, kind = EXPORTS[what]
+            data, name = make(library.run(run)), f'{run}-{what}'
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(library.hide(str(e)), 404)
+    name = re.sub(r'[^\w.-]', '-', name, flags=re.ASCII)
+    headers = {'content-disposition': f'attachment; filename="{name}"', 'cache-control': 'no-store'}
+    if isinstance(data, bytes):
+        return Response(data, media_type=kind, headers=headers)
+    return StreamingResponse(data, media_type=kind, headers=headers)
+
+
+def change_run(
+    library: Library,
+    form: dict,  # field -> what was sent
+) -> str:  # of what was done
+    "Name, tag, delete or put back a run. `ValueError` or `OSError` where that cannot be."
+    act, name = form.get('action'), form.get('run', '')
+    if act == 'restore':
+        return restore(library.folder, form.get('id', ''))
+    run = library.run(name)
+    if library.is_recorded(name):
+        raise RunError('a run that came with the package stays as it is')
+    if act == 'delete':
+        return delete(library.folder, run).id
+    if act != 'notes':
+        raise ValueError(f"action must be 'notes', 'delete' or 'restore'; got {str(act)[:40]!r}")
+    write_notes(run, tidy(form.get('title', ''), form.get('tags', ''), form.get('note', '')))
+    return name
+
+
+def runs_form(library: Library, edit: bool):
+    "What takes the forms of the page of runs."
+
+    async def take(request: fastapi.Request):
+        body = await read_body(request.receive, request.headers.get('content-length'), MOST)
+        if body.refusal:
+            return PlainTextResponse(body.refusal.why, body.refusal.status)
+        if not edit:
+            return PlainTextResponse(
+                'this panel only shows runs; drl app --allow-edit lets viewers change them', 403
+            )
+        form = dict(parse_qsl(body.data.decode('utf-8', 'replace'), keep_blank_values=True))
+        try:
+            done = await run_in_threadpool(change_run, library, form)
+        except (ValueError, OSError) as e:
+            return PlainTextResponse(library.hide(str(e)), 400)
+        return PlainTextResponse(done)
+
+    return take
 
 
 def voting_page(library: Library) -> VotingPage:
@@ -1173,6 +1267,7 @@ def make_app(
     root_path: str = '',
     world: World = World(),  # what rewards measure, and what may be trained
     recorded: Path = None,  # runs that are shipped, to look at beside those of the folder
+    allow_edit: bool = False,  # viewers may name, tag and delete runs
 ) -> fastapi.FastAPI:  # its `state.bench` ends what viewers started
     "The panel as an ASGI application."
     library = Library(folder, home, recorded)
@@ -1184,7 +1279,9 @@ def make_app(
     app.get('/glossary', response_class=HTMLResponse, response_model=None)(words.glossary_page)
     app.get('/sheet')(partial(sheet_response, library))
     app.include_router(voting_page(library).router())
-    panel = Panel(library, bench, world)
+    app.get('/export/{what}', response_model=None)(partial(export, library))
+    app.post('/runs', response_model=None)(runs_form(library, allow_edit))
+    panel = Panel(library, bench, world, allow_edit)
     gr.mount_gradio_app(
         app,
         panel.blocks,
@@ -1211,24 +1308,25 @@ def serve(
     open: bool = False,  # no token: whoever reaches the port may look
     root_path: str = '',  # the path below which a proxy serves it
     world: World = World(),  # what rewards measure, and what may be trained
+    allow_edit: bool = False,  # viewers may name, tag and delete runs
 ):
     "Open the panel and stay until it is stopped."
     if not re.fullmatch(r'((/[\w.~-]+)+)?', root_path, re.ASCII):
         raise ValueError(f"root_path must be empty or a path such as '/panel'; got {root_path!r}")
     access = access_to(host, tuple(allow_host), open)
-    if allow_train and open:
+    if open and (allow_train or allow_edit):
         raise ValueError(
-            'open must be off where viewers may train: leave out --open, and send them the address with its '
-            'token'
+            f"open must be off where viewers may {'train' if allow_train else 'edit'}: leave out --open, and send "
+            'them the address with its token'
         )
     home = _runs_folder(folder, allow_train)
     recorded = assets_dir() / 'runs' if folder is None else None
-    app = make_app(home, allow_train, None, access, root_path, world, recorded)
+    app = make_app(home, allow_train, None, access, root_path, world, recorded, allow_edit)
     try:
         with Server(app, host, port) as server:
             where, only = (
                 access.address(host, server.server_address[1]),
-                '' if allow_train else ', to look at',
+                '' if allow_train or allow_edit else ', to look at',
             )
             print(
                 f'the panel of {home}{only}: {where}  ({exposure(access, open)}; Ctrl+C ends it)', flush=True

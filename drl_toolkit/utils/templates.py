@@ -54,6 +54,7 @@ def duration(
 
 def cell_text(
     text: str,
+    column: str = '',  # its name: what is a change has a sign
 ) -> str:
     """A cell of a table that was written as text: fractions in three digits after the point, counts as they are,
     other numbers as `number` shows them. A sign that was written stays."""
@@ -67,7 +68,8 @@ def cell_text(
         shown = f'{int(value):,}'
     else:
         shown = f'{value:.3f}' if '.' in text and 0.0005 <= abs(value) < 1000 else number(value)
-    return f'+{shown}' if text.strip().startswith('+') else shown
+    is_change = column.lower().startswith(('change', 'effect', 'gain'))
+    return f'+{shown}' if text.strip().startswith('+') or is_change and value > 0 else shown
 
 
 def shortened(

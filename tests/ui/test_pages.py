@@ -33,7 +33,9 @@ def test_every_page_of_a_whole_run(run, page):
         return
     assert 'note error' not in html and '<h1' in html
     assert all('alt="' in tag for tag in re.findall(r'<img[^>]*>', html))
-    assert not re.search(r'(src|href)="(?!images/|\?|weights|glossary|sheet)', html)  # nothing comes from elsewhere
+    assert not re.search(
+        r'(src|href)="(?!images/|\?|weights|glossary|sheet)', html
+    )  # nothing comes from elsewhere
 
 
 def test_overview_says_what_is_better(run):
@@ -565,6 +567,7 @@ def test_numbers_that_a_newcomer_meets():
     told = ['384', '384.0', '-3', '+0.125', '-0.125', '1.000', '12345', '+7', 'x', '']
     shown = ['384', '384', '-3', '+0.125', '-0.125', '1.000', '12,345', '+7', 'x', '']
     assert list(map(cell_text, told)) == shown
+    assert [cell_text(t, 'effect_low') for t in ('0.125', '-0.125', '0')] == ['+0.125', '-0.125', '0']
     assert shortened('word ' * 140).endswith(' …') and len(shortened('word ' * 140)) < 100
     assert shortened('x' * 700) == 'x' * 90 + ' …' and shortened('short') == 'short'
 

@@ -176,6 +176,13 @@ def test_back_and_forward_tabs_and_keys(look, panel):
     assert page.locator('.tip:popover-open').count() == 1
 
 
+@pytest.mark.parametrize('path', ['glossary', 'vote?run=joint'])
+def test_pages_that_stand_alone_can_be_used_by_everybody(look, panel, shots, path):
+    page = look(f'{panel}/{path}', 'h1', width=390, scheme='dark')
+    page.screenshot(path=shots / f'{path.partition("?")[0]}_390_dark.png', full_page=True)
+    assert not violations(page) and page.evaluate('document.documentElement.scrollWidth') <= 390
+
+
 def test_tabs_without_content_are_not_there(look, tmp_path):
     "A run that nobody looked at for faces or objects; the tab of an address is there, and says what fills it."
     run = make_run(tmp_path / 'runs/plain', epochs=2, sheets=False)

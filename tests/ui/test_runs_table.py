@@ -86,24 +86,25 @@ def test_what_is_taken_along_is_what_is_there(home):
 
 
 def test_only_who_may_edit_edits(home):
+    ask = httpx.Client(timeout=120)
     form = dict(action='notes', run='first', title='mine', tags='', note='')
     with serving(home) as (address, _):
-        answer = httpx.post(f'{address}/runs', data=form)
+        answer = ask.post(f'{address}/runs', data=form)
         assert answer.status_code == 403 and '--allow-edit' in answer.text
-        assert 'data-edit' not in httpx.get(f'{address}/?view=runs').text
-        assert httpx.get(f'{address}/export/weights.zip?run=group%2Fsecond').status_code == 404
-        assert httpx.get(f'{address}/export/config.json?run=first').status_code == 404
-        found = httpx.get(f'{address}/export/weights.zip?run=first')
+        assert 'data-edit' not in ask.get(f'{address}/?view=runs').text
+        assert ask.get(f'{address}/export/weights.zip?run=group%2Fsecond').status_code == 404
+        assert ask.get(f'{address}/export/config.json?run=first').status_code == 404
+        found = ask.get(f'{address}/export/weights.zip?run=first')
         assert 'first-weights.zip' in found.headers['content-disposition'] and found.content[:2] == b'PK'
     with serving(home, allow_edit=True) as (address, _):
-        assert httpx.post(f'{address}/runs', data=form).text == 'first'
+        assert ask.post(f'{address}/runs', data=form).text == 'first'
         assert notes.read_notes(Run.open(home / 'first')).title == 'mine'
-        other = httpx.post(f'{address}/runs', data=form, headers=dict(origin='http://evil.example'))
-        assert other.status_code == 403 and httpx.post(f'{address}/runs', json=form).status_code == 415
+        other = ask.post(f'{address}/runs', data=form, headers=dict(origin='http://evil.example'))
+        assert other.status_code == 403 and ask.post(f'{address}/runs', json=form).status_code == 415
         for bad in (dict(run='../x'), dict(action='rm'), dict(title='x' * 99), dict(action='restore', id='..')):
-            answer = httpx.post(f'{address}/runs', data=form | bad)
+            answer = ask.post(f'{address}/runs', data=form | bad)
             assert answer.status_code == 400 and str(home) not in answer.text
-        assert httpx.post(f'{address}/runs', content='x' * 200_000).status_code in (413, 415)
+        assert ask.post(f'{address}/runs', content='x' * 200_000).status_code in (413, 415)
 
 
 def test_the_table_in_a_browser(look, home):

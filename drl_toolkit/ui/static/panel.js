@@ -36,10 +36,18 @@ window.drl = {
     field.dispatchEvent(new Event('input', {bubbles: true}));
   },
 
-  // Copy the text beside a button.
+  // Copy what a button holds.
   async copy(button) {
-    const text = document.getElementById(button.dataset.copy)?.innerText || button.dataset.text;
-    await navigator.clipboard.writeText(text.trim());
+    const text = button.dataset.text;
+    try {
+      await navigator.clipboard.writeText(text.trim());
+    } catch { // not over plain HTTP from another machine
+      const field = document.body.appendChild(document.createElement('textarea'));
+      field.value = text.trim();
+      field.select();
+      document.execCommand('copy');
+      field.remove();
+    }
     const label = button.textContent;
     button.textContent = 'copied';
     setTimeout(() => { button.textContent = label; }, 1500);
@@ -102,6 +110,6 @@ document.addEventListener('keydown', event => {
 });
 
 document.addEventListener('click', event => {
-  const button = event.target.closest('[data-copy], [data-text]');
+  const button = event.target.closest('[data-text]');
   if (button) drl.copy(button);
 });
