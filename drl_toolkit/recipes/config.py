@@ -16,7 +16,7 @@ from ..utils.settings import setting, validate
 
 # %% ../../nbs/recipes/00_config.ipynb #0e74730b
 OBJECTIVE_NAMES = ('policy', 'draft', 'draft_lv', 'alignprop', 'refl')
-STRATEGY_NAMES = ('in_turn', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
+STRATEGY_NAMES = ('in_turn', 'sample_first', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
 DATA_NAMES = ('objects', 'scenes', 'base')
 HELD_OUT = ('watch/', '-watch/', 'drift/', '-drift/')  # how metrics of held-out rewards begin
 
@@ -59,7 +59,12 @@ class RunConfig(TrainConfig, PolicyConfig):
     trackers: str = setting(
         '', 'who else gets numbers and sheets, separated by commas: tensorboard, wandb, trackio'
     )
-    strategy: str = setting('in_turn', 'how several tasks share an epoch', choices=STRATEGY_NAMES)
+    strategy: str = setting(
+        'in_turn',
+        "how several tasks share an epoch: 'in_turn' (sample and update, task after task), 'sample_first' (all "
+        "sample before the first update: one θ_old) or one step of all tasks' gradients",
+        choices=STRATEGY_NAMES,
+    )
     only: str = setting(
         '', 'names of the tasks of the recipe that are trained, separated by commas; all of them when empty'
     )
@@ -182,6 +187,7 @@ FREE_ON_RESUME = (
     'patience',
     'keep_best',
     'on_nonfinite',
+    'max_nonfinite',
 )  # a resumed run may have others
 
 
@@ -219,6 +225,7 @@ LARGE_SCALE = dict(
     advantage_clip=10.0,
     train_steps=5,
     shared_timesteps=True,
+    minibatch_by='timestep',
     beta2=0.999,
     weight_decay=0.01,
     grad_clip=0.0,
@@ -229,6 +236,7 @@ LARGE_SCALE = dict(
     data_weight=1.0,
     data_mode='step',
     on_nonfinite='skip',
+    max_nonfinite=1.0,
     measure_every=0,
 )  # [P Algorithm 1, Table 6; Pcode]
 B2 = dict(
@@ -238,6 +246,9 @@ B2 = dict(
     branching=True,
     grow=True,
     train_steps=0,
+    minibatch_by='sample',
+    minibatch_size=128,
+    inner_epochs=2,
     weight_decay=1e-4,
     beta2=0.999,
     grad_clip=1.0,
@@ -268,7 +279,7 @@ RECIPE_CONFIGS = dict(
         data='base',
         data_batch=2048,
     ),
-    b2=B2 | dict(epochs=30, num_steps=20, progressive=0.7, lr=1e-3),
+    b2=B2 | dict(epochs=30, num_steps=20, progressive=0.7, lr=1e-3, clip_range=3.59),
     b2_paper=B2
     | dict(
         epochs=100,
@@ -278,6 +289,7 @@ RECIPE_CONFIGS = dict(
         lora_rank=4,
         progressive=0.7,
         lr=1e-4,
+        clip_range=0.1,
     ),
     compressibility=_TOY,
     crispness=_TOY,

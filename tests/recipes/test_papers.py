@@ -25,6 +25,9 @@ PINTEREST = dict(  # arXiv 2401.12244, Table 6, and the released code
     advantage_clip=10.0,
     train_steps=5,
     shared_timesteps=True,
+    minibatch_by='timestep',
+    inner_epochs=1,
+    max_nonfinite=1.0,
     likelihood='path',
     surrogate='ppo',
     kl_weight=0.0,
@@ -47,6 +50,10 @@ B2 = dict(  # hu-zijing/B2-DiffuRL, run_process.sh and run_train.py
     branching=True,
     grow=True,
     train_steps=0,
+    minibatch_by='sample',
+    minibatch_size=128,
+    inner_epochs=2,
+    clip_range=0.1,
     kl_weight=0.0,
 )
 
@@ -96,7 +103,14 @@ def test_four_tones_are_the_angle_s_classes():
     angle = torch.tensor([60.0, 45, 35, 20, 0, -60])  # degrees: above 41, 41 to 28, 28 to 10, below
     radians = angle * math.pi / 180
     lab = torch.stack([50 + 20 * radians.sin(), torch.zeros(6), 20 * radians.cos()], 1)
-    assert [FOUR_TONES[i] for i in four_tones(lab)] == ['light', 'light', 'intermediate', 'tan', 'dark', 'dark']
+    assert [FOUR_TONES[i] for i in four_tones(lab)] == [
+        'light',
+        'light',
+        'intermediate',
+        'tan',
+        'dark',
+        'dark',
+    ]
 
 
 @reward
