@@ -130,14 +130,17 @@ def crossed_interval(
     mean = table.mean().item()
     by_seed, by_prompt = table.mean(1, keepdim=True), table.mean(0, keepdim=True)
     noise = (table - by_seed - by_prompt + mean).square().sum().item()
-    squares = {seeds - 1: prompts * by_seed.var().item(), prompts - 1: seeds * by_prompt.var().item()}
-    squares = {df: square for df, square in squares.items() if df}
+    parts = [(prompts, by_seed.flatten()), (seeds, by_prompt.flatten())]
+    # mean squares of seeds and of prompts, each with its degrees of freedom
+    squares = [(others * means.var().item(), len(means) - 1) for others, means in parts if len(means) > 1]
     if not squares:
         return Interval(mean, mean)
     residual = noise / max(1, (seeds - 1) * (prompts - 1))
-    variance = max(sum(squares.values()) - residual * (len(squares) == 2), max(squares.values()))
-    freedom = sum(squares.values()) ** 2 / max(1e-30, sum(s**2 / df for df, s in squares.items()))
-    half = stats.t.ppf((1 + level) / 2, max(1, freedom)) * (variance / (seeds * prompts)) ** 0.5
+    total = sum(square for square, _ in squares)
+    variance = max(total - residual * (len(squares) == 2), *(square for square, _ in squares), 0.0)
+    freedom = total**2 / max(1e-30, sum(square**2 / df for square, df in squares))
+    quantile = float(stats.t.ppf((1 + level) / 2, max(1, freedom)))
+    half = quantile * (variance / (seeds * prompts)) ** 0.5
     return Interval(mean - half, mean + half)
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #00951b85
