@@ -40,7 +40,7 @@ def _alone(name):
 
 _LARGE_SCALE = Arm('large_scale', 'large_scale', (), 'Algorithm 1 of the first paper')
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
-_B2 = ('--epochs', '20')
+_B2 = ('--epochs', '10')
 
 EXPERIMENTS = {
     e.name: e
