@@ -266,7 +266,7 @@ RECIPE_CONFIGS = dict(
     composition=MATCHING | dict(epochs=16),
     preference=MATCHING | dict(epochs=16),
     six=MATCHING | dict(epochs=16, strategy='pcgrad', lr=1e-4),
-    large_scale=LARGE_SCALE | dict(epochs=10, lr=2e-4, data='scenes', data_batch=128),
+    large_scale=LARGE_SCALE | dict(epochs=20, lr=1e-4, data='scenes', data_batch=128),
     large_scale_paper=LARGE_SCALE
     | dict(
         epochs=1000,

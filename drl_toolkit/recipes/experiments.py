@@ -38,7 +38,6 @@ def _alone(name):
     return Arm(f'only_{name}', 'large_scale', ('--only', name), f'large_scale, only {name}')
 
 
-_LARGE_SCALE = Arm('large_scale', 'large_scale', (), 'Algorithm 1 of the first paper')
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _B2 = ('--epochs', '10')
 
@@ -51,14 +50,23 @@ EXPERIMENTS = {
             (Arm('joint', 'joint', ('--minutes', '0'), "the demo's recipe"),),
         ),
         Experiment(
-            'large_scale',
-            'Does joint training by Algorithm 1 keep the gains of the specialists? [P Table 5]',
+            'specialists',
+            'How much of what a specialist gains does the joint run keep? [P Table 5]',
             (
-                _LARGE_SCALE,
+                Arm('fairness', 'fairness', (), 'only fairness'),
+                Arm('composition', 'composition', (), 'only composition'),
+                Arm('preference', 'preference', (), 'only preference'),
+            ),
+        ),
+        Experiment(
+            'large_scale',
+            'What does Algorithm 1 of the first paper learn from as many images as the demo?',
+            (
+                Arm('large_scale', 'large_scale', (), 'Algorithm 1'),
+                Arm('no_data', 'large_scale', _NO_DATA, 'without the pretraining loss'),
                 _alone('preference'),
                 _alone('fairness'),
                 _alone('composition'),
-                Arm('no_data', 'large_scale', _NO_DATA, 'without the pretraining loss'),
             ),
         ),
         Experiment(
