@@ -219,9 +219,10 @@ def depth_credit(
     groups: torch.Tensor,  # (B,) long
     branch_points: int,
 ) -> torch.Tensor:  # (branch_points + 1, B): of each row's steps before the first branch point, after it, …
-    """What each node of a tree is worth, beside the others of its depth. [after BranchGRPO, whose deviation is the unbiased one]
+    """The advantage of each node of a tree, relative to the others of its depth.
 
-    The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp hold at every depth."""
+    The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp
+    hold at every depth. [after BranchGRPO, whose deviation is the unbiased one]"""
     deviation, largest = advantages.group_deviation(advantage, groups).to(advantage), advantage.abs().max()
 
     def worth(depth):

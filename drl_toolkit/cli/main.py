@@ -7,28 +7,21 @@ __all__ = ['MODEL', 'SIZE', 'COMMANDS', 'EXTRAS', 'build_parser', 'parse', 'trai
            'vote', 'doctor', 'serve', 'app', 'main']
 
 # %% ../../nbs/cli/02_main.ipynb #77be5cfd
-import argparse, difflib, errno, json, os, shutil, sys, traceback
+import argparse, errno, json, os, shutil, sys, traceback
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
+from ..recipes.options import OneLineParser, add_fields, add_train_options, said_fields
+
 # %% ../../nbs/cli/02_main.ipynb #fee7932b
-class _Parser(argparse.ArgumentParser):
-    "A parser whose errors are one line."
-
-    def error(self, message):
-        "One line, and exit status 2."
-        print(f'{self.prog}: {message}', file=sys.stderr)
-        sys.exit(2)
-
-
 MODEL = "a run, a pipeline's folder, weights saved by drl, a hub id, or demo (the shipped model)"
 SIZE = '1 is 1,152 pictures of each model; less is quicker and less sure'
 
 
 def build_parser(config=None) -> argparse.ArgumentParser:
     "The parser of `drl`; with a configuration, its fields are options of `drl train` and `drl doctor`."
-    parser = _Parser(
+    parser = OneLineParser(
         prog='drl',
         description='Fine-tune text-to-image diffusion models with reinforcement learning.',
         allow_abbrev=False,
@@ -37,10 +30,10 @@ def build_parser(config=None) -> argparse.ArgumentParser:
         dest='command',
         metavar='{train,compare,sample,eval,tax,vote,app,serve,doctor}',
         required=True,
-        parser_class=_Parser,
+        parser_class=OneLineParser,
     )
     add = lambda name, what, **words: commands.add_parser(name, help=what, allow_abbrev=False, **words)
-    _train_options(add('train', 'train by a recipe, or by rewards and prompts of your own'), config)
+    add_train_options(add('train', 'train by a recipe, or by rewards and prompts of your own'), config)
     _compare_options(
         add(
             'compare',
@@ -62,50 +55,6 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     )
     _serve_options(add('serve', 'offer a reward to other machines over HTTP'))
     return parser
-
-
-def _train_options(train, config):
-    known = import_module('drl_toolkit.recipes.config').recipe_names() if config else ['one of several']
-    train.add_argument(
-        'recipe',
-        metavar='RECIPE',
-        nargs='?',
-        help=f"{', '.join(known)}; none where --reward and --prompts are given",
-    )
-    train.add_argument(
-        '--reward',
-        dest='own_rewards',
-        action='append',
-        metavar='NAME[=WEIGHT]',
-        help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several '
-        'times, their advantages are added',
-    )
-    train.add_argument(
-        '--model',
-        help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the '
-        'resumed run',
-    )
-    train.add_argument(
-        '--out',
-        metavar='DIR',
-        help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names',
-    )
-    train.add_argument(
-        '--method',
-        help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default',
-    )
-    train.add_argument(
-        '--process-timeout',
-        type=float,
-        default=30.0,
-        metavar='MINUTES',
-        help='of several processes: how long one may not answer before the others name it and leave',
-    )
-    train.add_argument(
-        '--resume', action='store_true', help='go on with the run in --out, where there is one'
-    )
-    if config is not None:
-        _add_fields(train.add_argument_group('fields of the configuration'), config)
 
 
 def _compare_options(compare):
@@ -214,7 +163,7 @@ def _doctor_options(doctor, config):
         'memory, and the noise of the ratio',
     )
     if config is not None:
-        _add_fields(doctor.add_argument_group('fields of the configuration'), config)
+        add_fields(doctor.add_argument_group('fields of the configuration'), config)
 
 
 def _serve_options(serve):
@@ -263,39 +212,6 @@ def _add_sampling(command, seed):
         )
 
 
-def _help_of(declared, config) -> str:
-    "A field's help and its default."
-    default = getattr(config, declared.name)
-    if default is True or default is False:
-        default = 'yes' if default else 'no'
-    shown = f' (default: {default})' if default != '' else ''
-    return (declared.metadata['help'] + shown).replace('%', '%%')
-
-
-def _add_fields(group, config):
-    "An option for each field of the configuration, with dashes or underscores."
-    from dataclasses import fields
-
-    for declared in fields(config):
-        if declared.name == 'reward':
-            continue  # an option of its own, which may be given several times
-        names = dict.fromkeys((f"--{declared.name.replace('_', '-')}", f'--{declared.name}'))
-        kind = dict(type=declared.type, metavar=declared.type.__name__.upper())
-        if declared.type is bool:
-            kind = dict(action=argparse.BooleanOptionalAction)
-        group.add_argument(
-            *names, dest=declared.name, default=argparse.SUPPRESS, help=_help_of(declared, config), **kind
-        )
-
-
-def _new_name(option: str) -> str:  # empty where there is none
-    "What an option of before is called now."
-    from drl_toolkit.utils.aliases import FIELDS
-
-    name = FIELDS.get(option.partition('=')[0].lstrip('-').replace('-', '_'))
-    return f"--{name.replace('_', '-')}" if name else ''
-
-
 def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
     try:
@@ -320,42 +236,21 @@ def parse(argv: list) -> argparse.Namespace:
     parser = build_parser(config)
     args, rest = parser.parse_known_args(argv[:cut])
     args.argv, args.options = argv, argv[cut + 1 :]
-    if not rest:
-        if args.command in ('train', 'doctor'):
-            _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))  # help did not wait for them
-        return args
-    known = {
-        s
-        for a in parser._subparsers._group_actions[0].choices[args.command]._actions
-        for s in a.option_strings
-    }
-    renamed = _new_name(rest[0])
-    if renamed in known:
-        parser.error(f'{args.command}: {rest[0]!r} is called {renamed} now')
-    near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
-    parser.error(
-        f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl "
-        f"{args.command} --help lists the options)"
-    )
+    if rest:
+        parser._subparsers._group_actions[0].choices[args.command].refuse(rest[0])
+    if args.command in ('train', 'doctor'):
+        _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))  # help did not wait for them
+    return args
 
 # %% ../../nbs/cli/02_main.ipynb #76bc9760
-def _given(args) -> dict:  # field -> value
+def _given(args) -> dict[str, object]:  # field -> value
     "The fields of the configuration that the command line says."
-    from dataclasses import fields
     from drl_toolkit.recipes.custom import join_names
     from drl_toolkit.recipes.methods import method_fields
-    from drl_toolkit.recipes.config import RunConfig
 
+    method = method_fields(args.method) if args.method else {}
     own = dict(reward=join_names(args.own_rewards)) if args.own_rewards else {}
-    return (
-        (method_fields(args.method) if args.method else {})
-        | own
-        | {
-            f.name: getattr(args, f.name)
-            for f in fields(RunConfig)
-            if f.name != 'reward' and hasattr(args, f.name)
-        }
-    )
+    return method | own | said_fields(args)
 
 
 def _train_config(args, run):
@@ -1121,10 +1016,9 @@ def vote(args):
 # %% ../../nbs/cli/02_main.ipynb #3bf6ddd6
 def _run_config(args):
     "The configuration of a run with the options given."
-    from dataclasses import fields
     from drl_toolkit.recipes.config import RunConfig
 
-    return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
+    return RunConfig(**said_fields(args))
 
 
 def _load_of(config, samples):  # `PolicyConfig`, `memory.Load`
@@ -1369,37 +1263,5 @@ def _after(argv, status, broken):
     return 2
 
 # %% ../../nbs/cli/02_main.ipynb #21043843
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
 if __name__ == '__main__' and '__file__' in globals():
     sys.exit(main())

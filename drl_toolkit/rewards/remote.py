@@ -257,8 +257,10 @@ def _cut(lines):
 
 
 def _call(address, method, body, timeout):
-    """One request: (status, body). The time limit is for all of it, whatever the server does: a limit on each read could be
-    stretched for ever by a server that sends a byte at a time. The look-up of a name has no limit at all, so it gets a thread."""
+    """One request: (status, body). The time limit is for all of it, whatever the server does.
+
+    A limit on each read could be stretched for ever by a server that sends a byte at a time. The look-up of a name
+    has no limit at all, so it gets a thread."""
     told, lines = queue.SimpleQueue(), []
 
     def ask():

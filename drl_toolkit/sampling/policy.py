@@ -92,9 +92,10 @@ class Policy:
         )
 
     def _choose_scheduler(self):
-        """The one that was asked for, the pipeline's own, or in place of one without a density another of the same noise process.
+        """Set the scheduler: the one that was asked for, or the pipeline's own.
 
-        The last is said once, and written into the configuration."""
+        One without a density is replaced by another of the same noise process; that is said once, and written into
+        the configuration."""
         self.pipeline.scheduler, reason = sampling_scheduler(
             self.pipeline.scheduler, self.scheduler, self.eta
         )

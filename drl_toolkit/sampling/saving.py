@@ -143,6 +143,7 @@ def model_card(
     what = f'LoRA of rank {rank}, alpha {alpha:g},' if lora else 'All weights'
     encoders = ' and the text encoders' if policy.train_text_encoder else ''
     imports, load = _loading_code(policy, about)
+    scheduler = type(policy.pipeline.scheduler).__name__
     return f"""---
 library_name: diffusers
 base_model: {about['base'] or 'unknown'}
@@ -151,7 +152,7 @@ tags: [reinforcement-learning, text-to-image{', lora' if lora else ''}]
 # Fine-tuned by reinforcement learning
 
 {what} of the {policy.adapter.network_name}{encoders}, made with drl_toolkit.
-Sampled in {policy.num_steps} steps with {type(policy.pipeline.scheduler).__name__}, guidance scale {policy.guidance_scale:g}.
+Sampled in {policy.num_steps} steps with {scheduler}, guidance scale {policy.guidance_scale:g}.
 
 ```python
 from diffusers import {imports}

@@ -143,8 +143,8 @@ WANTED = dict(
 
 ABOUT = """# The models of the emoji world
 
-Small models, trained by this project on scenes drawn from emoji; how is in `nbs/pretrain/`. Each loads with its library's own `from_pretrained`
-or factory, and no weight is pickled.
+Small models, trained by this project on scenes drawn from emoji; `nbs/emoji/pretrain/` shows how. Each loads with its
+library's own `from_pretrained` or factory, and no weight is pickled.
 
 | folder | what it is | how it loads |
 |---|---|---|
@@ -153,24 +153,26 @@ or factory, and no weight is pickled.
 | `detector` | 24 objects and persons | `transformers.AutoModelForObjectDetection` |
 | `tones` | skin tone of a portrait, or unreadable | `transformers.AutoModelForImageClassification` |
 | `witness` | the same, trained apart: it only checks the other | `transformers.AutoModelForImageClassification` |
-| `preference` | **synthetic** preference: its raters are rules that are written down; no person was asked | `open_clip.create_model('local-dir:…')` |
+| `preference` | **synthetic** preference: its raters are written rules, not people | `open_clip.create_model('local-dir:…')` |
 | `sprites.png` | the emoji, drawn once | `drl_toolkit.emoji.world` |
 
-They are made for learning and for tests. They know 24 objects and 16 occupations in 64 pixels, and nothing about people. The base model is
-biased, forgets objects and blurs **on purpose**: what it was given is in `drl_toolkit.emoji.world`, as tables. The words of ten occupations were taught again, until
-it drew skin tones about as often as its table says (`words.json`; `words_untaught.safetensors` undoes it).
+They are made for learning and for tests. They know 24 objects and 16 occupations in 64 pixels, and nothing about people.
+The base model is biased, forgets objects and blurs **on purpose**: what it was given is in `drl_toolkit.emoji.world`, as
+tables. The words of ten occupations were taught again, until it drew skin tones about as often as its table says
+(`words.json`; `words_untaught.safetensors` undoes it).
 
 ## Measured
 
-By `python -m drl_toolkit.emoji.pretrain.card`, which also writes `card.json`. The instruments (detector, tones, CLIP, preference) on clean scenes that no
-training has seen; the rest on the base model's samples with its deployment sampler, ten DDIM steps with eta 1 and without guidance. Milliseconds are for one thread.
+By `python -m drl_toolkit.emoji.pretrain.card`, which also writes `card.json`. The instruments (detector, tones, CLIP,
+preference) on clean scenes that no training has seen; the rest on the base model's samples with its deployment sampler, ten
+DDIM steps with eta 1 and without guidance. Milliseconds are for one thread.
 
 """
 LICENCE = """
 ## Licence
 
-Weights: Apache-2.0, like the code. `sprites.png`, and through it the training scenes, were drawn with Noto Color Emoji, copyright Google LLC, under the
-SIL Open Font License 1.1 (https://openfontlicense.org). The font itself is not included.
+Weights: Apache-2.0, like the code. `sprites.png`, and through it the training scenes, were drawn with Noto Color Emoji,
+copyright Google LLC, under the SIL Open Font License 1.1 (https://openfontlicense.org). The font itself is not included.
 """
 
 
