@@ -11,10 +11,11 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
+.PHONY: help course demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
 .DELETE_ON_ERROR:
 
 help:
+	@echo 'make course      JupyterLab on the first of fourteen lessons: a reward of your own changes pictures in ten minutes'
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
 	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
 	@echo 'make test        the tests, as .ci/run calls them: about 25 minutes on two cores, after a set-up of about 3'
@@ -36,6 +37,11 @@ demo: $(VENV)/.installed
 	@echo
 	@echo '== Demo (2 of 2): the tuned model against its base, same prompts and seeds; about 2 minutes.'
 	$(BIN)/drl eval $(DEMO) --out $(DEMO)
+
+# No news, no updates: what is here works offline.
+LESSON ?= nbs/course/01_ten_minute_win.ipynb
+course: $(VENV)/.installed-course
+	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LESSON)
 
 app: $(VENV)/.installed
 	$(BIN)/drl app $(RUNS)
@@ -105,6 +111,11 @@ $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python
 	@echo '== Set-up: the package, what it needs and what tests need, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
 	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-course: $(METADATA) | $(BIN)/python
+	@echo '== Set-up: the package, JupyterLab and what they need, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
+	$(PIP_INSTALL) -e '.[widgets,course]'
+	@touch $@
 
 $(VENV)/.installed-docs: $(METADATA) | $(BIN)/python
 	$(PIP_INSTALL) -e '.[panel,widgets,docs]'

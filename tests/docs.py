@@ -167,9 +167,11 @@ def navigation() -> str:
         f'```{{toctree}}\n:caption: {caption}\n:hidden:\n:maxdepth: 1\n\n' + '\n'.join(names) + '\n```\n'
     )
     return (
-        tree('Start', ['architecture', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY'])
+        tree('Learn', ['The course <course/index>'])
         + '\n'
-        + tree('Rooms', [f'{room}/index' for room in rooms()])
+        + tree('Start', ['architecture', 'CONTRIBUTING', 'CHANGELOG', 'SECURITY'])
+        + '\n'
+        + tree('Reference', [f'{room}/index' for room in rooms() if room != 'course'])
     )
 
 

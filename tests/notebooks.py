@@ -1,9 +1,10 @@
 """Run every notebook from top to bottom, each in a process of its own, two at a time. Cells marked `#| heavy` are skipped.
+The course's lessons are left to tests/course/test_lessons.py, which runs their exercises, too.
 
 python tests/notebooks.py [NAME …]      # names or parts of names, such as 03_mdp; all by default
 """
 
-import os, sys, tempfile, time
+import os, re, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +16,11 @@ FORKS = get_context('forkserver')  # imports what all of them import once, not s
 FORKS.set_forkserver_preload(
     ['nbdev.test', 'matplotlib.pyplot', 'drl_toolkit.recipes.recipes', 'drl_toolkit.evaluation.evaluate']
 )
+
+
+def lesson(notebook):
+    "Whether it is one of the course's numbered lessons."
+    return notebook.parent.name == 'course' and re.match(r'\d\d_', notebook.name)
 
 
 def execute(notebook, told):
@@ -52,7 +58,7 @@ def main(wanted):
     notebooks = sorted(
         p.relative_to(ROOT)
         for p in (ROOT / 'nbs').rglob('*.ipynb')
-        if not p.name.startswith(('.', '_')) and '.ipynb_checkpoints' not in p.parts
+        if not p.name.startswith(('.', '_')) and '.ipynb_checkpoints' not in p.parts and not lesson(p)
     )
     notebooks = [p for p in notebooks if not wanted or any(w in str(p) for w in wanted)]
     if not notebooks:

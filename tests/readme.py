@@ -1,6 +1,7 @@
 """README.md is nbs/index.ipynb in Markdown, with its pictures beside it. `python tests/readme.py` writes it; `--check` compares.
 
-The index's section "The chapters" is made of the rooms of nbs/architecture.ipynb and of the title and first sentence of every notebook."""
+The index's sections "The course" and "The chapters" are made of the rooms of nbs/architecture.ipynb and of the title and first sentence of
+every notebook."""
 
 import ast, json, re, sys
 from pathlib import Path
@@ -58,30 +59,49 @@ def heading(
     return title[1] if title else page.stem, sentence[1] if sentence else ''
 
 
+def table(
+    room,  # whose pages
+    first,  # heads of the columns
+    second,
+):
+    "Lines of a table: each page of a room with its sentence."
+    cells = lambda page: (text.replace('|', '\\|') for text in heading(page))
+    rows = [(page, *cells(page)) for page in notebooks() if page.parts[0] == room]
+    return [
+        f'| {first} | {second} |',
+        '|---|---|',
+        *(f'| [{title}]({page}) | {sentence} |' for page, title, sentence in rows),
+    ]
+
+
+def course():
+    "The section of the index that comes before the chapters: the lessons."
+    lines = [
+        '## The course',
+        '',
+        'For people who know PyTorch and have never met REINFORCE. `make course` opens the first lesson in JupyterLab; in ten minutes a reward '
+        'of three lines has changed the images. Each lesson takes at most 45 minutes, derives what it uses, and has exercises that check themselves.',
+        '',
+        *table('course', 'lesson', 'what it is about'),
+    ]
+    return '\n'.join(lines) + '\n'
+
+
 def chapters():
     "The section of the index: which room answers which question, and what is in each."
+    reference = {room: question for room, question in rooms().items() if room != 'course'}
     lines = [
         '## The chapters',
         '',
-        'A room knows only the rooms above it; [architecture](architecture.ipynb) has their picture, and '
-        'one trajectory\'s way through them.',
+        'The reference: the source of everything, room by room. A room knows only the rooms above it; [architecture](architecture.ipynb) has '
+        'their picture, and one trajectory\'s way through them.',
         '',
         '| room | its question |',
         '|---|---|',
-        *(f'| [{room}](#{anchor(room, question)}) | {question} |' for room, question in rooms().items()),
+        *(f'| [{room}](#{anchor(room, question)}) | {question} |' for room, question in reference.items()),
     ]
-    for room, question in rooms().items():
-        lines += ['', f'### {room}: {question}', '', '| chapter | subject |', '|---|---|']
-        for page in notebooks():
-            if page.parts[0] == room:
-                lines.append(
-                    '| [{}]({}) | {} |'.format(
-                        *(
-                            word.replace('|', '\\|')
-                            for word in (heading(page)[0], str(page), heading(page)[1])
-                        )
-                    )
-                )
+    for room, question in reference.items():
+        lines += ['', f'### {room}: {question}', '', *table(room, 'chapter', 'subject')]
     return '\n'.join(lines) + '\n'
 
 
@@ -89,33 +109,35 @@ def anchor(room, question):
     return re.sub(r'[^\w\- ]', '', f'{room} {question}'.lower()).replace(' ', '-')
 
 
+SECTIONS = {'## The course': course, '## The chapters': chapters}
+
+
 def with_chapters(
-    source,  # of the index's cell
+    source,  # of a cell of the index
 ):
-    "The cell with its section as the notebooks say."
-    return re.sub(
-        r'^## The chapters\n.*?(?=^## |\Z)', lambda _: chapters() + '\n', source, flags=re.M | re.S
-    ).rstrip('\n')
+    "The cell with its sections as the notebooks say."
+    for title, section in SECTIONS.items():
+        source = re.sub(rf'^{title}\n.*?(?=^## |\Z)', lambda _: section() + '\n', source, flags=re.M | re.S)
+    return source.rstrip('\n')
 
 
 def write_chapters():
-    "Bring the index's section up to date."
+    "Bring the index's sections up to date."
     path = ROOT / 'nbs/index.ipynb'
     notebook = json.loads(path.read_text(encoding='utf-8'))
     for cell in notebook['cells']:
-        source = ''.join(cell['source'])
-        if '## The chapters' in source:
-            cell['source'] = with_chapters(source).splitlines(keepends=True)
+        cell['source'] = with_chapters(''.join(cell['source'])).splitlines(keepends=True)
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     if text != path.read_text(encoding='utf-8'):
         path.write_text(text, encoding='utf-8')
 
 
 def stale_chapters():
-    "Whether the index's section is not what the notebooks say."
+    "Whether a section of the index is missing, or is not what the notebooks say."
     cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
-    source = next(''.join(c['source']) for c in cells if '## The chapters' in ''.join(c['source']))
-    return with_chapters(source) != source.rstrip('\n')
+    sources = [''.join(c['source']) for c in cells]
+    missing = [title for title in SECTIONS if not any(f'{title}\n' in source for source in sources)]
+    return bool(missing) or any(with_chapters(source) != source.rstrip('\n') for source in sources)
 
 
 def differences():

@@ -33,6 +33,8 @@ QUICK = {
     'tests/ui/test_plots.py': ('every_figure_has',),
     'tests/emoji/test_tiny.py': ('bad_sizes', 'seed_alone'),
     'tests/recipes/test_methods.py': ('refused',),
+    'tests/course/test_checks.py': (),
+    'tests/course/test_lessons.py': ('form',),
     'tests/cli/test_doctor.py': ('torch_and', 'fill_a_micro', 'memory_disk'),
 }
 

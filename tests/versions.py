@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ('panel', 'widgets', 'data', 'ocr', 'dev', 'docs')
+EXTRAS = ('panel', 'widgets', 'course', 'data', 'ocr', 'dev', 'docs')
 OF_A_GPU = re.compile(r'nvidia-|cuda-|triton$')  # torch's own metadata pins them, for each platform others
 
 

@@ -1,0 +1,22 @@
+"""Every lesson of the course runs from top to bottom; its exercises tell the stub and a wrong answer what is missing, and the
+solution that it is right; and it keeps to the form of a lesson."""
+
+import pytest
+
+import lessons
+
+LESSONS = [pytest.param(path, id=path.stem) for path in lessons.lessons()]
+
+
+@pytest.mark.parametrize('lesson', LESSONS)
+def test_lesson_keeps_the_form(lesson):
+    assert not lessons.misshapen(lesson), '\n'.join(lessons.misshapen(lesson))
+
+
+@pytest.mark.parametrize('lesson', LESSONS)
+def test_lesson_runs_and_its_exercises_check_themselves(lesson):
+    done = lessons.run(lesson)
+    assert not done['faults'], '\n'.join(done['faults'])
+    assert len(done['answers']) == lessons.form(lesson)['exercises']
+    for exercise, (stub, wrong, solution) in done['answers'].items():
+        assert stub != wrong, f'{exercise} says the same to an empty answer and to a wrong one: {wrong}'
