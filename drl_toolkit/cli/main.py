@@ -11,7 +11,9 @@ import argparse, errno, json, os, shutil, sys, traceback
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
+from ..recipes.config import RunConfig
 from ..recipes.options import OneLineParser, add_fields, add_train_options, said_fields
 
 # %% ../../nbs/cli/02_main.ipynb #fee7932b
@@ -19,7 +21,9 @@ MODEL = "a run, a pipeline's folder, weights saved by drl, a hub id, or demo (th
 SIZE = '1 is 1,152 pictures of each model; less is quicker and less sure'
 
 
-def build_parser(config=None) -> argparse.ArgumentParser:
+def build_parser(
+    config: RunConfig = None,  # whose fields are options, too; none when None
+) -> argparse.ArgumentParser:
     "The parser of `drl`; with a configuration, its fields are options of `drl train` and `drl doctor`."
     parser = OneLineParser(
         prog='drl',
@@ -225,7 +229,9 @@ def _libraries(use):
         ) from None
 
 
-def parse(argv: list) -> argparse.Namespace:
+def parse(
+    argv: list[str],  # what follows `drl`
+) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
     config = (
         import_module('drl_toolkit.recipes.config').RunConfig()
@@ -357,7 +363,9 @@ def _open_run(out):
     return Run.open(out, write=True) if (out / 'config.json').exists() else None
 
 
-def train(args):
+def train(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl train`"
     from dataclasses import asdict
     from drl_toolkit.recipes.custom import make_tasks
@@ -526,7 +534,9 @@ def _equip(trainer, config, run):
     return run
 
 # %% ../../nbs/cli/02_main.ipynb #6a4c407d
-def compare(args):
+def compare(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl compare`"
     for name in ('seeds', 'jobs'):
         if getattr(args, name) < 1:
@@ -566,8 +576,8 @@ def _named_from(model, folder) -> str:
     return os.path.relpath(model, folder) if model != 'demo' and Path(model).exists() else str(model)
 
 
-def _record(policy, model, out) -> dict:  # what all pictures of a call share
-    "What remakes a picture, beside its prompt and its noise."
+def _record(policy, model, out) -> dict[str, object]:  # what all images of a call share
+    "What an image is made of, beside its prompt and its noise."
     from drl_toolkit.sampling.loading import base_of
     from drl_toolkit.runs.run import Run, is_run
     from drl_toolkit.runs.models import SAMPLER
@@ -595,7 +605,9 @@ def _write_pictures(out, rows, images):
     return ''.join(json.dumps(row) + '\n' for row in rows)
 
 
-def sample(args):
+def sample(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl sample`"
     if args.again:
         return _sample_again(args)
@@ -642,7 +654,14 @@ def sample(args):
     print(f'{len(prompts) * args.n} pictures of {len(prompts)} prompts: {out}')
 
 
-def _line_of(place) -> tuple:  # images.jsonl, the line's record
+class _Line(NamedTuple):
+    "A line of images.jsonl."
+
+    file: Path
+    record: dict[str, object]
+
+
+def _line_of(place) -> _Line:
     "The record of a picture: `DIR/images.jsonl:LINE`, lines from 1, or `DIR/0003_01.png`."
     from drl_toolkit.utils.files import parse_json, read_plain
 
@@ -667,7 +686,7 @@ def _line_of(place) -> tuple:  # images.jsonl, the line's record
             f"again is {place!r}, but {str(file)!r} has no such picture; one of its {len(rows)} lines is "
             "right"
         )
-    return file, _checked_record(found[0], place)
+    return _Line(file, _checked_record(found[0], place))
 
 
 def _checked_record(row, place):
@@ -883,7 +902,9 @@ def _add_own(result, own):
     result.summary['rewards'] = own.summary
 
 
-def evaluate(args):
+def evaluate(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl eval`"
     if not 0 < args.size < 100:
         raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
@@ -908,7 +929,9 @@ def evaluate(args):
     )
 
 # %% ../../nbs/cli/02_main.ipynb #28d7cd1c
-def tax(args):
+def tax(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl tax`"
     if not 0 < args.size < 100:
         raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
@@ -989,7 +1012,9 @@ def tax(args):
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
 
 # %% ../../nbs/cli/02_main.ipynb #cee8245d
-def vote(args):
+def vote(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl vote`"
     from drl_toolkit.evaluation.votes import Ballot
     from drl_toolkit.ui.voting import vote_server
@@ -1051,7 +1076,7 @@ def _memory(args):
     return load, advise(base_of(args.model), policy, load)
 
 
-def _attempt(args) -> list:  # of `Finding`
+def _attempt(args) -> list:  # of `doctor.Finding`
     "One small epoch with the model and the options."
     from drl_toolkit.cli.doctor import samples_to_try, trial_findings, try_epoch
     from drl_toolkit.sampling.memory import estimate
@@ -1090,7 +1115,7 @@ def _print_memory(args, found):
         )
 
 
-def _machine(args) -> list:  # of `Finding`
+def _machine(args) -> list:  # of `doctor.Finding`
     "Look at the machine, and print what is there."
     import platform
     import psutil, torch
@@ -1119,7 +1144,9 @@ def _machine(args) -> list:  # of `Finding`
     ]
 
 
-def doctor(args) -> int:  # exit status
+def doctor(
+    args: argparse.Namespace,  # of `parse`
+) -> int:  # exit status
     "`drl doctor`"
     if args.batch < 1:
         raise ValueError(f'batch is {args.batch}; it should be 1 or more')
@@ -1146,7 +1173,9 @@ def doctor(args) -> int:  # exit status
     return int(bad > 0)
 
 # %% ../../nbs/cli/02_main.ipynb #99a2f4e7
-def serve(args):
+def serve(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl serve`"
     from drl_toolkit.recipes.custom import named_reward
     from drl_toolkit.rewards import serving
@@ -1154,7 +1183,9 @@ def serve(args):
     serving.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../../nbs/cli/02_main.ipynb #1059687d
-def app(args):
+def app(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl app`"
     from drl_toolkit.recipes.panel import panel_world
     from drl_toolkit.ui.panel import serve as open_panel
@@ -1208,7 +1239,9 @@ def _check_alone(command):
         )
 
 
-def main(argv=None) -> int:  # exit status
+def main(
+    argv: list[str] = None,  # what follows `drl`; that of this process when None
+) -> int:  # exit status
     "`drl`: one line and status 2 for whatever is wrong with the input."
     from drl_toolkit.utils.interrupts import leave, steady_output
 
