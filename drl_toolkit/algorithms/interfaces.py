@@ -70,6 +70,7 @@ class Batch:
         None  # (B,) bool: samples whose rewards are finite, which are trained on; all where it is None
     )
     minibatches: list[Transitions] = None  # what its updates learn from, once that is planned
+    on_policy: bool = True  # whether the weights that sampled it take its first step
 
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #9ee4dad3
 class RolloutSampler:
@@ -192,6 +193,7 @@ class Objective:
         self,
         run: RunContext,  # of this epoch
         minibatches: list[Transitions],  # of a batch, in the order of the updates
+        on_policy: bool = True,  # whether the first of them is learnt by the weights that sampled it
     ):
         "Add, before the first update, the columns that the updates compare with."
 
@@ -241,8 +243,9 @@ class Updates(Protocol):
     def plan(
         self,
         batch: Batch,  # of one task
+        on_policy: bool = True,  # whether its first step is taken by the weights that sampled it
     ) -> list[Transitions]:
-        "Cut a batch into minibatches, one for each step."
+        "Cut a batch into minibatches, one for each step; `learn` takes a planned batch as it is."
 
     def gradient(
         self,
@@ -297,6 +300,8 @@ class Strategy:
     """Each task samples, scores and updates before the next one samples.
 
     Rewards are never summed. [P §3.3, Algorithm 1]"""
+
+    on_policy = True  # whether each batch's first step is taken by the weights that sampled it
 
     def check(
         self,

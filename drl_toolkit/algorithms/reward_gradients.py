@@ -147,6 +147,7 @@ class DRaFT(Objective):
         self,
         run: RunContext,  # of this epoch
         minibatches: list[Transitions],  # of a batch
+        on_policy: bool = True,  # not used
     ):
         "Keep the reference model's predictions at the latents of the rollout, for the KL penalty."
         run.kl_penalty.remember(minibatches, lambda part: self.finish(run.policy, part).noise_pred)

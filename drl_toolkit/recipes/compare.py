@@ -125,7 +125,7 @@ def requested_run(
 
 
 # Fields that a resumed run may have other values of, although they decide what is learnt or when the run ends.
-DECISIVE = ('epochs', 'minutes', 'watch', 'watch_every', 'patience', 'on_nonfinite')
+DECISIVE = ('epochs', 'minutes', 'watch', 'watch_every', 'patience', 'on_nonfinite', 'max_nonfinite')
 FREE = frozenset(FREE_ON_RESUME) - frozenset(DECISIVE)  # fields that two compared runs may differ in
 
 
