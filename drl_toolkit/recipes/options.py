@@ -96,6 +96,12 @@ def add_train_options(
         'resumed run',
     )
     train.add_argument(
+        '--preset',
+        metavar='NAME',
+        default='',
+        help="'paper': large_scale or b2 with the paper's own numbers, for real Stable Diffusion on a GPU",
+    )
+    train.add_argument(
         '--out',
         metavar='DIR',
         help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names',
