@@ -41,7 +41,7 @@ demo: $(VENV)/.installed
 # No news, no updates: what is here works offline.
 LESSON ?= nbs/course/01_ten_minute_win.ipynb
 course: $(VENV)/.installed-course
-	$(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LESSON)
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LESSON)
 
 app: $(VENV)/.installed
 	$(BIN)/drl app $(RUNS)

@@ -69,6 +69,7 @@ class Batch:
         None  # (B,) bool: samples whose rewards are finite, which are trained on; all where it is None
     )
     minibatches: list[Transitions] = None  # what its updates learn from, once that is planned
+    on_policy: bool = True  # whether the weights that sampled it take its first step
 
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #9ee4dad3
 class RolloutSampler:
@@ -191,6 +192,7 @@ class Objective:
         self,
         run: RunContext,
         minibatches: list[Transitions],
+        on_policy: bool = True,  # whether the first of them is learnt by the weights that sampled it
     ):
         "Add, before the first update, the columns that the updates compare with."
 
@@ -234,8 +236,8 @@ class Updates(Protocol):
     def learn(self, batch: Batch) -> dict[str, float]:
         "All steps on one batch; returns numbers to record."
 
-    def plan(self, batch: Batch) -> list[Transitions]:
-        "A batch as minibatches, one for each step."
+    def plan(self, batch: Batch, on_policy: bool = True) -> list[Transitions]:
+        "A batch as minibatches, one for each step; `learn` takes a batch that is planned as it is."
 
     def gradient(self, transitions: Transitions, first: Batch = None) -> Metrics:
         "A minibatch's gradient into `.grad`. Of the first minibatch of a batch, `first` is this batch."
@@ -272,6 +274,8 @@ class Strategy:
     """Each task samples, scores and updates before the next one samples.
 
     Rewards are never summed. [P §3.3, Algorithm 1]"""
+
+    on_policy = True  # whether each batch's first step is taken by the weights that sampled it
 
     def check(
         self,

@@ -48,11 +48,11 @@ def clip_pair(
 ) -> ClipPair:
     """How far the ratio may fall below and rise above 1.
 
-    It is never below 0, so a low of 1 clips no fall; more would mean the same."""
+    It is never below 0, so a low of 1 or more clips no fall."""
     low, high = clip_range if isinstance(clip_range, (tuple, list)) else (clip_range, clip_range)
-    if not (0 < low <= 1 and 0 < high < math.inf):
+    if not (0 < low < math.inf and 0 < high < math.inf):
         raise ValueError(
-            f'clip_range must be in (0, 1], or a pair (low in (0, 1], high above 0); got {clip_range!r}'
+            f'clip_range must be a finite number above 0, or a pair (low, high) of them; got {clip_range!r}'
         )
     return ClipPair(low, high)
 

@@ -131,7 +131,7 @@ class DRaFT(Objective):
             task=torch.full((count,), run.tasks.index(batch.task)),
         )
 
-    def prepare(self, run, minibatches):
+    def prepare(self, run, minibatches, on_policy=True):
         "The reference model's predictions at the latents of the rollout, for the KL penalty."
         run.kl_penalty.remember(minibatches, lambda part: self.finish(run.policy, part).noise_pred)
 

@@ -107,6 +107,7 @@ FREE = set(FREE_ON_RESUME) - {
     'watch_every',
     'patience',
     'on_nonfinite',
+    'max_nonfinite',
 }  # fields that change neither what is learnt nor when it ends
 
 

@@ -15,7 +15,7 @@ from ..utils.settings import setting, validate
 
 # %% ../../nbs/recipes/00_config.ipynb #0e74730b
 OBJECTIVE_NAMES = ('policy', 'draft', 'draft_lv', 'alignprop', 'refl')
-STRATEGY_NAMES = ('in_turn', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
+STRATEGY_NAMES = ('in_turn', 'sample_first', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
 DATA_NAMES = ('objects', 'scenes', 'base')
 HELD_OUT = ('watch/', '-watch/', 'drift/', '-drift/')  # how metrics of held-out rewards begin
 
@@ -58,7 +58,12 @@ class RunConfig(TrainConfig, PolicyConfig):
     trackers: str = setting(
         '', 'who else gets numbers and sheets, separated by commas: tensorboard, wandb, trackio'
     )
-    strategy: str = setting('in_turn', 'how several tasks share an epoch', choices=STRATEGY_NAMES)
+    strategy: str = setting(
+        'in_turn',
+        "how several tasks share an epoch: 'in_turn' (sample and update, task after task), 'sample_first' (all "
+        "sample before the first update: one θ_old) or one step of all tasks' gradients",
+        choices=STRATEGY_NAMES,
+    )
     keep: str = setting(
         '', "'constrained': names of the tasks that are kept where the base was, separated by commas"
     )
@@ -178,6 +183,7 @@ FREE_ON_RESUME = (
     'patience',
     'keep_best',
     'on_nonfinite',
+    'max_nonfinite',
 )  # a resumed run may have others
 
 

@@ -27,7 +27,7 @@ from ..algorithms.reward_gradients import AlignProp, DRaFT, DRaFTLV, ReFL
 from ..algorithms.branching import BranchSampler, TreeSampler
 from ..emoji.rewards import composition, strict_composition
 from ..emoji.rewards import fairness, rare_fairness, shared_fairness
-from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, Together
+from ..algorithms.multi_task import MGDA, Balanced, Constrained, PCGrad, SampleFirst, Together
 from ..rewards.lab import crispness
 from ..sampling.policy import Policy
 from ..utils.devices import best_device, check_device, prepare_deterministic
@@ -193,6 +193,7 @@ OBJECTIVES = dict(
 )
 STRATEGIES = dict(
     in_turn=lambda config: Strategy(),
+    sample_first=lambda config: SampleFirst(),
     together=lambda config: Together(),
     pcgrad=lambda config: PCGrad(),
     mgda=lambda config: MGDA(),
