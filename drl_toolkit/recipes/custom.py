@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'GROUP_SIZE', 'SAMPLES', 'MOST_COPIED', 'named_reward', 'split_names', 'join_names', 'named_rewards',
-           'split_weights', 'join_weights', 'watch_of', 'make_tasks', 'keep_prompts', 'prompts_copy', 'kept_prompts',
-           'last_part', 'check_said']
+           'split_weights', 'join_weights', 'watch_of', 'make_tasks', 'only_tasks', 'keep_prompts', 'prompts_copy',
+           'kept_prompts', 'last_part', 'check_said']
 
 # %% ../../nbs/recipes/02_custom.ipynb #86fc8043
 import shlex, shutil
@@ -137,13 +137,26 @@ def make_tasks(
         raise ValueError(
             f'reward is {config.reward!r} with recipe {recipe!r}, which has its own; leave one of them out'
         )
-    tasks = load_recipe(recipe)[0]
+    tasks = only_tasks(load_recipe(recipe)[0], config.only)
     if sizes and len(tasks) > 1:
         raise ValueError(
             f'{next(iter(sizes))} is {next(iter(sizes.values()))}, but recipe {recipe!r} has {len(tasks)} '
             'tasks; a recipe of one task is right'
         )
     return [replace(t, **sizes) for t in tasks]
+
+
+def only_tasks(
+    tasks: list[Task],
+    only: str,  # names separated by commas; empty for all
+) -> list[Task]:
+    "The tasks that are trained."
+    wanted = [name.strip() for name in only.split(',') if name.strip()]
+    names = [task.name for task in tasks]
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"only must be of the recipe's tasks {', '.join(names)}; got {name!r}")
+    return [task for task in tasks if task.name in wanted or not wanted]
 
 
 def _own_task(config, **sizes):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATA', 'OBJECTIVES', 'STRATEGIES', 'RECIPE_TASKS', 'FEWEST_SPLIT', 'object_scenes', 'all_scenes', 'fairness_task',
-           'composition_task', 'preference_task', 'compressibility_task', 'crispness_task', 'few_pairs', 'clip_task',
-           'presence_task', 'joint_tasks', 'six_tasks', 'Recipe', 'load_recipe', 'make_policy', 'with_prompts',
-           'split_stream', 'make_sampler', 'make_trainer']
+           'composition_task', 'preference_task', 'compressibility_task', 'crispness_task', 'few_pairs',
+           'few_portraits', 'clip_task', 'presence_task', 'large_scale_tasks', 'b2_task', 'joint_tasks', 'six_tasks',
+           'Recipe', 'load_recipe', 'make_policy', 'with_prompts', 'split_stream', 'make_sampler', 'make_trainer']
 
 # %% ../../nbs/recipes/01_recipes.ipynb #b9ffe0aa
 import random
@@ -34,14 +34,15 @@ from ..utils.devices import best_device, check_device, prepare_deterministic
 from ..sampling.config import PolicyConfig
 from ..rewards.preference import preference
 from ..distributed.processes import Processes
-from ..prompts.task import Task
+from ..prompts.task import Stream, Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
 from ..training.trainer import Trainer
 from ..algorithms.interfaces import RolloutSampler, Strategy
 from ..algorithms.async_rewards import AsyncRewardSampler
 from ..training.data_loss import BaseSamples
-from .config import RunConfig, parse_splits, recipe_config
+from .config import RunConfig, parse_splits, preset_name, recipe_config
+from .papers import b2_advantage, b2_paper_tasks, large_scale_paper_tasks
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #455d6fdb
@@ -142,6 +143,11 @@ def few_pairs(count: int = 16) -> list:  # of prompts
     return random.Random(0).sample(P.pairs('train'), count)
 
 
+def few_portraits(count: int = 16) -> list:  # of prompts
+    "Some training portraits, chosen once."
+    return random.Random(0).sample(P.portraits('train', backgrounds=True), count)
+
+
 def clip_task(samples: int = 64) -> Task:
     "The CLIP score of sixteen pairs: a reward with a gradient, for comparing methods."
     return Task('clip', few_pairs(), clip_score, group_size=4, samples=samples)
@@ -152,8 +158,29 @@ def presence_task(samples: int = 64) -> Task:
     return Task('presence', few_pairs(), composition, group_size=4, samples=samples)
 
 
+def large_scale_tasks(
+    samples: int = 128,  # of each task in an epoch; the paper's are 2,048
+) -> list[Task]:  # preference, fairness, composition
+    "The first paper's three tasks on the emoji world, each normalised over its whole batch. [P §3.3]"
+    prompts = (_with_grounds(P.objects), _with_grounds(P.pairs, 'train'), _with_grounds(P.portraits, 'train'))
+    task = partial(Task, samples=samples, advantage=advantages.batch)
+    return [
+        task('preference', _as_often(prompts), preference),
+        task('fairness', P.portraits('train'), shared_fairness, group_size=16),
+        task('composition', _with_grounds(P.pairs, 'train'), composition),
+    ]
+
+
+def b2_task(
+    samples: int = 320,  # in a round: 4 groups of 5 branches for each of 16 prompts; the paper's are 1,280
+) -> Task:
+    "B²-DiffuRL on sixteen portraits, for a reward that is decided late: how good the image looks. [B²]"
+    return Task('looks', few_portraits(), preference, group_size=5, samples=samples, advantage=b2_advantage())
+
+
 def joint_tasks() -> list:
-    "The first paper's joint run: three rewards, never summed. [P §3.3]"
+    """The first paper's three objectives, never summed [P §3.3], trained by what works best here: not its
+    algorithm, which is `large_scale`."""
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
 
@@ -211,6 +238,10 @@ RECIPE_TASKS = dict(
     composition=lambda: [composition_task()],
     preference=lambda: [preference_task()],
     six=six_tasks,
+    large_scale=large_scale_tasks,
+    large_scale_paper=large_scale_paper_tasks,
+    b2=lambda: [b2_task()],
+    b2_paper=b2_paper_tasks,
     compressibility=lambda: [compressibility_task()],
     crispness=lambda: [crispness_task()],
     clip=lambda: [clip_task()],
@@ -225,8 +256,12 @@ class Recipe(NamedTuple):
     config: RunConfig
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(
+    name: str,
+    preset: str = '',  # 'paper': the size of real Stable Diffusion, of `large_scale` and `b2`
+) -> Recipe:
     "The tasks and a fresh configuration of a recipe."
+    name = preset_name(name, preset)
     config = recipe_config(name)
     return Recipe(RECIPE_TASKS[name](), config)
 
@@ -254,16 +289,19 @@ def make_policy(
 
 
 def with_prompts(
-    tasks: list,  # one `Task`
+    tasks: list[Task],  # one, or several of which one streams its prompts
     path: Path,  # of a file as `prompt_files` takes it
     column: str = 'prompt',
-) -> list:
-    "The task with the prompts of a file, streamed; a small part of them is never drawn."
-    if len(tasks) > 1:
+) -> list[Task]:
+    "The tasks, one of them with the prompts of a file, streamed; a small part of them is never drawn."
+    streaming = [task for task in tasks if isinstance(task.prompts, Stream)]
+    replaced = tasks if len(tasks) == 1 else streaming
+    if len(replaced) != 1:
         raise ValueError(
             f"prompts is {str(path)!r}, but this recipe has {len(tasks)} tasks; a recipe of one task is right"
         )
-    return [replace(tasks[0], prompts=split_stream(path, 'train', column))]
+    stream = split_stream(path, 'train', column)
+    return [replace(task, prompts=stream) if task is replaced[0] else task for task in tasks]
 
 
 FEWEST_SPLIT = 200  # rows of a file of which some are held out; of fewer, a share would be none or too many
