@@ -12,17 +12,8 @@ from drl_toolkit.ui import panel as app
 from drl_toolkit.runs.run import Run
 from tiers import long, some
 from panel import add_ballot, add_weights, long_run, make_run, serving
+from browsing import turn
 from panel import quick  # noqa: F401 (a fixture)
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = [
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-    '--no-first-run',
-]
 
 
 @pytest.fixture(scope='module')
@@ -44,54 +35,6 @@ def home(tmp_path_factory):
 def panel(home):
     with serving(home) as (address, _):
         yield address
-
-
-@pytest.fixture(scope='module')
-def browser():
-    if not CHROMIUM:
-        pytest.skip('there is no chromium on this machine; apt-get install chromium, as .ci/run does')
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        yield p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-
-
-@pytest.fixture
-def look(browser, tmp_path):
-    "A function that opens an address and returns the page; at the end nothing may have gone wrong in it."
-    wrong, contexts = [], []
-
-    def open_(address, selector='#overview h1', width=1280, scheme='light'):
-        context = browser.new_context(
-            viewport=dict(width=width, height=900), color_scheme=scheme, accept_downloads=True
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(120000)
-        page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
-        page.on('pageerror', lambda e: wrong.append(str(e)))
-        page.on(
-            'request',
-            lambda r: (
-                None
-                if r.url.startswith((address.split('/?')[0], 'data:', 'blob:'))
-                else wrong.append(f'asked for {r.url}')
-            ),
-        )
-        page.goto(address, wait_until='domcontentloaded')
-        page.wait_for_selector(selector)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert not [
-        w for w in wrong if 'ERR_CONNECTION' not in w and 'ERR_INCOMPLETE' not in w
-    ]  # a server that was stopped before its pages
-
-
-def turn(page, name):
-    page.get_by_role('tab', name=name, exact=True).click()
 
 
 @pytest.fixture(scope='module')
@@ -218,7 +161,8 @@ def test_votes_are_counted_and_stay_blind(look, panel, home):
     for keys in ('Alt+ArrowRight', 'Control+ArrowRight', 'Shift+ArrowLeft', 'Meta+ArrowLeft'):
         page.keyboard.press(keys)
     page.evaluate(
-        "for (let i = 0; i < 25; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', repeat: true, bubbles: true}))"
+        "const held = {key: 'ArrowRight', repeat: true, bubbles: true};"
+        "for (let i = 0; i < 25; i++) document.dispatchEvent(new KeyboardEvent('keydown', held))"
     )
     time.sleep(1)
     assert '1 of 3 pairs' in told()
@@ -259,7 +203,8 @@ def test_a_live_run_is_followed(look, tmp_path):
         )
         looker.locator('.player input').fill('3')
         follower.evaluate(
-            "window.shortest = 1e9; setInterval(() => shortest = Math.min(shortest, document.querySelector('#overview').innerText.length), 10)"
+            "window.shortest = 1e9; const letters = () => document.querySelector('#overview').innerText.length;"
+            "setInterval(() => shortest = Math.min(shortest, letters()), 10)"
         )
         writer = subprocess.Popen(
             [sys.executable, '-c', WRITER, tmp_path / 'runs/live'],
@@ -374,9 +319,11 @@ def test_every_run_of_many_can_be_chosen(look, tmp_path):
 
 NGINX = """worker_processes 1; pid %(home)s/pid; error_log %(home)s/error; daemon off; master_process off;
 events { worker_connections 64; }
-http { access_log off; client_body_temp_path %(home)s/a; proxy_temp_path %(home)s/b; fastcgi_temp_path %(home)s/c; uwsgi_temp_path %(home)s/d; scgi_temp_path %(home)s/e;
+http { access_log off; client_body_temp_path %(home)s/a; proxy_temp_path %(home)s/b;
+  fastcgi_temp_path %(home)s/c; uwsgi_temp_path %(home)s/d; scgi_temp_path %(home)s/e;
   server { listen 127.0.0.1:%(port)d; location = /favicon.ico { return 204; }
-    location /deep/panel/ { proxy_pass %(address)s/; proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Prefix /deep/panel; proxy_buffering off; proxy_http_version 1.1; }
+    location /deep/panel/ { proxy_pass %(address)s/; proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-Prefix /deep/panel; proxy_buffering off; proxy_http_version 1.1; }
     location /plain/ { proxy_pass %(rooted)s/; proxy_set_header Host $http_host; proxy_buffering off; proxy_http_version 1.1; } } }"""
 
 
