@@ -6,9 +6,11 @@
 __all__ = ['CLAIM', 'Check', 'Mistake', 'require', 'unfilled', 'explain', 'guarded', 'check', 'blueness', 'interval', 'bluer',
            'step_std', 'step_mean', 'log_prob', 'expected_log_prob', 'vanishing_step', 'path_log_prob', 'ratio',
            'with_dropout', 'mend', 'careful_step', 'score', 'reinforce_loss', 'target_mode', 'emoji_gradient',
-           'gaussian_kl', 'tilted', 'adapt', 'held', 'open_share', 'progressive_schedule', 'branch_rows',
-           'chosen_split', 'gains', 'projection', 'reading', 'strategy', 'two_gradients', 'finite_difference',
-           'draft_1', 'rewards_with_slope', 'own_reward', 'enough_pairs', 'verdict', 'claim']
+           'best_baseline', 'leave_one_out', 'flat_share', 'effective_size', 'ppo_loss', 'clamp_bug', 'clip_range',
+           'cheat', 'looks_taken', 'repaired', 'gaussian_kl', 'tilted', 'adapt', 'held', 'open_share',
+           'progressive_schedule', 'branch_rows', 'chosen_split', 'gains', 'projection', 'reading', 'strategy',
+           'two_gradients', 'finite_difference', 'draft_1', 'rewards_with_slope', 'own_reward', 'enough_pairs',
+           'verdict', 'claim']
 
 # %% ../../nbs/course/checks.ipynb #chk-core
 import inspect
@@ -459,13 +461,316 @@ def emoji_gradient(answer, policy, rows):
     return f'The gradient of {len(found):,} weights is that of the library {how}.'
 
 # %% ../../nbs/course/checks.ipynb #chk-05
-#| export
+def _noise(rewards, scores, baseline):
+    "The part of the variance that depends on the baseline, E[(r - b)² |s|²]."
+    return ((rewards - baseline).square() * scores.square().sum(1)).mean().item()
+
+
+@check
+def best_baseline(answer):
+    "5.1: the baseline of least variance."
+    g = torch.Generator().manual_seed(5)
+    scores = torch.randn(256, 3, generator=g)
+    rewards = 2 + scores.square().sum(1) + torch.randn(256, generator=g)
+    weight = scores.square().sum(1)
+    best, mean, b = (
+        (weight * rewards).sum() / weight.sum(),
+        rewards.mean(),
+        torch.as_tensor(answer(rewards, scores)),
+    )
+    require(
+        b.numel() == 1, f'best_baseline gives {b.numel()} numbers; one baseline for all samples is asked for.'
+    )
+    least, found = _noise(rewards, scores, best), _noise(rewards, scores, b.item())
+    require(
+        abs(b - mean) > 1e-3,
+        f'That is the mean reward, {b.item():.2f}: noise {found:.0f}, and {least:.0f} is possible. Long scores '
+        'go with high rewards here, so weight each reward by |s|².',
+    )
+    require(
+        found < 1.0001 * least,
+        f'With the baseline {b.item():.2f} the noise is {found:.0f}; {least:.0f} is possible. Where is the '
+        'derivative of E[(r − b)²|s|²] zero?',
+    )
+    more = _noise(rewards, scores, mean) / least - 1
+    return f'No constant leaves less noise than {b.item():.2f}; the mean reward, {mean.item():.2f}, leaves {more:.0%} more.'
+
+
+@check
+def leave_one_out(answer):
+    "5.2: each reward less the mean of its group's others."
+    from drl_toolkit.algorithms import advantages
+
+    g = torch.Generator().manual_seed(6)
+    groups = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 2, 2])
+    rewards = torch.rand(11, generator=g, dtype=torch.double)
+    same = groups[:, None] == groups
+    count, total = same.sum(1), (same * rewards).sum(1)
+    own, others = rewards - total / count, rewards - (total - rewards) / (count - 1)
+    found = torch.as_tensor(answer(rewards, groups))
+    require(
+        found.shape == (11,), f'leave_one_out gives shape {tuple(found.shape)} for rewards of shape (11,).'
+    )
+    near = lambda target: torch.allclose(found.double(), target, atol=1e-5)
+    require(
+        not near(own),
+        'Each sample is in its own baseline: in a group of K your values are (K − 1)/K of what they should be. '
+        'Take the mean of the others.',
+    )
+    require(not near(rewards - rewards.mean()), 'That is the mean of all rewards: `groups` is not used.')
+    wrong = (found.double() - others).abs().argmax().item()
+    require(
+        near(others),
+        f'Sample {wrong}, in group {groups[wrong]}, gets {found[wrong]:.3f}; its reward less the mean of the '
+        f'others is {others[wrong]:.3f}. Groups may be of any order and size.',
+    )
+    library = advantages.leave_one_out(rewards, groups)
+    scaled = found.double() / (found.double().square().mean() + 1e-8).sqrt()
+    require(torch.allclose(scaled.float(), library, atol=1e-5), 'The library disagrees.')
+    return 'Right, and divided by their root mean square they are what the library trains with.'
+
+
+@check
+def flat_share(answer):
+    "5.3: how many groups have equal rewards."
+    p = torch.tensor([0.0, 0.1, 0.5, 0.9])
+    for size in (2, 4):
+        found, truth = torch.as_tensor(answer(p, size)), p**size + (1 - p) ** size
+        require(
+            not torch.allclose(found, (1 - p) ** size),
+            'Groups in which all succeed are flat too: their rewards are equal, so all advantages are 0.',
+        )
+        wrong = (found - truth).abs().argmax()
+        require(
+            torch.allclose(found, truth, atol=1e-5),
+            f'For p = {p[wrong]:.1f} and {size} images you say {found[wrong]:.3f}; it is {truth[wrong]:.3f}. '
+            'A group is flat if all fail or all succeed.',
+        )
+    return 'Right: at p = 0.5 half of all pairs are flat, and one group of four in eight.'
 
 # %% ../../nbs/course/checks.ipynb #chk-06
-#| export
+@check
+def effective_size(answer):
+    "6.1: how many equal samples these weights are worth."
+    equal = torch.as_tensor(answer(torch.zeros(100)))
+    require(
+        abs(equal - 100) < 1e-2,
+        f'100 equal weights are worth {equal.item():.2f} by your formula; they are worth 100. It is (Σw)² / Σw².',
+    )
+    large = torch.as_tensor(answer(torch.tensor([1000.0, 1000.0, -1000.0])))
+    require(
+        large.isfinite(),
+        f'Log-weights of 1000, 1000 and −1000 give {large.item()}: exp(1000) is no float. Subtract the largest '
+        'log-weight from all of them first.',
+    )
+    require(
+        abs(large - 2) < 1e-3,
+        f'Log-weights of 1000, 1000 and −1000 are worth 2 samples; you get {large.item():.3f}.',
+    )
+    return 'Right, for log-weights of any size.'
+
+
+@check
+def ppo_loss(answer):
+    "6.2: value and gradient of the clipped surrogate."
+    from drl_toolkit.algorithms.objectives import ppo_clip
+
+    cases = [(0.5, 1.0), (0.5, -1.0), (1.0, 1.0), (1.0, -2.0), (1.5, 1.0), (1.5, -1.0)]
+    ratio, advantage = (torch.tensor(column) for column in zip(*cases))
+    mine, theirs = (ratio.log().requires_grad_() for _ in range(2))
+    loss, truth = (
+        torch.as_tensor(answer(mine, torch.zeros(6), advantage, 0.2)),
+        ppo_clip(theirs, torch.zeros(6), advantage, 0.2),
+    )
+    require(loss.ndim == 0, f'ppo_loss gives shape {tuple(loss.shape)}; take the mean over samples.')
+    require(loss.requires_grad, 'The loss has no gradient: compute it from log_prob, without detach or item.')
+    found, wanted = torch.autograd.grad(loss, mine)[0], torch.autograd.grad(truth.loss, theirs)[0]
+    require(
+        not torch.allclose(found, -wanted, atol=1e-6),
+        'The sign is wrong: optimisers go down, and a gain is to go up.',
+    )
+    for i, (w, a) in enumerate(cases):
+        require(
+            abs(found[i] - wanted[i]) < 1e-6,
+            f'At ratio {w} and advantage {a:+.0f} the gradient by log_prob is {6 * found[i]:.2f}, not '
+            f'{6 * wanted[i]:.2f}. ' + _side(w, a),
+        )
+    require(
+        abs(loss - truth.loss) < 1e-6,
+        f'The gradient is right, the value is {loss:.4f} and not {truth.loss:.4f}.',
+    )
+    return 'Value and gradient are the library\'s, on both sides of the clip.'
+
+
+def _side(ratio, advantage):
+    "What should happen to a sample."
+    if 0.8 <= ratio <= 1.2:
+        return 'Nothing is clipped here.'
+    if (ratio > 1) == (advantage > 0):
+        return 'It has moved far enough in the right direction: no gradient.'
+    return 'It moved in the wrong direction and must be pulled back: take the minimum of both products.'
+
+
+@check
+def clamp_bug(ratio, advantage):
+    "6.3: where a clamp alone forgets a sample."
+    w = torch.tensor(float(ratio), requires_grad=True)
+    a = float(advantage)
+    require(w > 0 and a != 0, 'A ratio is above 0, and a sample without advantage has no gradient anyway.')
+    clamp = torch.autograd.grad(w.clamp(0.8, 1.2) * a, w)[0]
+    ppo = torch.autograd.grad(torch.minimum(w * a, w.clamp(0.8, 1.2) * a), w)[0]
+    require(clamp == 0, f'At ratio {w:.2f} nothing is clamped: both have the gradient {a:+.1f}.')
+    require(
+        ppo != 0,
+        f'At ratio {w:.2f} and advantage {a:+.1f} PPO has no gradient either: the sample moved the right way, and '
+        'far enough. Which sample went the wrong way?',
+    )
+    went = 'bad sample became likelier' if a < 0 else 'good sample became rarer'
+    return f'Yes: a {went}, PPO pulls it back, and the clamp alone never again.'
+
+
+@check
+def clip_range(answer):
+    "6.4: from nats to the clip range of a mean log-prob."
+    from drl_toolkit.algorithms.objectives import scale_clip
+
+    nats, found = 16384 * math.log1p(1e-4), float(answer(16384 * math.log1p(1e-4), 16384))
+    require(
+        abs(found - math.expm1(nats)) > 1e-3,
+        f'{found:.2f} is the range for the ratio of the whole step. The ratio here is of the mean over dims '
+        'dimensions: how much does each of them change?',
+    )
+    for dims in (16384, 1024):
+        found, truth = float(answer(nats, dims)), scale_clip(dims)
+        require(
+            abs(found / truth - 1) < 1e-3,
+            f'{nats:.2f} nats in {dims} dimensions are ε = {truth:.6f}; you get {found:.6f}.',
+        )
+    return f'Right: the same {nats:.2f} nats are ε = {scale_clip(16384):.4f} for Stable Diffusion and {scale_clip(1024):.4f} here.'
 
 # %% ../../nbs/course/checks.ipynb #chk-07
-#| export
+def _deviations(values, base):
+    "Mean change, in standard deviations of the base."
+    return ((values - base).mean() / base.std()).item()
+
+
+@check
+def cheat(answer):
+    "7.1: raise crispness by an edit."
+    from drl_toolkit.rewards.lab import base_samples, crispness
+    from drl_toolkit.rewards.reward import clip_score
+
+    images, prompts = base_samples()
+    spread, x, said = crispness(images, prompts).std(), images[::4], prompts[::4]
+    y = answer(x.clone())
+    require(
+        torch.is_tensor(y) and y.shape == x.shape,
+        f'cheat must return images of shape {tuple(x.shape)}; got {tuple(getattr(y, "shape", ()))}.',
+    )
+    y = y.clamp(0, 1)
+    moved = (y - x).abs().max().item()
+    require(moved <= 0.1001, f'One pixel changes by {moved:.2f}; no more than 0.1 is allowed.')
+    gain = (crispness(y, said) - crispness(x, said)) / spread
+    share = (gain >= 2).float().mean().item()
+    require(
+        share >= 0.9,
+        f'Crispness changes by {gain.mean():+.1f} deviations on average, and rises by two or more in {share:.0%} '
+        'of the images. It pays for pixels that differ from their neighbours: make them differ.',
+    )
+    fit = _deviations(clip_score(y, said), clip_score(x, said))
+    return f'{gain.mean():+.0f} deviations of crispness, and nothing is drawn better (CLIP score: {fit:+.2f} deviations).'
+
+
+@check
+def looks_taken(answer):
+    "7.2: early stopping."
+    cases = [
+        ([0.1, 0.2, 0.1, 0.0, -0.1, -0.2], 3, 5),
+        ([0.1, 0.0, 0.05, 0.3, 0.4], 2, 3),
+        ([-0.1, -0.2, -0.3], 2, 2),
+        ([0.1, 0.2, 0.3], 1, 3),
+    ]
+    for looks, patience, truth in cases:
+        found = answer(list(looks), patience)
+        best = looks.index(max(looks)) + 1
+        require(
+            found == truth or found < truth or best <= truth,
+            f'With {looks} and patience {patience} you take {found} looks. At look {truth} nobody knows that look '
+            f'{best} will be better: decide by what has been seen.',
+        )
+        require(
+            found == truth,
+            f'With {looks} and patience {patience} you take {found} looks; it is {truth}. The base model, with 0, '
+            'is the first best.',
+        )
+    return 'Right. With patience 3 the recorded run would have stopped after look 5, at epoch 10.'
+
+
+def _climbed(reward, images, prompts):
+    "Images after four rounds of the best of all edits."
+    from drl_toolkit.rewards.lab import EDITS
+
+    for _ in range(4):
+        tried = torch.stack([images, *[edit(images).clamp(0, 1) for edit in EDITS.values()]])
+        best = torch.stack([reward(t, prompts) for t in tried]).argmax(0)
+        images = tried[best, torch.arange(len(images))]
+    return images
+
+
+def _recorded(epoch):
+    "Sixteen images of the recorded training, and their prompts."
+    from PIL import Image
+
+    from drl_toolkit.utils.images import to_tensor
+    from drl_toolkit.utils.loading import assets_dir
+
+    strip = Image.open(assets_dir() / 'experiments/crispness.webp').convert('RGB')
+    left, top = {0: (70, 0), 30: (676, 276)}[epoch]
+    corners = [(left + 66 * (i % 8), top + 66 * (i // 8)) for i in range(16)]
+    images = to_tensor([strip.crop((x, y, x + 64, y + 64)) for x, y in corners])
+    return images, [p for p in ('an apple', 'a lemon', 'a butterfly', 'a mushroom') for _ in range(4)]
+
+
+@check
+def repaired(answer):
+    "7.3: a reward that is harder to cheat."
+    from drl_toolkit.rewards.lab import base_samples, check_reward, crispness, rank_correlation
+    from drl_toolkit.rewards.reward import Reward, clip_score
+
+    images, prompts = base_samples()
+    reward = Reward(answer, 'repaired')
+    values, plain = reward(images, prompts), crispness(images, prompts)
+    tie = rank_correlation(values, plain, prompts)
+    require(
+        tie > 0.3,
+        f'It hardly pays for crisp images any more: its rank correlation with crispness is {tie:+.2f}.',
+    )
+    before, found = check_reward(crispness, images, prompts), check_reward(reward, images, prompts)
+    require(not found.problems, 'The lab says: ' + '; '.join(found.problems) + '.')
+    x, said = images[::4], prompts[::4]
+    fit = _deviations(clip_score(_climbed(reward, x, said), said), clip_score(x, said))
+    cheats = ', '.join(found.raised_by) or 'edits that ruin the image'
+    require(
+        fit > -0.5,
+        f'The optimiser with eight moves still ruins the images: the CLIP score falls by {-fit:.1f} deviations. '
+        f'It is paid for {cheats}.',
+    )
+    require(
+        len(found.suspicions) < len(before.suspicions),
+        f'The lab has {len(found.suspicions)} suspicions, as many as before: '
+        + '; '.join(found.suspicions)
+        + '.',
+    )
+    clean, ruined = (reward(*_recorded(epoch)).mean().item() for epoch in (0, 30))
+    require(
+        ruined < clean,
+        f'It pays the ruined images of epoch 30 {ruined:.2f} and the clean ones {clean:.2f}. What do all ruined '
+        'images lose?',
+    )
+    return (
+        f'Suspicions: {len(found.suspicions)} instead of {len(before.suspicions)}; the optimiser with eight moves '
+        f'changes the CLIP score by {fit:+.1f} deviations; and epoch 30 is paid less than epoch 0.'
+    )
 
 # %% ../../nbs/course/checks.ipynb #chk-08
 #| export
