@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['BUTTONS', 'STATES', 'WIDE', 'EXAMPLE', 'encoded', 'img', 'stacked', 'unattended', 'View', 'Mailbox', 'RunCommand',
            'time_left', 'Spread', 'spreads', 'Monitor', 'step_words', 'PathExplorer', 'LivePath', 'live_path',
-           'LiveTask', 'family', 'BranchExplorer', 'Demographics', 'function_in', 'mistake', 'worst_and_best',
-           'RewardLab', 'spent_so_far', 'RunComparison']
+           'Sliders', 'LiveTask', 'family', 'BranchExplorer', 'Demographics', 'function_in', 'mistake',
+           'worst_and_best', 'RewardLab', 'spent_so_far', 'RunComparison']
 
 # %% ../../nbs/ui/03_widgets.ipynb #2c1c2006
 import ast, base64, inspect, io, math, sys, textwrap, threading, time, traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -670,6 +671,43 @@ def live_path(
     numbers = [v.cpu().numpy() for v in (steps, policy.timesteps, traj.log_probs[:, sample], kl, tables.std)]
     at_rest = dict(ratio=np.ones(count), trained=np.zeros(count, bool), clipped=np.zeros(count, bool))
     return LivePath(sample, traj.prompts[sample], advantage, noisy, predicted, *numbers, **at_rest)
+
+# %% ../../nbs/ui/03_widgets.ipynb #f33299d0
+class Sliders(View):
+    "A figure that follows sliders."
+
+    def __init__(
+        self,
+        figure: Callable,  # (name=value, …) -> a matplotlib `Figure`; its defaults are where the sliders start
+        **values,  # name -> the values that its slider steps through
+    ):
+        self.figure, self.page = figure, W.HTML()
+        start = {name: p.default for name, p in inspect.signature(figure).parameters.items()}
+        self.controls = {
+            name: _labelled(W.SelectionSlider(options=list(steps), value=start[name], layout=WIDE), name)
+            for name, steps in values.items()
+        }
+        for control in self.controls.values():
+            control.observe(self.redraw, 'value')
+        self.box = W.VBox([*self.controls.values(), self.page])
+        self.redraw()
+
+    @property
+    def what(self) -> str:
+        "One line of text."
+        return ', '.join(f'{name} {control.value}' for name, control in self.controls.items())
+
+    def still(self):
+        "The figure for where the sliders are."
+        from matplotlib import pyplot
+
+        found = self.figure(**{name: control.value for name, control in self.controls.items()})
+        pyplot.close(found)  # else a notebook shows it a second time
+        return found
+
+    def draw(self):
+        "The figure again."
+        self.page.value = str(img(self.still(), self.what))
 
 # %% ../../nbs/ui/03_widgets.ipynb #e47a82b5
 @dataclass

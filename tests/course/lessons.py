@@ -93,6 +93,28 @@ def form(
     )
 
 
+def terms() -> set:  # as links name them: 'likelihood-ratio'
+    "What the glossary explains: headings of the third level, or bold words at the start of a line."
+    text = '\n'.join(c['source'] for c in cells(ROOT / 'nbs/course/glossary.ipynb'))
+    found = re.findall(r'^(?:[-*] )?(?:### |\*\*)(.+?)(?:\*\*.*)?$', text, re.M)
+    return {re.sub(r'[^\w -]', '', term).strip().lower().replace(' ', '-') for term in found}
+
+
+def dead_links(
+    lesson: Path,
+) -> list:  # of sentences
+    "Links to pages that are not there, or to terms that the glossary does not explain."
+    text = '\n'.join(c['source'] for c in cells(lesson) if c['cell_type'] == 'markdown')
+    dead, known = [], terms()
+    for target in sorted(set(re.findall(r'\]\(((?!https?:|#|mailto:)[^)\s]+)\)', text))):
+        page, _, anchor = target.partition('#')
+        if not (lesson.parent / page).is_file():
+            dead.append(f'a link leads to {page}, which is not there')
+        elif page == 'glossary.ipynb' and anchor and anchor.lower() not in known:
+            dead.append(f'the glossary does not explain {anchor}')
+    return dead
+
+
 def misshapen(
     lesson: Path,
 ) -> list:  # of sentences; empty for a good lesson
@@ -119,7 +141,7 @@ def misshapen(
         )
         if role(c)[1] == 'solution' and not folded:
             said.append(f'the solution of {role(c)[0]} is not folded, or does not begin with "# Solution"')
-    return said
+    return said + dead_links(lesson)
 
 
 # The run

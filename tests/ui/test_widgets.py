@@ -1,7 +1,7 @@
 """Widgets: what they draw, what their buttons do to a run, and all of it again in a real JupyterLab with a
 real browser."""
 
-import base64, io, json, os, shutil, socket, subprocess, sys, time, urllib.request
+import base64, io, json, os, shutil, time
 from contextlib import closing
 from pathlib import Path
 from threading import Thread
@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 from PIL import Image
+
+from browser import CHROMIUM, FLAGS, jupyter_lab
 
 from drl_toolkit.ui import plots, widgets
 from drl_toolkit.runs.recordings import FrameRecorder, read_frames
@@ -456,15 +458,6 @@ def test_a_lab_begins_with_a_function_or_its_text():
 
 # --- in JupyterLab
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = [
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-    '--no-first-run',
-]
 CELLS = dict(
     setup='''
 import time, torch; torch.set_num_threads(1)
@@ -511,64 +504,15 @@ def notebook(sources):
     )
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope='module')
 def jupyter(tmp_path_factory, runs):
     "A JupyterLab of our own on a folder with a notebook and two runs: its address."
-    pytest.importorskip('jupyterlab', reason='jupyterlab is not installed')
-    folder, port = tmp_path_factory.mktemp('lab'), free_port()
-    home = {
-        f'{name}_DIR': str(folder / '.home' / name.lower())
-        for name in (
-            'JUPYTER_CONFIG',
-            'JUPYTER_DATA',
-            'JUPYTER_RUNTIME',
-            'JUPYTERLAB_SETTINGS',
-            'JUPYTERLAB_WORKSPACES',
-        )
-    }
-    quiet = (
-        folder / '.home/jupyterlab_settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
-    )
-    quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    folder = tmp_path_factory.mktemp('lab')
     (folder / 'widgets.ipynb').write_text(json.dumps(notebook(CELLS)))
     for name, run in zip(('slow', 'fast'), runs.values()):
         shutil.copytree(run.folder, folder / 'runs' / name)
-    with open(folder / 'server.log', 'w') as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                '-m',
-                'jupyterlab',
-                '--no-browser',
-                '--allow-root',
-                '--ip=127.0.0.1',
-                f'--port={port}',
-                f'--ServerApp.root_dir={folder}',
-                '--ServerApp.disable_check_xsrf=True',
-                '--IdentityProvider.token=',
-            ],
-            stdout=log,
-            stderr=log,
-            env=os.environ | home | dict(IPYTHONDIR=str(folder / '.home/ipython')),
-        )
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f'http://127.0.0.1:{port}/api').read()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f'http://127.0.0.1:{port}'
-    finally:
-        server.terminate()
-        server.wait(30)
+    with jupyter_lab(folder) as address:
+        yield address
 
 
 class Lab:

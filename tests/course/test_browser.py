@@ -1,0 +1,96 @@
+"""A lesson in JupyterLab, in a real browser: it runs from top to bottom, a slider moves, a wrong answer that is typed into a stub
+shows its sentence, and the right one a tick."""
+
+import shutil, time
+
+import pytest
+
+import lessons
+from browser import CHROMIUM, FLAGS, jupyter_lab
+from tiers import some
+
+LESSONS = lessons.lessons()
+
+
+@pytest.fixture(scope='module')
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('course')
+    for page in lessons.ROOT.glob('nbs/course/*.ipynb'):
+        shutil.copy(page, folder / page.name)
+    with jupyter_lab(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope='module')
+def chromium():
+    sync = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    if not CHROMIUM:
+        pytest.skip('no chromium on this machine')
+    with sync.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Notebook:
+    "A lesson that is open in a browser."
+
+    def __init__(self, page, lesson):
+        self.page, self.lesson = page, lesson
+        self.exercises = [lessons.role(cell) for cell in lessons.cells(lesson)]
+
+    def cell(self, exercise, role):
+        return self.page.locator('.jp-Notebook .jp-Cell').nth(self.exercises.index((exercise, role)))
+
+    def run_all(self, seconds=600):
+        "Run, Run All Cells; wait until no cell is running or waiting."
+        self.page.locator('.lm-MenuBar-item', has_text='Run').first.click()
+        self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        end = time.time() + seconds
+        busy = self.page.locator(
+            '.jp-InputPrompt:has-text("[*]"), .jp-CodeCell .jp-InputPrompt:has-text("[ ]")'
+        )
+        while busy.count():
+            assert time.time() < end, f'{busy.count()} cells of {self.lesson.stem} have not run'
+            time.sleep(0.5)
+
+    def run(self, exercise, role, source=None):
+        "Shift and Enter in a cell, with another source if there is one."
+        self.cell(exercise, role).locator('.cm-content').click()
+        if source is not None:
+            self.page.keyboard.press('Control+a')
+            self.page.keyboard.insert_text(source)
+        self.page.keyboard.press('Shift+Enter')
+
+    def shows(self, exercise, text):
+        "Wait until the check of an exercise says so."
+        self.cell(exercise, 'check').locator('.jp-OutputArea', has_text=text).first.wait_for(timeout=60_000)
+
+
+@pytest.fixture
+def notebook(address, chromium, lesson):
+    page = chromium.new_page(viewport=dict(width=1280, height=1000))
+    page.goto(f'{address}/lab/tree/{lesson.name}', wait_until='domcontentloaded')
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=90_000)
+    yield Notebook(page, lesson)
+    page.close()
+
+
+@pytest.mark.parametrize(
+    'lesson', some(LESSONS, [p for p in LESSONS if p.name.startswith('02')]), ids=lambda path: path.stem
+)
+def test_a_lesson_in_jupyterlab(notebook, lesson):
+    notebook.run_all()
+    wrong = lessons.wrong_answers(lesson)
+    page = notebook.page
+    assert page.locator('.jp-OutputArea', has_text='✓').count() == len(wrong)
+    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    exercise = min(wrong)
+    notebook.run(exercise, 'stub', wrong[exercise].source.strip())
+    notebook.run(exercise, 'check')
+    notebook.shows(exercise, '✗')
+    notebook.shows(exercise, wrong[exercise].says)
+    solution = next(c for c in lessons.cells(lesson) if lessons.role(c) == (exercise, 'solution'))
+    notebook.run(exercise, 'stub', solution['source'].rpartition('\n')[0])
+    notebook.run(exercise, 'check')
+    notebook.shows(exercise, '✓')
