@@ -510,7 +510,6 @@ class Panel:
                 0, 1, 0, step=1, label='Epoch', elem_id='epoch', scale=3, min_width=160, buttons=[]
             )
             self.badge = gr.HTML(elem_id='badge', apply_default_css=False)
-            self.address = gr.Textbox(elem_id='address', label='address', container=False)  # hidden
         self.page, self.seen, self.clock = gr.State('overview'), gr.State({}), gr.Timer(1)
         with gr.Tabs(selected='overview', elem_id='pages', overflow_behavior='wrap') as self.tabs:
             for page in LABELS:
@@ -552,7 +551,6 @@ class Panel:
         self.run.change(
             None, self.run, js="run => drl.note(document.body.dataset.view === 'train' ? {run} : {})"
         )
-        self.address.input(self.follow, self.address, out, **QUIET)
         gr.on(moved, self.move, view, out, trigger_mode='always_last', **QUIET)
         for page, tab in self.tab.items():
             tab.select(self.turning(page), view, out, **QUIET)
@@ -770,13 +768,6 @@ def asked_for(
 def open(self: Panel, request: gr.Request):
     "The first answer to a browser."
     asked = self.asked_for(request.query_params)
-    return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)}
-
-
-@patch
-def follow(self: Panel, address):
-    "Back and forward: what the address asks for."
-    asked = self.asked_for(dict(parse_qsl(str(address)[:2000].lstrip('?').partition('#')[0])))
     return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)}
 
 

@@ -2,6 +2,7 @@
 window.drl = {
   step: 1,
   timer: null,
+  here: new URL(location), // what was shown last
 
   // Write what is seen into the address; an empty value leaves it. What is pushed can be gone back to.
   note(values, push = false) {
@@ -12,6 +13,7 @@ window.drl = {
     }
     if (url.href === location.href) return;
     history[push ? 'pushState' : 'replaceState'](null, '', url);
+    this.here = url;
   },
 
   // The page that the address asks for.
@@ -26,14 +28,14 @@ window.drl = {
     if (view !== this.asked()) this.note({view, sample: null, step: null}, true);
   },
 
-  // Back and forward: the server shows what the address asks for now.
+  // Back and forward: another tab of the same thing is turned to; anything else is loaded anew.
   follow() {
-    document.body.dataset.view = this.asked();
-    this.step = +new URL(location).searchParams.get('step') || 1;
-    const field = document.querySelector('#address :is(input, textarea)');
-    if (!field) return location.reload();
-    field.value = location.search + '#' + Date.now();
-    field.dispatchEvent(new Event('input', {bubbles: true}));
+    const now = new URL(location);
+    const same = ['run', 'epoch'].every(key => now.searchParams.get(key) === this.here.searchParams.get(key));
+    const tab = document.getElementById(`tab-${this.asked()}-button`);
+    if (!same || !tab || now.searchParams.get('sample') || now.searchParams.get('step')) return location.reload();
+    this.here = now;
+    tab.click();
   },
 
   // Copy what a button holds.
@@ -100,7 +102,9 @@ window.drl = {
 
 drl.step = +new URL(location).searchParams.get('step') || 1;
 addEventListener('popstate', () => drl.follow());
-document.addEventListener('DOMContentLoaded', () => { document.body.dataset.view = drl.asked(); });
+const mark = () => { document.body.dataset.view = drl.asked(); };
+if (document.body) mark();
+else document.addEventListener('DOMContentLoaded', mark);
 
 // The focus goes with the tab that the arrow keys choose.
 document.addEventListener('keydown', event => {
