@@ -35,6 +35,7 @@ window.drl = {
     const tab = document.getElementById(`tab-${this.asked()}-button`);
     if (!same || !tab || now.searchParams.get('sample') || now.searchParams.get('step')) return location.reload();
     this.here = now;
+    document.body.dataset.view = this.asked();
     tab.click();
   },
 
