@@ -249,7 +249,7 @@ class Lesson(NamedTuple):
     number: int
     title: str
     terms: dict  # name -> `Term`
-    paragraphs: tuple[str, ...]  # of the course's glossary
+    course: dict  # term of the course's glossary -> Markdown
 
 
 @lru_cache(maxsize=1)
@@ -274,17 +274,18 @@ def lessons() -> list:  # of `Lesson`, without those that explain no word
     for number in range(1, 15):
         title, body = course.get(number, ('', ''))
         terms = {name: t for name, t in TERMS.items() if t.lesson == number}
-        paragraphs = tuple(filter(None, (p.strip() for p in re.split(r'\n\s*\n', body))))
-        if terms or paragraphs:
-            found.append(Lesson(number, title, terms, paragraphs))
+        parts = re.split(r'^### +(.+?) *$', body, flags=re.M)
+        of_course = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2])}
+        if terms or of_course:
+            found.append(Lesson(number, title, terms, of_course))
     return found
 
 
 def plain_markdown(text: str) -> Markup:
-    "Bold, code and list items of a paragraph of Markdown; everything else is text."
+    "Bold, code, formulas and list items of Markdown; everything else is text."
     safe = str(Markup.escape(re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text)))
     safe = re.sub(r'\*\*(.+?)\*\*', r'<b>\1</b>', safe, flags=re.S)
-    safe = re.sub(r'`([^`]+)`', r'<code>\1</code>', safe)
+    safe = re.sub(r'`([^`]+)`|\$([^$]+)\$', lambda m: f'<code>{m[1] or m[2]}</code>', safe)
     return Markup(re.sub(r'^[-*] ', '• ', safe, flags=re.M).replace('\n• ', '<br>• '))
 
 
