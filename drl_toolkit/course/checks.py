@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['Check', 'Mistake', 'require', 'unfilled', 'explain', 'guarded', 'check', 'blueness', 'interval', 'bluer', 'step_std',
            'step_mean', 'log_prob', 'expected_log_prob', 'vanishing_step', 'path_log_prob', 'ratio', 'with_dropout',
-           'mend', 'careful_step', 'score', 'reinforce_loss', 'target_mode', 'emoji_gradient']
+           'mend', 'careful_step', 'score', 'reinforce_loss', 'target_mode', 'emoji_gradient', 'open_share',
+           'progressive_schedule', 'branch_rows', 'chosen_split', 'two_gradients', 'finite_difference', 'draft_1',
+           'rewards_with_slope']
 
 # %% ../../nbs/course/checks.ipynb #chk-core
 import inspect
@@ -474,13 +476,213 @@ def emoji_gradient(answer, policy, rows):
 #| export
 
 # %% ../../nbs/course/checks.ipynb #chk-11
-#| export
+import torch
+
+
+@check
+def open_share(share):
+    "11.1: one-way analysis of variance; the means of families carry the luck of their branches."
+    draw = torch.Generator().manual_seed(0)
+    values = 2 * torch.randn(4000, 1, generator=draw) + torch.randn(4000, 4, generator=draw)
+    found = float(share(values))
+    require(
+        abs(found - 0.2) < 0.006,
+        f'Of families whose true share is 0.2 you find {found:.3f}: within is the mean of values.var(1), and '
+        'between the variance of values.mean(1) less within / m, the luck of m branches.',
+    )
+    return f'Of families whose true share is 0.2 you find {found:.3f}.'
+
+
+@check
+def progressive_schedule(schedule):
+    "11.2: B²-DiffuRL's backward progressive training."
+    from drl_toolkit.algorithms.branching import trained_steps
+
+    last = schedule(19, 20, 10, 0.7)
+    require(
+        last == 10,
+        f'In the last of 20 epochs {last} of 10 steps are trained: with 7 at first there are 4 stages, '
+        'num_steps - start + 1.',
+    )
+    for num_steps in (10, 20):
+        for first in (0.3, 0.5, 0.7, 1.0):
+            for epochs in (7, 20, 100):
+                mine = [schedule(e, epochs, num_steps, first) for e in range(epochs)]
+                library = [trained_steps(e, epochs, num_steps, first) for e in range(epochs)]
+                e = next((e for e in range(epochs) if mine[e] != library[e]), None)
+                require(
+                    e is None,
+                    f'In epoch {e} of {epochs} with first {first} and {num_steps} steps you train '
+                    f'{mine[e or 0]}, the library {library[e or 0]}.',
+                )
+    return "The library's schedule in all 24 settings."
+
+
+@check
+def branch_rows(network_rows):
+    "11.3: what families cost, counted."
+    from drl_toolkit.algorithms.branching import branch_rollout
+    from drl_toolkit.emoji.world import load_demo
+    from drl_toolkit.sampling.policy import Policy
+
+    policy = Policy(load_demo())
+    branch_rollout(policy, ['a cat'] * 8, torch.arange(8) // 4, 3)
+    found = network_rows(2, 4, 10, 3)
+    require(
+        found == policy.nfe,
+        f'For 2 families of 4 in 10 steps, the last 3 branching, you say {found}, and a rollout computed '
+        f'{policy.nfe}: the first 7 steps are computed once a family.',
+    )
+    require(network_rows(1, 1, 10, 10) == 10, 'One image alone costs a row for each of its 10 steps.')
+    return f'{policy.nfe} rows, as the rollout counted, in place of 80 without branches.'
+
+
+@check
+def chosen_split(choose):
+    "11.4: the cheapest branch point with enough left to decide."
+    shares = {10: 1.0, 9: 0.77, 8: 0.32, 7: 0.12}
+    for least, wanted in ((0.5, 9), (0.3, 8), (0.9, 10)):
+        found = choose(shares, least)
+        require(
+            found == wanted,
+            f'With shares {shares} and least {least} you choose {found}, but the fewest last steps that leave '
+            f'{least:.0%} open are {wanted}.',
+        )
+    return 'The CLIP score asks for the last 9 steps, one third of its variance for the last 8.'
 
 # %% ../../nbs/course/checks.ipynb #chk-12
 #| export
 
 # %% ../../nbs/course/checks.ipynb #chk-13
-#| export
+import torch
+
+
+@check
+def two_gradients(score_gradient, pathwise_gradient):
+    "13.1: both estimators of dE[r]/dθ for x = θ + σz."
+    z = torch.randn(200_000, generator=torch.Generator().manual_seed(1))
+    theta, sigma, wanted = 0.5, 0.7, 3.0  # of r = -(x - 2)²: -2 (θ - 2)
+    estimates = [f(lambda x: -((x - 2) ** 2), theta, sigma, z) for f in (score_gradient, pathwise_gradient)]
+    reasons = (
+        'the derivative of log N(x; θ, σ²) by θ is (x - θ)/σ², which is z/σ',
+        "differentiate r at x, and keep one number for each draw: torch.autograd.grad(r(x).sum(), x)[0]",
+    )
+    for f, found, reason in zip((score_gradient, pathwise_gradient), estimates, reasons):
+        require(
+            torch.is_tensor(found) and found.shape == z.shape,
+            f'{f.__name__} must give one estimate for each of the {len(z)} draws; got {_shape_of(found)}.',
+        )
+        mean = found.mean().item()
+        require(
+            abs(mean - wanted) < 0.1,
+            f'{f.__name__} has the mean {mean:.2f}, but by hand it is {wanted}: {reason}.',
+        )
+    spread = [found.std().item() for found in estimates]
+    return (
+        f'Both have the mean {wanted}. One draw is off by {spread[0]:.1f} with the score function, '
+        f'by {spread[1]:.1f} along the path.'
+    )
+
+
+def _shape_of(value):
+    return f'shape {tuple(value.shape)}' if torch.is_tensor(value) else type(value).__name__
+
+
+@check
+def finite_difference(slope):
+    "13.2: the error of a central difference falls with h²."
+    x, direction = torch.tensor([1.0, 2.0], dtype=torch.double), torch.tensor([0.6, 0.8], dtype=torch.double)
+    exact = 3 * (x**2 * direction).sum()
+    errors = [
+        abs(float(slope(lambda x: (x**3).sum() + (x**2).sum(), x, direction, h)) - float(exact) - 4.4)
+        for h in (0.02, 0.01)
+    ]
+    require(
+        errors[1] < 0.1,
+        f'At h = 0.01 the slope is off by {errors[1]:.2f}: divide by the distance of the two points.',
+    )
+    fall = errors[0] / max(errors[1], 1e-12)
+    require(
+        fall > 3,
+        f'With h halved the error falls by {fall:.1f}, as of a one-sided difference: step h to both sides.',
+    )
+    return f'With h halved the error falls by {fall:.1f}: of second order, as Taylor says.'
+
+
+@check
+def draft_1(draft1):
+    "13.3: rewards through the last step, and their gradient."
+    from drl_toolkit.algorithms.reward_gradients import rewards_of
+    from drl_toolkit.emoji.world import load_demo
+    from drl_toolkit.rewards.reward import clip_score
+    from drl_toolkit.sampling.policy import Policy
+    from drl_toolkit.sampling.rollout import rollout
+
+    policy, prompts = Policy(load_demo(), train='full'), ['a cat above a dog', 'an apple next to a key']
+    path = rollout(policy, prompts, seed=3)
+    value = lambda: draft1(policy, path.latents[-2], prompts, clip_score)
+    rewards = value()
+    require(
+        torch.is_tensor(rewards) and rewards.shape == (2,),
+        f'draft1 must return one reward for each of the 2 prompts; got {_shape_of(rewards)}.',
+    )
+    require(
+        rewards.requires_grad,
+        'The rewards have no graph to the weights: policy.decode and torch.no_grad() cut it; '
+        'decode with policy.adapter.decode.',
+    )
+    with torch.no_grad():
+        wanted = rewards_of(policy, clip_score, path.latents[-1], prompts)
+    require(
+        torch.allclose(rewards, wanted, atol=1e-4),
+        f'The first reward is {rewards[0]:.3f}, and of the library {wanted[0]:.3f}: take the mean of the step '
+        'num_steps - 1, and bring the images from [-1, 1] to [0, 1].',
+    )
+    return _gradient_holds(policy, rewards.mean(), lambda: value().mean())
+
+
+def _gradient_holds(policy, reward, again):
+    "Compare a gradient with a finite difference along itself."
+    params = policy.parameters()
+    gradient = torch.autograd.grad(reward, params, allow_unused=True, materialize_grads=True)
+    norm = torch.stack([g.square().sum() for g in gradient]).sum().sqrt().item()
+    values = []
+    with torch.no_grad():
+        for move in (0.003, -0.006):
+            torch._foreach_add_(params, gradient, alpha=move / max(norm, 1e-12))
+            values.append(again().item())
+    finite = (values[0] - values[1]) / 0.006
+    require(
+        abs(finite - norm) < 0.05 * norm,
+        f'Along its own direction your gradient says {norm:.4f}, and two values of the reward say {finite:.4f}: '
+        'some of the way is detached.',
+    )
+    return f"The library's rewards; along the gradient it says {norm:.4f}, and the finite difference {finite:.4f}."
+
+
+@check
+def rewards_with_slope(has_slope):
+    "13.4: which rewards DRaFT can train."
+    from drl_toolkit.algorithms.reward_gradients import check_gradient
+    from drl_toolkit.emoji.rewards import composition, fairness
+    from drl_toolkit.emoji.world import load_demo
+    from drl_toolkit.rewards.preference import preference
+    from drl_toolkit.rewards.reward import clip_score, jpeg_compressibility
+    from drl_toolkit.sampling.policy import Policy
+
+    policy = Policy(load_demo())
+    for reward in (clip_score, jpeg_compressibility, composition, fairness, preference):
+        answer = has_slope.get(reward.name)
+        require(not unfilled(answer), f'{reward.name} has no answer yet: True or False.')
+        try:
+            check_gradient(policy, reward, 'a cat above a dog')
+            truth, why = True, 'the library follows it from the reward to the pixels'
+        except ValueError as error:
+            truth, why = False, str(error)
+        require(bool(answer) is truth, f'{reward.name}: {answer} is not what the library finds: {why}.')
+    return (
+        'As the library finds: networks that judge one image have a slope; a file size and a group have none.'
+    )
 
 # %% ../../nbs/course/checks.ipynb #chk-14
 #| export

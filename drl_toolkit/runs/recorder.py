@@ -139,6 +139,7 @@ class Recorder(Callback):
         "The fixed prompts at their fixed seeds, by the policy as it is."
         with averaged(trainer):
             images = rollout(trainer.policy, self.prompts, seed=self.seed).images
+        self.run.save_sheet_prompts(self.prompts, self.seed)
         self.run.save_sheet(trainer.epoch, images)
 
     def after_fit(self, trainer):

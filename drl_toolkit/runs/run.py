@@ -297,6 +297,18 @@ def save_sheet(
     path = self.place('samples', f'epoch_{epoch:04d}.png')
     return atomic_write(path, lambda part: sheet(images, columns).save(part, 'PNG'))
 
+
+@patch
+def save_sheet_prompts(
+    self: Run,
+    prompts: list,  # of the sheets, by place
+    seed: int,  # of their noise
+):
+    "samples/prompts.json: what the sheets show; written once."
+    file = self.place('samples', 'prompts.json')
+    if not file.exists():
+        write_json(file, dict(prompts=prompts, seed=seed))
+
 # %% ../../nbs/runs/04_run.ipynb #0b38d91a
 @patch
 def checkpoints(self: Run) -> list[Path]:  # folders, oldest first

@@ -39,6 +39,9 @@ class PageContext:
 
     address: Callable[[Image.Image | EncodedImage], str] = inline  # of an image
     cards: Callable[[str], dict[str, Card]] = lambda recipe: {}  # of a recipe's rewards, by task
+    name: str = ''  # of the run in the library, as addresses have it
+    # the prompts of a run's sheets, by cell, where its folder does not say
+    sheet_prompts: Callable[[Run], list] = lambda run: []
 
 
 def open_picture(

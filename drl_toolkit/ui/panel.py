@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch', 'epoch_of', 'World',
-           'ImageStore', 'image_response', 'DrawnPage', 'draw', 'compare', 'Bench', 'no_runs', 'Panel', 'vote_frame',
-           'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights', 'voting_page', 'FirstPage',
-           'make_app', 'serve']
+           'ImageStore', 'image_response', 'sheet_response', 'DrawnPage', 'draw', 'compare', 'Bench', 'no_runs',
+           'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights',
+           'voting_page', 'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, subprocess, sys, tempfile, threading, time
@@ -28,7 +28,7 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from markupsafe import Markup
 from PIL import Image
 
-from . import pages
+from . import pages, pairs
 from ..runs.recordings import recorded_epochs
 from .pages import PageContext, complaint, note
 from ..rewards.reward import Card
@@ -135,6 +135,7 @@ class World:
 
     recipes: tuple[str, ...] = ()  # that viewers may train
     cards: Callable[[str], dict[str, Card]] = lambda recipe: {}  # of a recipe's rewards, by task
+    sheet_prompts: Callable[[Run], list] = lambda run: []  # of a run's sheets, where it does not say
     check_prompt: Callable[[Policy, str], None] = lambda policy, prompt: (
         None
     )  # `ValueError` for one that a model does not know
@@ -198,9 +199,31 @@ async def image_response(
     }
     return Response(found.data, media_type=found.media_type, headers=headers)
 
+# %% ../../nbs/ui/05_panel.ipynb #7202346c
+def _response(library, run, read):
+    "What is read of a run as a browser gets it, or why there is nothing."
+    try:
+        found = read(library.run(run))
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+    headers = {'cache-control': 'private, max-age=3600', 'content-security-policy': "default-src 'none'"}
+    return Response(found.data, media_type=found.media_type, headers=headers)
+
+
+def sheet_response(
+    library: Library,
+    run: str,  # its name
+    epoch: int,  # epochs done
+    cell: int,  # place on the sheet
+    against: int | None = None,  # epochs done: the difference from this epoch
+) -> Response:
+    "A picture of a run's sheets."
+    return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
+
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
 PAGES = dict(
     overview=pages.overview,
+    pairs=pairs.before_after,
     trajectories=pages.trajectories,
     branches=pages.branches,
     fairness=pages.fairness,
@@ -218,14 +241,15 @@ class DrawnPage(NamedTuple):
 
 
 @lru_cache(maxsize=128)
-def _drawn(page, folder, epoch, pick, stamp, world):
+def _drawn(page, folder, epoch, pick, stamp, world, name):
     images = []
 
     def address(picture):
         images.append(IMAGES.add(picture))
         return IMAGES.address(picture)
 
-    html = PAGES[page](Run.open(folder), epoch, pick, PageContext(address, world.cards))
+    context = PageContext(address, world.cards, name, world.sheet_prompts)
+    html = PAGES[page](Run.open(folder), epoch, pick, context)
     return DrawnPage(html, images)
 
 
@@ -235,11 +259,12 @@ def draw(
     epoch: int = None,  # None is the newest
     pick: str = '',  # what is chosen on the page
     world: World = World(),
+    name: str = '',  # of the run in the library
 ) -> str:  # HTML
     "A page, or the sentence that says why there is none."
     try:
         with _drawing:
-            return _drawn(page, run.folder, epoch, pick, stamp(run), world).html
+            return _drawn(page, run.folder, epoch, pick, stamp(run), world, name).html
     except Exception as e:
         return note('This cannot be shown', complaint(e, run), kind='error')
 
@@ -377,6 +402,7 @@ ON_VOTE = 'ballot.follow(element, watch);'  # the same of the voting page
 # %% ../../nbs/ui/05_panel.ipynb #a3a1350f
 LABELS = dict(
     overview='Overview',
+    pairs='Before & after',
     trajectories='Trajectories',
     branches='Branches',
     fairness='Fairness',
@@ -388,7 +414,7 @@ LABELS = dict(
     train='Train',
 )
 PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)  # what is chosen on a page
-SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE)  # of a page's component
+SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE, pairs=pairs.ON_PAIRS)  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
 
@@ -557,7 +583,7 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
         if choices != seen.get('choices') or chosen != pick:
             change[self.pick[page]] = gr.Dropdown(choices, value=chosen or None)
         pick = chosen
-    return change | {html: draw(page, run, epoch, pick, self.world)}
+    return change | {html: draw(page, run, epoch, pick, self.world, now['names'][0])}
 
 
 def vote_frame(
@@ -821,7 +847,7 @@ GRADIO = (
     r'config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/[\w./+-]+',
     r'gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset)',
 )
-OURS = (r'weights', r'images/[0-9a-f]{32}\.(webp|svg)', r'vote(/\d{4,9}/(left|right)\.png)?')
+OURS = (r'weights', r'sheet', r'images/[0-9a-f]{32}\.(webp|svg)', r'vote(/\d{4,9}/(left|right)\.png)?')
 OPEN = re.compile(f"/({'|'.join(('', *GRADIO, *OURS))})")
 
 CONTENT = (
@@ -1037,6 +1063,7 @@ def make_app(
     app.state.bench = bench
     app.get('/weights')(lambda run, file: weights(library, run, file))
     app.get('/images/{name}')(image_response)
+    app.get('/sheet')(partial(sheet_response, library))
     app.include_router(voting_page(library).router())
     panel = Panel(library, bench, world)
     gr.mount_gradio_app(

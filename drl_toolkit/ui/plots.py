@@ -6,7 +6,8 @@
 __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT', 'MOST_BANDS', 'SKIN_COLOURS', 'SKIN_TONES',
            'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'film_strip',
            'variance_shares', 'branch_tree', 'demographics', 'parity_over_time', 'tone_bars', 'boxed',
-           'composition_sheet', 'objective_shares', 'gradient_cosines', 'tax_matrix', 'evolution', 'before_after']
+           'composition_sheet', 'objective_shares', 'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution',
+           'before_after']
 
 # %% ../../nbs/ui/01_plots.ipynb #e73f285a
 import io, math
@@ -950,8 +951,12 @@ def tax_matrix(
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #dfd0f9cd
-def _of_sheet(image, columns, pad):
-    "The pictures of a sheet as `sheet` makes it."
+def cells_of_sheet(
+    image: Image.Image,  # as `images.sheet` makes it
+    columns: int = 8,
+    pad: int = 2,  # pixels between its pictures
+) -> list[Image.Image]:  # row by row; blank places are among them
+    "The pictures of a sheet."
     side = (image.width + pad) // columns - pad
     if side < 1:
         return [image]  # no sheet of so many columns
@@ -980,7 +985,7 @@ def evolution(
     if not sheets:
         return nothing('no sheet of samples is saved yet')
     kept = [
-        (e, _spread_out(_of_sheet(sheets[e], columns, pad), pictures))
+        (e, _spread_out(cells_of_sheet(sheets[e], columns, pad), pictures))
         for e in _spread_out(sorted(sheets), rows)
     ]
     count, shape = max(len(images) for _, images in kept), _shape(kept[0][1][0])

@@ -12,17 +12,8 @@ from drl_toolkit.ui import panel as app
 from drl_toolkit.runs.run import Run
 from tiers import long, some
 from panel import add_ballot, add_weights, long_run, make_run, serving
+from browsing import turn
 from panel import quick  # noqa: F401 (a fixture)
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = [
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-    '--no-first-run',
-]
 
 
 @pytest.fixture(scope='module')
@@ -44,54 +35,6 @@ def home(tmp_path_factory):
 def panel(home):
     with serving(home) as (address, _):
         yield address
-
-
-@pytest.fixture(scope='module')
-def browser():
-    if not CHROMIUM:
-        pytest.skip('there is no chromium on this machine; apt-get install chromium, as .ci/run does')
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        yield p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-
-
-@pytest.fixture
-def look(browser, tmp_path):
-    "A function that opens an address and returns the page; at the end nothing may have gone wrong in it."
-    wrong, contexts = [], []
-
-    def open_(address, selector='#overview h1', width=1280, scheme='light'):
-        context = browser.new_context(
-            viewport=dict(width=width, height=900), color_scheme=scheme, accept_downloads=True
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(120000)
-        page.on('console', lambda m: wrong.append(m.text) if m.type == 'error' else None)
-        page.on('pageerror', lambda e: wrong.append(str(e)))
-        page.on(
-            'request',
-            lambda r: (
-                None
-                if r.url.startswith((address.split('/?')[0], 'data:', 'blob:'))
-                else wrong.append(f'asked for {r.url}')
-            ),
-        )
-        page.goto(address, wait_until='domcontentloaded')
-        page.wait_for_selector(selector)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert not [
-        w for w in wrong if 'ERR_CONNECTION' not in w and 'ERR_INCOMPLETE' not in w
-    ]  # a server that was stopped before its pages
-
-
-def turn(page, name):
-    page.get_by_role('tab', name=name, exact=True).click()
 
 
 @pytest.fixture(scope='module')

@@ -318,7 +318,7 @@ def test_boxes_are_where_they_should_be():
 @given(st.integers(1, 20), st.integers(3, 30), st.integers(3, 30), st.integers(1, 9), st.integers(0, 4))
 def test_a_sheet_is_taken_apart(count, width, height, columns, pad):
     pictures = [picture(i, (width, height)) for i in range(count)]
-    found = P._of_sheet(sheet(pictures, columns, pad=pad), columns, pad)
+    found = P.cells_of_sheet(sheet(pictures, columns, pad=pad), columns, pad)
     if found[0].size == (width, height):  # other heights may fit the same sheet; pictures are about square
         assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, pictures))
     else:
