@@ -431,7 +431,8 @@ def target_mode(train, toy, sample):
     )
     require(
         share > 0.9,
-        f'{share:.0%} of 1,000 fresh paths end at +1: does each update sample anew, and take a step?',
+        f'{share:.0%} of 1,000 fresh paths end at +1: is each path weighed by its own reward, '
+        'and are new paths sampled for each update?',
     )
     return f'{share:.0%} of 1,000 fresh paths end at +1.'
 
