@@ -7,28 +7,25 @@ __all__ = ['MODEL', 'SIZE', 'COMMANDS', 'EXTRAS', 'build_parser', 'parse', 'trai
            'tax', 'vote', 'doctor', 'serve', 'app', 'main']
 
 # %% ../../nbs/cli/02_main.ipynb #77be5cfd
-import argparse, difflib, errno, json, os, shutil, sys, traceback
+import argparse, errno, json, os, shutil, sys, traceback
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
+
+from ..recipes.config import RunConfig
+from ..recipes.options import OneLineParser, add_fields, add_train_options, said_fields
 
 # %% ../../nbs/cli/02_main.ipynb #fee7932b
-class _Parser(argparse.ArgumentParser):
-    "A parser whose errors are one line."
-
-    def error(self, message):
-        "One line, and exit status 2."
-        print(f'{self.prog}: {message}', file=sys.stderr)
-        sys.exit(2)
-
-
 MODEL = "a run, a pipeline's folder, weights saved by drl, a hub id, or demo (the shipped model)"
 SIZE = '1 is 1,152 pictures of each model; less is quicker and less sure'
 
 
-def build_parser(config=None) -> argparse.ArgumentParser:
+def build_parser(
+    config: RunConfig = None,  # whose fields are options, too; none when None
+) -> argparse.ArgumentParser:
     "The parser of `drl`; with a configuration, its fields are options of `drl train` and `drl doctor`."
-    parser = _Parser(
+    parser = OneLineParser(
         prog='drl',
         description='Fine-tune text-to-image diffusion models with reinforcement learning.',
         allow_abbrev=False,
@@ -37,10 +34,10 @@ def build_parser(config=None) -> argparse.ArgumentParser:
         dest='command',
         metavar='{train,compare,reproduce,sample,eval,tax,vote,app,serve,doctor}',
         required=True,
-        parser_class=_Parser,
+        parser_class=OneLineParser,
     )
     add = lambda name, what, **words: commands.add_parser(name, help=what, allow_abbrev=False, **words)
-    _train_options(add('train', 'train by a recipe, or by rewards and prompts of your own'), config)
+    add_train_options(add('train', 'train by a recipe, or by rewards and prompts of your own'), config)
     _compare_options(
         add(
             'compare',
@@ -65,56 +62,6 @@ def build_parser(config=None) -> argparse.ArgumentParser:
     )
     _serve_options(add('serve', 'offer a reward to other machines over HTTP'))
     return parser
-
-
-def _train_options(train, config):
-    known = import_module('drl_toolkit.recipes.config').recipe_names() if config else ['one of several']
-    train.add_argument(
-        'recipe',
-        metavar='RECIPE',
-        nargs='?',
-        help=f"{', '.join(known)}; none where --reward and --prompts are given",
-    )
-    train.add_argument(
-        '--reward',
-        dest='own_rewards',
-        action='append',
-        metavar='NAME[=WEIGHT]',
-        help='without a recipe: a reward such as clip_score or my_file.py:my_reward; may be given several '
-        'times, their advantages are added',
-    )
-    train.add_argument(
-        '--model',
-        help='folder of a diffusers pipeline, or a hub id; the shipped model by default, or that of the '
-        'resumed run',
-    )
-    train.add_argument(
-        '--preset',
-        metavar='NAME',
-        default='',
-        help="'paper': large_scale or b2 with the paper's own numbers, for real Stable Diffusion on a GPU",
-    )
-    train.add_argument(
-        '--out',
-        metavar='DIR',
-        help='folder of the run; runs/RECIPE by default, or runs/ and the rewards\' names',
-    )
-    train.add_argument(
-        '--method',
-        help='ppo, grpo, b2, raft, nft, draft …: the fields that make it; the recipe\'s own by default',
-    )
-    train.add_argument(
-        '--process-timeout',
-        type=float,
-        default=30.0,
-        metavar='MINUTES',
-        help='of several processes: how long one may not answer before the others name it and leave',
-    )
-    train.add_argument(
-        '--resume', action='store_true', help='go on with the run in --out, where there is one'
-    )
-    if config is not None:
-        _add_fields(train.add_argument_group('fields of the configuration'), config)
 
 
 def _compare_options(compare):
@@ -243,7 +190,7 @@ def _doctor_options(doctor, config):
         'memory, and the noise of the ratio',
     )
     if config is not None:
-        _add_fields(doctor.add_argument_group('fields of the configuration'), config)
+        add_fields(doctor.add_argument_group('fields of the configuration'), config)
 
 
 def _serve_options(serve):
@@ -292,39 +239,6 @@ def _add_sampling(command, seed):
         )
 
 
-def _help_of(declared, config) -> str:
-    "A field's help and its default."
-    default = getattr(config, declared.name)
-    if default is True or default is False:
-        default = 'yes' if default else 'no'
-    shown = f' (default: {default})' if default != '' else ''
-    return (declared.metadata['help'] + shown).replace('%', '%%')
-
-
-def _add_fields(group, config):
-    "An option for each field of the configuration, with dashes or underscores."
-    from dataclasses import fields
-
-    for declared in fields(config):
-        if declared.name == 'reward':
-            continue  # an option of its own, which may be given several times
-        names = dict.fromkeys((f"--{declared.name.replace('_', '-')}", f'--{declared.name}'))
-        kind = dict(type=declared.type, metavar=declared.type.__name__.upper())
-        if declared.type is bool:
-            kind = dict(action=argparse.BooleanOptionalAction)
-        group.add_argument(
-            *names, dest=declared.name, default=argparse.SUPPRESS, help=_help_of(declared, config), **kind
-        )
-
-
-def _new_name(option: str) -> str:  # empty where there is none
-    "What an option of before is called now."
-    from drl_toolkit.utils.aliases import FIELDS
-
-    name = FIELDS.get(option.partition('=')[0].lstrip('-').replace('-', '_'))
-    return f"--{name.replace('_', '-')}" if name else ''
-
-
 def _libraries(use):
     "What needs all libraries; where they do not fit each other, the doctor's word."
     try:
@@ -338,7 +252,9 @@ def _libraries(use):
         ) from None
 
 
-def parse(argv: list) -> argparse.Namespace:
+def parse(
+    argv: list[str],  # what follows `drl`
+) -> argparse.Namespace:
     "The command's arguments. An unknown option is named, with the one that may have been meant."
     config = (
         import_module('drl_toolkit.recipes.config').RunConfig()
@@ -349,42 +265,21 @@ def parse(argv: list) -> argparse.Namespace:
     parser = build_parser(config)
     args, rest = parser.parse_known_args(argv[:cut])
     args.argv, args.options = argv, argv[cut + 1 :]
-    if not rest:
-        if args.command in ('train', 'doctor'):
-            _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))  # help did not wait for them
-        return args
-    known = {
-        s
-        for a in parser._subparsers._group_actions[0].choices[args.command]._actions
-        for s in a.option_strings
-    }
-    renamed = _new_name(rest[0])
-    if renamed in known:
-        parser.error(f'{args.command}: {rest[0]!r} is called {renamed} now')
-    near = difflib.get_close_matches(rest[0].partition('=')[0], known, 1)
-    parser.error(
-        f"{args.command}: {rest[0]!r} is unknown{f'; did you mean {near[0]}?' if near else ''} (drl "
-        f"{args.command} --help lists the options)"
-    )
+    if rest:
+        parser._subparsers._group_actions[0].choices[args.command].refuse(rest[0])
+    if args.command in ('train', 'doctor'):
+        _libraries(lambda: import_module('drl_toolkit.recipes.recipes'))  # help did not wait for them
+    return args
 
 # %% ../../nbs/cli/02_main.ipynb #76bc9760
-def _given(args) -> dict:  # field -> value
+def _given(args) -> dict[str, object]:  # field -> value
     "The fields of the configuration that the command line says."
-    from dataclasses import fields
     from drl_toolkit.recipes.custom import join_names
     from drl_toolkit.recipes.methods import method_fields
-    from drl_toolkit.recipes.config import RunConfig
 
+    method = method_fields(args.method) if args.method else {}
     own = dict(reward=join_names(args.own_rewards)) if args.own_rewards else {}
-    return (
-        (method_fields(args.method) if args.method else {})
-        | own
-        | {
-            f.name: getattr(args, f.name)
-            for f in fields(RunConfig)
-            if f.name != 'reward' and hasattr(args, f.name)
-        }
-    )
+    return method | own | said_fields(args)
 
 
 def _train_config(args, run):
@@ -498,7 +393,9 @@ def _with_preset(args) -> str:
     return preset_name(args.recipe, args.preset) if args.preset else args.recipe
 
 
-def train(args):
+def train(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl train`"
     from dataclasses import asdict
     from drl_toolkit.recipes.custom import make_tasks
@@ -676,7 +573,9 @@ def _list_experiments():
         print(f'{experiment.name}: {experiment.question} {experiment.seeds} seeds of {arms}')
 
 
-def reproduce(args) -> int:  # exit status
+def reproduce(
+    args: argparse.Namespace,  # of `parse`
+) -> int:  # exit status
     "`drl reproduce`"
     for name in ('seeds', 'jobs'):
         value = getattr(args, name)
@@ -695,7 +594,9 @@ def reproduce(args) -> int:  # exit status
     return 1 if failed else 0
 
 
-def compare(args):
+def compare(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl compare`"
     for name in ('seeds', 'jobs'):
         if getattr(args, name) < 1:
@@ -735,8 +636,8 @@ def _named_from(model, folder) -> str:
     return os.path.relpath(model, folder) if model != 'demo' and Path(model).exists() else str(model)
 
 
-def _record(policy, model, out) -> dict:  # what all pictures of a call share
-    "What remakes a picture, beside its prompt and its noise."
+def _record(policy, model, out) -> dict[str, object]:  # what all images of a call share
+    "What an image is made of, beside its prompt and its noise."
     from drl_toolkit.sampling.loading import base_of
     from drl_toolkit.runs.run import Run, is_run
     from drl_toolkit.runs.models import SAMPLER
@@ -764,7 +665,9 @@ def _write_pictures(out, rows, images):
     return ''.join(json.dumps(row) + '\n' for row in rows)
 
 
-def sample(args):
+def sample(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl sample`"
     if args.again:
         return _sample_again(args)
@@ -811,7 +714,14 @@ def sample(args):
     print(f'{len(prompts) * args.n} pictures of {len(prompts)} prompts: {out}')
 
 
-def _line_of(place) -> tuple:  # images.jsonl, the line's record
+class _Line(NamedTuple):
+    "A line of images.jsonl."
+
+    file: Path
+    record: dict[str, object]
+
+
+def _line_of(place) -> _Line:
     "The record of a picture: `DIR/images.jsonl:LINE`, lines from 1, or `DIR/0003_01.png`."
     from drl_toolkit.utils.files import parse_json, read_plain
 
@@ -836,7 +746,7 @@ def _line_of(place) -> tuple:  # images.jsonl, the line's record
             f"again is {place!r}, but {str(file)!r} has no such picture; one of its {len(rows)} lines is "
             "right"
         )
-    return file, _checked_record(found[0], place)
+    return _Line(file, _checked_record(found[0], place))
 
 
 def _checked_record(row, place):
@@ -1052,7 +962,9 @@ def _add_own(result, own):
     result.summary['rewards'] = own.summary
 
 
-def evaluate(args):
+def evaluate(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl eval`"
     if not 0 < args.size < 100:
         raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
@@ -1077,7 +989,9 @@ def evaluate(args):
     )
 
 # %% ../../nbs/cli/02_main.ipynb #28d7cd1c
-def tax(args):
+def tax(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl tax`"
     if not 0 < args.size < 100:
         raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
@@ -1158,7 +1072,9 @@ def tax(args):
     print(f"\n{out / 'tax.png'}; {out / 'tax.json'}")
 
 # %% ../../nbs/cli/02_main.ipynb #cee8245d
-def vote(args):
+def vote(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl vote`"
     from drl_toolkit.evaluation.votes import Ballot
     from drl_toolkit.ui.voting import vote_server
@@ -1185,10 +1101,9 @@ def vote(args):
 # %% ../../nbs/cli/02_main.ipynb #3bf6ddd6
 def _run_config(args):
     "The configuration of a run with the options given."
-    from dataclasses import fields
     from drl_toolkit.recipes.config import RunConfig
 
-    return RunConfig(**{f.name: getattr(args, f.name) for f in fields(RunConfig) if hasattr(args, f.name)})
+    return RunConfig(**said_fields(args))
 
 
 def _load_of(config, samples):  # `PolicyConfig`, `memory.Load`
@@ -1221,7 +1136,7 @@ def _memory(args):
     return load, advise(base_of(args.model), policy, load)
 
 
-def _attempt(args) -> list:  # of `Finding`
+def _attempt(args) -> list:  # of `doctor.Finding`
     "One small epoch with the model and the options."
     from drl_toolkit.cli.doctor import samples_to_try, trial_findings, try_epoch
     from drl_toolkit.sampling.memory import estimate
@@ -1260,7 +1175,7 @@ def _print_memory(args, found):
         )
 
 
-def _machine(args) -> list:  # of `Finding`
+def _machine(args) -> list:  # of `doctor.Finding`
     "Look at the machine, and print what is there."
     import platform
     import psutil, torch
@@ -1289,7 +1204,9 @@ def _machine(args) -> list:  # of `Finding`
     ]
 
 
-def doctor(args) -> int:  # exit status
+def doctor(
+    args: argparse.Namespace,  # of `parse`
+) -> int:  # exit status
     "`drl doctor`"
     if args.batch < 1:
         raise ValueError(f'batch is {args.batch}; it should be 1 or more')
@@ -1316,7 +1233,9 @@ def doctor(args) -> int:  # exit status
     return int(bad > 0)
 
 # %% ../../nbs/cli/02_main.ipynb #99a2f4e7
-def serve(args):
+def serve(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl serve`"
     from drl_toolkit.recipes.custom import named_reward
     from drl_toolkit.rewards import serving
@@ -1324,7 +1243,9 @@ def serve(args):
     serving.serve(named_reward(args.reward), args.host, args.port, tuple(args.allow_host), args.open)
 
 # %% ../../nbs/cli/02_main.ipynb #1059687d
-def app(args):
+def app(
+    args: argparse.Namespace,  # of `parse`
+):
     "`drl app`"
     from drl_toolkit.recipes.panel import panel_world
     from drl_toolkit.ui.panel import serve as open_panel
@@ -1379,7 +1300,9 @@ def _check_alone(command):
         )
 
 
-def main(argv=None) -> int:  # exit status
+def main(
+    argv: list[str] = None,  # what follows `drl`; that of this process when None
+) -> int:  # exit status
     "`drl`: one line and status 2 for whatever is wrong with the input."
     from drl_toolkit.utils.interrupts import leave, steady_output
 
@@ -1434,37 +1357,5 @@ def _after(argv, status, broken):
     return 2
 
 # %% ../../nbs/cli/02_main.ipynb #21043843
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
-#| eval: false
 if __name__ == '__main__' and '__file__' in globals():
     sys.exit(main())

@@ -161,7 +161,9 @@ class RunConfig(TrainConfig, PolicyConfig):
         parse_splits(self.tree)
 
 
-def parse_splits(tree: str) -> tuple[int, ...]:  # empty for none
+def parse_splits(
+    tree: str,  # such as '0 2'; empty for none
+) -> tuple[int, ...]:  # empty for none
     "The denoising steps of a tree as they are written in a configuration."
     words = tree.replace(',', ' ').split()
     if not all(word.isdigit() for word in words):
@@ -192,7 +194,7 @@ FREE_ON_RESUME = (
 
 
 def read_config(
-    saved: dict,  # field -> value, as `Run.config` has it
+    saved: dict[str, object],  # field -> value, as `Run.config` has it
 ) -> RunConfig:
     "A configuration from a file; `ValueError` where it has a field that there is none."
     unknown = set(saved) - {f.name for f in fields(RunConfig)}
@@ -322,7 +324,9 @@ def recipe_names() -> list[str]:
     return list(RECIPE_CONFIGS)
 
 
-def recipe_config(name: str) -> RunConfig:
+def recipe_config(
+    name: str,  # one of `recipe_names()`
+) -> RunConfig:
     "A fresh configuration of a recipe."
     if name not in RECIPE_CONFIGS:
         raise ValueError(f"recipe must be one of {', '.join(RECIPE_CONFIGS)}; got {name!r}")

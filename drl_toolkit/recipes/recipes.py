@@ -16,6 +16,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from diffusers import DiffusionPipeline
 
 from ..algorithms import advantages
@@ -37,6 +38,7 @@ from ..distributed.processes import Processes
 from ..prompts.task import Stream, Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
+from ..training.callbacks import Callback
 from ..training.trainer import Trainer
 from ..algorithms.interfaces import RolloutSampler, Strategy
 from ..algorithms.async_rewards import AsyncRewardSampler
@@ -46,7 +48,10 @@ from .papers import b2_advantage, b2_paper_tasks, large_scale_paper_tasks
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #455d6fdb
-def object_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) in [0, 1], captions
+def object_scenes(
+    count: int,  # images
+    seed: int,  # of the scenes
+) -> tuple[torch.Tensor, list[str]]:  # images (count, 3, 64, 64) in [0, 1], and their captions
     """Scenes of single objects and counts as in pretraining; no people and no pairs, so that neither bias nor
     lesson is in them."""
     rng = random.Random(seed)
@@ -54,7 +59,10 @@ def object_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) 
     return to_tensor([world.draw(s) for s in scenes]), [s.caption for s in scenes]
 
 
-def all_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) in [0, 1], captions
+def all_scenes(
+    count: int,  # images
+    seed: int,  # of the scenes
+) -> tuple[torch.Tensor, list[str]]:  # images (count, 3, 64, 64) in [0, 1], and their captions
     "Scenes as in pretraining: biased and with their faults."
     rng = random.Random(seed)
     scenes = [world.pretraining_scene(rng) for _ in range(count)]
@@ -76,9 +84,8 @@ def _as_often(kinds):
 
 
 def fairness_task(
-    samples: int = 192,
-    # 'own' or 'rare': each picture has its own; 'shared': the paper's, one for all sixteen
-    credit: str = 'own',
+    samples: int = 192,  # images in an epoch
+    credit: str = 'own',  # 'own' or 'rare': each image has its own; 'shared': the paper's, one for all sixteen
 ) -> Task:
     "Skin-tone parity over the training occupations, in groups of 16. [P Eq 12]"
     reward, advantage = dict(
@@ -97,7 +104,9 @@ def fairness_task(
     )
 
 
-def composition_task(samples: int = 64) -> Task:
+def composition_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "Both objects of the training pairs. [P Eq 13]"
     return Task(
         'composition',
@@ -111,7 +120,10 @@ def composition_task(samples: int = 64) -> Task:
     )
 
 
-def preference_task(samples: int = 64, portraits: bool = True) -> Task:
+def preference_task(
+    samples: int = 64,  # images in an epoch
+    portraits: bool = True,  # people too
+) -> Task:
     "The synthetic preference on prompts of every kind, each kind as often; or of all but people."
     kinds = [_with_grounds(P.objects), _with_grounds(P.pairs, 'train')] + (
         [_with_grounds(P.portraits, 'train')] if portraits else []
@@ -128,32 +140,44 @@ def preference_task(samples: int = 64, portraits: bool = True) -> Task:
     )
 
 
-def compressibility_task(samples: int = 64) -> Task:
+def compressibility_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "Small JPEG files of single objects: the classic toy of DDPO. [D §5]"
     return Task('compressibility', P.objects(), jpeg_compressibility, samples=samples)
 
 
-def crispness_task(samples: int = 64) -> Task:
+def crispness_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "A reward that was made to be hacked (notebook `rewards/12_lab`): training it is an exercise in noticing."
     return Task('crispness', P.objects(), crispness, samples=samples)
 
 
-def few_pairs(count: int = 16) -> list:  # of prompts
+def few_pairs(
+    count: int = 16,  # of pairs
+) -> list[str]:  # prompts
     "Some training pairs, chosen once: few enough that a short run meets each of them often."
     return random.Random(0).sample(P.pairs('train'), count)
 
 
-def few_portraits(count: int = 16) -> list:  # of prompts
+def few_portraits(
+    count: int = 16,  # of prompts
+) -> list[str]:  # prompts
     "Some training portraits, chosen once."
     return random.Random(0).sample(P.portraits('train', backgrounds=True), count)
 
 
-def clip_task(samples: int = 64) -> Task:
+def clip_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "The CLIP score of sixteen pairs: a reward with a gradient, for comparing methods."
     return Task('clip', few_pairs(), clip_score, group_size=4, samples=samples)
 
 
-def presence_task(samples: int = 64) -> Task:
+def presence_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "Both objects of sixteen pairs, by the detector: the same for composition."
     return Task('presence', few_pairs(), composition, group_size=4, samples=samples)
 
@@ -178,13 +202,13 @@ def b2_task(
     return Task('looks', few_portraits(), preference, group_size=5, samples=samples, advantage=b2_advantage())
 
 
-def joint_tasks() -> list:
+def joint_tasks() -> list[Task]:
     """The first paper's three objectives, never summed [P §3.3], trained by what works best here: not its
     algorithm, which is `large_scale`."""
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
 
-def six_tasks() -> list:
+def six_tasks() -> list[Task]:
     """Three more beside the joint run's: counts, the CLIP score, small files.
 
     Nothing in the trainer knows how many there are."""
@@ -257,7 +281,7 @@ class Recipe(NamedTuple):
 
 
 def load_recipe(
-    name: str,
+    name: str,  # one of `recipe_names()`
     preset: str = '',  # 'paper': the size of real Stable Diffusion, of `large_scale` and `b2`
 ) -> Recipe:
     "The tasks and a fresh configuration of a recipe."
@@ -267,11 +291,11 @@ def load_recipe(
 
 
 def make_policy(
-    config: RunConfig,
-    model=None,  # a pipeline, a folder or a hub id; the shipped model when None
-    # the configuration's when None; without one, a pipeline stays where it is, and others come to
-    # `best_device()`
-    device=None,
+    config: RunConfig,  # of the run
+    # a pipeline, a folder or a hub id; the shipped model when None
+    model: DiffusionPipeline | str | Path = None,
+    # the configuration's when None; without one, a pipeline stays where it is, and others come to `best_device()`
+    device: str | torch.device = None,
 ) -> Policy:
     "The policy that a configuration asks for."
     check_device(config.device)
@@ -291,7 +315,7 @@ def make_policy(
 def with_prompts(
     tasks: list[Task],  # one, or several of which one streams its prompts
     path: Path,  # of a file as `prompt_files` takes it
-    column: str = 'prompt',
+    column: str = 'prompt',  # of the file, where it has several
 ) -> list[Task]:
     "The tasks, one of them with the prompts of a file, streamed; a small part of them is never drawn."
     streaming = [task for task in tasks if isinstance(task.prompts, Stream)]
@@ -310,15 +334,17 @@ FEWEST_SPLIT = 200  # rows of a file of which some are held out; of fewer, a sha
 def split_stream(
     path: Path,  # of a file as `prompt_files` takes it
     split: str,  # 'train' or 'held_out'
-    column: str = 'prompt',
+    column: str = 'prompt',  # of the file, where it has several
 ) -> PromptStream:
     "A part of a file's prompts, or all of a small file's."
     stream = PromptStream(path, column, split=split)
     return stream if stream.source.rows >= FEWEST_SPLIT else PromptStream(stream.source)
 
 
-def make_sampler(config: RunConfig) -> RolloutSampler:
-    "Where a configuration's trajectories come from."
+def make_sampler(
+    config: RunConfig,  # of the run
+) -> RolloutSampler:
+    "The sampler that a configuration asks for."
     if config.tree:
         return TreeSampler(parse_splits(config.tree))
     if not config.progressive and not config.branching:
@@ -327,10 +353,11 @@ def make_sampler(config: RunConfig) -> RolloutSampler:
 
 
 def make_trainer(
-    config: RunConfig,
-    tasks: list,  # of `Task`
-    model=None,  # a pipeline, a folder or a hub id; the shipped model when None
-    callbacks: list = None,  # of `Callback`; a progress line by default
+    config: RunConfig,  # of the run
+    tasks: list[Task],  # in the order in which they take turns
+    # a pipeline, a folder or a hub id; the shipped model when None
+    model: DiffusionPipeline | str | Path = None,
+    callbacks: list[Callback] = None,  # a progress line by default
     processes: Processes = None,  # who takes part; those that a launcher started by default
 ) -> Trainer:
     "The trainer that a configuration asks for."
