@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch', 'epoch_of', 'World',
-           'ImageStore', 'image_response', 'sheet_response', 'DrawnPage', 'draw', 'compare', 'Bench', 'no_runs',
-           'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights',
-           'voting_page', 'FirstPage', 'make_app', 'serve']
+           'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response', 'DrawnPage', 'draw',
+           'compare', 'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate',
+           'plain_values', 'weights', 'voting_page', 'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, subprocess, sys, tempfile, threading, time
@@ -24,11 +24,11 @@ import fastapi
 from fastcore.basics import patch
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from markupsafe import Markup
 from PIL import Image
 
-from . import pages, pairs
+from . import curves, pages, pairs, samples
 from ..runs.recordings import recorded_epochs
 from .pages import PageContext, complaint, note
 from ..rewards.reward import Card
@@ -220,10 +220,38 @@ def sheet_response(
     "A picture of a run's sheets."
     return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
 
+
+def sample_response(
+    library: Library,
+    run: str,  # its name
+    epoch: int,  # as in metrics.jsonl
+    task: str,
+    sample: int,  # in the task's epoch
+) -> Response:
+    "A picture of an epoch that was kept."
+    return _response(library, run, lambda found: samples.sample_image(found, epoch, task, sample))
+
+
+def series_response(
+    library: Library,
+    run: str = '',  # its name; the names of all runs where it is empty
+    name: str = '',  # of a number of the metrics; all about the run where it is empty
+) -> Response:
+    "What the page of curves draws, as JSON."
+    if not run:
+        return JSONResponse(dict(runs=list(library.scan().runs)))
+    try:
+        found = library.run(run)
+        return JSONResponse(curves.series(found, name) if name else curves.about_run(found))
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
 PAGES = dict(
     overview=pages.overview,
     pairs=pairs.before_after,
+    samples=samples.samples,
+    curves=curves.curves,
     trajectories=pages.trajectories,
     branches=pages.branches,
     fairness=pages.fairness,
@@ -403,6 +431,8 @@ ON_VOTE = 'ballot.follow(element, watch);'  # the same of the voting page
 LABELS = dict(
     overview='Overview',
     pairs='Before & after',
+    samples='Samples',
+    curves='Curves',
     trajectories='Trajectories',
     branches='Branches',
     fairness='Fairness',
@@ -414,7 +444,13 @@ LABELS = dict(
     train='Train',
 )
 PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)  # what is chosen on a page
-SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE, pairs=pairs.ON_PAIRS)  # of a page's component
+SCRIPTS = dict(
+    trajectories=str(ON_PATH),
+    vote=ON_VOTE,
+    pairs=pairs.ON_PAIRS,
+    samples=samples.ON_SAMPLES,
+    curves=curves.ON_CURVES,
+)  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
 
@@ -847,7 +883,14 @@ GRADIO = (
     r'config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/[\w./+-]+',
     r'gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset)',
 )
-OURS = (r'weights', r'sheet', r'images/[0-9a-f]{32}\.(webp|svg)', r'vote(/\d{4,9}/(left|right)\.png)?')
+OURS = (
+    r'weights',
+    r'sheet',
+    r'sample',
+    r'series',
+    r'images/[0-9a-f]{32}\.(webp|svg)',
+    r'vote(/\d{4,9}/(left|right)\.png)?',
+)
 OPEN = re.compile(f"/({'|'.join(('', *GRADIO, *OURS))})")
 
 CONTENT = (
@@ -1064,6 +1107,8 @@ def make_app(
     app.get('/weights')(lambda run, file: weights(library, run, file))
     app.get('/images/{name}')(image_response)
     app.get('/sheet')(partial(sheet_response, library))
+    app.get('/sample')(partial(sample_response, library))
+    app.get('/series')(partial(series_response, library))
     app.include_router(voting_page(library).router())
     panel = Panel(library, bench, world)
     gr.mount_gradio_app(
