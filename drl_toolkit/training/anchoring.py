@@ -43,6 +43,7 @@ class RatioAnchor:
     ):
         self.objective, self.policy, self.processes = objective, policy, processes
         self.state = AnchorState(None, False)
+        self.waiting = []  # batches that were sampled by the same weights and are learnt later
 
     def look(
         self,
@@ -65,7 +66,7 @@ class RatioAnchor:
         compared with again."""
         noisy = self.objective.is_noisy(noise)
         with self.processes.raise_together():
-            mine = self.objective.anchor(run, batch.minibatches[1:]) if noisy else 0
+            mine = self.objective.anchor(run, self._later(batch)) if noisy else 0
         count = sum(self.processes.all_gather_object(mine))
         if not noisy:
             return {}
@@ -73,6 +74,10 @@ class RatioAnchor:
             self._report_noise(run.epoch, noise)
         self.state = self.state._replace(noisy=True)
         return dict(anchored_transitions=count)
+
+    def _later(self, batch):
+        "All minibatches of these weights' samples but the first."
+        return batch.minibatches[1:] + [part for other in self.waiting for part in other.minibatches]
 
     def _report_noise(self, epoch, noise):
         clip = min(clip_pair(self.objective.clip_range))

@@ -180,11 +180,18 @@ def has_gradient(self: PolicyGradient, transitions: Transitions) -> torch.Tensor
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #2530fbc4
 @patch
-def prepare(self: PolicyGradient, run: RunContext, minibatches: list[Transitions]):
-    "What the surrogate and the KL penalty compare with. The first minibatch is its own anchor."
-    if minibatches and 'old_log_prob' in minibatches[0]:
-        minibatches[0]['sampled_log_prob'] = minibatches[0].pop('old_log_prob')
-    for transitions in minibatches[1:]:
+def prepare(
+    self: PolicyGradient,
+    run: RunContext,
+    minibatches: list[Transitions],
+    on_policy: bool = True,  # whether the first of them is learnt by the weights that sampled it
+):
+    "What the surrogate and the KL penalty compare with. On policy the first minibatch is its own anchor."
+    own = minibatches[:1] if on_policy else []
+    for transitions in own:
+        if 'old_log_prob' in transitions:
+            transitions['sampled_log_prob'] = transitions.pop('old_log_prob')
+    for transitions in minibatches[len(own) :]:
         for name in self.surrogate.memory:
             if name not in transitions:
                 transitions[name] = self._of_policy(run, transitions, name)

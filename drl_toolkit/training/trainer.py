@@ -120,11 +120,11 @@ class Trainer:
         "What one epoch costs, in words."
         plural = lambda count: 's' * (count > 1)
         tasks = ', '.join(f'{task.name} {task.samples}' for task in self.tasks)
-        steps, images = self.config.num_minibatches, sum(task.samples for task in self.tasks)
+        images = sum(task.samples for task in self.tasks)
         return (
             f'Each epoch samples {images} images in {self.policy.num_steps} steps for {len(self.tasks)} '
             f'task{plural(len(self.tasks))} ({tasks}), {self.objective.describe(self.context)}, '
-            f'and makes {steps} optimiser step{plural(steps)} per task.'
+            f'and makes {self.config.updates_in_words()}.'
         )
 
     def fit(
@@ -297,7 +297,10 @@ def advantages(
 @patch
 def _finite(self: Trainer, task: Task, values: list, prompts: list) -> torch.Tensor:  # (B,) bool
     names = [reward.name for reward in task.rewards]
-    return finite_samples(values, names, prompts, task.name, self.seed_of(task), self.epoch, self.processes)
+    most = self.config.max_nonfinite
+    return finite_samples(
+        values, names, prompts, task.name, self.seed_of(task), self.epoch, self.processes, most
+    )
 
 
 @patch
@@ -412,6 +415,8 @@ def _check(self: Trainer):
         )
     if self.config.reuse_graphs:
         self._check_graphs()
+    if not self.strategy.on_policy and len(names) > 1:
+        self._check_off_policy()
     if self.config.deterministic:
         prepare_deterministic(self.policy.device)
     for part in (self.sampler, self.objective, self.strategy):
@@ -420,6 +425,22 @@ def _check(self: Trainer):
         self.processes.say(warning)
     if self.config.shard:
         check_shard(self.policy, self.objective, self.processes)
+
+
+@patch
+def _check_off_policy(self: Trainer):
+    "Refuse what is right only where a batch's first step is taken by the weights that sampled it."
+    name = type(self.strategy).__name__
+    if self.config.reuse_graphs:
+        raise ValueError(
+            f'reuse_graphs must be False with strategy {name}: graphs of the second task are of weights that '
+            'the first has moved; got True'
+        )
+    if self.config.surrogate == 'reinforce' and self.objective.uses_path:
+        raise ValueError(
+            f"surrogate must be 'ppo' with strategy {name}, whose later tasks are learnt by other weights than "
+            "those that sampled; got 'reinforce'"
+        )
 
 
 @patch

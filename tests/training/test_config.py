@@ -45,7 +45,7 @@ def test_every_field_says_what_it_is():
     'wrong, words',
     [
         (dict(lr=-1), r'lr must be 0 or more; got -1$'),
-        (dict(clip_range=1), r'clip_range must be in \[0, 1\); got 1$'),
+        (dict(clip_range=-1), r'clip_range must be 0 or more; got -1$'),
         (dict(epochs=1.5), 'epochs must be a whole number; got 1.5'),
         (dict(epochs=True), 'epochs must be a finite number; got True'),
         (dict(lr=float('nan')), 'lr must be a finite number; got nan'),
