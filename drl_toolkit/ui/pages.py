@@ -11,7 +11,7 @@ __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'UNKNOWN', 'SAYS', 'NOT_JUD
            'trajectories', 'Group', 'groups_of', 'group_choices', 'branches', 'shares', 'MixRow', 'Mix', 'mixes',
            'fairness', 'Box', 'BoxedPicture', 'found_in', 'composition', 'Table', 'read_table', 'markdown_table',
            'as_table', 'TaxTable', 'taxes', 'results_of', 'costs', 'weight_files', 'resume_command', 'runs_page',
-           'Summary', 'side_by_side', 'ballot_of']
+           'Summary', 'ballot_of']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
 import csv, math, re, shlex, statistics
@@ -1173,23 +1173,6 @@ def _row(name, run):
         return Summary(name, None, Progress('damaged', 0, 0, 0.0, None), complaint(e, run))
 
 # %% ../../nbs/ui/04_pages.ipynb #5c7f63c6
-def side_by_side(
-    prompt: str,
-    seed: int,
-    base: list,  # of PIL images
-    tuned: list,  # of PIL images
-    context: PageContext = PageContext(),
-) -> str:  # HTML
-    "The same noise, twice."
-    return render(
-        'ui/templates/compare.html',
-        image=context.address,
-        prompt=prompt,
-        seed=seed,
-        rows=(('base', base), ('tuned', tuned)),
-    )
-
-
 def ballot_of(run: Run) -> Path:  # None where there is none
     "Where a ballot lies."
     places = ('eval', 'ballot'), ('ballot',)

@@ -6,8 +6,8 @@
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch', 'epoch_of', 'World',
            'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response', 'DrawnPage', 'draw',
-           'compare', 'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate',
-           'plain_values', 'weights', 'voting_page', 'FirstPage', 'make_app', 'serve']
+           'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values',
+           'weights', 'voting_page', 'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, subprocess, sys, tempfile, threading, time
@@ -28,7 +28,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from markupsafe import Markup
 from PIL import Image
 
-from . import curves, pages, pairs, samples
+from . import compare, curves, pages, pairs, samples
 from ..runs.recordings import recorded_epochs
 from .pages import PageContext, complaint, note
 from ..rewards.reward import Card
@@ -38,13 +38,11 @@ from ..utils.files import open_plain
 from ..utils.server import HEADERS, Guard, Server, plain_refusal, read_body, with_cookie
 from ..utils.templates import WEBP, EncodedImage, encode_image, render, static_text
 from ..runs.run import Run, find_runs
-from ..runs.models import open_policy, sampler_of
 from ..runs.control import ask
 from ..runs.folder import RunError, check_out
 from ..evaluation.votes import Ballot
 from ..utils.web import Access, Refusal, access_to, exposure
 from ..utils.loading import assets_dir
-from ..utils.images import to_pil
 
 # %% ../../nbs/ui/05_panel.ipynb #67a1613b
 class Runs(NamedTuple):
@@ -297,38 +295,6 @@ def draw(
         return note('This cannot be shown', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #9033d7a1
-@lru_cache(maxsize=2)
-def _policies(folder, stamp):
-    "The base and the tuned policy of a run, as the run samples."
-    run = Run.open(folder)
-    return [
-        open_policy(name, **sampler_of(run.config)) for name in (run.about.get('model') or 'demo', folder)
-    ]
-
-
-def compare(
-    run: Run,
-    prompt: str,
-    seed: int,
-    count: int = 4,  # pictures of each model
-    world: World = World(),
-) -> str:  # HTML
-    "One prompt at the same seeds, drawn by the base and by the tuned model."
-    from drl_toolkit.sampling.rollout import rollout
-
-    prompt = ' '.join(str(prompt or '').split())[:200]
-    if not prompt:
-        raise ValueError('the prompt is empty; type a sentence such as “a portrait of a doctor”')
-    if not _is_whole(seed) or not 0 <= seed < 2**31:
-        raise ValueError(f'seed must be a whole number from 0 on; seed is {seed!r}')
-    if not pages.weight_files(run):
-        raise RunError('this run has left no weights yet; when it ends, they are here')
-    policies = _policies(run.folder, (run.folder / 'weights').stat().st_mtime_ns)
-    world.check_prompt(policies[0], prompt)
-    images = [to_pil(rollout(policy, [prompt] * count, seed=int(seed)).images) for policy in policies]
-    return pages.side_by_side(prompt, int(seed), *images, context=PageContext(IMAGES.address))
-
-
 def _is_whole(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
@@ -450,6 +416,7 @@ SCRIPTS = dict(
     pairs=pairs.ON_PAIRS,
     samples=samples.ON_SAMPLES,
     curves=curves.ON_CURVES,
+    compare=compare.ON_COMPARE,
 )  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
@@ -554,7 +521,7 @@ def look(
     seen = seen or {}
     runs, broken = self.library.scan()
     name = name or seen.get('gone') or next(iter(runs), None)
-    now = dict(page=page, names=(name, *runs), moment=self.moment(page, name))
+    now = dict(page=page, names=(name, *runs), moment=self.moment(page, name), compared=seen.get('compared'))
     change = {self.page: page, self.seen: now}
     if now['names'] != seen.get('names'):
         change[self.run] = _menu(runs, name)
@@ -609,7 +576,8 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
             )
         }
     if page == 'compare':
-        return {html: ''} if now['names'][0] != seen.get('names', [None])[0] else {}
+        name, now['compared'] = now['names'][0], now['names'][0]
+        return {} if seen.get('compared') == name else {html: compare.invitation(run, self.context(name))}
     if page not in PAGES:
         return {}
     change = {}
@@ -785,24 +753,60 @@ def _is_current(self: Panel, page, name, seen):
 # %% ../../nbs/ui/05_panel.ipynb #0dd0834c
 @patch
 def _compare(self: Panel):
-    "A prompt, a seed, a button."
-    _words('<header class="lead"><h1>Type a prompt: both models draw it from the same noise</h1></header>')
+    "What is drawn, along which axes, and a button."
+    _words(
+        '<header class="lead"><h1>Let the models of this run draw, from the same noise</h1>'
+        '<p>Rows and columns are any two of prompt, seed, epoch and guidance; of the others one value counts.</p></header>'
+    )
     with gr.Row():
-        prompt = gr.Textbox(
-            'a portrait of a doctor', label='Prompt', max_lines=1, max_length=200, scale=4, elem_id='prompt'
+        prompts = gr.Textbox(
+            label='Prompts, one a line', max_lines=6, max_length=2000, scale=4, elem_id='prompt'
         )
-        seed = gr.Number(0, label='Seed', precision=0, minimum=0, scale=1, min_width=90, elem_id='seed')
-        button = gr.Button('Draw', variant='primary', scale=1, min_width=110, elem_id='draw')
-    self.asked = prompt, seed, button
+        seeds = gr.Textbox('0-3', label='Seeds', max_length=100, min_width=110, elem_id='seeds')
+        epochs = gr.Textbox(
+            'base, tuned', label='Epochs', max_length=200, min_width=120, elem_id='epochs-drawn'
+        )
+        guidance = gr.Textbox(
+            label='Guidance (empty: as trained)', max_length=100, min_width=120, elem_id='guidance'
+        )
+    with gr.Row():
+        axes = [
+            gr.Dropdown(list(compare.AXES), value=value, label=label, min_width=120, elem_id=label.lower())
+            for value, label in (('epoch', 'Rows'), ('seed', 'Columns'))
+        ]
+        swap = gr.Button('Swap rows and columns', min_width=120, elem_id='swap')
+        button = gr.Button('Draw', variant='primary', min_width=110, elem_id='draw')
+    swap.click(None, axes, axes, js='(rows, columns) => [columns, rows]')
+    self.asked = (prompts, seeds, epochs, guidance, *axes), button
 
 
 @patch
-def sides(self: Panel, name, prompt, seed):
-    "Both models' pictures, or the sentence that says why there are none."
+def context(
+    self: Panel,
+    name: str,  # of a run
+) -> PageContext:
+    "What a page is made with that is drawn for a viewer alone."
+    return PageContext(IMAGES.address, self.world.cards, name, self.world.sheet_prompts)
+
+
+@patch
+def sides(
+    self: Panel,
+    name: str,  # of a run
+    *asked,  # what was typed, and the two axes
+) -> str:  # HTML
+    "The grid that is asked for, or the sentence that says why there is none."
     try:
-        return compare(self.library.run(name), prompt, seed, world=self.world)
+        run = self.library.run(name)
     except (ValueError, OSError) as e:
         return note('This could not be drawn', str(e), kind='error')
+    try:
+        context = self.context(name)
+        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
+        images = compare.draw_grid(run, grid, self.world.check_prompt)
+        return compare.grid_page(run, grid, images, context)
+    except (ValueError, OSError) as e:
+        return note('This could not be drawn', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
 CONTROLS = dict(
@@ -859,12 +863,13 @@ def on_bench(self: Panel, act, *args):
 @patch
 def connect_actions(self: Panel):
     "Compare and train. Where nobody may train, there is no event for it."
-    prompt, seed, button = self.asked
+    asked, button = self.asked
     gr.on(
-        [button.click, prompt.submit],
+        [button.click, *(field.submit for field in asked[:4])],
         self.sides,
-        [self.run, prompt, seed],
+        [self.run, *asked],
         self.html['compare'],
+        preprocess=False,
         concurrency_limit=1,
         show_progress='minimal',
         api_visibility='private',
