@@ -134,10 +134,8 @@ def histogram(
     counts, edges = np.histogram(finite, bins=int(np.clip(np.sqrt(len(finite)), 4, 12)))
     shown = np.histogram(kept[np.isfinite(kept)], bins=edges)[0]
     heights = 100 * counts / counts.max()
-    return [
-        Bar(*map(float, edges[i : i + 2]), int(n), int(k), float(h))
-        for i, (n, k, h) in enumerate(zip(counts, shown, heights))
-    ]
+    rows = zip(edges, edges[1:], counts, shown, heights)
+    return [Bar(float(a), float(b), int(n), int(k), float(h)) for a, b, n, k, h in rows]
 
 
 def samples_of(
