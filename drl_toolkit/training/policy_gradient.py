@@ -68,6 +68,8 @@ class PolicyGradient(Objective):
     ):
         self.config = config
         self.likelihood = objectives.LIKELIHOODS[config.likelihood]
+        if config.matching_prediction == 'conditional':
+            self.likelihood = objectives.MatchingLikelihood(guided=False)
         self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]
         self.name = type(surrogate).__name__ if surrogate else config.surrogate
         self.dims = self.likelihood.dims(policy)
@@ -195,8 +197,7 @@ def prepare(
         for name in self.surrogate.memory:
             if name not in transitions:
                 transitions[name] = self._of_policy(run, transitions, name)
-    predict = lambda part: run.policy.predict(part['latents'], part['step'], part['cond'])
-    run.kl_penalty.remember(minibatches, predict)
+    run.kl_penalty.remember(minibatches, lambda part: self.likelihood.predict(run.policy, part))
 
 
 @patch
