@@ -104,6 +104,11 @@ class TrainConfig:
         "what the likelihood is used for: 'ppo', 'reinforce', 'guard' (GRPO-Guard) or 'nft' (DiffusionNFT)",
         choices=tuple(SURROGATE_LIKELIHOODS),
     )
+    nft_clip: float = setting(
+        1.0,
+        "surrogate 'nft': the advantage from which on an image is wholly good, or bad; 1 as its paper, 5 as its code",
+        '(0, inf)',
+    )
     clip_range: float = setting(
         0.0,
         "PPO clip on the ratio; 0 scales the papers' 1e-4 to this model's dimensions (path) or is .01 "

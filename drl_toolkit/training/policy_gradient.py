@@ -71,6 +71,8 @@ class PolicyGradient(Objective):
         if config.matching_prediction == 'conditional':
             self.likelihood = objectives.MatchingLikelihood(guided=False)
         self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]
+        if surrogate is None and config.surrogate == 'nft':
+            self.surrogate = objectives.NegativeAware(advantage_clip=config.nft_clip)
         self.name = type(surrogate).__name__ if surrogate else config.surrogate
         self.dims = self.likelihood.dims(policy)
         low = config.clip_range or self.surrogate.clip_range(self.likelihood, policy)

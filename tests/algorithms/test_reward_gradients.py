@@ -205,7 +205,7 @@ def test_what_cannot_be_trained_is_refused(objective, told, words):
 
 def test_refls_release_lets_rewards_beyond_its_margin_be_and_has_no_guidance():
     "1e-3 max(2 - r, 0) of the conditional prediction, by hand; a policy without guidance gives the same."
-    bright = reward(lambda images, prompts: 2 + 40 * warmth.score(images, prompts), name='bright')
+    bright = reward(lambda images, prompts: 40 * warmth.score(images, prompts) - 6.5, name='bright')
     gradients = []
     for guidance, objective in ((4.0, ReFL.released()), (4.0, ReFL())):
         policy = Policy(tiny_sd(), num_steps=4, train='full', guidance_scale=guidance)

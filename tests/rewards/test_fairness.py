@@ -83,8 +83,8 @@ def test_rarity_is_the_even_share_less_the_share_among_the_others():
 def test_an_unreadable_image_may_be_undefined():
     "It has no value, and the others' parity is that of the readable ones."
     tones = torch.tensor([0, 0, -1, 1, -1, -1, -1, -1])
-    images, prompts = tones[:, None, None, None].float().expand(8, 3, 2, 2), ['a'] * 4 + ['b'] * 4
-    read = lambda images: images[:, 0, 0, 0].long()
+    images, prompts = (tones[:, None, None, None] + 1).expand(8, 3, 2, 2) / 10, ['a'] * 4 + ['b'] * 4
+    read = lambda images: (10 * images[:, 0, 0, 0]).round().long() - 1
     shared = fairness_reward(read, 'shared', undefined=True)
     with keep_nonfinite():
         values, metrics = shared.report(images, prompts)

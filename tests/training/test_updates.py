@@ -15,6 +15,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.training.callbacks import Callback
 from drl_toolkit.training.config import TrainConfig
+from drl_toolkit.training.policy_gradient import PolicyGradient
 from drl_toolkit.training.trainer import Trainer
 
 STEPS, STOCHASTIC, SAMPLES = 5, 4, 12
@@ -324,3 +325,15 @@ def test_matching_fits_the_guided_or_the_conditional_prediction(prediction):
     loss = -(ratio * batch.advantage[part['sample']]).sum() / 16 + 0.1 * (now - now.detach()).square().mean()
     right = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
     assert torch.allclose(found, right, rtol=2e-3, atol=2e-3 * right.abs().max().item())
+
+
+def test_nfts_clip_is_its_papers_or_its_codes():
+    "r = ½ + ½ clip(A, ±c)/c with c of 1 in the paper and 5 in the release."
+    policy, advantage = Policy(tiny_sd(), num_steps=2), torch.tensor([-9.0, -2.5, 0.0, 0.5, 2.5])
+    goodness = lambda **config: (
+        PolicyGradient(TrainConfig(surrogate='nft', likelihood='matching', **config), policy)
+        .surrogate.goodness(advantage)
+        .tolist()
+    )
+    assert goodness() == [0, 0, 0.5, 0.75, 1]
+    assert goodness(nft_clip=5.0) == pytest.approx([0, 0.25, 0.5, 0.55, 0.75])
