@@ -337,13 +337,16 @@ def test_other_shapes_go_through_open_clips_own_transform(mode, size):
 
 
 def test_eight_bits_are_those_of_a_file_and_let_gradients_pass():
-    rounded = clip_score.eight_bit()
-    assert torch.equal(rounded(IMAGES, PROMPTS), clip_score(to_tensor(to_pil(IMAGES)), PROMPTS))
-    assert not torch.equal(rounded(IMAGES, PROMPTS), clip_score(IMAGES, PROMPTS))
+    rounded, file = clip_score.eight_bit(), to_tensor(to_pil(IMAGES))
+    first = reward(lambda images, prompts: images[:, 0, 0, 0], name='first')
+    assert torch.equal(first.eight_bit()(IMAGES, PROMPTS), file[:, 0, 0, 0])
+    assert not torch.equal(first(IMAGES, PROMPTS), file[:, 0, 0, 0])
+    assert torch.allclose(rounded(IMAGES, PROMPTS), clip_score(file, PROMPTS), atol=1e-6)
     images = IMAGES * 1.2 - 0.1  # some too dark, some too bright
     leaf, plain = images.clone().requires_grad_(), to_tensor(to_pil(images)).requires_grad_()
     rounded.raw(leaf, PROMPTS).sum().backward()
     clip_score.raw(plain, PROMPTS).sum().backward()
-    assert torch.equal(leaf.grad, plain.grad) and rounded.name == clip_score.name
+    assert torch.allclose(leaf.grad, plain.grad, atol=1e-6) and leaf.grad.abs().sum() > 0
+    assert rounded.name == clip_score.name
     with pytest.raises(ValueError, match='is a combination; make its parts eight_bit'):
         (clip_score + jpeg_compressibility).eight_bit()
