@@ -1,8 +1,10 @@
-"""A GPU that is not there: tensors that say they lie on 'cuda:0', compute on the CPU, and refuse to be mixed with the CPU's.
+"""A GPU that is not there: tensors that say they lie on 'cuda:0', compute on the CPU, and refuse to be mixed with the
+CPU's.
 
-What goes wrong first on a real GPU is a tensor left behind on the other side. PyTorch's own check of that needs the hardware; this one does not.
-Inside `fake_cuda()` a tensor made on, or moved to, 'cuda' is a `Far`. Every operation looks at where its tensors lie, by the rules of a real GPU: numbers
-without dimensions may come from the CPU, so may indices, and `copy_` goes anywhere; all else must lie in one place, and NumPy takes no tensor of the GPU."""
+What goes wrong first on a real GPU is a tensor left behind on the other side. PyTorch's own check of that needs the
+hardware; this one does not. Inside `fake_cuda()` a tensor made on, or moved to, 'cuda' is a `Far`. Every operation
+looks at where its tensors lie, by the rules of a real GPU: numbers without dimensions may come from the CPU, so may
+indices, and `copy_` goes anywhere; all else must lie in one place, and NumPy takes no tensor of the GPU."""
 
 import sys
 from contextlib import contextmanager

@@ -1,10 +1,12 @@
-"""What the tests show on a CPU, shown on a GPU in at most five minutes, for a machine that has one and is lent for minutes.
+"""What the tests show on a CPU, shown on a GPU in at most five minutes, for a machine that has one and is lent for
+minutes.
 
     python tests/gpu.py --out gpu.json [--device cpu --quick] [--matrix-seconds 150]
 
-Parts: the models of tests/sampling/test_matrix.py × precision × LoRA or all weights; two equal runs and a resumed one, to the bit; the ratio before the first update;
-kept graphs; estimated against measured memory; a short benchmark. The file is written anew after each part and each case. A part that fails is an entry
-that says why, and the exit status is 1."""
+Parts: the models of tests/sampling/test_matrix.py × precision × LoRA or all weights; two equal runs and a resumed
+one, to the bit; the ratio before the first update; kept graphs; estimated against measured memory; a short
+benchmark. The file is written anew after each part and each case. A part that fails is an entry that says why, and
+the exit status is 1."""
 
 # On a lent machine, which has torch 2.11, transformers and peft, and no network. Here first, in the root of
 # the repository:

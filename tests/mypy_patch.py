@@ -1,10 +1,11 @@
 """mypy plugin: what the house does at run time, told to the type checker.
 
-Methods that fastcore's `@patch` adds to a class of the same file are members of that class; a `Policy` has the fields of its configuration;
-`@reward(…)` makes a reward of a function.
+Methods that fastcore's `@patch` adds to a class of the same file are members of that class; a `Policy` has the
+fields of its configuration; `@reward(…)` makes a reward of a function.
 
-A type checker sees `@patch def fit(self:Trainer): …` as a function beside the class, and would call every `trainer.fit` unknown. Before mypy looks at a file,
-this moves such functions into the body of their class, where Python's `patch` puts them when the file is run.
+A type checker sees `@patch def fit(self:Trainer): …` as a function beside the class, and would call every
+`trainer.fit` unknown. Before mypy looks at a file, this moves such functions into the body of their class, where
+Python's `patch` puts them when the file is run.
 """
 
 from mypy.nodes import CallExpr, ClassDef, Decorator, MypyFile, NameExpr, Var

@@ -79,8 +79,9 @@ def course():
     lines = [
         '## The course',
         '',
-        'For people who know PyTorch and have never met REINFORCE. `make course` opens the first lesson in JupyterLab; in ten minutes a reward '
-        'of three lines has changed the images. Each lesson takes at most 45 minutes, derives what it uses, and has exercises that check themselves.',
+        'For people who know PyTorch and have never met REINFORCE. `make course` opens the first lesson in JupyterLab; in ten '
+        'minutes a reward of three lines has changed the images. Each lesson takes at most 45 minutes, derives what it uses, '
+        'and has exercises that check themselves.',
         '',
         *table('course', 'lesson', 'what it is about'),
     ]
@@ -93,8 +94,8 @@ def chapters():
     lines = [
         '## The chapters',
         '',
-        'The reference: the source of everything, room by room. A room knows only the rooms above it; [architecture](architecture.ipynb) has '
-        'their picture, and one trajectory\'s way through them.',
+        'The reference: the source of everything, room by room. A room knows only the rooms above it; '
+        '[architecture](architecture.ipynb) has their picture, and one trajectory\'s way through them.',
         '',
         '| room | its question |',
         '|---|---|',

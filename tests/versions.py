@@ -1,7 +1,8 @@
-"""The versions that a set-up installs. `assets/constraints.txt` holds what was tested, `tests/constraints-oldest.txt` the floors of settings.ini.
+"""The versions that a set-up installs. `assets/constraints.txt` holds what was tested,
+`tests/constraints-oldest.txt` the floors of settings.ini.
 
-python tests/versions.py tested     # print what is installed in this environment, as constraints
-python tests/versions.py oldest     # print the floors
+    python tests/versions.py tested     # print what is installed in this environment, as constraints
+    python tests/versions.py oldest     # print the floors
 """
 
 import re, sys

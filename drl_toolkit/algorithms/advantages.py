@@ -9,7 +9,9 @@ __all__ = ['ADVANTAGES', 'WITHIN_GROUPS', 'batch', 'group_deviation', 'frac_zero
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #d92a768e
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from scipy.stats import norm, rankdata
@@ -157,7 +159,10 @@ class MovingAverage:
         "What must be saved for an exact resume."
         return dict(calls=self.calls, mean=self.mean, square=self.square)
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         "Take up a saved memory."
         self.calls, self.mean, self.square = state['calls'], state['mean'], state['square']
 
@@ -230,7 +235,10 @@ class PerPrompt:
         "What must be saved for an exact resume."
         return {p: list(values) for p, values in self.stats.items()}
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         "Take up a saved memory."
         self.stats = {p: deque(values, maxlen=self.buffer_size) for p, values in state.items()}
 
@@ -280,8 +288,12 @@ class Contrastive:
             keep[worst] |= z[worst] < self.low
         return _clamped(torch.where(keep, z, 0.0), self.clamp)
 
-    def z_scores(self, rewards, prompts):
-        "Per prompt, over this round and the remembered ones."
+    def z_scores(
+        self,
+        rewards: torch.Tensor,  # (B,) float64
+        prompts: list[str],  # B of them
+    ) -> torch.Tensor:  # (B,)
+        "Standardised rewards of each prompt, over this round and the remembered ones."
         rows, z = {}, torch.zeros_like(rewards)
         for i, p in enumerate(prompts):
             rows.setdefault(p, []).append(i)
@@ -300,7 +312,10 @@ class Contrastive:
         "What must be saved for an exact resume."
         return {p: [list(r) for r in past] for p, past in self.memory.items()}
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         "Take up a saved memory."
         self.memory = {p: deque(past, maxlen=self.rounds) for p, past in state.items()}
 
@@ -373,9 +388,9 @@ WITHIN_GROUPS = (group, leave_one_out, centred, rank, reward_weighted, best_of)
 
 
 def needs_group(
-    credit,  # from rewards to advantages, as tasks and `ADVANTAGES` have it
+    credit: Callable,  # from rewards to advantages, as tasks and `ADVANTAGES` have it
 ) -> bool:
-    "Whether a group of one sample teaches nothing by this credit: all of them get the same."
+    "Whether an estimator compares the samples of a group: a group of one sample teaches nothing."
     return getattr(credit, 'func', credit) in WITHIN_GROUPS  # `func` of a `functools.partial`
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #f629cb0a

@@ -8,8 +8,13 @@ __all__ = ['AsyncRewardSampler']
 # %% ../../nbs/algorithms/06_async_rewards.ipynb #fb1040d1
 from contextlib import ExitStack
 
-from .interfaces import RolloutSampler
+import torch
+
+from .interfaces import RolloutSampler, RunContext, SampleRequest
 from ..rewards.remote import Pending, part_size, rollout_in_parts
+from ..prompts.task import Task
+from ..rewards.reward import RewardOutput
+from ..sampling.rollout import Trajectory
 
 # %% ../../nbs/algorithms/06_async_rewards.ipynb #ecba28ff
 class AsyncRewardSampler(RolloutSampler):
@@ -24,8 +29,12 @@ class AsyncRewardSampler(RolloutSampler):
     ):
         self.batch_size, self.waiting = batch_size, (None, [])
 
-    def sample(self, run, request):
-        "A trajectory for every prompt; its values are on their way."
+    def sample(
+        self,
+        run: RunContext,  # of this epoch
+        request: SampleRequest,  # what to sample
+    ) -> Trajectory:
+        "Sample a trajectory for every prompt, with the rewards at work on finished parts."
         pending = [Pending(reward, request.prompts, request.groups) for reward in request.task.rewards]
         hand_over = lambda rows, images: [p.add(rows, images) for p in pending]
         size = self.batch_size or part_size(run.policy)
@@ -35,8 +44,13 @@ class AsyncRewardSampler(RolloutSampler):
         self.waiting = trajectory, pending
         return trajectory
 
-    def evaluate(self, task, trajectory, groups):
-        "The values that were asked for while sampling."
+    def evaluate(
+        self,
+        task: Task,  # whose rewards are asked
+        trajectory: Trajectory,  # that `sample` gave
+        groups: torch.Tensor,  # (B,) long
+    ) -> list[RewardOutput]:  # one for each reward of the task
+        "The values that were computed while sampling."
         (mine, pending), self.waiting = self.waiting, (None, [])
         if mine is not trajectory:
             return super().evaluate(task, trajectory, groups)

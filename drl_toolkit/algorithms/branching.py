@@ -24,7 +24,8 @@ from drl_toolkit.sampling.rollout import (
     sample_seed,
 )
 from ..sampling.policy import Policy
-from .interfaces import RolloutSampler
+from .interfaces import Batch, RolloutSampler, RunContext, SampleRequest
+from .minibatches import Transitions
 
 # %% ../../nbs/algorithms/04_branching.ipynb #eb2cb5aa
 def trained_steps(
@@ -65,17 +66,17 @@ def nodes(
 
 
 def tree_rollout(
-    policy: Policy,
-    prompts: list,  # of B strings; those of a group are equal
+    policy: Policy,  # that samples
+    prompts: list[str],  # B of them; those of a group are equal
     groups: torch.Tensor,  # (B,) long; the rows of a group lie together
-    splits: tuple,  # denoising steps before which paths part, ascending
+    splits: tuple[int, ...],  # denoising steps before which paths part, ascending
     seed: int = 0,  # of the run
-    epoch: int = 0,
+    epoch: int = 0,  # of the run
     batch_size: int = 64,  # samples denoised together
     # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
     first: int = 0,
 ) -> Trajectory:
-    "Samples whose paths are one within a group at first, and part again and again."
+    "Sample trees: the paths of a group are one at first, and part again and again."
     members = torch.arange(len(prompts)).split(groups.unique_consecutive(return_counts=True)[1].tolist())
     mixed = [rows for rows in members if len({prompts[i] for i in rows}) > 1]
     if mixed:
@@ -134,17 +135,17 @@ def _stretch_name(depth, branch_points):
 
 
 def branch_rollout(
-    policy: Policy,
-    prompts: list,  # of B strings; those of a group are equal
+    policy: Policy,  # that samples
+    prompts: list[str],  # B of them; those of a group are equal
     groups: torch.Tensor,  # (B,) long: which samples share a prefix; the rows of a group lie together
     branching: int,  # how many of the last steps each sample takes on its own
     seed: int = 0,  # of the run
-    epoch: int = 0,
+    epoch: int = 0,  # of the run
     batch_size: int = 64,  # samples denoised together
     # index of the first prompt's sample within the epoch, for an epoch that is sampled in parts
     first: int = 0,
 ) -> Trajectory:
-    "Samples that share the first part of their path within a group: a tree that parts once."
+    "Sample groups that share the first part of their path: a tree that parts once."
     if not 1 <= branching <= policy.num_steps:
         raise ValueError(
             f'branching must be in 1 … {policy.num_steps} (the number of steps); got {branching!r}'
@@ -168,8 +169,11 @@ class BranchSampler(RolloutSampler):
     def __post_init__(self):
         trained_steps(0, 1, 1, self.first)  # refuses a share that is none
 
-    def check(self, run):
-        "The schedule must fit the steps, and a branch needs others beside it."
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
+        "Raise `ValueError` where the schedule does not fit the steps, or a branch has none to be compared with."
         self.steps(run)
         alone = [task.name for task in run.tasks if task.group_size < 2] if self.share_prefix else []
         if alone:
@@ -180,7 +184,7 @@ class BranchSampler(RolloutSampler):
 
     def steps(
         self,
-        run,  # a `RunContext`
+        run: RunContext,  # of this epoch
     ) -> int:
         "How many of the last steps are trained now."
         epoch, steps = run.epoch if self.grow else 0, run.policy.num_steps
@@ -194,8 +198,12 @@ class BranchSampler(RolloutSampler):
             f'schedule must be in 1 … {steps} (the number of steps); got {count!r} in epoch {epoch}'
         )
 
-    def sample(self, run, request):
-        "Groups with a common prefix."
+    def sample(
+        self,
+        run: RunContext,  # of this epoch
+        request: SampleRequest,  # what to sample
+    ) -> Trajectory:
+        "Sample groups with a common prefix."
         if not self.share_prefix:
             return super().sample(run, request)
         return branch_rollout(
@@ -208,8 +216,11 @@ class BranchSampler(RolloutSampler):
             first=request.first,
         )
 
-    def trainable(self, run):
-        "The last steps only."
+    def trainable(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> torch.Tensor:  # (T,) bool
+        "Which steps are trained: the last ones."
         count = run.policy.num_steps
         return torch.arange(count) >= count - self.steps(run)
 
@@ -217,12 +228,13 @@ class BranchSampler(RolloutSampler):
 def depth_credit(
     advantage: torch.Tensor,  # (B,) of the leaves
     groups: torch.Tensor,  # (B,) long
-    branch_points: int,
+    branch_points: int,  # how many a path has
     correction: int = 0,  # of the degrees of freedom of the nodes' deviation; 1 is the unbiased one (BranchGRPO)
 ) -> torch.Tensor:  # (branch_points + 1, B): of each row's steps before the first branch point, after it, …
-    """What each node of a tree is worth, beside the others of its depth. [BranchGRPO]
+    """The advantage of each node of a tree, relative to the others of its depth.
 
-    The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp hold at every depth."""
+    The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp
+    hold at every depth. [BranchGRPO, whose deviation is the unbiased one: correction 1]"""
     deviation, largest = advantages.group_deviation(advantage, groups).to(advantage), advantage.abs().max()
 
     def worth(depth):
@@ -249,8 +261,11 @@ class TreeSampler(RolloutSampler):
         if not self.splits or not whole or sorted(set(self.splits)) != list(self.splits):
             raise ValueError(f'splits must be ascending steps such as (0, 2); got {self.splits!r}')
 
-    def check(self, run):
-        "The steps must exist, and each group must be a whole tree."
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
+        "Raise `ValueError` where a step does not exist, or a group is no whole tree."
         steps = run.policy.num_steps
         if self.splits[-1] >= steps:
             raise ValueError(f'splits must be below {steps} (the number of steps); got {self.splits!r}')
@@ -262,8 +277,12 @@ class TreeSampler(RolloutSampler):
                 )
             nodes(torch.zeros(task.group_size), 0, len(self.splits))
 
-    def sample(self, run, request):
-        "A tree for every group."
+    def sample(
+        self,
+        run: RunContext,  # of this epoch
+        request: SampleRequest,  # what to sample
+    ) -> Trajectory:
+        "Sample a tree for every group."
         return tree_rollout(
             run.policy,
             request.prompts,
@@ -274,12 +293,19 @@ class TreeSampler(RolloutSampler):
             first=request.first,
         )
 
-    def trainable(self, run):
-        "From the first branch point on."
+    def trainable(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> torch.Tensor:  # (T,) bool
+        "Which steps are trained: those from the first branch point on."
         return torch.arange(run.policy.num_steps) >= self.splits[0]
 
-    def advantage(self, batch, transitions):
-        "Of the node that a row's step leads through."
+    def advantage(
+        self,
+        batch: Batch,  # whose leaves have advantages
+        transitions: Transitions,  # N rows
+    ) -> torch.Tensor:  # (N,)
+        "The advantage of each transition: that of the node that its step leads through."
         depth = torch.searchsorted(torch.tensor(self.splits), transitions['step'].cpu(), right=True)
         leaves, groups = batch.advantage.cpu(), batch.groups  # in float64
         by_depth = depth_credit(leaves, groups, len(self.splits), self.correction)

@@ -18,6 +18,7 @@ from ..distributed.processes import RankSlice
 from ..prompts.task import Task
 from ..sampling.policy import Policy
 from ..sampling.rollout import Trajectory, rollout
+from ..rewards.reward import RewardOutput
 
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #1102ba79
 @dataclass(frozen=True)
@@ -79,16 +80,16 @@ class RolloutSampler:
 
     def check(
         self,
-        run: RunContext,
+        run: RunContext,  # of the first epoch
     ):
         "Raise `ValueError` where this run cannot be sampled so."
 
     def sample(
         self,
-        run: RunContext,
-        request: SampleRequest,
+        run: RunContext,  # of this epoch
+        request: SampleRequest,  # what to sample
     ) -> Trajectory:
-        "A trajectory for every prompt of the request."
+        "Sample a trajectory for every prompt of the request."
         return rollout(
             run.policy,
             request.prompts,
@@ -100,23 +101,23 @@ class RolloutSampler:
 
     def evaluate(
         self,
-        task: Task,
-        trajectory: Trajectory,
+        task: Task,  # whose rewards are asked
+        trajectory: Trajectory,  # that `sample` gave
         groups: torch.Tensor,  # (B,) long
-    ) -> list:  # of `RewardOutput`: values (B,), metrics, observations, for each reward of the task
-        "What the task's rewards say of the images."
+    ) -> list[RewardOutput]:  # one for each reward of the task
+        "Ask the task's rewards about the images."
         return [reward.evaluate(trajectory.images, trajectory.prompts, groups) for reward in task.rewards]
 
     def trainable(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
     ) -> torch.Tensor:  # (T,) bool
         "Which denoising steps may be trained in this epoch."
         return torch.ones(run.policy.num_steps, dtype=torch.bool)
 
     def advantage(
         self,
-        batch: Batch,
+        batch: Batch,  # of this task
         transitions: Transitions,  # N rows
     ) -> torch.Tensor:  # (N,)
         "The advantage of each transition: that of its sample."
@@ -135,23 +136,23 @@ class Objective:
 
     def check(
         self,
-        run: RunContext,
+        run: RunContext,  # of the first epoch
     ):
         "Raise `ValueError`, before anything is sampled, where this run cannot be trained so."
 
     def transitions(
         self,
-        run: RunContext,
-        batch: Batch,
+        run: RunContext,  # of this epoch
+        batch: Batch,  # of this task
         # on the CPU, in the same state in all processes: draw for all samples, see `RankSlice`
         generator: torch.Generator,
     ) -> Transitions:  # with columns `sample`, `step` and `row`, its number among all processes' rows
-        "What is learnt from a batch; it is shuffled and cut into minibatches afterwards."
+        "Choose what is learnt from a batch; it is shuffled and cut into minibatches afterwards."
         raise NotImplementedError
 
     def loss(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
         transitions: Transitions,  # a micro-batch
     ) -> LossOutput:
         "The loss of a micro-batch, weighted with the column `weight`."
@@ -159,22 +160,22 @@ class Objective:
 
     def describe(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
     ) -> str:  # completes "Each epoch samples … images, "
         "What is trained, in words."
         return f'trains them by {type(self).__name__}'
 
     def warning(
         self,
-        run: RunContext,
+        run: RunContext,  # of the first epoch
     ) -> str:  # empty where all is well
         "What to say once, before the first epoch, of something odd that is allowed."
         return ''
 
     def steps_to_train(
         self,
-        run: RunContext,
-        task: Task,
+        run: RunContext,  # of this epoch
+        task: Task,  # of the run
         rank_slice: RankSlice,  # which of the task's samples
         generator: torch.Generator,  # as `transitions` gets it
     ) -> torch.Tensor:  # (B, k) long
@@ -190,8 +191,8 @@ class Objective:
 
     def prepare(
         self,
-        run: RunContext,
-        minibatches: list[Transitions],
+        run: RunContext,  # of this epoch
+        minibatches: list[Transitions],  # of a batch, in the order of the updates
         on_policy: bool = True,  # whether the first of them is learnt by the weights that sampled it
     ):
         "Add, before the first update, the columns that the updates compare with."
@@ -205,8 +206,8 @@ class Objective:
 
     def anchor(
         self,
-        run: RunContext,
-        minibatches: list[Transitions],
+        run: RunContext,  # of this epoch
+        minibatches: list[Transitions],  # of a batch, in the order of the updates
     ) -> int:  # rows that were computed
         """Where sampling was too noisy: replace what these minibatches are compared with, before the first
         update."""
@@ -233,29 +234,54 @@ class Updates(Protocol):
 
     params: list[torch.Tensor]  # that are trained
 
-    def learn(self, batch: Batch) -> dict[str, float]:
-        "All steps on one batch; returns numbers to record."
+    def learn(
+        self,
+        batch: Batch,  # of one task
+    ) -> dict[str, float]:  # numbers to record
+        "Take all steps on one batch."
 
-    def plan(self, batch: Batch, on_policy: bool = True) -> list[Transitions]:
-        "A batch as minibatches, one for each step; `learn` takes a batch that is planned as it is."
+    def plan(
+        self,
+        batch: Batch,  # of one task
+        on_policy: bool = True,  # whether its first step is taken by the weights that sampled it
+    ) -> list[Transitions]:
+        "Cut a batch into minibatches, one for each step; `learn` takes a planned batch as it is."
 
-    def gradient(self, transitions: Transitions, first: Batch = None) -> Metrics:
-        "A minibatch's gradient into `.grad`. Of the first minibatch of a batch, `first` is this batch."
+    def gradient(
+        self,
+        transitions: Transitions,  # a minibatch
+        first: Batch = None,  # the batch that this is the first minibatch of; None for later ones
+    ) -> Metrics:
+        "Put a minibatch's gradient into `.grad`."
 
-    def set_gradient(self, gradients: list):
-        "Put gradients, or None, where the optimiser looks for them."
+    def set_gradient(
+        self,
+        gradients: list[torch.Tensor],  # one for each parameter, or None
+    ):
+        "Put gradients where the optimiser looks for them."
 
-    def products(self, gradients: list[list]) -> torch.Tensor:
+    def products(
+        self,
+        gradients: list[
+            list[torch.Tensor]
+        ],  # R of them, each a list with a tensor or None for each parameter
+    ) -> torch.Tensor:
         "Inner products (R, R) of R gradients."
 
     def step(self) -> torch.Tensor:
         "One optimiser step; returns the gradient's norm. Where that is not finite nothing has changed."
 
-    def skip_step(self, parts: list[FailedPart]):
-        "After a step whose norm is not finite: name the samples that caused it."
+    def skip_step(
+        self,
+        parts: list[FailedPart],  # all that the step was made of
+    ):
+        "Skip a step whose norm is not finite, and name the samples that caused it."
 
-    def summary(self, stats: list[Metrics]) -> dict[str, float]:
-        "Numbers to record of a batch's steps."
+    def summary(
+        self,
+        stats: list[Metrics],  # of a batch's steps
+    ) -> dict[str, float]:
+        "Numbers to record of a batch."
 
 
 @dataclass(frozen=True)
@@ -279,15 +305,15 @@ class Strategy:
 
     def check(
         self,
-        run: RunContext,
+        run: RunContext,  # of the first epoch
     ):
-        "Raise `ValueError` where these tasks cannot be served."
+        "Raise `ValueError` where these tasks cannot be trained so."
 
     def run_epoch(
         self,
-        stages: Stages,
+        stages: Stages,  # of this epoch
     ) -> dict[str, dict[str, float]]:  # task -> numbers to record
-        "Serve all tasks once."
+        "Train on all tasks once."
         metrics, batches = {}, []
         for task in stages.run.tasks:
             batch = stages.collect(task)
@@ -301,6 +327,6 @@ class Strategy:
 
     def load_state_dict(
         self,
-        state: dict[str, object],
+        state: dict[str, object],  # as `state_dict` gave it
     ):
         "Take up a saved state."

@@ -19,8 +19,8 @@ class KLPenalty:
 
     def __init__(
         self,
-        policy: Policy,
-        micro_batches: MicroBatches,
+        policy: Policy,  # that is trained
+        micro_batches: MicroBatches,  # by which the reference model is called
         weight: float,  # of the distance in the loss; 0 leaves it out
         target: float = 0.0,  # the distance that the weight is adapted to hold; 0 leaves the weight as it is
     ):
@@ -41,9 +41,9 @@ class KLPenalty:
 
     def add(
         self,
-        output: LossOutput,
+        output: LossOutput,  # of the loss without the penalty
         distance: torch.Tensor,  # scalar, summed over the transitions with their weights
-        transitions: Transitions,
+        transitions: Transitions,  # of this loss
     ) -> LossOutput:
         "A loss with the weighted distance added, and the distance among its metrics."
         kl = distance.detach() / transitions['weight'].sum()

@@ -39,7 +39,7 @@ class MicroBatches:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy,  # whose device the results come to
         size: int,  # rows in a micro-batch at most
     ):
         self.policy, self.size = policy, size

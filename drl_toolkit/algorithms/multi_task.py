@@ -10,6 +10,7 @@ __all__ = ['SampleFirst', 'without_conflicts', 'shortest_mixture', 'TaskUpdates'
 import random
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from scipy.optimize import nnls
@@ -17,6 +18,7 @@ from scipy.optimize import nnls
 from ..sampling.rollout import sample_seed
 from ..rewards.reward import headline_of
 from .interfaces import Batch, FailedPart, RunContext, Stages, Strategy, Updates
+from .minibatches import Transitions
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #c17e0011
 class SampleFirst(Strategy):
@@ -82,10 +84,10 @@ class TaskUpdates:
 
     def gradient(
         self,
-        updates: Updates,
-        transitions: dict,  # this task's minibatch; None where it has no more
-    ) -> list:  # of tensors, or of None
-        "This task's part of a step."
+        updates: Updates,  # that computes it
+        transitions: Transitions,  # this task's minibatch; None where it has no more
+    ) -> list[torch.Tensor]:  # one for each parameter, or None
+        "This task's gradient of a step."
         if transitions is None:
             return [None] * len(updates.params)
         self.stats.append(updates.gradient(transitions, None if self.stats else self.batch))
@@ -95,8 +97,11 @@ class TaskUpdates:
 class Together(Strategy):
     "The mean of all tasks' gradients, at the same weights."
 
-    def check(self, run):
-        "The data loss must be a step of its own: it is no task."
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
+        "Raise `ValueError` where the data loss is joined to updates: it is no task."
         if run.data_mode == 'joined':
             raise ValueError(
                 f"data_mode must be 'step' with {type(self).__name__}; got 'joined', "
@@ -105,7 +110,7 @@ class Together(Strategy):
 
     def weigh(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
         products: torch.Tensor,  # (R, R) inner products of the tasks' gradients
     ) -> torch.Tensor:  # (R,)
         "The weight of each task's gradient."
@@ -113,13 +118,16 @@ class Together(Strategy):
 
     def see(
         self,
-        run: RunContext,
-        batches: list[Batch],
+        run: RunContext,  # of this epoch
+        batches: list[Batch],  # one for each task
     ):
         "Look at this epoch's samples before any update."
 
-    def run_epoch(self, stages):
-        "Sample for all tasks; then step by step, all together."
+    def run_epoch(
+        self,
+        stages: Stages,  # of this epoch
+    ) -> dict[str, dict[str, float]]:  # task -> numbers to record
+        "Sample for all tasks; then take every step for all of them together."
         run, updates = stages.run, stages.updates
         batches = [stages.collect(task) for task in run.tasks]
         self.see(run, batches)
@@ -176,7 +184,11 @@ def mix(
 class PCGrad(Together):
     "Without what contradicts another task. [PCGrad]"
 
-    def weigh(self, run, products):
+    def weigh(
+        self,
+        run: RunContext,  # of this epoch
+        products: torch.Tensor,  # (R, R) inner products of the tasks' gradients
+    ) -> torch.Tensor:  # (R,)
         return without_conflicts(products, random.Random(sample_seed(run.seed, run.epoch, 'conflicts')))
 
 
@@ -186,7 +198,11 @@ class MGDA(Together):
 
     normalised: bool = True  # gradients of length 1 first; else the shortest gradient has the most say
 
-    def weigh(self, run, products):
+    def weigh(
+        self,
+        run: RunContext,  # of this epoch
+        products: torch.Tensor,  # (R, R) inner products of the tasks' gradients
+    ) -> torch.Tensor:  # (R,)
         length = products.diagonal().sqrt()
         there = length > 0  # a zero gradient is the shortest mixture, and moves nothing
         weights = torch.zeros_like(length)
@@ -227,17 +243,24 @@ class Following(Together):
     start: dict = field(default_factory=dict, repr=False)  # task -> (standing, its spread) in the first epoch
     now: dict = field(default_factory=dict, repr=False)  # task -> progress
 
-    def see(self, run, batches):
-        "Progress in units of the first epoch's spread."
+    def see(
+        self,
+        run: RunContext,  # of this epoch
+        batches: list[Batch],  # one for each task
+    ):
+        "Measure progress in units of the first epoch's spread."
         for batch in batches:
             name, current = batch.task.name, standing(batch.metrics)
             first, unit = self.start.setdefault(name, (current, spread(batch.metrics)))
             self.now[name] = (current - first) / unit
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return dict(start=self.start, now=self.now)
 
-    def load_state_dict(self, state):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         self.start = {name: tuple(first) for name, first in state['start'].items()}
         self.now = dict(state['now'])
 
@@ -248,7 +271,11 @@ class Balanced(Following):
 
     temperature: float = 0.5  # progress that makes a weight e times as small
 
-    def weigh(self, run, products):
+    def weigh(
+        self,
+        run: RunContext,  # of this epoch
+        products: torch.Tensor,  # (R, R), not used
+    ) -> torch.Tensor:  # (R,)
         progress = torch.tensor([self.now[task.name] for task in run.tasks], dtype=torch.double)
         return (-progress / self.temperature).softmax(0)
 
@@ -261,8 +288,11 @@ class Constrained(Following):
     rate: float = 1.0  # how fast a multiplier answers, per unit of progress lost and epoch
     multipliers: dict = field(default_factory=dict, repr=False)  # kept task -> λ, 0 and more
 
-    def check(self, run):
-        "The kept tasks must exist, and another one too."
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
+        "Raise `ValueError` where a kept task is missing, or no other is left."
         super().check(run)
         names = [task.name for task in run.tasks]
         if not self.keep or set(self.keep) - set(names) or len(set(self.keep)) == len(names):
@@ -271,21 +301,32 @@ class Constrained(Following):
                 f"{', '.join(self.keep) or 'nothing'}"
             )
 
-    def see(self, run, batches):
-        "A multiplier grows by what is missing and shrinks by what is left over."
+    def see(
+        self,
+        run: RunContext,  # of this epoch
+        batches: list[Batch],  # one for each task
+    ):
+        "Raise a task's multiplier by what it lost, and lower it by what it gained."
         super().see(run, batches)
         for name in self.keep:
             before = self.multipliers.get(name, 0.0)
             self.multipliers[name] = max(0.0, before - self.rate * self.now[name])
 
-    def weigh(self, run, products):
+    def weigh(
+        self,
+        run: RunContext,  # of this epoch
+        products: torch.Tensor,  # (R, R), not used
+    ) -> torch.Tensor:  # (R,)
         counts = [self.multipliers[task.name] if task.name in self.keep else 1.0 for task in run.tasks]
         weights = torch.tensor(counts, dtype=torch.double)
         return weights / weights.sum()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | dict(multipliers=self.multipliers)
 
-    def load_state_dict(self, state):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         super().load_state_dict(state)
         self.multipliers = dict(state['multipliers'])

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch, torch.nn.functional as F
 
 from .minibatches import LossOutput, Transitions
-from ..sampling.rollout import fold_steps
+from ..sampling.rollout import Trajectory, fold_steps
 from ..utils.devices import wide
 from ..distributed.processes import RankSlice
-from ..sampling.transitions import training_tables
+from ..sampling.transitions import Gaussian, SamplerCoefficients, training_tables
+from ..sampling.policy import Policy
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #6cf5f6af
 def _weighted(per_item, weights):
@@ -128,8 +129,8 @@ def transition_weights(
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #43e3fb73
 def kl_penalty(
-    policy,  # Gaussian of the policy's step
-    base,  # Gaussian of the base model's step, same transitions
+    policy: Gaussian,  # of the policy's step
+    base: Gaussian,  # of the reference model's step, same transitions
     weights: torch.Tensor = None,  # (N,) loss weights of the transitions
 ) -> torch.Tensor:  # scalar, nats per step
     "KL(policy ‖ base) of the stochastic steps."
@@ -140,11 +141,11 @@ def kl_penalty(
 # %% ../../nbs/algorithms/02_objectives.ipynb #5379b83a
 @torch.no_grad()
 def encode_images(
-    policy,
+    policy: Policy,  # whose VAE encodes
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     noise: torch.Tensor = None,  # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
 ) -> torch.Tensor:  # (B, C, h, w) clean latents
-    "Images to scaled latents, by the policy's own VAE."
+    "Encode images into scaled latents by the policy's own VAE."
     return policy.adapter.to_latents(images, noise)
 
 
@@ -156,7 +157,7 @@ class Noised(NamedTuple):
 
 
 def noised(
-    table,  # `SamplerCoefficients`
+    table: SamplerCoefficients,  # `SamplerCoefficients`
     clean: torch.Tensor,  # (B, C, H, W) latents
     step: torch.Tensor,  # (B,) long: index into the table
     noise: torch.Tensor,  # (B, C, H, W) standard normal
@@ -167,9 +168,9 @@ def noised(
 
 
 def data_loss(
-    policy,  # a `Policy`
+    policy: Policy,  # that is trained
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w)
-    prompts: list,  # of B captions
+    prompts: list[str],  # B captions
     generator: torch.Generator,  # on the CPU: timesteps and noise are the same on every device
     timesteps: torch.Tensor = None,  # (K,) long: which timesteps to draw from; all of training by default
     share: RankSlice = None,  # which of all processes' images these are; all of them by default
@@ -201,18 +202,24 @@ class PathLikelihood:
 
     needs_noise = True  # only stochastic steps have a density
 
-    def dims(self, policy) -> int:  # how many the log-prob is a mean over
+    def dims(
+        self,
+        policy: Policy,  # that is trained
+    ) -> int:  # how many the log-prob is a mean over
         "Latent dimensions, C·H·W."
         return math.prod(policy.latent_shape)
 
-    def clip_range(self, policy) -> float:
+    def clip_range(
+        self,
+        policy: Policy,  # that is trained
+    ) -> float:
         "The papers' ε for this model's dimensions."
         return scale_clip(self.dims(policy))
 
     def transitions(
         self,
-        policy,  # a `Policy`
-        trajectory,  # a `Trajectory` of it
+        policy: Policy,  # that sampled
+        trajectory: Trajectory,  # of it
         steps: torch.Tensor,  # (B, k) long: which steps of each sample
         generator: torch.Generator,  # on the CPU, in the same state in all processes
         rank_slice: RankSlice = None,  # which of all processes' samples these are; all of them when None
@@ -224,16 +231,30 @@ class PathLikelihood:
             timestep_weights=policy.coefficients.timestep_weights[rows['step']],
         )
 
-    def predict(self, policy, rows: Transitions) -> torch.Tensor:  # (N, C, H, W)
-        "What the network says of these rows, as in sampling."
+    def predict(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> torch.Tensor:  # (N, C, H, W)
+        "The prediction of the network, as in sampling."
         return policy.predict(rows['latents'], rows['step'], rows['cond'])
 
-    def log_prob(self, policy, rows: Transitions) -> LikelihoodOutput:  # of a Gaussian
-        "Of the stored transitions under the policy as it is."
+    def log_prob(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> LikelihoodOutput:  # of a Gaussian
+        "Log-probs of the stored transitions under the policy as it is."
         now = policy.transition(rows['latents'], rows['step'], rows['cond'], rows.get('prediction'))
         return LikelihoodOutput(now.log_prob(rows['next_latents']), now)
 
-    def divergence(self, policy, rows: Transitions, now, weights) -> torch.Tensor:  # scalar
+    def divergence(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions, with a column `reference`
+        now: Gaussian,  # of the `LikelihoodOutput`
+        weights: torch.Tensor,  # (N,) loss weights
+    ) -> torch.Tensor:  # scalar
         "KL to the reference model in nats per step."
         reference = policy.coefficients.transition(rows['reference'], rows['step'], rows['latents'].float())
         return kl_penalty(now, reference, weights)
@@ -249,17 +270,29 @@ class MatchingLikelihood:
     guided: bool = True  # score the guided prediction; False is the prediction for the prompt alone
     needs_noise = False
 
-    def dims(self, policy) -> int:
-        "0: no log-prob of a Gaussian, so its changes say nothing of a KL."
+    def dims(
+        self,
+        policy: Policy,  # not used
+    ) -> int:
+        "0: it is no log-prob of a Gaussian, so its changes say nothing of a KL."
         return 0
 
-    def clip_range(self, policy) -> float:
+    def clip_range(
+        self,
+        policy: Policy,  # not used
+    ) -> float:
         "ε for ratios of squared errors, which are of order 1 in any model."
         return 0.01
 
-    def transitions(self, policy, trajectory, steps, generator, rank_slice=None) -> Transitions:
-        """The finished latents, noised afresh to the timesteps of these steps, with what the policy should
-        answer."""
+    def transitions(
+        self,
+        policy: Policy,  # that sampled
+        trajectory: Trajectory,  # of it
+        steps: torch.Tensor,  # (B, k) long: which steps of each sample
+        generator: torch.Generator,  # on the CPU, in the same state in all processes
+        rank_slice: RankSlice = None,  # which of all processes' samples these are; all of them when None
+    ) -> Transitions:
+        "The finished latents, noised afresh to the timesteps of these steps, with the network's training target."
         sample, step = fold_steps(steps)
         rank_slice = rank_slice or RankSlice(0, len(steps), len(steps))
         noise = rank_slice.times(steps.shape[1]).randn(policy.latent_shape, generator)
@@ -272,16 +305,30 @@ class MatchingLikelihood:
             cond=policy.encode(trajectory.prompts)[sample],
         )
 
-    def predict(self, policy, rows: Transitions) -> torch.Tensor:  # (N, C, H, W)
-        "What the policy as it is answers."
+    def predict(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> torch.Tensor:  # (N, C, H, W)
+        "The prediction that is fitted."
         return policy.predict(rows['latents'], rows['step'], rows['cond'], self.guided)
 
-    def log_prob(self, policy, rows: Transitions) -> LikelihoodOutput:  # of a prediction
-        "How well the policy as it is answers."
+    def log_prob(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> LikelihoodOutput:  # of a prediction
+        "Minus the squared error of the prediction, mean over dimensions."
         now = self.predict(policy, rows)
         return LikelihoodOutput(-(now - rows['target']).square().mean((1, 2, 3)), now)
 
-    def divergence(self, policy, rows: Transitions, now, weights) -> torch.Tensor:  # scalar
+    def divergence(
+        self,
+        policy: Policy,  # not used
+        rows: Transitions,  # N transitions, with a column `reference`
+        now: torch.Tensor,  # (N, C, H, W): prediction of the `LikelihoodOutput`
+        weights: torch.Tensor,  # (N,) loss weights
+    ) -> torch.Tensor:  # scalar
         "Squared distance to the reference model's prediction, mean over dimensions."
         return _weighted((now - rows['reference']).square().mean((1, 2, 3)), weights)
 
@@ -303,7 +350,7 @@ class Surrogate:
     def clip_range(
         self,
         likelihood: PathLikelihood | MatchingLikelihood,
-        policy,  # a `Policy`
+        policy: Policy,  # that is trained
     ) -> float:  # 0: nothing is clipped
         "The clip range of this likelihood and model."
         return 0.0
@@ -311,18 +358,18 @@ class Surrogate:
     def remembers(
         self,
         log_prob: torch.Tensor,  # (N,)
-        now,  # of the `LikelihoodOutput`
+        now: Gaussian | torch.Tensor,  # of the `LikelihoodOutput`
     ) -> dict[str, torch.Tensor]:  # name of `memory` -> (N, …)
-        "What it compares with, of the policy as it is."
+        "What it compares with later, of the policy as it is."
         return {}
 
     def loss(
         self,
         rows: Transitions,  # with `advantage` and `weight`
         log_prob: torch.Tensor,  # (N,)
-        now,  # of the `LikelihoodOutput`
-        old: dict,  # what `remembers` gave before the first update
-        clip_range: float | tuple,
+        now: Gaussian | torch.Tensor,  # of the `LikelihoodOutput`
+        old: dict[str, torch.Tensor],  # what `remembers` gave before the first update
+        clip_range: float | tuple[float, float],  # ε, or (down, up)
         # latent dimensions that the log-prob is a mean over; 0 where it is no log-prob of a Gaussian
         dims: int,
     ) -> LossOutput:
@@ -333,7 +380,7 @@ class Surrogate:
         self,
         ratio: torch.Tensor,  # (N,) of the path's likelihood
         advantage: torch.Tensor,  # (N,)
-        clip_range: float | tuple,
+        clip_range: float | tuple[float, float],  # ε, or (down, up)
     ) -> torch.Tensor:  # (N,) bool
         "Which transitions have no gradient because this ratio was clipped."
         return torch.zeros(len(ratio), dtype=torch.bool)
@@ -342,7 +389,15 @@ class Surrogate:
 class Reinforce(Surrogate):
     "Advantage times log-prob. [P Eq 6; D §4.2]"
 
-    def loss(self, rows, log_prob, now, old, clip_range, dims):
+    def loss(
+        self,
+        rows: Transitions,  # with `advantage` and `weight`
+        log_prob: torch.Tensor,  # (N,)
+        now: Gaussian | torch.Tensor,  # not used
+        old: dict[str, torch.Tensor],  # not used
+        clip_range: float | tuple[float, float],  # not used
+        dims: int,  # not used
+    ) -> LossOutput:
         "The policy gradient, or a weighted likelihood."
         return LossOutput(reinforce(log_prob, rows['advantage'], rows['weight']), {})
 
@@ -352,20 +407,42 @@ class Clipped(Surrogate):
 
     memory = ('old_log_prob',)
 
-    def clip_range(self, likelihood, policy):
+    def clip_range(
+        self,
+        likelihood: PathLikelihood | MatchingLikelihood,  # that is clipped
+        policy: Policy,  # that is trained
+    ) -> float:
         "The likelihood's own."
         return likelihood.clip_range(policy)
 
-    def remembers(self, log_prob, now):
+    def remembers(
+        self,
+        log_prob: torch.Tensor,  # (N,)
+        now: Gaussian | torch.Tensor,  # not used
+    ) -> dict[str, torch.Tensor]:
         "The log-probs of the policy that sampled."
         return dict(old_log_prob=log_prob)
 
-    def loss(self, rows, log_prob, now, old, clip_range, dims):
+    def loss(
+        self,
+        rows: Transitions,  # with `advantage` and `weight`
+        log_prob: torch.Tensor,  # (N,)
+        now: Gaussian | torch.Tensor,  # not used
+        old: dict[str, torch.Tensor],  # old_log_prob (N,)
+        clip_range: float | tuple[float, float],  # ε, or (down, up)
+        # latent dimensions that the log-prob is a mean over; 0 where it is no log-prob of a Gaussian
+        dims: int,
+    ) -> LossOutput:
         "The clipped surrogate."
         return ppo_clip(log_prob, old['old_log_prob'], rows['advantage'], clip_range, rows['weight'], dims)
 
-    def clipped(self, ratio, advantage, clip_range):
-        "Those that rose or fell enough."
+    def clipped(
+        self,
+        ratio: torch.Tensor,  # (N,)
+        advantage: torch.Tensor,  # (N,)
+        clip_range: float | tuple[float, float],  # ε, or (down, up)
+    ) -> torch.Tensor:  # (N,) bool
+        "Which ratios rose or fell beyond the clip range in the direction of their advantage."
         low, high = clip_pair(clip_range)
         return rose_enough(ratio, advantage, high) | fell_enough(ratio, advantage, low)
 
@@ -376,16 +453,32 @@ class Guarded(Surrogate):
     likelihoods = ('path',)
     memory = ('old_mean',)
 
-    def clip_range(self, likelihood, policy):
+    def clip_range(
+        self,
+        likelihood: PathLikelihood | MatchingLikelihood,  # that is clipped
+        policy: Policy,  # that is trained
+    ) -> float:
         "The likelihood's, times the mean σ: that is what the log-ratio is multiplied with."
         return likelihood.clip_range(policy) * policy.coefficients.std[policy.stochastic].mean().item()
 
-    def remembers(self, log_prob, now):
+    def remembers(
+        self,
+        log_prob: torch.Tensor,  # (N,), not used
+        now: Gaussian,  # of the step
+    ) -> dict[str, torch.Tensor]:
         "The means of the policy that sampled."
         return dict(old_mean=now.mean)
 
-    def loss(self, rows, log_prob, now, old, clip_range, dims):
-        "PPO on ε·Δ, every step with the same say."
+    def loss(
+        self,
+        rows: Transitions,  # with `advantage`, `weight`, `next_latents` and `timestep_weights`
+        log_prob: torch.Tensor,  # (N,), not used
+        now: Gaussian,  # of the step
+        old: dict[str, torch.Tensor],  # old_mean (N, C, H, W)
+        clip_range: float | tuple[float, float],  # ε, or (down, up)
+        dims: int,  # not used
+    ) -> LossOutput:
+        "PPO on ε·Δ, with an equal weight for every step."
         noise = (rows['next_latents'].float() - old['old_mean']) / now.std
         change = (noise * (now.mean - old['old_mean'])).mean((1, 2, 3))
         weight = rows['weight'] * rows['timestep_weights']
@@ -403,16 +496,31 @@ class NegativeAware(Surrogate):
     memory = ('old_output',)
     skip_zero_advantage = False  # without advantage a row still holds the policy to its picture
 
-    def remembers(self, log_prob, now):
+    def remembers(
+        self,
+        log_prob: torch.Tensor,  # (N,), not used
+        now: torch.Tensor,  # (N, C, H, W): the prediction
+    ) -> dict[str, torch.Tensor]:
         "The predictions of the policy that sampled."
         return dict(old_output=now)
 
-    def goodness(self, advantage: torch.Tensor) -> torch.Tensor:  # in [0, 1]
-        "r = ½ + ½·clip(A, ±c)/c: what share of a picture the positive branch fits."
+    def goodness(
+        self,
+        advantage: torch.Tensor,  # (N,)
+    ) -> torch.Tensor:  # (N,) in [0, 1]
+        "r = ½ + ½·clip(A, ±c)/c: what share of an image the positive branch fits."
         return 0.5 + 0.5 * advantage.clamp(-self.advantage_clip, self.advantage_clip) / self.advantage_clip
 
-    def loss(self, rows, log_prob, now, old, clip_range, dims):
-        "Good pictures are fitted by the positive branch, bad ones by the negative."
+    def loss(
+        self,
+        rows: Transitions,  # with `advantage`, `weight` and `target`
+        log_prob: torch.Tensor,  # (N,), not used
+        now: torch.Tensor,  # (N, C, H, W): the prediction
+        old: dict[str, torch.Tensor],  # old_output (N, C, H, W)
+        clip_range: float | tuple[float, float],  # not used
+        dims: int,  # not used
+    ) -> LossOutput:
+        "Fit good images by the positive branch, bad ones by the negative."
         goodness, before = self.goodness(rows['advantage']), old['old_output']
         error = lambda beta: (before + beta * (now - before) - rows['target']).square().mean((1, 2, 3))
         per_row = goodness * error(self.beta) + (1 - goodness) * error(-self.beta)

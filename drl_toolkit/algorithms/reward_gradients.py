@@ -7,6 +7,7 @@ __all__ = ['rewards_of', 'check_gradient', 'noise_of_steps', 'FinishedLatents', 
            'DRaFTLV', 'ReFL']
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #4ca804ac
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,23 +15,26 @@ import torch
 
 from ..sampling.rollout import generators_of, randn_per_sample
 from .objectives import noised
-from .interfaces import Batch, Objective
+from .interfaces import Batch, Objective, RunContext
 from .minibatches import LossOutput, Transitions
+from ..rewards.reward import Reward
+from ..sampling.policy import Policy
+from ..sampling.pipelines import Conditions
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #4f98870a
 def rewards_of(
-    policy,
-    reward,  # a `Reward` of level 'sample'
+    policy: Policy,  # whose VAE decodes
+    reward: Reward,  # of level 'sample'
     latents: torch.Tensor,  # (B, C, H, W) x_0, with a graph
-    prompts: list,  # of B strings
+    prompts: list[str],  # B of them
 ) -> torch.Tensor:  # (B,), with a graph to the latents
-    "Rewards of latents: decoded, not clamped, scored."
+    "Rewards of latents, which are decoded and not clamped."
     return reward.raw(policy.adapter.decode(latents) / 2 + 0.5, prompts)
 
 
 def check_gradient(
-    policy,
-    reward,  # a `Reward`
+    policy: Policy,  # that is trained
+    reward: Reward,  # that is differentiated
     prompt: str,  # one that it is tried with
 ):
     "Raise `ValueError` for a reward that has no gradient, or that judges groups."
@@ -48,9 +52,9 @@ def check_gradient(
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #96fbe5ce
 def noise_of_steps(
-    policy,
-    seeds: list,  # of B samples
-    steps,  # indices of denoising steps
+    policy: Policy,  # that sampled
+    seeds: list[int],  # of B samples
+    steps: Iterable[int],  # K indices of denoising steps
 ) -> torch.Tensor:  # (B, K, C, H, W)
     "The noise that a rollout drew at some steps."
     generators = generators_of(seeds)
@@ -70,11 +74,11 @@ class FinishedLatents(NamedTuple):
 
 
 def walk_with_graph(
-    policy,
+    policy: Policy,  # that denoises
     latents: torch.Tensor,  # (B, C, H, W) before the first of the steps
-    cond,  # B rows, from `policy.encode`
+    cond: Conditions,  # B rows, from `policy.encode`
     noise: torch.Tensor,  # (B, K, C, H, W)
-    steps,  # K indices of denoising steps, one after the other
+    steps: Iterable[int],  # K indices of denoising steps, one after the other
 ) -> FinishedLatents:
     "Denoise with a graph through all of these steps."
     predictions = []
@@ -91,8 +95,11 @@ class DRaFT(Objective):
     steps: int = 1  # K
     uses_advantage = False
 
-    def check(self, run):
-        "Every reward needs a gradient, and K steps must exist."
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
+        "Raise `ValueError` where a reward has no gradient, or K steps do not exist."
         most = run.policy.num_steps
         if not 1 <= self.steps <= most:
             raise ValueError(f'steps must be in 1 … {most} (the number of steps); got {self.steps!r}')
@@ -102,13 +109,18 @@ class DRaFT(Objective):
 
     def count(
         self,
-        generator: torch.Generator,
+        generator: torch.Generator,  # not used
     ) -> int:
         "How many steps this batch goes back."
         return self.steps
 
-    def transitions(self, run, batch, generator):
-        "A row for each sample: where the last steps begin, and their noise."
+    def transitions(
+        self,
+        run: RunContext,  # of this epoch
+        batch: Batch,  # of one task
+        generator: torch.Generator,  # on the CPU, in the same state in all processes
+    ) -> Transitions:  # a row for each sample
+        "The latents before the last steps, and the noise of these."
         policy, trajectory = run.policy, batch.trajectory
         last = range(policy.num_steps - self.count(generator), policy.num_steps)
         return self.samples(run, batch) | dict(
@@ -119,10 +131,10 @@ class DRaFT(Objective):
 
     def samples(
         self,
-        run,  # a `RunContext`
-        batch: Batch,
+        run: RunContext,  # of this epoch
+        batch: Batch,  # of one task
     ) -> Transitions:
-        "What rows of all methods have: the sample, its prompt and its task."
+        "The columns of all methods: the sample, its prompt and its task."
         count = len(batch.trajectory.prompts)
         return dict(
             sample=torch.arange(count),
@@ -131,20 +143,29 @@ class DRaFT(Objective):
             task=torch.full((count,), run.tasks.index(batch.task)),
         )
 
-    def prepare(self, run, minibatches, on_policy=True):
-        "The reference model's predictions at the latents of the rollout, for the KL penalty."
+    def prepare(
+        self,
+        run: RunContext,  # of this epoch
+        minibatches: list[Transitions],  # of a batch
+        on_policy: bool = True,  # not used
+    ):
+        "Keep the reference model's predictions at the latents of the rollout, for the KL penalty."
         run.kl_penalty.remember(minibatches, lambda part: self.finish(run.policy, part).noise_pred)
 
     def finish(
         self,
-        policy,  # a `Policy`
-        rows: Transitions,
+        policy: Policy,  # that denoises
+        rows: Transitions,  # of one first step
     ) -> FinishedLatents:
         "The finished latents of some rows, with a graph."
         steps = range(int(rows['step'][0]), policy.num_steps)
         return walk_with_graph(policy, rows['latents'], rows['cond'], rows['noise'], steps)
 
-    def loss(self, run, transitions):
+    def loss(
+        self,
+        run: RunContext,  # of this epoch
+        transitions: Transitions,  # a micro-batch
+    ) -> LossOutput:
         "Minus the reward, plus the KL penalty."
         clean, noise_pred = self.finish(run.policy, transitions)
         task, cond = run.tasks[int(transitions['task'][0])], transitions['cond']
@@ -165,7 +186,10 @@ class DRaFT(Objective):
         "What is minimised of each sample's reward."
         return -reward
 
-    def describe(self, run):
+    def describe(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> str:
         return f'goes back from the reward through the last {self.steps} step{"s" * (self.steps > 1)}'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #d3c01a92
@@ -175,11 +199,17 @@ class AlignProp(DRaFT):
 
     steps: int = 5  # the most
 
-    def count(self, generator):
+    def count(
+        self,
+        generator: torch.Generator,  # that draws it
+    ) -> int:
         "1 … `steps`, all as likely."
         return int(torch.randint(1, self.steps + 1, (), generator=generator))
 
-    def describe(self, run):
+    def describe(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> str:
         return f'goes back from the reward through the last 1 to {self.steps} steps'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #87327297
@@ -189,7 +219,12 @@ class DRaFTLV(DRaFT):
 
     repeats: int = 2  # noisings of each image
 
-    def transitions(self, run, batch, generator):
+    def transitions(
+        self,
+        run: RunContext,  # of this epoch
+        batch: Batch,  # of one task
+        generator: torch.Generator,  # on the CPU, in the same state in all processes
+    ) -> Transitions:  # a row for each noising
         "A row for each noising."
         policy, trajectory = run.policy, batch.trajectory
         last, count = policy.num_steps - 1, batch.rank_slice.count
@@ -208,7 +243,10 @@ class DRaFTLV(DRaFT):
         )
         return {name: column[again] for name, column in rows.items()} | columns
 
-    def describe(self, run):
+    def describe(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> str:
         return f'goes back from the reward through the last step of {self.repeats} noisings of each'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #2c45bb72
@@ -228,20 +266,31 @@ class ReFL(DRaFT):
         "With the loss of ImageReward's own training script."
         return cls(margin=2.0, scale=1e-3, guided=False)
 
-    def check(self, run):
-        "As for the others."
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
+        "Raise `ValueError` where the late steps are no share, or a reward has no gradient."
         if not 0 < self.late <= 1:
             raise ValueError(f'late must be in (0, 1]; got {self.late!r}')
         if not 0 < self.scale < float('inf'):
             raise ValueError(f'scale must be above 0; got {self.scale!r}')
         super().check(run)
 
-    def reward_loss(self, reward):
+    def reward_loss(
+        self,
+        reward: torch.Tensor,  # (N,) with a graph
+    ) -> torch.Tensor:  # (N,)
         "λ times minus the reward, or what it lacks of the margin."
         return self.scale * (-reward if self.margin is None else (self.margin - reward).relu())
 
-    def transitions(self, run, batch, generator):
-        "A row for each sample: the latents at a late step."
+    def transitions(
+        self,
+        run: RunContext,  # of this epoch
+        batch: Batch,  # of one task
+        generator: torch.Generator,  # on the CPU, in the same state in all processes
+    ) -> Transitions:  # a row for each sample
+        "The latents before a late step."
         policy, samples = run.policy, self.samples(run, batch)
         first = policy.num_steps - max(1, round(self.late * policy.num_steps))
         step = batch.rank_slice.of(
@@ -249,11 +298,18 @@ class ReFL(DRaFT):
         )
         return samples | dict(latents=batch.trajectory.latents[step, samples['sample']], step=step)
 
-    def finish(self, policy, rows):
+    def finish(
+        self,
+        policy: Policy,  # that predicts
+        rows: Transitions,  # with `latents`, `step` and `cond`
+    ) -> FinishedLatents:
         "The clean latents that are predicted."
         noise_pred = policy.predict(rows['latents'], rows['step'], rows['cond'], self.guided)
         clean, _ = policy.coefficients.clean_and_noise(noise_pred, rows['step'], rows['latents'].float())
         return FinishedLatents(clean, noise_pred)
 
-    def describe(self, run):
+    def describe(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> str:
         return 'goes back from the reward through one late step'

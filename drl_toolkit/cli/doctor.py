@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from operator import gt, lt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from packaging.requirements import Requirement
@@ -22,6 +23,10 @@ from safetensors import SafetensorError, safe_open
 
 from ..utils.files import check_manifest, open_plain, read_json
 from ..utils.loading import assets_dir
+from ..recipes.config import RunConfig
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 # %% ../../nbs/cli/01_doctor.ipynb #0ec5e924
 @dataclass(frozen=True)
@@ -102,15 +107,17 @@ def all_cores() -> Finding:
     )
 
 
-def gigabytes(size: float) -> str:
-    "In words."
+def gigabytes(
+    size: float,  # bytes
+) -> str:
+    "Bytes in words."
     return f'{size / 1e9:.1f} GB'
 
 
 def enough_memory(
     need: float,  # bytes at the peak
-    free: float,
-    smaller: dict,  # option -> bytes that it saves
+    free: float,  # bytes
+    smaller: dict[str, float],  # option -> bytes that it saves
 ) -> Finding:
     "Whether a run fits."
     if need < free:
@@ -135,7 +142,7 @@ def disk_needed(
 def enough_disk(
     need: float,  # bytes
     folder: Path = '.',  # where runs go
-    what: str = 'a run writes',
+    what: str = 'a run writes',  # is written, in words
 ) -> Finding:
     "Whether there is room for a run, and whether it may be written."
     here = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
@@ -150,7 +157,7 @@ def enough_disk(
     )
 
 
-def shipped_models() -> list:  # of `Finding`
+def shipped_models() -> list[Finding]:
     "Whether the package is whole."
     whole = lambda name: any((assets_dir() / name).glob('**/*.safetensors'))
     return [
@@ -162,7 +169,7 @@ def shipped_models() -> list:  # of `Finding`
     ]
 
 # %% ../../nbs/cli/01_doctor.ipynb #d4835a0c
-def tested_versions() -> dict:  # library -> version
+def tested_versions() -> dict[str, str]:  # library -> version
     "What this project's set-ups install: a list that travels with the package."
     lines = (assets_dir() / 'constraints.txt').read_text(encoding='utf-8').splitlines()
     return dict(line.partition(' ')[0].split('==') for line in lines if line.strip())
@@ -232,7 +239,7 @@ def _compared(have):
     )
 
 # %% ../../nbs/cli/01_doctor.ipynb #dcd02eed
-def of_run(folder: Path) -> list:  # of `Finding`
+def of_run(folder: Path) -> list[Finding]:
     "What is well and what is not in a run's folder."
     from drl_toolkit.runs.run import (
         Run,
@@ -408,7 +415,7 @@ class PeakMemory:
 
 
 def samples_to_try(
-    config,  # `RunConfig`
+    config: RunConfig,  # of the long run
     most: int,  # images in an epoch of the run
 ) -> int:  # a multiple of 4
     "As few as fill one micro-batch, in groups of four; at most sixteen."
@@ -428,8 +435,9 @@ class Trial:
 
 
 def try_epoch(
-    config,  # `RunConfig`, of the long run
-    model=None,  # a folder, a hub id or a pipeline; the shipped model when None
+    config: RunConfig,  # of the long run
+    # a folder, a hub id or a pipeline; the shipped model when None
+    model: 'DiffusionPipeline | str | Path' = None,
     samples: int = 4,  # images, a multiple of 4
 ) -> Trial:
     """One epoch on a few images, and its weights saved into a folder that is thrown away.
@@ -478,10 +486,10 @@ def _noise_before(trainer):  # `RatioNoise`; None where no ratio of path densiti
 
 
 def trial_findings(
-    trial: Trial,
+    trial: Trial,  # a small epoch
     estimated: float,  # bytes, of the same small epoch
     batch: int,  # images in an epoch of the run
-) -> list:  # of `Finding`
+) -> list[Finding]:  # of `Finding`
     "What a small epoch says about the long run."
     each, few = trial.seconds / trial.samples, trial.samples
     return [

@@ -10,6 +10,7 @@ import json, os, re, threading, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from datetime import timedelta
 
 from fastcore.basics import patch
@@ -27,9 +28,9 @@ class RankSlice:
 
     def of(
         self,
-        whole,  # a tensor or a list, of all processes
+        whole: Any,  # a tensor or a list, of all processes
         dim: int = 0,  # along which a tensor is cut
-    ):  # `size` long
+    ) -> Any:  # the same kind, `size` long
         "This process's part."
         if torch.is_tensor(whole):
             return whole.narrow(dim, self.first, self.size)
@@ -57,7 +58,7 @@ class RankSlice:
 
 def rank_slice(
     groups: torch.Tensor,  # (B,) long; those of a group lie together
-    rank: int,
+    rank: int,  # of the process
     count: int,  # of processes
 ) -> RankSlice:
     """Whole groups: as many for each process, give or take one.
@@ -82,8 +83,8 @@ class Processes:
     def __init__(
         self,
         rank: int = 0,  # of this process; 0 is the main one, which writes
-        count: int = 1,
-        device='cpu',  # what this process computes on
+        count: int = 1,  # of processes
+        device: str | torch.device = 'cpu',  # what this process computes on
         minutes: float = 30.0,  # after which one that does not answer counts as gone
     ):
         self.rank, self.count, self.device, self.minutes = rank, count, torch.device(device), minutes
@@ -113,16 +114,25 @@ class Processes:
         `distributed/02_shards`)."""
         self.idle = help
 
-    def say(self, words):
+    def say(
+        self,
+        words: object,  # as `print` takes it
+    ):
         "Print something, in the main process."
         if self.main:
             print(words)
 
-    def ask_to_stop(self, reason: str):
+    def ask_to_stop(
+        self,
+        reason: str,  # such as 'SIGTERM'
+    ):
         "Remember that this process was asked to leave, such as by a signal."
         self.leaving = reason
 
-    def share(self, groups: torch.Tensor) -> RankSlice:
+    def share(
+        self,
+        groups: torch.Tensor,  # (B,) long; those of a group lie together
+    ) -> RankSlice:
         "This process's samples."
         return rank_slice(groups, self.rank, self.count)
 
@@ -146,7 +156,7 @@ class Pulse:
 
     def __init__(
         self,
-        rank: int,
+        rank: int,  # of this process
         count: int,  # of processes
         every: float = 1.0,  # seconds between two notes
     ):
@@ -236,8 +246,8 @@ def _world_size():
 @patch
 def talk(
     self: Processes,
-    call,  # of torch.distributed
-    *args,  # the last tensor among them is this process's
+    call: Callable,  # of torch.distributed
+    *args: Any,  # the last tensor among them is this process's
 ):
     "A collective call on a tensor of this process; one that breaks says so in words."
     self.exchanged += next(a for a in reversed(args) if torch.is_tensor(a)).nbytes
@@ -277,8 +287,8 @@ def _from_bytes(text):
 @patch
 def all_gather_object(
     self: Processes,
-    value,  # that JSON can hold
-) -> list:  # one of each process, in order
+    value: Any,  # that JSON can hold
+) -> list[Any]:  # one of each process, in order
     "Gather an object from every process."
     if self.count == 1:
         return [value]
@@ -295,8 +305,8 @@ def all_gather_object(
 @patch
 def broadcast_object(
     self: Processes,
-    value,  # that JSON can hold; what other processes give is not used
-):
+    value: Any,  # that JSON can hold; what other processes give is not used
+) -> Any:  # rank 0's
     "Broadcast an object from rank 0."
     if self.count == 1:
         return value

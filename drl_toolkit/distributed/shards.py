@@ -9,6 +9,7 @@ __all__ = ['HELD', 'NEEDS', 'MOMENTS', 'check_shard', 'Shards', 'blocks_of']
 from collections import defaultdict
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 from fastcore.basics import patch
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from ..sampling.policy import Policy
 from ..utils.devices import wide
 from .processes import Processes
+from torch import nn
 
 # %% ../../nbs/distributed/02_shards.ipynb #665aa693
 HELD = ('weights', 'base', 'average', 'exp_avg', 'exp_avg_sq', 'other')  # lists of tensors that lie in parts
@@ -31,9 +33,9 @@ NEEDS = (
 
 
 def check_shard(
-    policy: Policy,
-    objective,  # an `Objective`
-    processes: Processes,
+    policy: Policy,  # that is trained
+    objective: Any,  # an `Objective`
+    processes: Processes,  # that take part
 ):
     "Raise `ValueError` for what sharded weights cannot do."
     wrong = lambda why: ValueError(f'shard is True, but {why}')
@@ -72,7 +74,7 @@ class Shards:
     def __init__(
         self,
         policy: Policy,  # in the same state in all processes but for its weights, which are the main one's
-        processes: Processes,
+        processes: Processes,  # that hold the parts
     ):
         self.policy, self.processes, self.network, self.kind = (
             policy,
@@ -106,12 +108,20 @@ class Shards:
         with policy.uncounted():
             policy.forward(latents, policy.timesteps[:1], policy.embed(policy.encode([''])))
 
-    def part_of(self, whole: torch.Tensor, like, mine: torch.Tensor) -> torch.Tensor:
+    def part_of(
+        self,
+        whole: torch.Tensor,  # (n, …)
+        like: torch.Tensor,  # for its length
+        mine: torch.Tensor,  # for the length of this process's part
+    ) -> torch.Tensor:
         "This process's rows of a whole tensor."
         size = -(-len(like) // self.processes.count)
         return whole.narrow(0, min(size * self.processes.rank, len(like)), len(mine))
 
-    def added(self, numbers: torch.Tensor) -> torch.Tensor:
+    def added(
+        self,
+        numbers: torch.Tensor,  # of this process
+    ) -> torch.Tensor:  # the same shape
         "The sum over all processes."
         total = numbers.detach().to(self.processes.meeting, copy=True)
         self.processes.talk(dist.all_reduce, total)
@@ -122,7 +132,9 @@ class Shards:
         return self.added(wide(mine).square()).sqrt().to(mine.dtype)
 
 
-def blocks_of(network) -> list:  # of modules, the inner ones first and the network itself last
+def blocks_of(
+    network: nn.Module,  # of diffusers
+) -> list[nn.Module]:  # the inner ones first and the network itself last
     "What is put together at once: the blocks that the network's class calls indivisible, and the rest."
     names = network._no_split_modules or ()
     return [m for m in reversed(list(network.modules())) if type(m).__name__ in names] + [network]
@@ -142,7 +154,10 @@ def _shard(network, processes):
 
 # %% ../../nbs/distributed/02_shards.ipynb #576f1277
 @patch
-def need(self: Shards, mine: str):
+def need(
+    self: Shards,
+    mine: str,  # what this process needs, such as 'forward'
+):
     "Do what is most urgent of all processes' needs, until it is one's own."
     while (most := self._most(mine)) != mine:
         self.join_collective(most)
@@ -156,7 +171,10 @@ def _most(self: Shards, mine):
 
 
 @patch
-def join_collective(self: Shards, need: str):
+def join_collective(
+    self: Shards,
+    need: str,  # of another process
+):
     "One's own part of what another process needs."
     verb, _, name = need.partition(' ')
     if verb in ('forward', 'gradient'):
@@ -179,7 +197,10 @@ def _finish(self: Shards):
 
 
 @patch
-def call(self: Shards, *told) -> torch.Tensor:
+def call(
+    self: Shards,
+    *told: Any,  # inputs of the network
+) -> torch.Tensor:
     "The network's answer, by all processes together."
     self.need('gradient' if torch.is_grad_enabled() else 'forward')
     if self.example is None:
@@ -292,7 +313,11 @@ def _gather(self: Shards, name):
 
 
 @patch
-def spread(self: Shards, name: str, whole: list):
+def spread(
+    self: Shards,
+    name: str,  # of what is held
+    whole: list[torch.Tensor],  # in the main process; not used in others
+):
     "Fill a held list with the parts of whole tensors; the main process asks."
     self.need(f'spread {name}')
     self._spread(name, whole)
@@ -313,7 +338,11 @@ def _spread(self: Shards, name, whole=None):
 
 
 @patch
-def hold(self: Shards, optimizer, average):
+def hold(
+    self: Shards,
+    optimizer: torch.optim.Optimizer,  # of the parts
+    average: list[torch.Tensor],  # of the parts; None where there is none
+):
     "Have AdamW's moments, and the average of the weights where there is one, among what is held."
     for p in self.params:
         optimizer.state[p] = dict(
@@ -328,7 +357,11 @@ MOMENTS = ('exp_avg', 'exp_avg_sq')
 
 
 @patch
-def gather_optimizer(self: Shards, named: dict, optimizer):  # has a `state`, as optimisers do
+def gather_optimizer(
+    self: Shards,
+    named: dict[str, torch.Tensor],  # name -> whole tensor
+    optimizer: torch.optim.Optimizer,  # of the parts
+) -> Any:  # has a `state`, as optimisers do
     "What the optimiser knows of whole tensors."
     state, moments = defaultdict(dict), [self.gather(key) for key in MOMENTS]
     for whole, p, *both in zip(list(named.values()), self.params, *moments):
@@ -340,7 +373,7 @@ def gather_optimizer(self: Shards, named: dict, optimizer):  # has a `state`, as
 def take_state(
     self: Shards,
     named: dict[str, torch.Tensor],  # whole tensors that were read
-    read,  # has a `state` of them, as optimisers do
+    read: Any,  # has a `state` of them, as optimisers do
     optimizer: torch.optim.Optimizer,  # of the parts
 ):
     "The main process takes up whole tensors that were read; all get their parts."
@@ -358,7 +391,7 @@ def take_state(
 def follow_main(
     self: Shards,
     optimizer: torch.optim.Optimizer,  # of the parts
-    owner,  # has `state_dict` and `load_state_dict`, for JSON
+    owner: Any,  # has `state_dict` and `load_state_dict`, for JSON
 ):
     "What the main process has read is in all parts already; what is no tensor follows."
     with self.processes.raise_together():

@@ -36,13 +36,14 @@ from ..rewards.fairness import parity_floor, shipped_reader, statistical_parity,
 from ..rewards.pixels import colourfulness, sharpness
 from ..rewards.preference import preference
 from ..rewards.reward import clip_score, image_features, jpeg_compressibility, text_features
+from ..sampling.policy import Policy
 from ..utils.images import to_tensor
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c5
 def speaks_emoji(
-    policy,  # a `Policy`
+    policy: Policy,  # whose tokenizer is looked at
 ) -> bool:
-    "Whether a model's tokenizer is that of the emoji world, so that it can be asked the emoji prompts."
+    "Whether a model has the emoji world's tokenizer, so that it knows the emoji prompts."
     return policy.pipeline.tokenizer.get_vocab() == world_tokenizer().get_vocab()
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c6
@@ -63,8 +64,8 @@ PAIR_COUNTS = dict(train=176, held_out=80, unseen=160)  # prompts of two objects
 def emoji_prompt_sets(
     size: float = 1.0,  # 1 is 1,152 images; an eighth keeps one group of each occupation
     seed: int = 0,  # of the choice of pairs
-) -> list:  # of `PromptSet`
-    "What a model of the emoji world is asked."
+) -> list[PromptSet]:  # of `PromptSet`
+    "The prompts that a model of the emoji world is evaluated on."
     scaled = lambda n: max(1, round(n * size))
     portraits = [
         PromptSet(f'portraits/{split}', _repeated(P.portraits(split), GROUP * scaled(groups)))
@@ -84,8 +85,8 @@ OCCUPATION_PROMPTS, OBJECT_PROMPTS = P.portraits('all'), P.objects()
 @torch.no_grad()
 def named_by_clip(
     images: torch.Tensor,  # (B, 3, H, W)
-    choices: list,  # of prompts
-) -> list:  # the nearest prompt of each image
+    choices: list[str],  # prompts
+) -> list[str]:  # the nearest prompt of each image
     "Classify images by CLIP."
     features = torch.cat([image_features(x) for x in images.split(256)])
     nearest = (features @ text_features(choices).T).argmax(1)
@@ -93,9 +94,9 @@ def named_by_clip(
 
 
 def both_present(
-    found: Detections,
+    found: Detections,  # by the detector
     image: int,  # index in the batch
-    prompt: str,
+    prompt: str,  # that the image was made of
     threshold: float = 0.5,  # least confidence
 ) -> bool:
     "Whether the detector is sure of every object that the prompt names."
@@ -124,10 +125,10 @@ def _of_pairs(images, prompts):
 
 @torch.no_grad()
 def read_pictures(
-    prompt_set: PromptSet,
+    prompt_set: PromptSet,  # that the images were made of
     images: torch.Tensor,  # (B, 3, H, W), one for each prompt
 ) -> dict[str, torch.Tensor]:  # metric -> (B,) or, for features, (B, D)
-    "All metrics of one prompt set's images."
+    "Measure the images of one prompt set."
     prompts = list(prompt_set.prompts)
     features = torch.cat([image_features(x) for x in images.split(256)])
     values = dict(preference=preference.score(images, prompts), features=features)
@@ -136,7 +137,7 @@ def read_pictures(
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011cb
 def real_pictures(
-    prompt_set: PromptSet,
+    prompt_set: PromptSet,  # whose prompts are drawn
     seed: int = 0,  # of the scenes
 ) -> torch.Tensor:  # (B, 3, 64, 64)
     "A clean scene for each prompt; skin tones are drawn evenly."
@@ -172,10 +173,10 @@ GUARDS = dict(
 
 
 def compare(
-    prompt_sets: list,  # of `emoji_prompt_sets`
-    base: dict,  # prompt set's name -> what `read_pictures` returned
-    tuned: dict,  # the same of the other model
-    names: tuple = ('base', 'tuned'),  # of the models
+    prompt_sets: list[PromptSet],  # as `emoji_prompt_sets` makes them
+    base: dict[str, dict],  # prompt set's name -> what `read_pictures` returned
+    tuned: dict[str, dict],  # the same of the other model
+    names: tuple[str, str] = ('base', 'tuned'),  # of the models
 ) -> Comparison:
     "The table and the summary of two models of the emoji world."
     at = {p.name: p for p in prompt_sets}
@@ -235,14 +236,14 @@ def _preference(at, base, tuned, split):
 class ToneShares(NamedTuple):
     "How often each skin tone is read."
 
-    base: list  # (5,) shares
-    tuned: list  # (5,)
+    base: list[float]  # (5,) shares
+    tuned: list[float]  # (5,)
 
 
 def tone_histograms(
-    at: dict,  # prompt set's name -> `PromptSet`
-    base: dict,  # as for `compare`
-    tuned: dict,
+    at: dict[str, PromptSet],  # by name
+    base: dict[str, dict],  # as for `compare`
+    tuned: dict[str, dict],  # as for `compare`
 ) -> dict[str, ToneShares]:  # by prompt
     "Shares of the tones for every prompt of the portraits."
     found = {}
@@ -256,8 +257,8 @@ def tone_histograms(
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011d0
 def summarise(
-    rows: list,  # of `Row`
-    wins: dict,  # split -> ((B,) wins, their B prompts) of the preference
+    rows: list[Row],  # of `Row`
+    wins: dict[str, tuple],  # split -> ((B,) wins, their B prompts) of the preference
 ) -> dict[str, dict]:
     "The metrics by which a run is judged, as `summary.json` has them."
     of = {(r.objective, r.prompts): r for r in rows}

@@ -32,7 +32,7 @@ def _prompts(wanted, backgrounds):
 def portraits(
     split: str = 'train',  # 'train', 'held_out' or 'all' occupations
     backgrounds: bool = False,  # each prompt once per background, by name
-) -> list:  # of prompts
+) -> list[str]:  # prompts
     "'a portrait of a doctor'"
     occupations = part_of_split(
         'portraits',
@@ -42,7 +42,9 @@ def portraits(
     return _prompts([Wanted('portrait', (o,)) for o in occupations], backgrounds)
 
 
-def objects(backgrounds: bool = False) -> list:  # of prompts
+def objects(
+    backgrounds: bool = False,  # each prompt once per background, by name
+) -> list[str]:  # prompts
     "'an apple'"
     return _prompts([Wanted('object', (o,)) for o in OBJECTS], backgrounds)
 
@@ -51,8 +53,8 @@ def pairs(
     # 'train', 'held_out' (known to pretraining, never trained by RL) or 'unseen' (by both)
     split: str = 'train',
     backgrounds: bool = False,  # each prompt once per background, by name
-    relations: tuple = RELATIONS,
-) -> list:  # of prompts
+    relations: tuple[str, ...] = RELATIONS,  # some of `RELATIONS`
+) -> list[str]:  # prompts
     "'an apple next to an avocado', in both orders and all relations"
     chosen = sorted(
         part_of_split('pairs', split, dict(train=TRAIN_PAIRS, held_out=HELD_OUT_PAIRS, unseen=UNSEEN_PAIRS))
@@ -63,6 +65,8 @@ def pairs(
     )
 
 
-def counts(backgrounds: bool = False) -> list:  # of prompts
+def counts(
+    backgrounds: bool = False,  # each prompt once per background, by name
+) -> list[str]:  # prompts
     "'three stars'"
     return _prompts([Wanted('count', (o,), count=n) for o in OBJECTS for n in COUNTS.values()], backgrounds)

@@ -16,7 +16,9 @@ from ..rewards.preference import preference
 from ..rewards.reward import Card, Reward, Observations, clip_score
 
 # %% ../../nbs/emoji/04_rewards.ipynb #2f0f11c5
-def wanted_classes(prompt: str) -> list:  # of class names
+def wanted_classes(
+    prompt: str,  # plain English over the vocabulary
+) -> list[str]:  # class names
     """The detector's names for what a prompt asks for.
 
     Raises `ValueError` for a prompt outside the vocabulary."""
@@ -25,16 +27,16 @@ def wanted_classes(prompt: str) -> list:  # of class names
 
 
 def presence(
-    found: Detections,
+    found: Detections,  # by the detector
     image: int,  # index in the batch
-    prompt: str,
+    prompt: str,  # that the image was made of
 ) -> torch.Tensor:  # () in [0, 1]
     "Mean over the prompt's objects of the best confidence. [P Eq 13]"
     return torch.stack([found.best(image, n) for n in wanted_classes(prompt)]).mean()
 
 
 def count_credit(
-    found: Detections,
+    found: Detections,  # by the detector
     image: int,  # index in the batch
     wanted: world.Wanted,  # of kind 'count'
 ) -> float:  # in [0, 1]
@@ -44,11 +46,11 @@ def count_credit(
 
 
 def strictness(
-    found: Detections,
+    found: Detections,  # by the detector
     image: int,  # index in the batch
-    prompt: str,
+    prompt: str,  # that the image was made of
 ) -> torch.Tensor:  # () in [0, 1]
-    "Presence, times what the count or the relation is worth."
+    "Presence, times 0 … 1 for the right number or the right relation."
     wanted, value = world.parse(prompt), presence(found, image, prompt)
     if wanted.kind == 'count':
         return value * count_credit(found, image, wanted)

@@ -10,6 +10,7 @@ __all__ = ['SD_SCHEDULE', 'PIXART_SCHEDULE', 'ZERO_SNR', 'FLUX_SHIFT', 'tiny_vae
 
 # %% ../../nbs/emoji/02_tiny.ipynb #7c106ca3
 import string
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -28,10 +29,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.schedulers import SchedulerMixin
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -42,12 +45,12 @@ from .pretrain.tokenizer import world_tokenizer, world_words
 # %% ../../nbs/emoji/02_tiny.ipynb #77c5f9ef
 def tiny_vae(
     image_size: int = 64,  # pixels
-    latent_channels: int = 4,
+    latent_channels: int = 4,  # channels of a latent
     scaling_factor: float = 0.18215,  # latents are divided by it before they are decoded
     shift_factor: float = None,  # and then this is added; None in Stable Diffusion 1, 2 and XL
-    quant_conv: bool = True,  # a 1x1 convolution between codec and latents, which SD3 and FLUX dropped
+    quant_conv: bool = True,  # a 1x1 convolution between VAE and latents, which SD3 and FLUX dropped
 ) -> AutoencoderKL:
-    "An eightfold codec of about 70,000 weights."
+    "A VAE of factor eight with about 70,000 weights."
     levels = (8, 8, 16, 16)
     return AutoencoderKL(
         block_out_channels=levels,
@@ -66,9 +69,9 @@ def tiny_vae(
 
 # %% ../../nbs/emoji/02_tiny.ipynb #a01c0bc9
 def tiny_text_encoder(
-    tokenizer,  # CLIP's
+    tokenizer: CLIPTokenizer,  # whose tokens it embeds
     width: int = 32,  # features of a token, and of the whole text
-    layers: int = 1,
+    layers: int = 1,  # of the transformer
     # whether the pooled text goes through one more matrix, as in SDXL's second encoder
     projection: bool = False,
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
@@ -109,7 +112,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def tiny_t5(
-    tokenizer,  # T5's
+    tokenizer: T5Tokenizer,  # whose tokens it embeds
     width: int = 64,  # features of a token
 ) -> T5EncoderModel:
     "One layer of T5 v1.1's encoder."
@@ -130,7 +133,9 @@ def tiny_t5(
 
 # %% ../../nbs/emoji/02_tiny.ipynb #8c047130
 @contextmanager
-def seeded(seed: int):
+def seeded(
+    seed: int,  # of torch's global generator, inside
+) -> Iterator[None]:
     "Weights drawn inside depend on `seed` only. The global random state is left as it was."
     with (
         torch.random.fork_rng(devices=[]),
@@ -150,8 +155,10 @@ def check_image_size(
         raise ValueError(f'image_size: {image_size} is not a positive multiple of 16')
 
 
-def ready(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    "In evaluation mode, without a progress bar."
+def ready(
+    pipeline: DiffusionPipeline,  # changed in place
+) -> DiffusionPipeline:
+    "Put a pipeline into evaluation mode, without a progress bar."
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -172,7 +179,7 @@ ZERO_SNR = dict(
 
 def tiny_ddim(
     prediction_type: str,  # 'epsilon', 'v_prediction' or 'sample'
-    schedule: dict = SD_SCHEDULE,
+    schedule: dict[str, object] = SD_SCHEDULE,  # further settings of `DDIMScheduler`
     zero_snr: bool = None,  # schedule ends in pure noise; by default yes, except for 'epsilon', which cannot
 ) -> DDIMScheduler:
     "DDIM with the settings of a model family."
@@ -200,12 +207,12 @@ def tiny_unet(image_size: int = 64, latent_channels: int = 4, width: int = 32) -
 
 
 def tiny_sd(
-    seed: int = 0,
+    seed: int = 0,  # of the weights
     prediction_type: str = 'v_prediction',  # 'epsilon', 'v_prediction' or 'sample'
     zero_snr: bool = None,  # schedule ends in pure noise; by default yes, except for 'epsilon', which cannot
     image_size: int = 64,  # pixels, a multiple of 16
-    latent_channels: int = 4,
-    scheduler=None,  # another scheduler, in place of DDIM
+    latent_channels: int = 4,  # channels of a latent
+    scheduler: SchedulerMixin = None,  # another scheduler, in place of DDIM
 ) -> StableDiffusionPipeline:
     "A tiny `StableDiffusionPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
@@ -230,7 +237,7 @@ def tiny_sd(
 # %% ../../nbs/emoji/02_tiny.ipynb #b6ab9397
 def clip_pair(
     project_first: bool,  # whether the first encoder, too, projects its pooled text: no in SDXL, yes in SD3
-) -> dict:  # parts of a pipeline by name
+) -> dict[str, object]:  # parts of a pipeline by name
     "Two CLIP encoders, of 16 and 32 features, with their tokenizers."
     tokenizer, tokenizer_2 = world_tokenizer(), world_tokenizer()
     tokenizer_2.pad_token = '!'  # token 0, as in the second encoder of SDXL and SD3
@@ -269,11 +276,12 @@ def tiny_unet_xl(
 
 
 def tiny_sdxl(
-    seed: int = 0,
+    seed: int = 0,  # of the weights
     # 'epsilon', 'v_prediction' or 'sample'; the noise schedule of the last two ends in pure noise
     prediction_type: str = 'epsilon',
     image_size: int = 64,  # pixels, a multiple of 16
-    scheduler=None,  # another scheduler, in place of DDIM; SDXL is published with EulerDiscreteScheduler
+    # another scheduler, in place of DDIM; SDXL is published with EulerDiscreteScheduler
+    scheduler: SchedulerMixin = None,
 ) -> StableDiffusionXLPipeline:
     "A tiny `StableDiffusionXLPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
@@ -293,9 +301,9 @@ def tiny_sdxl(
 def tiny_vae_16(
     image_size: int,  # pixels
     scaling_factor: float,  # as in `tiny_vae`
-    shift_factor: float,
+    shift_factor: float,  # as in `tiny_vae`
 ) -> AutoencoderKL:
-    "A codec of 16 channels, which is what flow-matching models use."
+    "A VAE of 16 channels, which is what flow-matching models use."
     return tiny_vae(image_size, 16, scaling_factor, shift_factor, quant_conv=False)
 
 
@@ -317,13 +325,13 @@ def tiny_mmdit(
         joint_attention_dim=width,
         pooled_projection_dim=pooled,
         pos_embed_max_size=3 * image_size // 16,
-    )  # positions for pictures three times as high and wide, as in SD3's own
+    )  # positions for images three times as high and wide, as in SD3's own
 
 
 def tiny_sd3(
-    seed: int = 0,
+    seed: int = 0,  # of the weights
     image_size: int = 64,  # pixels, a multiple of 16
-    scheduler=None,  # another scheduler, in place of flow matching's Euler with shift 3
+    scheduler: SchedulerMixin = None,  # another scheduler, in place of flow matching's Euler with shift 3
 ) -> StableDiffusion3Pipeline:
     "A tiny `StableDiffusion3Pipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
@@ -372,10 +380,11 @@ def tiny_flux_transformer(
 
 
 def tiny_flux(
-    seed: int = 0,
+    seed: int = 0,  # of the weights
     guidance_embeds: bool = True,  # guidance scale is an input of the network, as in FLUX.1-dev
     image_size: int = 64,  # pixels, a multiple of 16
-    scheduler=None,  # another scheduler, in place of flow matching's Euler with FLUX.1-dev's settings
+    # another scheduler, in place of flow matching's Euler with FLUX.1-dev's settings
+    scheduler: SchedulerMixin = None,
 ) -> FluxPipeline:
     "A tiny `FluxPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)
@@ -419,12 +428,12 @@ def tiny_dit(
 
 
 def tiny_pixart(
-    seed: int = 0,
+    seed: int = 0,  # of the weights
     # 'epsilon', 'v_prediction' or 'sample'; the noise schedule of the last two ends in pure noise
     prediction_type: str = 'epsilon',
     image_size: int = 64,  # pixels, a multiple of 16
     # another scheduler, in place of DDIM; PixArt-Σ is published with DPMSolverMultistepScheduler
-    scheduler=None,
+    scheduler: SchedulerMixin = None,
 ) -> PixArtSigmaPipeline:
     "A tiny `PixArtSigmaPipeline` with random weights. The global random state is left as it was."
     check_image_size(image_size)

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['OBJECTS', 'OCCUPATIONS', 'GENDERS', 'BACKGROUNDS', 'RELATIONS', 'COUNTS', 'PERSON', 'CLASSES', 'IMAGE_SIZE',
            'TONE_TABLE', 'PAIRS', 'UNSEEN_PAIRS', 'HELD_OUT_PAIRS', 'TRAIN_PAIRS', 'HELD_OUT_OCCUPATIONS',
-           'TRAIN_OCCUPATIONS', 'SPRITE_SIZE', 'KINDS', 'emoji_text', 'sprite_keys', 'make_atlas', 'sprite', 'Wanted',
-           'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene', 'compose', 'draw', 'Faults', 'random_wanted',
-           'pretraining_scene', 'load_demo']
+           'TRAIN_OCCUPATIONS', 'SPRITE_SIZE', 'KINDS', 'emoji_text', 'SpriteKey', 'sprite_keys', 'make_atlas',
+           'sprite', 'Wanted', 'prompt_of', 'parse', 'pair_key', 'Placed', 'Scene', 'compose', 'draw', 'Faults',
+           'random_wanted', 'pretraining_scene', 'load_demo']
 
 # %% ../../nbs/emoji/01_world.ipynb #f4b93212
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -21,6 +23,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from ..rewards.fairness import TONES
 from ..utils.loading import assets_dir, no_progress_bars
 from ..utils.words import article, plural
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 # %% ../../nbs/emoji/01_world.ipynb #a1df367a
 OBJECTS = dict(
@@ -142,11 +147,18 @@ def emoji_text(
     return GENDERS[gender] + skin + '\u200d' + sign
 
 
-def sprite_keys() -> list:  # of (name, tone, gender)
+class SpriteKey(NamedTuple):
+    "Which emoji a sprite is of."
+
+    name: str  # an object or an occupation
+    tone: str | None = None  # one of `TONES`, for occupations
+    gender: str | None = None  # one of `GENDERS`, for occupations
+
+
+def sprite_keys() -> list[SpriteKey]:
     "Every sprite of the atlas, in its order."
-    return [(o, None, None) for o in OBJECTS] + [
-        (o, t, g) for o in OCCUPATIONS for t in TONES for g in GENDERS
-    ]
+    people = [SpriteKey(o, t, g) for o in OCCUPATIONS for t in TONES for g in GENDERS]
+    return [SpriteKey(o) for o in OBJECTS] + people
 
 # %% ../../nbs/emoji/01_world.ipynb #4198bd85
 SPRITE_SIZE, _ATLAS_COLUMNS = 72, 22
@@ -176,7 +188,7 @@ def make_atlas(
     sheet = Image.new('RGBA', (_ATLAS_COLUMNS * SPRITE_SIZE, rows * SPRITE_SIZE), (0, 0, 0, 0))
     for i, key in enumerate(keys):
         sheet.paste(
-            _draw_glyph(emoji_text(key[0], key[1], key[2] or 'person'), font),
+            _draw_glyph(emoji_text(key.name, key.tone, key.gender or 'person'), font),
             (i % _ATLAS_COLUMNS * SPRITE_SIZE, i // _ATLAS_COLUMNS * SPRITE_SIZE),
         )
     path = Path(path or assets_dir() / 'sprites.png')
@@ -206,13 +218,15 @@ class Wanted:
     "What a prompt asks for."
 
     kind: str  # 'portrait', 'object', 'pair' or 'count'
-    names: tuple  # the objects in reading order, or one occupation
+    names: tuple[str, ...]  # the objects in reading order, or one occupation
     relation: str | None = None  # 'next to' or 'above', for pairs
     count: int = 1  # how many of the object, for counts
     background: str | None = None  # one of `BACKGROUNDS`, or None where any will do
 
 
-def prompt_of(wanted: Wanted) -> str:
+def prompt_of(
+    wanted: Wanted,  # a request
+) -> str:
     "The prompt that asks for this."
     w = wanted
     body = {
@@ -266,7 +280,10 @@ def _readings(body, background):
         yield Wanted('object', (bare(body),), background=background)
 
 
-def pair_key(a: str, b: str) -> tuple:
+def pair_key(
+    a: str,  # an object
+    b: str,  # another one
+) -> tuple[str, str]:
     "The pair in the vocabulary's order, as the held-out lists keep it."
     names = list(OBJECTS)
     return (a, b) if names.index(a) < names.index(b) else (b, a)
@@ -289,7 +306,7 @@ class Placed:
         return self.name if self.name in OBJECTS else PERSON
 
     @property
-    def box(self) -> tuple:
+    def box(self) -> tuple[float, float, float, float]:
         "The ink's bounding box (x0, y0, x1, y1), pixels, clipped to the image."
         left, top, right, bottom = (
             sprite(self.name, self.tone, self.gender)
@@ -306,9 +323,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    "A picture before it is drawn."
+    "An image before it is drawn."
 
-    placed: tuple  # of `Placed`, back to front
+    placed: tuple[Placed, ...]  # back to front
     background: str  # one of `BACKGROUNDS`
     caption: str
     blur: float = 0.0  # radius of a Gaussian blur, pixels
@@ -345,10 +362,10 @@ def compose(
 
 
 def draw(
-    scene: Scene,
+    scene: Scene,  # of any kind
     size: int = IMAGE_SIZE,  # pixels; the scene's own coordinates are scaled to it
 ) -> Image.Image:  # RGB
-    "The picture of a scene."
+    "Draw a scene."
     k = size / IMAGE_SIZE
     image = Image.new('RGB', (size, size), BACKGROUNDS[scene.background])
     for p in scene.placed:
@@ -377,10 +394,10 @@ KINDS = dict(portrait=0.42, object=0.22, pair=0.28, count=0.08)  # shares of the
 
 
 def random_wanted(
-    rng: random.Random,
+    rng: random.Random,  # that decides
     kind: str = None,  # one of `KINDS`; drawn by their shares when None
-    pairs=None,  # the pairs that may occur; all but the unseen by default
-    occupations=None,  # the occupations that may occur; all by default
+    pairs: frozenset[tuple[str, str]] = None,  # the pairs that may occur; all but the unseen by default
+    occupations: Iterable[str] = None,  # the occupations that may occur; all by default
 ) -> Wanted:
     "A random request. Half of them name a background."
     kind = kind or rng.choices(list(KINDS), KINDS.values())[0]
@@ -403,11 +420,11 @@ def _sorted(pairs):
 
 
 def pretraining_scene(
-    rng: random.Random,
-    faults: Faults = Faults(),
-    kind: str = None,  # one of `KINDS`
+    rng: random.Random,  # that decides everything
+    faults: Faults = Faults(),  # how often scenes are wrong
+    kind: str = None,  # one of `KINDS`; drawn by their shares when None
 ) -> Scene:
-    "One scene as the base model meets it, faults included."
+    "One scene of the base model's pretraining, faults included."
     wanted = random_wanted(rng, kind)
     tone = (
         rng.choices(TONES, TONE_TABLE[wanted.names[0]])[0]
@@ -442,9 +459,9 @@ def _one_twice(scene, rng):
 # %% ../../nbs/emoji/01_world.ipynb #c94a8e8c
 def load_demo(
     folder: Path = None,  # another pipeline of the emoji world; the shipped one by default
-):
-    "The shipped text-to-image model, a `StableDiffusionPipeline` on CPU in fp32."
-    from diffusers import StableDiffusionPipeline  # here, so that drawing scenes does not wait for diffusers
+) -> 'StableDiffusionPipeline':
+    "The shipped text-to-image model on the CPU, in fp32."
+    from diffusers import StableDiffusionPipeline  # drawing scenes does not wait for diffusers
 
     with no_progress_bars():
         pipeline = StableDiffusionPipeline.from_pretrained(

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import Any
 
 from ..utils.files import instead_of_file
 from .task import Stream
@@ -33,8 +34,9 @@ class Source(ABC):
 
     @abstractmethod
     def read(
-        self, blocks: list
-    ) -> list:  # of lists of strings, in the order asked for; a blank string is no prompt
+        self,
+        blocks: list[int],  # indices
+    ) -> list[list[str]]:  # in the order asked for; a blank string is no prompt
         "Some of the blocks."
 
 
@@ -59,14 +61,17 @@ class Rows(Source):
     def __init__(
         self,
         rows: Sequence,  # what a slice of it gives must be strings
-        name: str = 'a list',
+        name: str = 'a list',  # for errors
     ):
         self.name, self.rows, self.blocks, self._rows = name, len(rows), -(-len(rows) // BLOCK), rows
         if not self.rows:
             raise ValueError(f'{name}: no prompt in it; one or more is right')
         self.mark = _hash(self.rows, *self.read([0])[0], *self.read([self.blocks - 1])[0])
 
-    def read(self, blocks):
+    def read(
+        self,
+        blocks: list[int],  # indices
+    ) -> list[list[str]]:  # in the order asked for
         rows = lambda b: enumerate(self._rows[b * BLOCK : (b + 1) * BLOCK], b * BLOCK + 1)
         return [[_text(value, f'{self.name}, row {i}') for i, value in rows(b)] for b in blocks]
 
@@ -119,7 +124,11 @@ def _give_back():
 class ParquetFile(Source):
     "A column of a Parquet file."
 
-    def __init__(self, path: Path, column: str):
+    def __init__(
+        self,
+        path: Path,  # of the file
+        column: str,  # of prompts
+    ):
         self.path, self.column, self.name, self.mark = path, column, path.name, _mark_of(path)
         with _parquet(path) as file:
             _choose(column, file.schema_arrow.names, f'prompts file {str(path)!r}')
@@ -144,7 +153,10 @@ class ParquetFile(Source):
                 f'prompts file {str(self.path)!r}: column {self.column!r} holds {kind}; text is right'
             )
 
-    def read(self, blocks):
+    def read(
+        self,
+        blocks: list[int],  # indices
+    ) -> list[list[str]]:  # in the order asked for
         wanted, found = {}, {}
         for b in blocks:
             group = bisect_right(self._ends, b)
@@ -168,7 +180,11 @@ LONGEST = 1 << 20  # bytes of a line; a longer one is no prompt but another kind
 class LineFile(Source):
     "A file with a prompt a line: text, JSON lines (objects, or strings), CSV or TSV with a head."
 
-    def __init__(self, path: Path, column: str):
+    def __init__(
+        self,
+        path: Path,  # of the file
+        column: str,  # of prompts, where a row has several
+    ):
         self.path, self.column, self.name, self.mark, self.here = (
             path,
             column,
@@ -273,7 +289,10 @@ class LineFile(Source):
             raise ValueError(f'{here}: it is no JSON ({_first_line(e)})') from None
         return _from_json(value, self.column, here)
 
-    def read(self, blocks):
+    def read(
+        self,
+        blocks: list[int],  # indices
+    ) -> list[list[str]]:  # in the order asked for
         with open(self.path, 'rb') as file:
             return [self._block(file, *self._starts[b]) for b in blocks]
 
@@ -340,7 +359,10 @@ def _one_file(path, column):
 class Several(Source):
     "Sources one after the other, as one."
 
-    def __init__(self, sources: list):
+    def __init__(
+        self,
+        sources: list[Source],  # one after the other
+    ):
         self.sources, self._ends = list(sources), list(accumulate(s.blocks for s in sources))
         self.name, self.rows, self.blocks = (
             f'{self.sources[0].name} and {len(self.sources) - 1} more',
@@ -349,7 +371,10 @@ class Several(Source):
         )
         self.mark = _hash(*(s.mark for s in self.sources))
 
-    def read(self, blocks):
+    def read(
+        self,
+        blocks: list[int],  # indices
+    ) -> list[list[str]]:  # in the order asked for
         where = {b: bisect_right(self._ends, b) for b in blocks}
         mine = lambda k: [b for b in blocks if where[b] == k]
         found = {}
@@ -361,7 +386,7 @@ class Several(Source):
 
 
 def prompt_files(
-    *paths,  # their names end with one of `FORMATS`
+    *paths: str | Path,  # their names end with one of `FORMATS`
     column: str = 'prompt',  # where a row has several
 ) -> Source:
     "Files as one source."
@@ -454,7 +479,7 @@ def normalised(prompt: str) -> str:
 
 
 def is_held_out(
-    prompt: str,
+    prompt: str,  # of a file
     share: float,  # 0 … 1 of all distinct prompts
 ) -> bool:
     "Whether a prompt is for testing only. A larger share holds out all that a smaller one does."
@@ -470,13 +495,12 @@ class PromptStream(Stream):
 
     def __init__(
         self,
-        source,  # a file, a `Source`, or a sequence of strings
+        source: str | Path | Source | Sequence[str],  # a file, a `Source`, or a sequence of strings
         column: str = 'prompt',  # of a file with several
         seed: int = 0,  # of the order
         shuffle: bool = True,  # False keeps the source's order
         split: str = 'all',  # 'train' or 'held_out'
-        # share of the distinct prompts that 'train' never gives, and 'held_out' alone
-        held_out: float = 0.02,
+        held_out: float = 0.02,  # share of the distinct prompts that 'train' never gives, and 'held_out' alone
         passes: int = 0,  # over the source; 0 is without end
     ):
         if split not in ('all', 'train', 'held_out'):
@@ -517,7 +541,7 @@ class PromptStream(Stream):
                     return rows[row - 1]
             self._turn(cycle, window)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         "The position, and what it is a position in."
         return dict(
             source=self.source.mark,
@@ -528,7 +552,10 @@ class PromptStream(Stream):
             at=list(self.at),
         )
 
-    def load_state_dict(self, state):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         "Go to a position in the same stream."
         for name, mine in self.state_dict().items():
             if name != 'at' and state.get(name) != mine:
@@ -595,9 +622,9 @@ class Mixed(Stream):
 
     def __init__(
         self,
-        streams: list,
-        weights: list = None,  # positive numbers; equal ones when None
-        seed: int = 0,
+        streams: list[Stream],  # that are drawn from
+        weights: list[float] = None,  # positive numbers; equal ones when None
+        seed: int = 0,  # of the draws
     ):
         self.streams, self.weights, self.seed, self.drawn = (
             list(streams),
@@ -623,7 +650,7 @@ class Mixed(Stream):
         self.drawn += 1
         return prompt
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return dict(
             seed=self.seed,
             weights=self.weights,
@@ -631,7 +658,10 @@ class Mixed(Stream):
             streams=[s.state_dict() for s in self.streams],
         )
 
-    def load_state_dict(self, state):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         "Go to a position."
         for name in ('seed', 'weights'):
             if state.get(name) != getattr(self, name):
@@ -649,7 +679,7 @@ class Filtered(Stream):
 
     def __init__(
         self,
-        stream: Stream,
+        stream: Stream,  # whose prompts are filtered
         keep: Callable,  # prompt -> whether it stays
         patience: int = 100_000,  # so many refused in a row are an error
     ):
@@ -671,8 +701,11 @@ class Filtered(Stream):
             f'{self}: it refused {self.patience} prompts in a row; a filter that keeps some is right'
         )
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return self.stream.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         self.stream.load_state_dict(state)

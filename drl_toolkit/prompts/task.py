@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_OCCUPATIONS', 'PAPER_RELATIONS', 'B2_RELATIONS', 'ANIMALS', 'ACTIVITIES', 'COLOURS', 'FRUITS', 'MOST_BYTES',
            'part_of_split', 'paper_portraits', 'Compositions', 'animal_activities', 'coloured_fruits', 'animal_counts',
-           'load_prompts', 'Stream', 'Task']
+           'load_prompts', 'Stream', 'Draw', 'Task']
 
 # %% ../../nbs/prompts/01_task.ipynb #ccb15bc6
 import random, warnings
@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,8 +24,8 @@ from ..utils.words import article, plural
 def part_of_split(
     name: str,  # of the prompt set, for the error
     split: str,  # one of the keys of `parts`
-    parts: dict,  # split -> anything
-):
+    parts: dict[str, Any],  # split -> anything
+) -> Any:  # one of the values
     "The part that a split names. Raises `ValueError` with the splits that there are."
     if split not in parts:
         raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
@@ -65,8 +66,8 @@ class Compositions(Sequence):
 
     def __init__(
         self,
-        names: Sequence,  # of objects, without article
-        relations: tuple = PAPER_RELATIONS,
+        names: Sequence[str],  # of objects, without article
+        relations: tuple[str, ...] = PAPER_RELATIONS,  # between two of them
     ):
         self.names, self.relations = tuple(dict.fromkeys(names)), tuple(relations)
         if len(self.names) < 2:
@@ -132,9 +133,9 @@ def coloured_fruits(split: str = 'all') -> list:  # of 40 ('train'), 40 ('held_o
 
 
 def animal_counts(
-    low: int = 2,
+    low: int = 2,  # 1 or more
     high: int = 9,  # at most 9
-) -> list:  # of prompts
+) -> list[str]:  # prompts
     "'seven cats'. [DDPO]"
     if not 1 <= low <= high <= 9:
         raise ValueError(f'animal_counts: low is {low!r} and high {high!r}; 1 <= low <= high <= 9 is right')
@@ -184,11 +185,14 @@ class Stream(ABC):
         "The next prompt."
 
     @abstractmethod
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         "The position, small and ready for JSON."
 
     @abstractmethod
-    def load_state_dict(self, state: dict):
+    def load_state_dict(
+        self,
+        state: dict[str, Any],  # as `state_dict` gave it
+    ):
         "Go to a position that `state_dict` gave."
 
     def __iter__(self):
@@ -204,9 +208,16 @@ class Stream(ABC):
         return taken
 
 # %% ../../nbs/prompts/01_task.ipynb #ec6f5179
+class Draw(NamedTuple):
+    "The prompts of an epoch."
+
+    prompts: list[str]  # one for each sample
+    groups: torch.Tensor  # (samples,) long: samples of one prompt share a number
+
+
 @dataclass
 class Task:
-    "A set of prompts, the reward of their pictures, and how many are drawn in an epoch."
+    "A set of prompts, the reward of their images, and how many are drawn in an epoch."
 
     name: str
     prompts: list | Stream  # of strings, when it is a list
@@ -336,16 +347,15 @@ class Task:
     def draw(
         self,
         seed: int,  # of the run
-        epoch: int,
-    ) -> tuple:  # prompts, a list of `samples` strings; groups (samples,) long
+        epoch: int,  # of the run
+    ) -> Draw:
         """This epoch's prompts.
 
-        Those of a list depend on task, seed and epoch alone, and each comes up as often, give or take one; a
-        stream gives its next."""
+        Those of a list depend on task, seed and epoch alone, and each comes up as often, give or take one;
+        a stream gives its next."""
         rng, count = random.Random(f'{self.name}/{seed}/{epoch}'), self.samples // self.group_size
         chosen = self.prompts.take(count) if isinstance(self.prompts, Stream) else []
         while len(chosen) < count:
             chosen += rng.sample(self.prompts, min(count - len(chosen), len(self.prompts)))
-        return [p for p in chosen for _ in range(self.group_size)], torch.arange(count).repeat_interleave(
-            self.group_size
-        )
+        prompts = [p for p in chosen for _ in range(self.group_size)]
+        return Draw(prompts, torch.arange(count).repeat_interleave(self.group_size))

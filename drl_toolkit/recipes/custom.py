@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'GROUP_SIZE', 'SAMPLES', 'MOST_COPIED', 'named_reward', 'split_names', 'join_names', 'named_rewards',
-           'split_weights', 'join_weights', 'watch_of', 'make_tasks', 'keep_prompts', 'prompts_copy', 'kept_prompts',
-           'last_part', 'check_said']
+           'split_weights', 'join_weights', 'watch_of', 'make_tasks', 'only_tasks', 'keep_prompts', 'prompts_copy',
+           'kept_prompts', 'last_part', 'check_said']
 
 # %% ../../nbs/recipes/02_custom.ipynb #86fc8043
 import shlex, shutil
@@ -25,6 +25,7 @@ from ..rewards.remote import load_reward
 from ..rewards.reward_models import aesthetic_reward, hps_reward, image_reward
 from ..rewards.reward import Reward, jpeg_incompressibility
 from ..prompts.streams import PromptStream
+from ..training.trainer import Trainer
 
 # %% ../../nbs/recipes/02_custom.ipynb #d1bab0d7
 SHIPPED = {
@@ -67,21 +68,23 @@ def split_names(
         ) from None
 
 
-def join_names(names: list) -> str:
+def join_names(
+    names: list[str],  # as `split_names` gives them
+) -> str:
     "The inverse of `split_names`."
     return ' '.join(f'"{n}"' if set(n) & set(' ,\t\n\'') else n for n in names)
 
 
 def named_rewards(
     names: str,  # as `split_names` takes them
-) -> list:  # of `Reward`
+) -> list[Reward]:
     "Rewards by their names."
     return [named_reward(name) for name in split_names(names)]
 
 # %% ../../nbs/recipes/02_custom.ipynb #53833cd2
 def split_weights(
     text: str,  # as `RunConfig.reward` has it
-) -> dict:  # name -> weight
+) -> dict[str, float]:  # name -> weight
     "The trained rewards of a configuration and their weights."
     found = {}
     for word in split_names(text):
@@ -99,15 +102,17 @@ def split_weights(
     return found
 
 
-def join_weights(weights: dict) -> str:
+def join_weights(
+    weights: dict[str, float],  # name -> weight
+) -> str:
     "The inverse of `split_weights`."
     return join_names([name if weight == 1 else f'{name}={weight:g}' for name, weight in weights.items()])
 
 # %% ../../nbs/recipes/02_custom.ipynb #2f1111c1
 def watch_of(
-    config: RunConfig,
-    trainer,  # a `Trainer`, before training
-) -> list:  # of one `Watch`, or empty
+    config: RunConfig,  # of the run
+    trainer: Trainer,  # before training
+) -> list[Watch]:  # one, or none
     "The held-out rewards that a configuration names, on eight prompts of each task, four images of each."
     if not config.watch:
         return []
@@ -125,8 +130,8 @@ GROUP_SIZE, SAMPLES = 4, 64  # of a task without a recipe
 
 def make_tasks(
     recipe: str,  # its name; None for the rewards and prompts of the configuration
-    config: RunConfig,
-) -> list:  # of `Task`
+    config: RunConfig,  # of the run
+) -> list[Task]:
     """The tasks of a run.
 
     Imports the files that `config.reward` names: see `check_said` where the configuration is from a file."""
@@ -137,13 +142,26 @@ def make_tasks(
         raise ValueError(
             f'reward is {config.reward!r} with recipe {recipe!r}, which has its own; leave one of them out'
         )
-    tasks = load_recipe(recipe)[0]
+    tasks = only_tasks(load_recipe(recipe)[0], config.only)
     if sizes and len(tasks) > 1:
         raise ValueError(
             f'{next(iter(sizes))} is {next(iter(sizes.values()))}, but recipe {recipe!r} has {len(tasks)} '
             'tasks; a recipe of one task is right'
         )
     return [replace(t, **sizes) for t in tasks]
+
+
+def only_tasks(
+    tasks: list[Task],
+    only: str,  # names separated by commas; empty for all
+) -> list[Task]:
+    "The tasks that are trained."
+    wanted = [name.strip() for name in only.split(',') if name.strip()]
+    names = [task.name for task in tasks]
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"only must be of the recipe's tasks {', '.join(names)}; got {name!r}")
+    return [task for task in tasks if task.name in wanted or not wanted]
 
 
 def _own_task(config, **sizes):
@@ -190,7 +208,7 @@ def prompts_copy(
 
 def kept_prompts(
     folder: Path,  # of the run
-    config: RunConfig,
+    config: RunConfig,  # of the run
 ) -> RunConfig:  # the configuration with the file that is there
     "A configuration that reads the run's own copy of the prompts."
     if not config.prompts:
@@ -208,11 +226,11 @@ def last_part(
 
 
 def check_said(
-    names: list,  # of rewards, out of a file
-    said: list,  # of rewards, from the command line
+    names: list[str],  # of rewards, out of a file
+    said: list[str],  # of rewards, from the command line
     what: str,  # whose names these are, for the error
     option: str,  # that says a name
-) -> dict:  # name -> the name that may be imported
+) -> dict[str, str]:  # name -> the name that may be imported
     """Refuse to import what only a file names.
 
     Names that ship are free; of a path, the command line's own is taken."""

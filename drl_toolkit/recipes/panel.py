@@ -31,7 +31,7 @@ def cards_of(
 
 def check_prompt(
     policy: Policy,  # that draws it
-    prompt: str,
+    prompt: str,  # that a viewer typed
 ):
     "`ValueError` for a prompt that a model of the emoji world does not know."
     if speaks_emoji(policy):

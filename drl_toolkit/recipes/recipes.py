@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATA', 'OBJECTIVES', 'STRATEGIES', 'RECIPE_TASKS', 'FEWEST_SPLIT', 'object_scenes', 'all_scenes', 'fairness_task',
-           'composition_task', 'preference_task', 'compressibility_task', 'crispness_task', 'few_pairs', 'clip_task',
-           'presence_task', 'joint_tasks', 'six_tasks', 'Recipe', 'load_recipe', 'make_policy', 'with_prompts',
-           'split_stream', 'make_sampler', 'make_trainer']
+           'composition_task', 'preference_task', 'compressibility_task', 'crispness_task', 'few_pairs',
+           'few_portraits', 'clip_task', 'presence_task', 'large_scale_tasks', 'b2_task', 'joint_tasks', 'six_tasks',
+           'Recipe', 'load_recipe', 'make_policy', 'with_prompts', 'split_stream', 'make_sampler', 'make_trainer']
 
 # %% ../../nbs/recipes/01_recipes.ipynb #b9ffe0aa
 import random
@@ -16,6 +16,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from diffusers import DiffusionPipeline
 
 from ..algorithms import advantages
@@ -34,18 +35,23 @@ from ..utils.devices import best_device, check_device, prepare_deterministic
 from ..sampling.config import PolicyConfig
 from ..rewards.preference import preference
 from ..distributed.processes import Processes
-from ..prompts.task import Task
+from ..prompts.task import Stream, Task
 from ..rewards.reward import clip_score, jpeg_compressibility
 from ..prompts.streams import PromptStream
+from ..training.callbacks import Callback
 from ..training.trainer import Trainer
 from ..algorithms.interfaces import RolloutSampler, Strategy
 from ..algorithms.async_rewards import AsyncRewardSampler
 from ..training.data_loss import BaseSamples
-from .config import RunConfig, parse_splits, recipe_config
+from .config import RunConfig, parse_splits, preset_name, recipe_config
+from .papers import b2_advantage, b2_paper_tasks, large_scale_paper_tasks
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #455d6fdb
-def object_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) in [0, 1], captions
+def object_scenes(
+    count: int,  # images
+    seed: int,  # of the scenes
+) -> tuple[torch.Tensor, list[str]]:  # images (count, 3, 64, 64) in [0, 1], and their captions
     """Scenes of single objects and counts as in pretraining; no people and no pairs, so that neither bias nor
     lesson is in them."""
     rng = random.Random(seed)
@@ -53,7 +59,10 @@ def object_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) 
     return to_tensor([world.draw(s) for s in scenes]), [s.caption for s in scenes]
 
 
-def all_scenes(count: int, seed: int) -> tuple:  # images (count, 3, 64, 64) in [0, 1], captions
+def all_scenes(
+    count: int,  # images
+    seed: int,  # of the scenes
+) -> tuple[torch.Tensor, list[str]]:  # images (count, 3, 64, 64) in [0, 1], and their captions
     "Scenes as in pretraining: biased and with their faults."
     rng = random.Random(seed)
     scenes = [world.pretraining_scene(rng) for _ in range(count)]
@@ -75,9 +84,8 @@ def _as_often(kinds):
 
 
 def fairness_task(
-    samples: int = 192,
-    # 'own' or 'rare': each picture has its own; 'shared': the paper's, one for all sixteen
-    credit: str = 'own',
+    samples: int = 192,  # images in an epoch
+    credit: str = 'own',  # 'own' or 'rare': each image has its own; 'shared': the paper's, one for all sixteen
 ) -> Task:
     "Skin-tone parity over the training occupations, in groups of 16. [P Eq 12]"
     reward, advantage = dict(
@@ -96,7 +104,9 @@ def fairness_task(
     )
 
 
-def composition_task(samples: int = 64) -> Task:
+def composition_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "Both objects of the training pairs. [P Eq 13]"
     return Task(
         'composition',
@@ -110,7 +120,10 @@ def composition_task(samples: int = 64) -> Task:
     )
 
 
-def preference_task(samples: int = 64, portraits: bool = True) -> Task:
+def preference_task(
+    samples: int = 64,  # images in an epoch
+    portraits: bool = True,  # people too
+) -> Task:
     "The synthetic preference on prompts of every kind, each kind as often; or of all but people."
     kinds = [_with_grounds(P.objects), _with_grounds(P.pairs, 'train')] + (
         [_with_grounds(P.portraits, 'train')] if portraits else []
@@ -127,37 +140,75 @@ def preference_task(samples: int = 64, portraits: bool = True) -> Task:
     )
 
 
-def compressibility_task(samples: int = 64) -> Task:
+def compressibility_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "Small JPEG files of single objects: the classic toy of DDPO. [D §5]"
     return Task('compressibility', P.objects(), jpeg_compressibility, samples=samples)
 
 
-def crispness_task(samples: int = 64) -> Task:
+def crispness_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "A reward that was made to be hacked (notebook `rewards/12_lab`): training it is an exercise in noticing."
     return Task('crispness', P.objects(), crispness, samples=samples)
 
 
-def few_pairs(count: int = 16) -> list:  # of prompts
+def few_pairs(
+    count: int = 16,  # of pairs
+) -> list[str]:  # prompts
     "Some training pairs, chosen once: few enough that a short run meets each of them often."
     return random.Random(0).sample(P.pairs('train'), count)
 
 
-def clip_task(samples: int = 64) -> Task:
+def few_portraits(
+    count: int = 16,  # of prompts
+) -> list[str]:  # prompts
+    "Some training portraits, chosen once."
+    return random.Random(0).sample(P.portraits('train', backgrounds=True), count)
+
+
+def clip_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "The CLIP score of sixteen pairs: a reward with a gradient, for comparing methods."
     return Task('clip', few_pairs(), clip_score, group_size=4, samples=samples)
 
 
-def presence_task(samples: int = 64) -> Task:
+def presence_task(
+    samples: int = 64,  # images in an epoch
+) -> Task:
     "Both objects of sixteen pairs, by the detector: the same for composition."
     return Task('presence', few_pairs(), composition, group_size=4, samples=samples)
 
 
-def joint_tasks() -> list:
-    "The first paper's joint run: three rewards, never summed. [P §3.3]"
+def large_scale_tasks(
+    samples: int = 128,  # of each task in an epoch; the paper's are 2,048
+) -> list[Task]:  # preference, fairness, composition
+    "The first paper's three tasks on the emoji world, each normalised over its whole batch. [P §3.3]"
+    prompts = (_with_grounds(P.objects), _with_grounds(P.pairs, 'train'), _with_grounds(P.portraits, 'train'))
+    task = partial(Task, samples=samples, advantage=advantages.batch)
+    return [
+        task('preference', _as_often(prompts), preference),
+        task('fairness', P.portraits('train'), shared_fairness, group_size=16),
+        task('composition', _with_grounds(P.pairs, 'train'), composition),
+    ]
+
+
+def b2_task(
+    samples: int = 320,  # in a round: 4 groups of 5 branches for each of 16 prompts; the paper's are 1,280
+) -> Task:
+    "B²-DiffuRL on sixteen portraits, for a reward that is decided late: how good the image looks. [B²]"
+    return Task('looks', few_portraits(), preference, group_size=5, samples=samples, advantage=b2_advantage())
+
+
+def joint_tasks() -> list[Task]:
+    """The first paper's three objectives, never summed [P §3.3], trained by what works best here: not its
+    algorithm, which is `large_scale`."""
     return [fairness_task(), composition_task(32), preference_task(32, portraits=False)]
 
 
-def six_tasks() -> list:
+def six_tasks() -> list[Task]:
     """Three more beside the joint run's: counts, the CLIP score, small files.
 
     Nothing in the trainer knows how many there are."""
@@ -212,6 +263,10 @@ RECIPE_TASKS = dict(
     composition=lambda: [composition_task()],
     preference=lambda: [preference_task()],
     six=six_tasks,
+    large_scale=large_scale_tasks,
+    large_scale_paper=large_scale_paper_tasks,
+    b2=lambda: [b2_task()],
+    b2_paper=b2_paper_tasks,
     compressibility=lambda: [compressibility_task()],
     crispness=lambda: [crispness_task()],
     clip=lambda: [clip_task()],
@@ -226,18 +281,22 @@ class Recipe(NamedTuple):
     config: RunConfig
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(
+    name: str,  # one of `recipe_names()`
+    preset: str = '',  # 'paper': the size of real Stable Diffusion, of `large_scale` and `b2`
+) -> Recipe:
     "The tasks and a fresh configuration of a recipe."
+    name = preset_name(name, preset)
     config = recipe_config(name)
     return Recipe(RECIPE_TASKS[name](), config)
 
 
 def make_policy(
-    config: RunConfig,
-    model=None,  # a pipeline, a folder or a hub id; the shipped model when None
-    # the configuration's when None; without one, a pipeline stays where it is, and others come to
-    # `best_device()`
-    device=None,
+    config: RunConfig,  # of the run
+    # a pipeline, a folder or a hub id; the shipped model when None
+    model: DiffusionPipeline | str | Path = None,
+    # the configuration's when None; without one, a pipeline stays where it is, and others come to `best_device()`
+    device: str | torch.device = None,
 ) -> Policy:
     "The policy that a configuration asks for."
     check_device(config.device)
@@ -255,16 +314,19 @@ def make_policy(
 
 
 def with_prompts(
-    tasks: list,  # one `Task`
+    tasks: list[Task],  # one, or several of which one streams its prompts
     path: Path,  # of a file as `prompt_files` takes it
-    column: str = 'prompt',
-) -> list:
-    "The task with the prompts of a file, streamed; a small part of them is never drawn."
-    if len(tasks) > 1:
+    column: str = 'prompt',  # of the file, where it has several
+) -> list[Task]:
+    "The tasks, one of them with the prompts of a file, streamed; a small part of them is never drawn."
+    streaming = [task for task in tasks if isinstance(task.prompts, Stream)]
+    replaced = tasks if len(tasks) == 1 else streaming
+    if len(replaced) != 1:
         raise ValueError(
             f"prompts is {str(path)!r}, but this recipe has {len(tasks)} tasks; a recipe of one task is right"
         )
-    return [replace(tasks[0], prompts=split_stream(path, 'train', column))]
+    stream = split_stream(path, 'train', column)
+    return [replace(task, prompts=stream) if task is replaced[0] else task for task in tasks]
 
 
 FEWEST_SPLIT = 200  # rows of a file of which some are held out; of fewer, a share would be none or too many
@@ -273,15 +335,17 @@ FEWEST_SPLIT = 200  # rows of a file of which some are held out; of fewer, a sha
 def split_stream(
     path: Path,  # of a file as `prompt_files` takes it
     split: str,  # 'train' or 'held_out'
-    column: str = 'prompt',
+    column: str = 'prompt',  # of the file, where it has several
 ) -> PromptStream:
     "A part of a file's prompts, or all of a small file's."
     stream = PromptStream(path, column, split=split)
     return stream if stream.source.rows >= FEWEST_SPLIT else PromptStream(stream.source)
 
 
-def make_sampler(config: RunConfig) -> RolloutSampler:
-    "Where a configuration's trajectories come from."
+def make_sampler(
+    config: RunConfig,  # of the run
+) -> RolloutSampler:
+    "The sampler that a configuration asks for."
     if config.tree:
         return TreeSampler(parse_splits(config.tree))
     if not config.progressive and not config.branching:
@@ -290,10 +354,11 @@ def make_sampler(config: RunConfig) -> RolloutSampler:
 
 
 def make_trainer(
-    config: RunConfig,
-    tasks: list,  # of `Task`
-    model=None,  # a pipeline, a folder or a hub id; the shipped model when None
-    callbacks: list = None,  # of `Callback`; a progress line by default
+    config: RunConfig,  # of the run
+    tasks: list[Task],  # in the order in which they take turns
+    # a pipeline, a folder or a hub id; the shipped model when None
+    model: DiffusionPipeline | str | Path = None,
+    callbacks: list[Callback] = None,  # a progress line by default
     processes: Processes = None,  # who takes part; those that a launcher started by default
 ) -> Trainer:
     "The trainer that a configuration asks for."

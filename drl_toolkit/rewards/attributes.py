@@ -8,7 +8,7 @@ __all__ = ['ITA_CLASSES', 'ITA_CUTS', 'MONK', 'ita', 'ita_class', 'monk_lab', 'm
            'own_credit', 'balance_reward']
 
 # %% ../../nbs/rewards/06_attributes.ipynb #3926ac34
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -95,20 +95,21 @@ def lbp_faces(
 
 
 def fixed_face(
-    box: tuple = (
+    # x0, y0, x1, y1 as shares; by default where the emoji world's portraits have their faces
+    box: tuple[float, float, float, float] = (
         0.3,
         0.31,
         0.7,
         0.71,
-    ),  # x0, y0, x1, y1 as shares; the emoji world's portraits have their faces here
+    ),
 ) -> Callable:  # images -> boxes, as `lbp_faces`
-    "A face detector for pictures that always have the face in the same place."
+    "A face detector for images that always have the face in the same place."
     return lambda images: [[box]] * len(images)
 
 
 def skin_lab(
     image: torch.Tensor,  # (3, H, W) in [0, 1]
-    box: tuple,  # of the face: x0, y0, x1, y1 as shares of width and height
+    box: tuple[float, float, float, float],  # of the face: x0, y0, x1, y1 as shares of width and height
 ) -> torch.Tensor:  # (3,) CIELAB; zeros, which are no skin, for a box outside the picture
     "The median colour of the middle of a face."
     from skimage.color import rgb2lab
@@ -140,7 +141,7 @@ class SkinTone:
         faces: Callable = lbp_faces,  # images -> for each a list of boxes as shares
         classify: Callable = ita_class,  # (B, 3) CIELAB -> (B,) long; or `monk_class`
         several: str = 'largest',  # which of several faces counts: 'largest', or 'unreadable' for none
-        names: tuple = None,  # of the classes; known for `ita_class` and `monk_class`
+        names: tuple[str, ...] = None,  # of the classes; known for `ita_class` and `monk_class`
     ):
         known = {ita_class: ITA_CLASSES, monk_class: tuple(f'Monk {i}' for i in range(1, 11))}
         if names is None and classify not in known:
@@ -153,9 +154,10 @@ class SkinTone:
         self.names = tuple(names or known[classify])
 
     def colours(
-        self, images: torch.Tensor
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # (B, 3) CIELAB; zeros, which are no skin, where there is no face
-        "The skin colour of each picture."
+        "The skin colour of each image."
         area = lambda b: (b[2] - b[0]) * (b[3] - b[1])
         found = [boxes if len(boxes) < 2 or self.several == 'largest' else [] for boxes in self.faces(images)]
         return torch.stack(
@@ -165,8 +167,11 @@ class SkinTone:
             ]
         )
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # (B,) long
-        "The class of each picture."
+    def __call__(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    ) -> torch.Tensor:  # (B,) long; -1 where there is no face
+        "The class of each image."
         return self.classify(self.colours(images))
 
 # %% ../../nbs/rewards/06_attributes.ipynb #486d2814
@@ -176,7 +181,7 @@ class ImageClassifier:
     def __init__(
         self,
         model: str,  # folder or hub id
-        labels: tuple = None,  # those that count, in order; all by default
+        labels: tuple[str, ...] = None,  # those that count, in order; all by default
         surest: float = 0.0,  # an answer with a smaller probability is unreadable
         device: str = None,  # where it computes; where the pictures are when None
     ):
@@ -192,17 +197,21 @@ class ImageClassifier:
         self.columns = [all_labels.index(n) for n in self.names]
 
     def probabilities(
-        self, images: torch.Tensor
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # (B, classes); what they lack to 1 is unreadable
-        "How sure it is of each class that counts, with the pictures' graph."
+        "Probabilities of the classes that count, with the images' graph."
         return (
             self.model(**processed(self.processor, together(self.model, images, self.device)))
             .logits.softmax(1)[:, self.columns]
             .to(images.device)
         )
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # (B,) long
-        "The class of each picture."
+    def __call__(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    ) -> torch.Tensor:  # (B,) long; -1 where unreadable
+        "The class of each image."
         return _answers(self.probabilities(images), self.surest)
 
 
@@ -211,9 +220,9 @@ class PromptClassifier:
 
     def __init__(
         self,
-        prompts: dict,  # class -> the sentence that describes it
+        prompts: dict[str, str],  # class -> the sentence that describes it
         model: str = None,  # as in `rewards.load_clip`; the shipped CLIP by default
-        weights: str = None,
+        weights: str = None,  # as in `reward.load_clip`
         surest: float = 0.0,  # an answer with a smaller probability is unreadable
         scale: float = 100.0,  # of the cosines before the softmax; CLIP's own
     ):
@@ -227,13 +236,19 @@ class PromptClassifier:
             scale,
         )
 
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:  # (B, classes)
-        "How sure CLIP is of each class, with the pictures' graph."
+    def probabilities(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    ) -> torch.Tensor:  # (B, classes)
+        "Probabilities of the classes by CLIP, with the images' graph."
         texts = text_features(self.prompts, *self.clip, images.device)
         return (self.scale * image_features(images, *self.clip) @ texts.T).softmax(1)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:  # (B,) long
-        "The class of each picture."
+    def __call__(
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    ) -> torch.Tensor:  # (B,) long; -1 where unreadable
+        "The class of each image."
         return _answers(self.probabilities(images), self.surest)
 
 
@@ -243,50 +258,52 @@ def _answers(p, surest):
     return best.indices.where((best.values >= surest) & (best.values >= 1 - p.sum(1) - 1e-6), -1)
 
 # %% ../../nbs/rewards/06_attributes.ipynb #23a1e3d1
-def divergence(shares: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # (..., K), (K,) -> (...) nats
+def divergence(
+    shares: torch.Tensor,  # (..., K)
+    target: torch.Tensor,  # (K,)
+) -> torch.Tensor:  # (...) nats
     "KL of the shares from the target; a class that should not occur makes it infinite."
     return (torch.special.xlogy(shares, shares) - torch.special.xlogy(shares, target)).sum(-1)
 
 
-def absence(shares: torch.Tensor, target: torch.Tensor) -> torch.Tensor:  # (..., K), (K,) -> (...)
+def absence(
+    shares: torch.Tensor,  # (..., K)
+    target: torch.Tensor,  # (K,)
+) -> torch.Tensor:  # (...) in [0, 1]
     "The share of the target's classes that do not occur: 1 - coverage."
     wanted = target > 0
     return (shares[..., wanted] == 0).float().mean(-1)
 
 
 def target_shares(
-    names: tuple,  # of the classes
-    # a dict of class -> weight (those left out get 0), or one weight per class; uniform by default
-    target=None,
+    names: tuple[str, ...],  # of the classes
+    # weights: of classes by name (those left out get 0), or one for each; uniform by default
+    target: dict[str, float] | Sequence[float] = None,
 ) -> torch.Tensor:  # (K,) sums to 1
-    "A target as shares."
+    "A target distribution over classes, from weights."
     if target is None:
         return torch.full((len(names),), 1 / len(names))
     if isinstance(target, dict):
         if unknown := [k for k in target if k not in names]:
             raise ValueError(f'target names {unknown[0]!r}; the classes are {list(names)}')
         target = [target.get(n, 0.0) for n in names]
-    target = torch.as_tensor(target, dtype=torch.float32)
-    if (
-        target.shape != (len(names),)
-        or not target.isfinite().all()
-        or (target < 0).any()
-        or target.sum() <= 0
-    ):
+    weights = torch.as_tensor(target, dtype=torch.float32)
+    fits = weights.shape == (len(names),) and weights.isfinite().all()
+    if not fits or (weights < 0).any() or weights.sum() <= 0:
         raise ValueError(
-            f'target is {target.tolist()}; {len(names)} weights, none negative and not all 0, are right'
+            f'target is {weights.tolist()}; {len(names)} weights, none negative and not all 0, are right'
         )
-    return target / target.sum()
+    return weights / weights.sum()
 
 
 @cache
 def measure_floor(
     n: int,  # images in a group
-    target: tuple,  # of K shares
-    measure: Callable = distance,
-    draws: int = 4000,
+    target: tuple[float, ...],  # K shares
+    measure: Callable = distance,  # (shares (..., K), target (K,)) -> (...)
+    draws: int = 4000,  # groups that are simulated
 ) -> float:
-    """What a model scores on average that is exactly on target: n images are a random sample.
+    """Expected measure of a model that is exactly on target: n images are a random sample.
 
     Simulated, always with the same seed; exact for the distance from uniform."""
     if measure is distance and len(set(target)) == 1:
@@ -303,25 +320,27 @@ def measure_floor(
 # %% ../../nbs/rewards/06_attributes.ipynb #64104345
 def own_credit(
     classes: torch.Tensor,  # (n,) long; -1 is unreadable
-    target: torch.Tensor,  # (K,)
-    measure: Callable = distance,
+    target: torch.Tensor,  # (K,) shares
+    measure: Callable = distance,  # (shares (..., K), target (K,)) -> (...)
 ) -> torch.Tensor:  # (n,)
-    """How much worse the group's measure would be without each picture; an unreadable one gets less than any
-    other, and less than 0."""
+    """Leave-one-out: how much worse the group's measure would be without each image.
+
+    An unreadable image gets less than any other, and less than 0."""
     return unreadable_last(
         leave_one_out(len(classes), lambda rows: -measure(shares_of(classes[rows], target), target)), classes
     )
 
 
 def balance_reward(
-    reader,  # images -> (B,) long with -1 for unreadable; it has `names`, and `probabilities` for 'soft'
-    target=None,  # as in `target_shares`; uniform by default
+    # images -> (B,) long with -1 for unreadable; it has `names`, and `probabilities` for 'soft'
+    reader: Callable,
+    target: dict[str, float] | Sequence[float] = None,  # as in `target_shares`; uniform by default
     # (shares, target) -> what is wrong, 0 at best: `distance`, `divergence`, `absence` or your own
     measure: Callable = distance,
     credit: str = 'own',  # 'own', 'shared' or 'soft'
-    name: str = 'balance',
+    name: str = 'balance',  # of the reward
 ) -> Reward:
-    """How near a group is to a target distribution over any classes.
+    """Distance of a group from a target distribution over any classes, as a reward.
 
     The metrics are the measure, its floor, coverage and the readable share."""
     if credit not in ('own', 'shared', 'soft'):

@@ -53,13 +53,13 @@ def mode_coverage(
 
 # %% ../../nbs/rewards/07_diversity.ipynb #b02646ce
 def diversity_reward(
-    # features (N, D) -> () : or `vendi_score`, or a `mode_coverage` of some real features
+    # features (N, D) -> (): or `vendi_score`, or a `mode_coverage` of some real features
     measure: Callable = pairwise_distance,
     embed: Callable = image_features,  # images (B, 3, H, W) -> (B, D)
-    credit: str = 'own',  # 'own': leave-one-out, per picture; 'shared': the figure, to all
-    name: str = 'diversity',
+    credit: str = 'own',  # 'own': leave-one-out, per image; 'shared': the measure of the group, to all
+    name: str = 'diversity',  # of the reward
 ) -> Reward:
-    "How different the pictures of a group are from each other."
+    "How different the images of a group are from each other."
     if credit not in ('own', 'shared'):
         raise ValueError(f"credit is {credit!r}; 'own' or 'shared' is right")
 

@@ -49,7 +49,7 @@ class ToneReader:
     def probabilities(
         self,
         images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        batch_size: int = 128,
+        batch_size: int = 128,  # images in one call of the network
     ) -> torch.Tensor:  # (B, 6): the five tones, then unreadable
         "How sure the reader is of each answer; with a graph where the images have one."
         size, x = (self.side, self.side), together(self.model, images, self.device)
@@ -62,7 +62,8 @@ class ToneReader:
 
     @torch.no_grad()
     def __call__(
-        self, images: torch.Tensor
+        self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # (B,) long: index into `TONES`; -1 where unreadable
         "The tone of each portrait."
         best = self.probabilities(images).argmax(1)
@@ -77,7 +78,7 @@ def shipped_reader() -> ToneReader:
 # %% ../../nbs/rewards/05_fairness.ipynb #98b927fa
 def tone_shares(
     tones: torch.Tensor,  # (n,) long; -1 is unreadable
-    classes: int = len(TONES),
+    classes: int = len(TONES),  # how many tones there are
 ) -> torch.Tensor:  # (classes,), sums to the readable share
     "Share of each tone among all images, the unreadable ones included."
     return torch.bincount(tones[tones >= 0], minlength=classes)[:classes] / max(1, len(tones))
@@ -107,7 +108,7 @@ def distance(
 
 def statistical_parity(
     tones: torch.Tensor,  # (n,) long; -1 is unreadable
-    classes: int = len(TONES),
+    classes: int = len(TONES),  # how many tones there are
 ) -> float:  # 0 is uniform; sqrt(1 - 1/classes) is all the same
     "L2 distance of the shares from uniform; unreadable images count with the commonest tone. [P Eq 12]"
     uniform = torch.full((classes,), 1 / classes)
@@ -117,7 +118,7 @@ def statistical_parity(
 @cache
 def parity_floor(
     n: int,  # images per group
-    classes: int = len(TONES),
+    classes: int = len(TONES),  # how many tones there are
 ) -> float:
     """Expected parity of a uniform model: exact, by enumeration, up to a million outcomes; then by the normal
     limit."""
@@ -156,7 +157,7 @@ def unreadable_last(
 
 def leave_one_out_credit(
     tones: torch.Tensor,  # (n,) long; -1 is unreadable
-    classes: int = len(TONES),
+    classes: int = len(TONES),  # how many tones there are
 ) -> torch.Tensor:  # (n,)
     "How much worse the group's parity would be without each image."
     return unreadable_last(
@@ -166,7 +167,7 @@ def leave_one_out_credit(
 
 def rarity_credit(
     tones: torch.Tensor,  # (n,) long; -1 is unreadable
-    classes: int = len(TONES),
+    classes: int = len(TONES),  # how many tones there are
 ) -> torch.Tensor:  # (n,)
     """How rare each image's tone is among the others: its even share less theirs; unreadable ones get less
     than any. [after 2607.14962]"""
@@ -177,7 +178,7 @@ def rarity_credit(
 
 def shared_credit(
     tones: torch.Tensor,  # (n,) long; -1 is unreadable
-    classes: int = len(TONES),
+    classes: int = len(TONES),  # how many tones there are
 ) -> torch.Tensor:  # (n,)
     "The paper's: the negative parity of the group, for every image. [P Eq 12]"
     return torch.full((len(tones),), -statistical_parity(tones, classes))
@@ -188,7 +189,7 @@ _RANGES = dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0
 
 
 def fairness_reward(
-    reader=None,  # images -> tones (B,), -1 for unreadable; the shipped reader when None
+    reader: Callable = None,  # images -> tones (B,), -1 for unreadable; the shipped reader when None
     # of `FAIRNESS_CREDITS`: 'own' is leave-one-out, 'rare' for adding a rare tone, 'shared' the paper's
     credit: str = 'own',
     classes: int = len(TONES),  # of tones

@@ -26,8 +26,11 @@ from ..utils.images import to_pil
         'none: a formula',
     )
 )
-def sharpness(images, prompts):
-    "How steep the edges are."
+def sharpness(
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    prompts: list[str],  # not used
+) -> torch.Tensor:  # (B,)
+    "Variance of the Laplacian, of 8-bit values."
     gray = 255 * torch.einsum('bchw,c->bhw', images, images.new_tensor([0.299, 0.587, 0.114]))[:, None]
     laplacian = images.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     return F.conv2d(gray, laplacian).var((1, 2, 3))
@@ -43,7 +46,10 @@ def sharpness(images, prompts):
         'none: a formula',
     )
 )
-def colourfulness(images, prompts):
+def colourfulness(
+    images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    prompts: list[str],  # not used
+) -> torch.Tensor:  # (B,)
     "Hasler and Süsstrunk's measure of colourfulness."
     r, g, b = (255 * images).unbind(1)
     rg, yb = (r - g).flatten(1), ((r + g) / 2 - b).flatten(1)
@@ -97,9 +103,9 @@ def rapid_reader(
 
 def text_reward(
     read: Callable = rapid_reader,  # images -> list of strings
-    name: str = 'text',
+    name: str = 'text',  # of the reward
 ) -> Reward:
-    "How much of the quoted text is written in the picture. It has no gradient."
+    "How much of the quoted text is written in the image. It has no gradient."
     plain = lambda text: re.sub(r'\W', '', text.lower())
 
     def score(images, prompts):

@@ -24,10 +24,10 @@ from ..utils.loading import assets_dir
 def preference_reward(
     # a CLIP fine-tuned on preferences, as in `rewards.load_clip`; the shipped synthetic one by default
     model: str = None,
-    weights: str = None,
-    name: str = 'preference',
+    weights: str = None,  # as in `reward.load_clip`
+    name: str = 'preference',  # of the reward
 ) -> Reward:
-    "Bradley-Terry score of an open_clip model: its scaled cosine between picture and prompt."
+    "Bradley-Terry score of an open_clip model: its scaled cosine between image and prompt."
 
     def score(images, prompts):
         source, device = str(model or assets_dir() / 'preference'), str(images.device)
@@ -56,16 +56,16 @@ preference = preference_reward()
 def load_transformers_clip(
     model: str,  # folder or hub id of a CLIPModel
     processor: str,  # folder or hub id of its processor
-    device: str = 'cpu',
+    device: str = 'cpu',  # where it computes
 ) -> Loaded:
     "A CLIP in transformers' format."
     return load_frozen('CLIPModel', model, processor_source=processor, device=device)
 
 
 def pick_score(
-    model: str = 'yuvalkirstain/PickScore_v1',
-    processor: str = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',
-    name: str = 'pick_score',
+    model: str = 'yuvalkirstain/PickScore_v1',  # folder or hub id of a CLIPModel
+    processor: str = 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K',  # folder or hub id of its processor
+    name: str = 'pick_score',  # of the reward
 ) -> Reward:
     "PickScore (Kirstain et al. 2023), or any preference model that is a transformers CLIPModel."
 

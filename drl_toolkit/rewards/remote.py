@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'FORMATS', 'encode_images', 'decode_images', 'Request', 'Reply', 'read_request', 'read_reply',
-           'remote_reward', 'load_reward', 'Pending', 'scored_rollout', 'part_size', 'rollout_in_parts']
+           'remote_reward', 'load_reward', 'Pending', 'ScoredRollout', 'scored_rollout', 'part_size',
+           'rollout_in_parts']
 
 # %% ../../nbs/rewards/03_remote.ipynb #c4008539
 import base64, http.client, importlib, importlib.util, io, json, queue, socket, ssl, threading, time, zipfile
@@ -20,7 +21,15 @@ from PIL import Image
 
 from ..sampling.rollout import Trajectory, rollout
 from ..sampling.policy import Policy
-from .reward import Card, Reward, groups_of, seen_in_place, told_of
+from drl_toolkit.rewards.reward import (
+    Card,
+    Reward,
+    RewardOutput,
+    RewardReport,
+    call_on_rows,
+    groups_of,
+    merge_observations,
+)
 from ..utils.web import TimedReader, printable
 from ..utils.images import to_pil
 
@@ -32,8 +41,8 @@ FORMATS = ('npz', 'png')
 def encode_images(
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     format: str = 'npz',  # or 'png'
-):  # text, or a list of B texts; base64
-    "Pictures as JSON can hold them."
+) -> str | list[str]:  # base64: one text, or B of them
+    "Images as JSON can hold them."
 
     def text(write):
         buffer = io.BytesIO()
@@ -46,12 +55,12 @@ def encode_images(
 
 
 def decode_images(
-    data,  # from `encode_images`
-    format: str,
-    count: int,  # pictures expected
-    limit: int = 2**28,  # bytes that all pictures may take as floats
+    data: str | list[str],  # from `encode_images`
+    format: str,  # 'npz' or 'png'
+    count: int,  # images expected
+    limit: int = 2**28,  # bytes that all images may take as floats
 ) -> torch.Tensor:  # (count, 3, H, W) float32 in [0, 1]
-    "The pictures again. Anything else is a `ValueError`."
+    "Images out of JSON. Anything else is a `ValueError`."
     try:
         images = _from_png(data, limit) if format == 'png' else _from_npz(data, limit)
     except ValueError:
@@ -114,24 +123,24 @@ def _from_png(texts, limit):
 
 # %% ../../nbs/rewards/03_remote.ipynb #bfeb8d6c
 class Request(NamedTuple):
-    "Images to judge."
+    "Images to score."
 
     images: torch.Tensor  # (B, 3, H, W) in [0, 1]
-    prompts: list  # of B strings
+    prompts: list[str]  # B of them
 
 
 class Reply(NamedTuple):
-    "What a reward says of a request."
+    "What a server returns for a request."
 
     values: torch.Tensor  # (B,) float32
     metrics: dict[str, float]
 
 
 def read_request(
-    body: bytes,
-    limit: int = 2**28,  # bytes that the pictures may take as floats
+    body: bytes,  # of an HTTP request
+    limit: int = 2**28,  # bytes that the images may take as floats
 ) -> Request:  # `ValueError` for anything but a well-formed request
-    "What a client asks."
+    "Read a client's request."
     asked = _json_object(body, 'the request')
     prompts, format = asked.get('prompts'), asked.get('format')
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
@@ -174,10 +183,10 @@ def _is_number(x):
 
 def read_reply(
     status: int,  # of HTTP
-    body: bytes,
+    body: bytes,  # of the HTTP response
     count: int,  # values expected
-) -> tuple:  # values (count,) float32, dict of metrics
-    "What a server answered. Anything but the values asked for is a `ValueError`."
+) -> Reply:
+    "Read a server's reply. Anything but the values asked for is a `ValueError`."
     found = _json_object(body, f'the reply (status {status})', _plain)
     if status != 200:
         raise ValueError(
@@ -257,8 +266,10 @@ def _cut(lines):
 
 
 def _call(address, method, body, timeout):
-    """One request: (status, body). The time limit is for all of it, whatever the server does: a limit on each read could be
-    stretched for ever by a server that sends a byte at a time. The look-up of a name has no limit at all, so it gets a thread."""
+    """One request: (status, body). The time limit is for all of it, whatever the server does.
+
+    A limit on each read could be stretched for ever by a server that sends a byte at a time. The look-up of a name
+    has no limit at all, so it gets a thread."""
     told, lines = queue.SimpleQueue(), []
 
     def ask():
@@ -342,10 +353,10 @@ def remote_reward(
     url: str,  # such as 'http://localhost:8100', or with ?token=… as `drl serve` printed it
     timeout: float = 60.0,  # seconds for one answer, from the look-up of the name to its last byte
     retries: int = 3,  # more tries after a failure that may pass
-    batch_size: int = 64,  # pictures in one request; a group of a group-level reward is never split
+    batch_size: int = 64,  # images in one request; a group of a group-level reward is never split
     format: str = 'npz',  # 'npz' sends exact floats; 'png' fewer bytes, rounded to 8 bits
 ) -> Reward:
-    "A reward that is computed by `drl serve` somewhere else."
+    "A reward that `drl serve` computes on another machine."
     address = _address(url)
     if not (_is_number(timeout) and timeout > 0):
         raise ValueError(f'timeout is {timeout!r}; a number of seconds above 0 is right')
@@ -449,12 +460,12 @@ def _take_one_thread():
 
 
 class Pending:
-    "Values on their way: pictures are handed over in batches and scored in a thread."
+    "Values to come: images are handed over in batches and scored in a thread."
 
     def __init__(
         self,
-        reward: Reward,
-        prompts: list,  # of all B pictures
+        reward: Reward,  # that scores
+        prompts: list[str],  # of all B images
         groups: torch.Tensor = None,  # (B,) long; equal prompts are a group by default
     ):
         self.reward, self.prompts = reward, list(prompts)
@@ -475,10 +486,10 @@ class Pending:
 
     def add(
         self,
-        rows: list,  # indices of these pictures among all
+        rows: list[int],  # indices of these images among all
         images: torch.Tensor,  # (len(rows), 3, H, W)
     ):
-        "Hand over a batch; returns at once."
+        "Hand over a batch of images; returns at once."
         for _, part in self.parts:
             if part.done():
                 part.result()  # a reward that failed says so now, not after the last batch
@@ -498,7 +509,7 @@ class Pending:
             (
                 ready,
                 self.pool.submit(
-                    told_of,
+                    call_on_rows,
                     ready,
                     self.reward.evaluate,
                     batch,
@@ -513,73 +524,79 @@ class Pending:
         members = [(self.groups == g).nonzero().flatten().tolist() for g in self.groups[list(rows)].unique()]
         return [i for m in members if all(j in self.images for j in m) for i in m]
 
-    def result(self) -> tuple:  # (values (B,), dict of metrics), as `reward.report` gives them
-        "All values; waits for those that are not there yet. An error of the reward comes out here."
-        return self.evaluate()[:2]
+    def result(self) -> RewardReport:
+        "The values and the metrics; waits for those that are not there yet. An error of the reward is raised here."
+        output = self.evaluate()
+        return RewardReport(output.values, output.metrics)
 
-    def evaluate(
-        self,
-    ) -> tuple:  # (values (B,), dict of metrics, dict of `Observations`), as `reward.evaluate` gives them
-        "The same, and what the reward saw in each picture."
+    def evaluate(self) -> RewardOutput:
+        "The same as `result`, with the observations."
         missing = len(self.prompts) - len(self.asked)
         if missing:
             raise ValueError(f'pending: {missing} of {len(self.prompts)} pictures have not been handed over')
-        told = [(rows, *part.result()) for rows, part in self.parts]
-        values = told[0][1].new_zeros(len(self.prompts))
-        for rows, part, *_ in told:
-            values[rows] = part
-        weights = [
-            len(rows) if self.reward.level == 'sample' else len(self.groups[rows].unique())
-            for rows, *_ in told
-        ]
-        metrics = {
-            k: sum(w * f[k] for w, (_, _, f, _) in zip(weights, told)) / sum(weights) for k in told[0][2]
-        }
-        return (
+        parts = [rows for rows, _ in self.parts]
+        outputs = [scored.result() for _, scored in self.parts]
+        values = outputs[0].values.new_zeros(len(self.prompts))
+        for rows, output in zip(parts, outputs):
+            values[rows] = output.values
+        of_samples = self.reward.level == 'sample'
+        weights = [len(rows) if of_samples else len(self.groups[rows].unique()) for rows in parts]
+        mean = lambda k: sum(w * output.metrics[k] for w, output in zip(weights, outputs)) / sum(weights)
+        indices = [torch.tensor(rows) for rows in parts]
+        merged = lambda k: merge_observations(indices, [output.observations[k] for output in outputs])
+        return RewardOutput(
             values,
-            metrics,
-            {
-                k: seen_in_place([torch.tensor(rows) for rows, *_ in told], [s[k] for *_, s in told])
-                for k in told[0][3]
-            },
+            {k: mean(k) for k in outputs[0].metrics},
+            {k: merged(k) for k in outputs[0].observations},
         )
 
 
+class ScoredRollout(NamedTuple):
+    "Samples and their values."
+
+    trajectory: Trajectory
+    values: torch.Tensor  # (B,) float32
+    metrics: dict[str, float]
+
+
 def scored_rollout(
-    policy: Policy,
-    prompts: list,  # of B strings
-    reward: Reward,
+    policy: Policy,  # that samples
+    prompts: list[str],  # B of them
+    reward: Reward,  # that scores
     groups: torch.Tensor = None,  # (B,) long, for a group-level reward
     seed: int = 0,  # of the run
-    epoch: int = 0,
-    batch_size: int = 0,  # pictures that are handed to the reward together; 0 is `part_size`
-) -> tuple:  # Trajectory, values (B,), dict of metrics
-    """What `rollout` and `reward.report` give, with the reward at work on each batch while the next is
-    sampled."""
+    epoch: int = 0,  # of the run
+    batch_size: int = 0,  # images that are handed to the reward together; 0 is `part_size`
+) -> ScoredRollout:
+    "`rollout` and `Reward.report`, with the reward at work on each batch while the next is sampled."
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
     if batch_size < 0:
         raise ValueError(f'batch_size is {batch_size}; it should be 0 or more')
     with Pending(reward, prompts, groups) as pending:
-        return rollout_in_parts(policy, prompts, pending.add, seed, epoch, batch_size), *pending.result()
+        trajectory = rollout_in_parts(policy, prompts, pending.add, seed, epoch, batch_size)
+        return ScoredRollout(trajectory, *pending.result())
 
 
-def part_size(policy: Policy) -> int:
-    """Pictures of a part that computes as fast as a whole rollout: a small network on a GPU needs many rows,
-    a large one and a CPU few."""
+def part_size(
+    policy: Policy,  # that samples
+) -> int:
+    """Images of a part that computes as fast as a whole rollout.
+
+    A small network on a GPU needs many rows, a large one and a CPU few."""
     return 16 if policy.device.type == 'cpu' or policy.large else 64
 
 
 def rollout_in_parts(
-    policy: Policy,
-    prompts: list,  # of B strings
+    policy: Policy,  # that samples
+    prompts: list[str],  # B of them
     done: Callable,  # (rows, images) -> anything; called when a part is sampled
     seed: int = 0,  # of the run
-    epoch: int = 0,
-    batch_size: int = 0,  # pictures in a part; 0 is `part_size`
+    epoch: int = 0,  # of the run
+    batch_size: int = 0,  # images in a part; 0 is `part_size`
     first: int = 0,  # index of the first prompt's sample within the epoch
 ) -> Trajectory:
-    "What `rollout` gives, told part by part."
+    "`rollout`, in parts that are handed over as soon as they are sampled."
     parts, batch_size = [], batch_size or part_size(policy)
     for start in range(0, len(prompts), batch_size):
         rows = list(range(start, min(start + batch_size, len(prompts))))

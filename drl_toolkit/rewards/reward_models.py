@@ -47,7 +47,7 @@ def linear_head(
 @cache
 def load_head(
     source: str,  # as in `rewards.load_tensors`
-    device: str = 'cpu',
+    device: str = 'cpu',  # where it computes
 ) -> nn.Sequential:
     "A head from a checkpoint of its own."
     return linear_head(load_tensors(source)).to(device)
@@ -57,10 +57,10 @@ def aesthetic_reward(
     # the linear layers: a file, or 'owner/name/file' on the hub
     head: str = 'trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth',
     model: str = 'ViT-L-14-quickgelu',  # the CLIP that the head was trained on, as in `rewards.load_clip`
-    weights: str = 'openai',
-    name: str = 'aesthetic',
+    weights: str = 'openai',  # as in `reward.load_clip`
+    name: str = 'aesthetic',  # of the reward
 ) -> Reward:
-    "LAION's aesthetic predictor, or any head on a CLIP's embedding of the picture."
+    "LAION's aesthetic predictor, or any head on a CLIP's embedding of the image."
 
     def score(images, prompts):
         features, layers = image_features(images, model, weights), load_head(str(head), str(images.device))
@@ -106,7 +106,7 @@ def hps_reward(
     # a file, or 'owner/name/file' on the hub; None where `model` is a folder
     weights: str = 'xswu/HPSv2/HPS_v2.1_compressed.pt',
     model: str = 'ViT-H-14',  # as in `rewards.load_clip`
-    name: str = 'hps',
+    name: str = 'hps',  # of the reward
     resize_mode: str = 'longest',  # of images that are not square: black bars, as in its code; 'shortest' crops
 ) -> Reward:
     "HPSv2: the cosine of a CLIP that was fine-tuned on people's choices."
@@ -247,7 +247,7 @@ class ImageRewardModel(nn.Module):
 def load_image_reward(
     model: str,  # as in `rewards.load_tensors`
     tokenizer: str,  # folder or hub id
-    device: str = 'cpu',
+    device: str = 'cpu',  # where it computes
 ) -> Loaded:  # its processor is the tokenizer
     "ImageReward and the tokenizer of its BERT."
     from transformers import AutoTokenizer
@@ -258,8 +258,8 @@ def load_image_reward(
 
 def image_reward(
     model: str = 'THUDM/ImageReward/ImageReward.pt',  # a file, or 'owner/name/file' on the hub
-    tokenizer: str = 'google-bert/bert-base-uncased',
-    name: str = 'image_reward',
+    tokenizer: str = 'google-bert/bert-base-uncased',  # folder or hub id of the tokenizer of its BERT
+    name: str = 'image_reward',  # of the reward
 ) -> Reward:
     "ImageReward (Xu et al. 2023)."
 

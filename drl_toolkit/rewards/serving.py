@@ -108,7 +108,10 @@ def _told(answer, **headers):
     return JSONResponse(dict(protocol=PROTOCOL) | answer.message, answer.status, headers)
 
 
-async def refuse(refusal: Refusal, request: Request) -> JSONResponse:
+async def refuse(
+    refusal: Refusal,  # what is wrong
+    request: Request,  # that is refused
+) -> JSONResponse:
     "Say why not, when the client has sent what it wanted to send, or some seconds have passed."
     too_slow = refusal.status == 408
     if request.method == 'POST' and not too_slow:

@@ -70,7 +70,7 @@ _STEPS = dict(
 
 class Path:
     """
-    A sample's way from noise to picture: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
+    A sample's path from noise to image: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
 
         steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
         timesteps  as the network takes them
@@ -121,7 +121,8 @@ def _number(value):
 class TaskFrames:
     """What is kept of a task's epoch.
 
-    samples     a row per sample: prompt, seed, group, advantage, a column per reward, and one per category with the class's name, or None
+    samples     a row per sample: prompt, seed, group, advantage, a column per reward, and one per category with the
+                class's name, or None
     rewards     the names of the columns of rewards
     categories  what was read in the pictures, such as 'skin tone' -> the names of its classes
     split       how many steps the samples of a group share; None where they are independent

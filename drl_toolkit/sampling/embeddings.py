@@ -7,6 +7,7 @@ __all__ = ['text_identity', 'EmbeddingCache']
 
 # %% ../../nbs/sampling/11_embeddings.ipynb #dc20235f
 import hashlib, json, os, threading, warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -120,7 +121,7 @@ class EmbeddingCache:
 
     def __call__(
         self,
-        encode,  # list of prompts -> name -> (P, …): the text encoder
+        encode: Callable,  # list of prompts -> name -> (P, …): the text encoder
         prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         "Embeddings of prompts; the encoder encodes those that are not kept."

@@ -8,6 +8,7 @@ __all__ = ['WEIGHTS', 'VOCABULARIES', 'PICKLES', 'OPTIONAL', 'demo_folder', 'fin
 
 # %% ../../nbs/sampling/08_loading.ipynb #eca1ccad
 import os, re, socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -36,7 +37,7 @@ def demo_folder() -> Path:
 
 
 def find_model(
-    model,  # folder of a pipeline, a hub id 'owner/name', or 'demo' for the shipped one
+    model: str | Path,  # folder of a pipeline, a hub id 'owner/name', or 'demo' for the shipped one
 ) -> str:  # a folder or a hub id
     """What `from_pretrained` wants.
 
@@ -202,8 +203,8 @@ def _variant(folder, name, files):
 # %% ../../nbs/sampling/08_loading.ipynb #7a711e44
 @contextmanager
 def readable(
-    model,  # as the user names it
-):
+    model: str | Path,  # as the user names it
+) -> Iterator[None]:
     "Every failure to read a model is one line that names it."
     try:
         yield
@@ -213,7 +214,7 @@ def readable(
 
 
 def open_pipeline(
-    model,  # folder of a pipeline, a hub id 'owner/name', or 'demo' for the shipped one
+    model: str | Path,  # folder of a pipeline, a hub id 'owner/name', or 'demo' for the shipped one
 ) -> 'DiffusionPipeline':  # its weights in fp32
     "Load a pipeline."
     from diffusers import DiffusionPipeline
@@ -265,7 +266,7 @@ def read_note(
 
 
 def base_of(
-    model,  # folder of a pipeline or one written by `Policy.save`, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline or one written by `Policy.save`, a hub id, or 'demo'
 ) -> str:
     "The pipeline that a model needs: a saved LoRA's is its base, and that may be one of a LoRA again."
     seen = set()

@@ -6,6 +6,8 @@
 __all__ = ['OneProduct', 'LowRank', 'in_one_product']
 
 # %% ../../nbs/sampling/04_lora_layer.ipynb #4da8b833
+from typing import Any
+
 import torch
 from peft.tuners import lora
 from torch.autograd.function import once_differentiable
@@ -18,14 +20,14 @@ class OneProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        x,  # (…, in)
-        weight,  # (out, in), frozen
-        bias,  # (out,), frozen, or None
-        down,  # A, (r, in)
-        up,  # B, (out, r)
-        scale,  # s
-    ):  # (…, out)
+        ctx: torch.autograd.function.FunctionCtx,  # of torch
+        x: torch.Tensor,  # (…, in)
+        weight: torch.Tensor,  # (out, in), frozen
+        bias: torch.Tensor,  # (out,), frozen, or None
+        down: torch.Tensor,  # A, (r, in)
+        up: torch.Tensor,  # B, (out, r)
+        scale: float,  # s
+    ) -> torch.Tensor:  # (…, out)
         ctx.save_for_backward(x, weight, down, up)
         ctx.scale = scale
         return linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
@@ -33,9 +35,11 @@ class OneProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx,
-        grad,  # (…, out)
-    ):  # one gradient for each input of `forward`; None for those that have none
+        ctx: torch.autograd.function.FunctionCtx,  # of torch
+        grad: torch.Tensor,  # (…, out)
+    ) -> tuple[
+        torch.Tensor | None, ...
+    ]:  # one gradient for each input of `forward`; None for those that have none
         x, weight, down, up = ctx.saved_tensors
         rows, g = x.flatten(0, -2), grad.flatten(0, -2)
         of_x = None
@@ -52,8 +56,8 @@ class LowRank(lora.Linear):
     def forward(
         self,
         x: torch.Tensor,  # (…, in)
-        *args,
-        **kwargs,  # as for peft's layer, which computes what has any
+        *args: Any,  # as for peft's layer
+        **kwargs: Any,  # as for peft's layer, which computes what has any
     ) -> torch.Tensor:  # (…, out)
         "As peft's layer does."
         adapter = None if args or kwargs else self._only_adapter(x)

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
@@ -97,7 +98,7 @@ def _is_channels_last(tensor):
 
 # %% ../../nbs/sampling/13_memory.ipynb #1d325614
 def hollow_pipeline(
-    model,  # folder of a pipeline, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline, a hub id, or 'demo'
 ) -> 'DiffusionPipeline':
     """A pipeline whose networks are on the `meta` device: real classes and shapes, no data.
 
@@ -167,10 +168,10 @@ def parameter_bytes(
 
 
 def estimate(
-    model,  # folder of a pipeline, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline, a hub id, or 'demo'
     config: PolicyConfig = None,  # how it is sampled and what is trained
     load: Load = None,  # how much is sampled and trained at once
-    known: dict = None,  # peaks that were simulated before; further ones are added
+    known: dict[tuple, float] = None,  # peaks that were simulated before; further ones are added
 ) -> dict[str, int]:  # part -> bytes; 'peak' is their sum with the largest of the three phases
     "Memory of a training run on one device, before it starts."
     config, load = config or PolicyConfig(), load or Load()
@@ -405,7 +406,7 @@ class Advice(NamedTuple):
 
 
 def advise(
-    model,  # folder of a pipeline, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline, a hub id, or 'demo'
     config: PolicyConfig = None,  # how it is sampled and what is trained
     load: Load = None,  # how much is sampled and trained at once
 ) -> Advice:

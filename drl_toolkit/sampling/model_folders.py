@@ -8,6 +8,7 @@ __all__ = ['LIBRARIES', 'check_pipeline_index', 'is_place', 'forget_places']
 # %% ../../nbs/sampling/07_model_folders.ipynb #1a5938fc
 import json, os, re
 from pathlib import Path
+from typing import Any
 
 from ..utils.files import read_json
 
@@ -17,8 +18,8 @@ _CLASS = re.compile(r'[A-Z]\w{0,80}', re.ASCII)
 
 
 def check_pipeline_index(
-    index: dict,  # what model_index.json holds
-    model=None,  # folder or hub id it comes from; in a folder, indexes of weights are read too
+    index: dict[str, Any],  # what model_index.json holds
+    model: str | Path = None,  # folder or hub id it comes from; in a folder, indexes of weights are read too
 ):
     "Refuse a pipeline whose parts are not what they should be. `ValueError` names the part."
     kind = index.get('_class_name')
@@ -79,7 +80,7 @@ def _check_weight_indexes(folder):
 
 # %% ../../nbs/sampling/07_model_folders.ipynb #a2bd0344
 def is_place(
-    name,  # of a model
+    name: object,  # of a model
 ) -> bool:
     "Whether a name is a path that means something on one machine only: absolute, in a home, or of a drive."
     if not isinstance(name, str):

@@ -7,12 +7,18 @@ __all__ = ['ADAPTERS', 'Conditions', 'Adapter', 'square_side', 'StableDiffusion'
            'StableDiffusion3', 'Flux', 'PixArtSigma', 'adapt']
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #c45cc0a2
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from .transitions import noise_process
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #dee344a8
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Adapter:
 
     def __init__(
         self,
-        pipeline,  # of diffusers
+        pipeline: 'DiffusionPipeline',  # of diffusers
         image_size: int = None,  # pixels, width and height; the pipeline's own when None
     ):
         self.pipeline = pipeline
@@ -99,7 +105,7 @@ class Adapter:
         return self.network.config.in_channels
 
     @property
-    def network(self):
+    def network(self) -> nn.Module:
         "The denoiser."
         return getattr(self.pipeline, self.network_name)
 
@@ -197,7 +203,7 @@ class Adapter:
 
 
 def square_side(
-    sample_size,  # a number, or (height, width), as in the configuration of a network
+    sample_size: int | Sequence[int],  # a number, or (height, width), as in the configuration of a network
     name: str,  # of the network
     factor: int = 1,  # pixels of one unit
 ) -> int:  # pixels
@@ -229,20 +235,32 @@ class StableDiffusionXL(Adapter):
     text_encoders = ('text_encoder', 'text_encoder_2')
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
-    def encode(self, prompts):
+    def encode(
+        self,
+        prompts: list[str],  # P of them
+    ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, device=self.device, do_classifier_free_guidance=False
         )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def encode_negative(self, prompt):
+    def encode_negative(
+        self,
+        prompt: str,  # may be empty
+    ) -> dict[str, torch.Tensor]:  # name -> (1, …)
         negative = [prompt] if prompt else None
         _, embeds, _, pooled = self.pipeline.encode_prompt(
             [''], device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
         )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def forward(self, latents, timestep, embeddings, guidance_scale):
+    def forward(
+        self,
+        latents: torch.Tensor,  # (B, C, H, W), scaled as the network takes them
+        timestep: torch.Tensor,  # (B,)
+        embeddings: dict[str, torch.Tensor],  # name -> (B, …)
+        guidance_scale: float,  # not used
+    ) -> torch.Tensor:  # (B, C, H, W)
         size, pooled = (self.image_size, self.image_size), embeddings['pooled_prompt_embeds']
         ids = (
             torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
@@ -256,7 +274,7 @@ class StableDiffusionXL(Adapter):
 
 # %% ../../nbs/sampling/03_pipelines.ipynb #7fcb0b4b
 def dynamic_shift(
-    scheduler,  # of diffusers
+    scheduler: 'SchedulerMixin',  # of diffusers
     tokens: int,  # of an image
 ) -> dict[str, float]:  # mu, where the scheduler wants it
     "A line through two points: more tokens, more of the schedule at high noise. [SD3 §5.3.2]"
@@ -276,19 +294,31 @@ class StableDiffusion3(Adapter):
     network_name, text_encoders, flow_matching = 'transformer', ('text_encoder', 'text_encoder_2'), True
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
-    def set_timesteps(self, num_steps):
+    def set_timesteps(
+        self,
+        num_steps: int,  # denoising steps
+    ):
         side = self.latent_shape[1] // self.network.config.patch_size
         self.pipeline.scheduler.set_timesteps(
             num_steps, **dynamic_shift(self.pipeline.scheduler, side * side)
         )
 
-    def encode(self, prompts):
+    def encode(
+        self,
+        prompts: list[str],  # P of them
+    ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, None, None, device=self.device, do_classifier_free_guidance=False
         )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def forward(self, latents, timestep, embeddings, guidance_scale):
+    def forward(
+        self,
+        latents: torch.Tensor,  # (B, C, H, W), scaled as the network takes them
+        timestep: torch.Tensor,  # (B,)
+        embeddings: dict[str, torch.Tensor],  # name -> (B, …)
+        guidance_scale: float,  # not used
+    ) -> torch.Tensor:  # (B, C, H, W)
         return self.network(
             hidden_states=latents,
             timestep=timestep,
@@ -303,33 +333,45 @@ class Flux(Adapter):
     network_name, flow_matching = 'transformer', True
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
-    def latent_channels(self):
+    def latent_channels(self) -> int:
         return self.network.config.in_channels // 4  # patches of two by two
 
     @property
-    def guided_by_input(self):
+    def guided_by_input(self) -> bool:
         return bool(self.network.config.guidance_embeds)
 
-    def own_size(self):
+    def own_size(self) -> int:
         return square_side(
             self.pipeline.vae.config.sample_size, 'vae'
         )  # the pipeline's own number is not saved with it
 
     @property
-    def latent_shape(self):
+    def latent_shape(self) -> tuple[int, int, int]:
         side = 2 * (self.image_size // (self.pipeline.vae_scale_factor * 2))
         return self.network.config.in_channels // 4, side, side
 
-    def set_timesteps(self, num_steps):
+    def set_timesteps(
+        self,
+        num_steps: int,  # denoising steps
+    ):
         tokens = (self.latent_shape[1] // 2) ** 2
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
         self.pipeline.scheduler.set_timesteps(sigmas=sigmas, **dynamic_shift(self.pipeline.scheduler, tokens))
 
-    def encode(self, prompts):
+    def encode(
+        self,
+        prompts: list[str],  # P of them
+    ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         embeds, pooled, _ = self.pipeline.encode_prompt(prompts, None, device=self.device)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
-    def forward(self, latents, timestep, embeddings, guidance_scale):
+    def forward(
+        self,
+        latents: torch.Tensor,  # (B, C, H, W), scaled as the network takes them
+        timestep: torch.Tensor,  # (B,)
+        embeddings: dict[str, torch.Tensor],  # name -> (B, …)
+        guidance_scale: float,  # an input of the network
+    ) -> torch.Tensor:  # (B, C, H, W)
         count, channels, height, width = latents.shape
         prompt_embeds, device = embeddings['prompt_embeds'], latents.device
         image_ids = self.pipeline._prepare_latent_image_ids(
@@ -358,11 +400,20 @@ class PixArtSigma(Adapter):
 
     network_name, text_encoders = 'transformer', ()
 
-    def encode(self, prompts):
+    def encode(
+        self,
+        prompts: list[str],  # P of them
+    ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         embeds, mask, _, _ = self.pipeline.encode_prompt(prompts, False, device=self.device)
         return dict(prompt_embeds=embeds, prompt_attention_mask=mask)
 
-    def forward(self, latents, timestep, embeddings, guidance_scale):
+    def forward(
+        self,
+        latents: torch.Tensor,  # (B, C, H, W), scaled as the network takes them
+        timestep: torch.Tensor,  # (B,)
+        embeddings: dict[str, torch.Tensor],  # name -> (B, …)
+        guidance_scale: float,  # not used
+    ) -> torch.Tensor:  # (B, C, H, W)
         out = self.network(
             latents,
             encoder_hidden_states=embeddings['prompt_embeds'],
@@ -384,7 +435,7 @@ ADAPTERS = dict(
 
 
 def adapt(
-    pipeline,  # of diffusers
+    pipeline: 'DiffusionPipeline',  # of diffusers
     image_size: int = None,  # pixels; the pipeline's own when None
 ) -> Adapter:
     "The adapter of a pipeline's class. Raises `TypeError` for a class that has none."

@@ -11,6 +11,7 @@ import json, os
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from threading import Lock
 
 import torch
@@ -36,6 +37,9 @@ from drl_toolkit.sampling.saving import (
 from .schedulers import first_order_words, sampling_scheduler
 from .transitions import Gaussian, check_sampler, sampler_coefficients
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 # %% ../../nbs/sampling/10_policy.ipynb #dff10e26
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']  # layers that LoRA joins in CLIP's text encoders
@@ -49,10 +53,10 @@ class Policy:
 
     def __init__(
         self,
-        pipeline,  # of one of the classes in `pipelines.ADAPTERS`
+        pipeline: 'DiffusionPipeline',  # of one of the classes in `pipelines.ADAPTERS`
         num_steps: int = 10,  # T, denoising steps
-        device: str = None,  # the pipeline's own when None
-        **options,  # fields of `PolicyConfig`
+        device: str | torch.device = None,  # the pipeline's own when None
+        **options: Any,  # fields of `PolicyConfig`
     ):
         self.config = PolicyConfig(num_steps=num_steps, **options)
         vars(self).update(vars(self.config))  # policy.eta is policy.config.eta
@@ -92,9 +96,10 @@ class Policy:
         )
 
     def _choose_scheduler(self):
-        """The one that was asked for, the pipeline's own, or in place of one without a density another of the same noise process.
+        """Set the scheduler: the one that was asked for, or the pipeline's own.
 
-        The last is said once, and written into the configuration."""
+        One without a density is replaced by another of the same noise process; that is said once, and written into
+        the configuration."""
         self.pipeline.scheduler, reason = sampling_scheduler(
             self.pipeline.scheduler, self.scheduler, self.eta
         )
@@ -457,7 +462,7 @@ def _encode_negative(self: Policy):
 def predict(
     self: Policy,
     latents: torch.Tensor,  # (B, C, H, W) x_t
-    step,  # int, or (B,) long: index of the denoising step, 0 is pure noise
+    step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step, 0 is pure noise
     cond: Conditions,  # B rows, from `encode`
     guided: bool = True,  # False: the prediction for the prompt alone, whatever the guidance
 ) -> torch.Tensor:  # (B, C, H, W) fp32
@@ -495,7 +500,7 @@ def rescaled(
 
 
 @patch
-def autocast(self: Policy):
+def autocast(self: Policy) -> torch.autocast:
     """A context with the policy's own precision, whatever the caller's is.
 
     Without autocast's cache: it keeps copies of weights, which an update makes stale."""
@@ -533,7 +538,7 @@ def forward(
 def transition(
     self: Policy,
     latents: torch.Tensor,  # (B, C, H, W) x_t
-    step,  # int, or (B,) long
+    step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step
     cond: Conditions,  # B rows, from `encode`
     prediction: torch.Tensor = None,  # (B, C, H, W) of `predict`, where it is known; else it is made
 ) -> Gaussian:  # fp32
@@ -638,7 +643,7 @@ def swapped(
 @patch
 def use_shards(
     self: Policy,
-    shards,  # `Shards` of this policy; it holds the base's weights where the policy knew them
+    shards: Any,  # `Shards` of this policy; it holds the base's weights where the policy knew them
 ):
     "From now on the network is called, and its weights are held, by all processes together."
     self.shards, self._reference = shards, None
@@ -699,9 +704,9 @@ def _save_lora(self: Policy, folder):
 @patch(cls_method=True)
 def from_pretrained(
     cls: Policy,
-    model,  # folder of a pipeline, folder written by `Policy.save`, or a hub id
-    base=None,  # for a LoRA: the base model, when it is not where `policy.json` says
-    **options,  # of `Policy`; for the others a folder written by `Policy.save` knows its own
+    model: str | Path,  # folder of a pipeline, folder written by `Policy.save`, or a hub id
+    base: str | Path = None,  # for a LoRA: the base model, when it is not where `policy.json` says
+    **options: Any,  # of `Policy`; for the others a folder written by `Policy.save` knows its own
 ) -> Policy:
     "A policy from weights on disk or on the hub."
     note = Path(model) / 'policy.json'

@@ -9,7 +9,7 @@ __all__ = ['sample_seed', 'randn_per_sample', 'FoldedSteps', 'fold_steps', 'Grap
 
 # %% ../../nbs/sampling/12_rollout.ipynb #8e823846
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,12 +17,13 @@ from typing import NamedTuple
 import torch
 
 from .policy import Policy
+from .pipelines import Conditions
 
 # %% ../../nbs/sampling/12_rollout.ipynb #5da37289
 def sample_seed(
     run_seed: int,  # of the run
     epoch: int,  # from 0
-    index,  # of the sample within the epoch: a number, or any name
+    index: int | str,  # of the sample within the epoch: a number, or any name
 ) -> int:  # 0 … 2^48 - 1
     "A seed of its own for each sample of a run, the same on every machine."
     digest = hashlib.sha256(f'{run_seed}/{epoch}/{index}'.encode()).digest()
@@ -30,9 +31,9 @@ def sample_seed(
 
 
 def randn_per_sample(
-    generators: list,  # one CPU generator per sample
-    shape: tuple,  # (C, H, W)
-    device='cpu',  # of the result; it is always drawn on the CPU
+    generators: list[torch.Generator],  # one CPU generator per sample
+    shape: tuple[int, int, int],  # (C, H, W)
+    device: str | torch.device = 'cpu',  # of the result; it is always drawn on the CPU
 ) -> torch.Tensor:  # (B, C, H, W)
     "The next standard normal of every sample."
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
@@ -272,9 +273,9 @@ def prepare_latents(
 def denoise(
     policy: Policy,  # that samples
     latents: torch.Tensor,  # (B, C, H, W) before the first of the steps
-    cond,  # B rows, from `policy.encode`
-    generators: list,  # one CPU generator per sample
-    steps,  # indices of denoising steps, one after the other
+    cond: Conditions,  # B rows, from `policy.encode`
+    generators: list[torch.Generator],  # one CPU generator per sample
+    steps: Iterable[int],  # indices of denoising steps, one after the other
     predict: Callable = None,  # (latents, step, cond) -> prediction; the policy's own when None
 ) -> DenoisedPath:  # after each of S steps
     "Take some denoising steps, each sample with noise of its own."

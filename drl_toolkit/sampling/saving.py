@@ -9,10 +9,11 @@ __all__ = ['LOADED', 'LORA_FILE', 'PLAIN_LORA', 'LoraOptions', 'lora_options', '
 # %% ../../nbs/sampling/09_saving.ipynb #a1e5adfb
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file
+from torch import nn
 
 from .config import PolicyConfig
 from drl_toolkit.sampling.lora import (
@@ -24,6 +25,9 @@ from drl_toolkit.sampling.lora import (
     stacked_factors,
 )
 from .schedulers import conversion
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 # %% ../../nbs/sampling/09_saving.ipynb #742435d5
 class LoraOptions(NamedTuple):
@@ -56,11 +60,11 @@ PLAIN_LORA = dict(
 
 
 def save_lora(
-    pipeline,  # of diffusers
+    pipeline: 'DiffusionPipeline',  # of diffusers
     folder: Path,  # that is there
-    trained: dict,  # component's name -> module with a LoRA
+    trained: dict[str, nn.Module],  # component's name -> module with a LoRA
     # component's name -> the factors of a LoRA that was added to its weights; {} where there was none
-    merged: dict,
+    merged: dict[str, dict],
     rank: int,  # of the trained LoRA
     alpha: float,  # of the trained LoRA
 ) -> int:  # rank of what was written, larger than that of the trained LoRA where one was merged
@@ -95,9 +99,9 @@ def _metadata(state, rank, alpha):
 
 
 def add_saved_lora(
-    pipeline,  # of diffusers, changed in place
+    pipeline: 'DiffusionPipeline',  # changed in place
     folder: Path,  # that `Policy.save` wrote
-    saved: dict,  # what its policy.json holds
+    saved: dict[str, Any],  # what its policy.json holds
 ):
     "Give a pipeline the LoRA that `Policy.save` wrote. A policy of the same options trains it on."
     state = load_file(Path(folder) / LORA_FILE)
@@ -133,8 +137,8 @@ def _layers_as_in(module, factors):
 
 # %% ../../nbs/sampling/09_saving.ipynb #ed9e0a6a
 def model_card(
-    policy,  # a `Policy`
-    about: dict,  # what its policy.json holds
+    policy: Any,  # a `Policy`
+    about: dict[str, Any],  # what its policy.json holds
     notes: str = '',  # Markdown: what it was trained on
 ) -> str:  # Markdown
     "What a README.md says of saved weights."
@@ -143,6 +147,7 @@ def model_card(
     what = f'LoRA of rank {rank}, alpha {alpha:g},' if lora else 'All weights'
     encoders = ' and the text encoders' if policy.train_text_encoder else ''
     imports, load = _loading_code(policy, about)
+    scheduler = type(policy.pipeline.scheduler).__name__
     return f"""---
 library_name: diffusers
 base_model: {about['base'] or 'unknown'}
@@ -151,7 +156,7 @@ tags: [reinforcement-learning, text-to-image{', lora' if lora else ''}]
 # Fine-tuned by reinforcement learning
 
 {what} of the {policy.adapter.network_name}{encoders}, made with drl_toolkit.
-Sampled in {policy.num_steps} steps with {type(policy.pipeline.scheduler).__name__}, guidance scale {policy.guidance_scale:g}.
+Sampled in {policy.num_steps} steps with {scheduler}, guidance scale {policy.guidance_scale:g}.
 
 ```python
 from diffusers import {imports}

@@ -7,11 +7,15 @@ __all__ = ['PROCESSES', 'STOCHASTIC', 'DPM_SOLVER', 'another_scheduler', 'conver
            'first_order_words']
 
 # %% ../../nbs/sampling/06_schedulers.ipynb #bced201a
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import diffusers, torch
 
 from .transitions import check_sampler, noise_process, without_gaussian
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 # %% ../../nbs/sampling/06_schedulers.ipynb #dbb55147
 PROCESSES = dict(
@@ -24,9 +28,9 @@ DPM_SOLVER = 'DPMSolverMultistepScheduler'
 
 
 def another_scheduler(
-    scheduler,  # of diffusers
+    scheduler: 'SchedulerMixin',  # of diffusers
     name: str,  # class of the one that is made
-):  # of that class
+) -> 'SchedulerMixin':  # of that class
     """A scheduler of another class with the same noise schedule; a DPM-Solver is made of first order and stochastic.
 
     `ValueError` where the class is unknown, has no such schedule, or belongs to another noise process."""
@@ -53,7 +57,7 @@ def another_scheduler(
 
 def conversion(
     name: str,  # of the class that is made
-    config,  # of the scheduler that it is made from
+    config: Mapping[str, Any],  # of the scheduler that it is made from
 ) -> dict[str, object]:  # options of `from_config`
     "What must change in a configuration for another class."
     if name == DPM_SOLVER:
@@ -112,7 +116,7 @@ class ChosenScheduler(NamedTuple):
 
 
 def sampling_scheduler(
-    scheduler,  # the pipeline's own
+    scheduler: 'SchedulerMixin',  # the pipeline's own
     name: str = '',  # of another class, where one was asked for
     eta: float = 1.0,  # share of the noise
 ) -> ChosenScheduler:

@@ -8,9 +8,10 @@ __all__ = ['PREDICTIONS', 'NO_SIGNAL', 'SDES', 'Gaussian', 'SamplerCoefficients'
 
 # %% ../../nbs/sampling/02_transitions.ipynb #17ee01b9
 import inspect, math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from diffusers import (
@@ -22,6 +23,9 @@ from diffusers import (
 )
 
 from .config import PREV_TIMESTEPS
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 # %% ../../nbs/sampling/02_transitions.ipynb #d33d5780
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class SamplerCoefficients:
     def model_input(
         self,
         sample: torch.Tensor,  # (B, …) x_t
-        step,  # int, or (B,) long: index of the denoising step
+        step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step
     ) -> torch.Tensor:  # (B, …)
         "Latents as the network takes them."
         return sample / self._scale(step, sample) if self.exploding else sample
@@ -133,7 +137,7 @@ class SamplerCoefficients:
     def transition(
         self,
         model_output: torch.Tensor,  # (B, …)
-        step,  # int, or (B,) long: index of the denoising step
+        step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step
         sample: torch.Tensor,  # (B, …) x_t
     ) -> Gaussian:
         "The distribution of x_{t-1}, in fp32 and in diffusers' order of operations."
@@ -154,7 +158,7 @@ class SamplerCoefficients:
     def clean_and_noise(
         self,
         output: torch.Tensor,  # (B, …) of the network
-        step,  # int, or (B,) long
+        step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step
         x: torch.Tensor,  # (B, …) x_t
     ) -> 'CleanAndNoise':
         """What the output says of the clean latent and of the noise.
@@ -174,7 +178,7 @@ class SamplerCoefficients:
     def noised(
         self,
         clean: torch.Tensor,  # (B, …)
-        step,  # int, or (B,) long
+        step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step
         noise: torch.Tensor,  # (B, …) standard normal
     ) -> torch.Tensor:  # (B, …) x_t
         "The forward process: clean latents at the noise of a step."
@@ -183,7 +187,7 @@ class SamplerCoefficients:
     def target(
         self,
         clean: torch.Tensor,  # (B, …)
-        step,  # int, or (B,) long
+        step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step
         noise: torch.Tensor,  # (B, …) standard normal
     ) -> torch.Tensor:  # (B, …)
         "The network's training target for `noised` latents."
@@ -217,7 +221,7 @@ def _row(table, step, sample):
 
 # %% ../../nbs/sampling/02_transitions.ipynb #bad39c97
 def noise_process(
-    scheduler,  # of diffusers
+    scheduler: 'SchedulerMixin',  # of diffusers
 ) -> str:  # 'betas', 'flow', 'edm', or '' for one that is not known here
     """The forward process that a scheduler undoes.
 
@@ -233,7 +237,7 @@ def noise_process(
 
 
 def without_gaussian(
-    scheduler,  # of diffusers
+    scheduler: 'SchedulerMixin',  # of diffusers
     eta: float = 1.0,  # share of the noise
 ) -> str:  # '' where there is one
     "Why the steps of a scheduler have no density over the next latent."
@@ -251,14 +255,14 @@ def without_gaussian(
 
 # %% ../../nbs/sampling/02_transitions.ipynb #c2b11f9c
 def sampler_coefficients(
-    scheduler,  # of diffusers
+    scheduler: 'SchedulerMixin',  # of diffusers
     num_steps: int = None,  # denoising steps; what the scheduler was last set to when None
     eta: float = 1.0,  # share of the scheduler's noise: 0 is deterministic
     sde: str = None,  # flow matching only: 'flow' (the default), 'dance' or 'cps'
     # flow matching only: a of Flow-GRPO (default .7), ε of DanceGRPO (.3), or η of CPS (.7)
     noise_level: float = None,
-    stochastic_steps=None,  # indices of the steps that add noise; all that can when None
-    device='cpu',  # of the coefficients
+    stochastic_steps: Sequence[int] = None,  # indices of the steps that add noise; all that can when None
+    device: str | torch.device = 'cpu',  # of the coefficients
     prev_timestep: str = 'schedule',  # DDIM only: where a step leads, one of `PREV_TIMESTEPS`
 ) -> SamplerCoefficients:
     """Coefficients of a scheduler's denoising steps.
@@ -313,7 +317,7 @@ def _mask(steps, count):
 
 
 def check_sampler(
-    scheduler,  # of diffusers
+    scheduler: 'SchedulerMixin',  # of diffusers
     eta: float = 1.0,  # share of the scheduler's noise
     sde: str = None,  # flow matching only
     noise_level: float = None,  # flow matching only
@@ -552,8 +556,8 @@ def _cps(now, after, level):
 
 # %% ../../nbs/sampling/02_transitions.ipynb #ceceff44
 def training_tables(
-    scheduler,  # of diffusers
-    device='cpu',  # of the coefficients
+    scheduler: 'SchedulerMixin',  # of diffusers
+    device: str | torch.device = 'cpu',  # of the coefficients
 ) -> SamplerCoefficients:
     """The forward process of pretraining: an entry for every timestep that the network was trained at.
 
@@ -575,9 +579,9 @@ def training_tables(
 
 # %% ../../nbs/sampling/02_transitions.ipynb #399d53b4
 def transition(
-    scheduler,  # of diffusers, with its timesteps set
+    scheduler: 'SchedulerMixin',  # with its timesteps set
     model_output: torch.Tensor,  # (B, …)
-    timestep,  # one of the scheduler's, or (B,) of them
+    timestep: int | torch.Tensor,  # one of the scheduler's, or (B,) of them
     sample: torch.Tensor,  # (B, …) x_t
     eta: float = 1.0,  # share of the scheduler's noise
     sde: str = None,  # for flow matching, as in `tables`

@@ -91,11 +91,13 @@ def _branches(policy):
 def _set(policy, **values):
     "The policy with other settings for a moment."
     old = {name: getattr(policy, name) for name in values}
-    vars(policy).update(values)
+    for name, value in values.items():
+        setattr(policy, name, value)
     try:
         yield
     finally:
-        vars(policy).update(old)
+        for name, value in old.items():
+            setattr(policy, name, value)
 
 
 def _loud(policy):

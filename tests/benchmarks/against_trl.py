@@ -1,15 +1,23 @@
-"""One epoch of DDPO by drl_toolkit, by TRL 0.23.1 and by the bare network: same pipeline, samples, steps, guidance; interleaved.
+"""One epoch of DDPO by drl_toolkit, by TRL 0.23.1 and by the bare network: same pipeline, samples, steps, guidance;
+interleaved.
 
-    pip install --no-deps trl==0.23.1        # the last version that has DDPO; into an environment that has drl_toolkit
-    OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 5] [--precision fp32|bf16]
+    pip install --no-deps trl==0.23.1        # the last version that has DDPO; where drl_toolkit is
+    OMP_NUM_THREADS=1 python tests/benchmarks/against_trl.py --out benchmark.json [--model emoji|tiny|sd15|sd2|sdxl]
+        [--repeats 5] [--precision fp32|bf16]
 
-Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps. `recorded_graphs` is an epoch here with
-`reuse_graphs`, where there is one optimiser step. `compiled` is an epoch here with the network through torch.compile; since that compiles for minutes
-before the first epoch, it takes part only where `--who` names it. `floor` is the forwards and backwards of the network that the epoch needs, and nothing else, at the batch size that is fastest for it. Times are medians of the repeats,
-in which all take turns, so that a noisy machine is noisy for all; what to read is the ratios. Each contestant has a process of its own, as it would for its users: on a CPU the epoch here and the floor
-reuse freed memory (`policy.keep_freed_memory`), and TRL has the allocator as it is. On a GPU only the contestant whose turn it is holds memory of the card: between turns
-its tensors wait in the CPU's, and a turn there begins with an epoch that is not timed, since the allocator starts from nothing. Memory is the peak of a process in its first epoch, above what the imports take. The share of the peak is the network's operations in an epoch, counted by torch, over the time of
-our epoch, against what a large matrix product reaches on the same device in the same run: in bf16 on a GPU, in fp32 on a CPU. TRL's DDPO has no Stable Diffusion XL."""
+Each case is an epoch: sample, score, one optimiser step per `train_batch` samples over all denoising steps.
+`recorded_graphs` is an epoch here with `reuse_graphs`, where there is one optimiser step. `compiled` is an epoch
+here with the network through torch.compile; since that compiles for minutes before the first epoch, it takes part
+only where `--who` names it. `floor` is the forwards and backwards of the network that the epoch needs, and nothing
+else, at the batch size that is fastest for it. Times are medians of the repeats, in which all take turns, so that a
+noisy machine is noisy for all; what to read is the ratios. Each contestant has a process of its own, as it would
+for its users: on a CPU the epoch here and the floor reuse freed memory (`policy.keep_freed_memory`), and TRL has
+the allocator as it is. On a GPU only the contestant whose turn it is holds memory of the card: between turns its
+tensors wait in the CPU's, and a turn there begins with an epoch that is not timed, since the allocator starts from
+nothing. Memory is the peak of a process in its first epoch, above what the imports take. The share of the peak is
+the network's operations in an epoch, counted by torch, over the time of our epoch, against what a large matrix
+product reaches on the same device in the same run: in bf16 on a GPU, in fp32 on a CPU. TRL's DDPO has no Stable
+Diffusion XL."""
 
 import argparse, contextlib, gc, json, statistics, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor

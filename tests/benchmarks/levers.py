@@ -1,11 +1,14 @@
 """What each lever does to the time and the memory of one epoch, with all others as they are.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2|sdxl] [--repeats 3] [--only 'no folding,compile']
+    OMP_NUM_THREADS=1 python tests/benchmarks/levers.py --out levers.json [--model emoji|tiny|sd15|sd2|sdxl]
+        [--repeats 3] [--only 'no folding,compile']
 
-An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by default: for these the entry
-shows what an epoch costs *without* them, so that every row says by itself whether its lever is worth having. An epoch with a lever pulled comes
-right after one without, so that a noisy machine is noisy for both; ratios are medians of the ratios of such pairs ('as it is' shows their noise). Each of the two
-has a process of its own, and on a GPU only the one whose turn it is holds memory there (against_trl.py). Memory is the peak of a process in its first epoch."""
+An epoch samples, scores and updates; `as it is` is drl_toolkit without a lever pulled. Some levers are pulled by
+default: for these the entry shows what an epoch costs *without* them, so that every row says by itself whether its
+lever is worth having. An epoch with a lever pulled comes right after one without, so that a noisy machine is noisy
+for both; ratios are medians of the ratios of such pairs ('as it is' shows their noise). Each of the two has a
+process of its own, and on a GPU only the one whose turn it is holds memory there (against_trl.py). Memory is the
+peak of a process in its first epoch."""
 
 import argparse, json, statistics, sys, time, warnings
 from contextlib import contextmanager, nullcontext

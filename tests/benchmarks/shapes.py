@@ -1,7 +1,8 @@
-"""Pipelines with random weights in the shapes of Stable Diffusion 1.5, 2 and XL: as large and as slow as the published ones, with nothing to download.
+"""Pipelines with random weights in the shapes of Stable Diffusion 1.5, 2 and XL: as large and as slow as the published
+ones, with nothing to download.
 
-Denoiser and codec have the published sizes; a prompt has 77 tokens of the published width. The text encoders themselves have one layer, since an
-epoch reads each prompt once."""
+Denoiser and codec have the published sizes; a prompt has 77 tokens of the published width. The text encoders
+themselves have one layer, since an epoch reads each prompt once."""
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 

@@ -1,6 +1,7 @@
 """One run in 1, 2 and 3 real processes (gloo): the same weights, the same figures, and nobody waits for the dead.
 
-This file is also what is run in them: `python tests/distributed/test_processes.py FOLDER` imports everything once, forks all crews one after the other, and leaves what they found in FOLDER."""
+This file is also what is run in them: `python tests/distributed/test_processes.py FOLDER` imports everything once,
+forks all crews one after the other, and leaves what they found in FOLDER."""
 
 import fcntl, hashlib, json, os, signal, socket, subprocess, sys, time
 from functools import cache

@@ -53,7 +53,8 @@ def test_pages_are_made_from_the_installed_package(site, tmp_path):
     code = """
 from drl_toolkit.utils.templates import PACKAGE, environment, render
 print(PACKAGE)
-assert '.note' in render('ui/templates/head.html') and '<h2>here</h2>' in render('ui/templates/note.html', title='here', lines=[], command='', kind='')
+note = render('ui/templates/note.html', title='here', lines=[], command='', kind='')
+assert '.note' in render('ui/templates/head.html') and '<h2>here</h2>' in note
 for name in environment.list_templates(['html']): environment.get_template(name)
 """
     assert Path(python(site, code, tmp_path)).is_relative_to(site)

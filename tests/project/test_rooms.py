@@ -24,9 +24,6 @@ ROOMS = (
     'course',
 )
 
-# (module, room that it may not import, but does): to be emptied. One that is mended must leave this list.
-EXCEPTIONS = {('recipes.compare', 'cli')}
-
 
 def imported(
     tree: ast.AST,  # of a module
@@ -93,10 +90,8 @@ def later():
 
 
 def test_imports_go_one_way():
-    wrong = {key: lines for key, lines in upward().items() if key not in EXCEPTIONS}
-    assert not wrong, '; '.join(
-        f'{name} imports {room} (line {lines[0]})' for (name, room), lines in wrong.items()
-    )
+    wrong = [f'{name} imports {room} (line {lines[0]})' for (name, room), lines in upward().items()]
+    assert not wrong, '; '.join(wrong)
 
 
 def test_the_quick_tests_have_every_room():
@@ -106,10 +101,6 @@ def test_the_quick_tests_have_every_room():
     assert rooms <= {file.split('/')[1] for file in tiers.QUICK} and all(
         (PACKAGE.parent / file).is_file() for file in tiers.QUICK
     )
-
-
-def test_the_list_of_exceptions_only_shrinks():
-    assert not EXCEPTIONS - set(upward()), 'mended: remove these from EXCEPTIONS'
 
 
 def test_rewards_and_prompts_load_no_library_before_it_is_needed():

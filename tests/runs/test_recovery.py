@@ -1,4 +1,5 @@
-"""Whatever ends a run, it goes on as if nothing had happened: every method resumes to the bit, and so does a run that was killed at any moment.
+"""Whatever ends a run, it goes on as if nothing had happened: every method resumes to the bit, and so does a run that
+was killed at any moment.
 
 Three hundred kills: LONG=1 python -m pytest tests/runs/test_recovery.py -k killed (KILLS=40 for another number)"""
 

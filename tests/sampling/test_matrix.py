@@ -1,6 +1,8 @@
-"""Every model, precision and way of training, with a network that rounds by its batch: two epochs, saved, and reloaded here and in plain diffusers to the same picture.
+"""Every model, precision and way of training, with a network that rounds by its batch: two epochs, saved, and reloaded
+here and in plain diffusers to the same picture.
 
-Plain diffusers loads the weights (`from_pretrained`, `load_lora_weights`); both are then sampled from the same seeds by the same sampler, so that what differs is the weights.
+Plain diffusers loads the weights (`from_pretrained`, `load_lora_weights`); both are then sampled from the same
+seeds by the same sampler, so that what differs is the weights.
 
 `make test` runs a cover in which every model, precision and way of training occurs; the long form has all of them."""
 

@@ -381,7 +381,7 @@ def test_a_figure_that_is_no_number_is_named():
 
     images = torch.rand(3, 3, 8, 8)
     with pytest.raises(
-        TypeError, match=r"reward 'mine': figure 'x' is torch.float32 \(3,\); one number is right"
+        TypeError, match=r"reward 'mine': metric 'x' is torch.float32 \(3,\); one number is right"
     ):
         reward(lambda x, p: (torch.rand(3), {'x': torch.rand(3)}), name='mine').report(images, ['a'] * 3)
     assert reward(lambda x, p: (torch.rand(3), {'x': torch.tensor(2.0)}), name='mine').report(

@@ -1,6 +1,8 @@
-"""Scheduler × prediction × precision: how far a step is from diffusers' own and from the oracles, and how far the ratio is from 1 before any update.
+"""Scheduler × prediction × precision: how far a step is from diffusers' own and from the oracles, and how far the
+ratio is from 1 before any update.
 
-`python tests/training/test_precision.py` writes the table that notebook `sampling/10_policy` shows, assets/experiments/ratio.json."""
+`python tests/training/test_precision.py` writes the table that notebook `sampling/10_policy` shows,
+assets/experiments/ratio.json."""
 
 import json, sys
 from functools import lru_cache

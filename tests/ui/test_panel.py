@@ -161,7 +161,8 @@ def test_votes_are_counted_and_stay_blind(look, panel, home):
     for keys in ('Alt+ArrowRight', 'Control+ArrowRight', 'Shift+ArrowLeft', 'Meta+ArrowLeft'):
         page.keyboard.press(keys)
     page.evaluate(
-        "for (let i = 0; i < 25; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', repeat: true, bubbles: true}))"
+        "const held = {key: 'ArrowRight', repeat: true, bubbles: true};"
+        "for (let i = 0; i < 25; i++) document.dispatchEvent(new KeyboardEvent('keydown', held))"
     )
     time.sleep(1)
     assert '1 of 3 pairs' in told()
@@ -202,7 +203,8 @@ def test_a_live_run_is_followed(look, tmp_path):
         )
         looker.locator('.player input').fill('3')
         follower.evaluate(
-            "window.shortest = 1e9; setInterval(() => shortest = Math.min(shortest, document.querySelector('#overview').innerText.length), 10)"
+            "window.shortest = 1e9; const letters = () => document.querySelector('#overview').innerText.length;"
+            "setInterval(() => shortest = Math.min(shortest, letters()), 10)"
         )
         writer = subprocess.Popen(
             [sys.executable, '-c', WRITER, tmp_path / 'runs/live'],
@@ -317,9 +319,11 @@ def test_every_run_of_many_can_be_chosen(look, tmp_path):
 
 NGINX = """worker_processes 1; pid %(home)s/pid; error_log %(home)s/error; daemon off; master_process off;
 events { worker_connections 64; }
-http { access_log off; client_body_temp_path %(home)s/a; proxy_temp_path %(home)s/b; fastcgi_temp_path %(home)s/c; uwsgi_temp_path %(home)s/d; scgi_temp_path %(home)s/e;
+http { access_log off; client_body_temp_path %(home)s/a; proxy_temp_path %(home)s/b;
+  fastcgi_temp_path %(home)s/c; uwsgi_temp_path %(home)s/d; scgi_temp_path %(home)s/e;
   server { listen 127.0.0.1:%(port)d; location = /favicon.ico { return 204; }
-    location /deep/panel/ { proxy_pass %(address)s/; proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Prefix /deep/panel; proxy_buffering off; proxy_http_version 1.1; }
+    location /deep/panel/ { proxy_pass %(address)s/; proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-Prefix /deep/panel; proxy_buffering off; proxy_http_version 1.1; }
     location /plain/ { proxy_pass %(rooted)s/; proxy_set_header Host $http_host; proxy_buffering off; proxy_http_version 1.1; } } }"""
 
 

@@ -1,6 +1,8 @@
-"""Whatever lies where a file of a run, a checkpoint, a list of prompts, a ballot or a reply should be: it loads, or one line says what is wrong. Nothing runs, nothing waits, memory is bounded.
+"""Whatever lies where a file of a run, a checkpoint, a list of prompts, a ballot or a reply should be: it loads, or
+one line says what is wrong. Nothing runs, nothing waits, memory is bounded.
 
-The long form, twelve times as many files (a quarter of an hour on a busy core): FUZZ=12 python -m pytest tests/utils/test_untrusted.py"""
+The long form, twelve times as many files (a quarter of an hour on a busy core): FUZZ=12 python -m pytest
+tests/utils/test_untrusted.py"""
 
 import json, os, re, shutil, signal
 from contextlib import contextmanager

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['WORK', 'DEVICE', 'STEPS', 'TAUGHT', 'LATENT_NOISE', 'scenes_tensor', 'new_vae', 'constant_posterior', 'edges',
-           'codec_loss', 'codec_scene', 'fit_codec', 'train_codec', 'train_decoder', 'encode_scenes',
-           'new_text_encoder', 'new_unet', 'new_scheduler', 'Denoiser', 'timesteps_for', 'velocities', 'denoiser_loss',
-           'train_unet', 'export_pipeline', 'export', 'main']
+           'codec_loss', 'codec_scene', 'fit_codec', 'train_codec', 'train_decoder', 'EncodedScenes', 'encode_scenes',
+           'new_text_encoder', 'new_unet', 'new_scheduler', 'Denoiser', 'timesteps_for', 'Velocities', 'velocities',
+           'denoiser_loss', 'train_unet', 'export_pipeline', 'export', 'main']
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #f1953f6a
 import argparse, json, math, random
 from pathlib import Path
+from typing import NamedTuple
 
 import torch, torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .. import world
 from .core import Plan, Trainee, fit, load_average
@@ -35,16 +36,18 @@ TAUGHT = (
 )  # what `05a_words` leaves beside the weights: its record, and the words as they were before
 
 
-def scenes_tensor(scenes) -> torch.Tensor:  # (B, 3, 64, 64) in [-1, 1]
-    "Drawn scenes as the codec takes them."
+def scenes_tensor(
+    scenes: list[world.Scene],  # B of them
+) -> torch.Tensor:  # (B, 3, 64, 64) in [-1, 1]
+    "Draw scenes as the VAE takes them."
     return to_tensor([world.draw(s) for s in scenes]).mul(2).sub(1)
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #b2c63c52
-LATENT_NOISE = 0.1  # spread of the codec's posterior, in its own (unscaled) units
+LATENT_NOISE = 0.1  # spread of the VAE's posterior, in its own (unscaled) units
 
 
 def new_vae() -> AutoencoderKL:
-    "An untrained codec, 64×64×3 to 8×8×16, 2.1 M parameters."
+    "An untrained VAE, 64×64×3 to 8×8×16, 2.1 M parameters."
     vae = AutoencoderKL(
         block_out_channels=(16, 32, 64, 96),
         latent_channels=16,
@@ -59,7 +62,9 @@ def new_vae() -> AutoencoderKL:
 
 
 @torch.no_grad()
-def constant_posterior(vae: AutoencoderKL) -> AutoencoderKL:
+def constant_posterior(
+    vae: AutoencoderKL,  # changed in place
+) -> AutoencoderKL:
     "Make the posterior's spread `LATENT_NOISE` everywhere."
     channels = vae.config.latent_channels
     vae.quant_conv.weight[channels:] = 0.0
@@ -69,13 +74,16 @@ def constant_posterior(vae: AutoencoderKL) -> AutoencoderKL:
 
 def edges(
     x: torch.Tensor,  # (B, C, H, W)
-) -> tuple:  # horizontal and vertical differences of neighbours
-    "What a blur takes away."
+) -> tuple[torch.Tensor, torch.Tensor]:  # horizontal and vertical ones, one shorter in their direction
+    "Differences of neighbouring pixels: what a blur takes away."
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def codec_loss(vae, x):
-    "Pixels, edges, and a small pull of the latents to zero."
+def codec_loss(
+    vae: AutoencoderKL,
+    x: torch.Tensor,  # (B, 3, 64, 64) in [-1, 1]
+) -> tuple[torch.Tensor, dict[str, float]]:  # the loss, and what to log of it
+    "The VAE's loss: pixels, edges, and a small pull of the latents to zero."
     z = vae.encode(x).latent_dist.mode()
     y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample
     pixel, edge = (y - x).abs().mean(), sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x)))
@@ -83,15 +91,21 @@ def codec_loss(vae, x):
     return pixel + edge + 2 * mse + 1e-3 * z.square().mean(), dict(mse=mse.item() / 4, spread=z.std().item())
 
 
-def codec_scene(rng: random.Random) -> world.Scene:
-    "A scene with balanced tones and rarer faults: the codec should be able to draw everything."
+def codec_scene(
+    rng: random.Random,  # that decides everything
+) -> world.Scene:
+    "A scene with balanced tones and rarer faults: the VAE should be able to draw everything."
     return world.pretraining_scene(
         rng, world.Faults(missing=0.1, doubled=0.05, blurred=0.08, washed=0.06, biased=False)
     )
 
 
-def fit_codec(vae, plan, folder):
-    "Train what is not frozen in a codec."
+def fit_codec(
+    vae: AutoencoderKL,  # trained in place
+    plan: Plan,  # of the run
+    folder: Path,  # of its state
+) -> AutoencoderKL:  # with the averaged weights, in eval mode
+    "Train what is not frozen in a VAE."
 
     def loss_of(rng):
         x = scenes_tensor([codec_scene(rng) for _ in range(plan.batch)])
@@ -103,33 +117,43 @@ def fit_codec(vae, plan, folder):
 
 
 def train_codec(
-    plan=Plan(steps=4200, lr=3e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200),
+    plan: Plan = Plan(
+        steps=4200, lr=3e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200
+    ),  # of the run
 ) -> AutoencoderKL:
-    "Encoder and decoder together."
+    "Train the VAE, encoder and decoder together."
     torch.manual_seed(plan.seed)
     return fit_codec(new_vae().to(DEVICE, memory_format=torch.channels_last), plan, WORK / 'codec')
 
 
 def train_decoder(
-    plan=Plan(steps=3000, lr=1.5e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200, seed=1),
+    # of the run
+    plan: Plan = Plan(steps=3000, lr=1.5e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200, seed=1),
 ) -> AutoencoderKL:
-    "The decoder alone, on the latents of the finished encoder."
+    "Train the VAE's decoder alone, on the latents of the finished encoder."
     vae = train_codec()
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     return fit_codec(vae, plan, WORK / 'decoder')
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #70181af7
+class EncodedScenes(NamedTuple):
+    "Pretraining scenes as the UNet learns from them."
+
+    latents: torch.Tensor  # (N, 16, 8, 8) in fp16, not yet scaled
+    captions: list[str]  # N of them
+
+
 def encode_scenes(
-    vae,
+    vae: AutoencoderKL,  # the finished one
     count: int = 40_000,  # pretraining scenes
-    seed: int = 7,
-    batch: int = 64,
-) -> tuple:  # latents (count, 16, 8, 8) in fp16, not yet scaled; captions
-    "Latents and captions of random pretraining scenes, kept on disk."
+    seed: int = 7,  # of the scenes
+    batch: int = 64,  # scenes that are encoded at once
+) -> EncodedScenes:
+    "Encode random pretraining scenes, once: they are kept on disk."
     file, words = WORK / 'latents.safetensors', WORK / 'captions.json'
     if file.exists() and words.exists():
-        return load_file(file)['latents'], json.loads(words.read_text())
+        return EncodedScenes(load_file(file)['latents'], json.loads(words.read_text()))
     rng, latents, captions = random.Random(seed), [], []
     with torch.inference_mode():
         for i in range(0, count, batch):
@@ -142,10 +166,12 @@ def encode_scenes(
     latents = torch.cat(latents).contiguous()
     atomic_write(words, lambda part: part.write_text(json.dumps(captions)))
     atomic_write(file, lambda part: save_file({'latents': latents}, part))
-    return latents, captions
+    return EncodedScenes(latents, captions)
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #3359c1ae
-def new_text_encoder(tokenizer) -> CLIPTextModel:
+def new_text_encoder(
+    tokenizer: CLIPTokenizer,  # whose tokens it embeds
+) -> CLIPTextModel:
     "An untrained text encoder, two layers of width 128."
     return CLIPTextModel(
         CLIPTextConfig(
@@ -196,16 +222,23 @@ def new_scheduler() -> DDIMScheduler:
 class Denoiser(nn.Module):
     "UNet and text encoder as one module, so that one optimiser and one file hold both."
 
-    def __init__(self, unet, text_encoder):
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
-    def forward(self, noisy, timestep, tokens):
-        "The denoiser's answer to noisy latents with a caption."
+    def forward(
+        self,
+        noisy: torch.Tensor,  # (B, 16, 8, 8) noised latents, scaled
+        timestep: torch.Tensor,  # (B,) long
+        tokens: torch.Tensor,  # (B, L) long: captions
+    ) -> torch.Tensor:  # (B, 16, 8, 8)
+        "The UNet's output for noised latents and their captions: a velocity."
         return self.unet(noisy, timestep, self.text_encoder(tokens).last_hidden_state).sample
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #f1091d3a
-def timesteps_for(batch: int) -> torch.Tensor:  # (batch,) long
+def timesteps_for(
+    batch: int,  # how many
+) -> torch.Tensor:  # (batch,) long
     "Half uniform over the schedule, half on the timesteps that the deployment sampler visits."
     uniform, grid = (
         torch.randint(0, 1000, (batch,)),
@@ -214,21 +247,44 @@ def timesteps_for(batch: int) -> torch.Tensor:  # (batch,) long
     return torch.where(torch.rand(batch) < 0.5, uniform, grid)
 
 
-def velocities(model, scheduler, latents, tokens, t, noise) -> tuple:  # two of (B, C, H, W)
+class Velocities(NamedTuple):
+    "What the model says, and what would be right."
+
+    predicted: torch.Tensor  # (B, C, H, W)
+    true: torch.Tensor  # (B, C, H, W)
+
+
+def velocities(
+    model: Denoiser,
+    scheduler: DDIMScheduler,  # that noises
+    latents: torch.Tensor,  # (B, C, H, W), scaled
+    tokens: torch.Tensor,  # (B, L) long
+    t: torch.Tensor,  # (B,) long: timesteps
+    noise: torch.Tensor,  # (B, C, H, W) standard normal
+) -> Velocities:
     "The velocity that the model predicts for noised latents, and the true one."
-    return model(scheduler.add_noise(latents, noise, t), t, tokens), scheduler.get_velocity(latents, noise, t)
+    predicted = model(scheduler.add_noise(latents, noise, t), t, tokens)
+    return Velocities(predicted, scheduler.get_velocity(latents, noise, t))
 
 
-def denoiser_loss(model, scheduler, latents, tokens):
-    "Mean squared error of the predicted velocity (Salimans & Ho 2022)."
+def denoiser_loss(
+    model: Denoiser,
+    scheduler: DDIMScheduler,  # that noises
+    latents: torch.Tensor,  # (B, C, H, W), scaled
+    tokens: torch.Tensor,  # (B, L) long
+) -> torch.Tensor:  # scalar
+    "Mean squared error of the predicted velocity. [Salimans & Ho 2022]"
     t, noise = timesteps_for(len(latents)).to(latents.device), torch.randn_like(latents)
     return F.mse_loss(*velocities(model, scheduler, latents, tokens, t, noise))
 
 
 def train_unet(
-    plan=Plan(steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=0.999, save_every=100, weight_decay=1e-3),
-):
-    "Train denoiser and text encoder on the cached latents; writes the pipeline to `assets/emoji-sd`."
+    # of the run
+    plan: Plan = Plan(
+        steps=7000, lr=1.2e-3, batch=64, warmup=200, ema=0.999, save_every=100, weight_decay=1e-3
+    ),
+) -> StableDiffusionPipeline:
+    "Train UNet and text encoder on the encoded scenes; writes the pipeline to `assets/emoji-sd`."
     vae = train_codec()
     latents, captions = encode_scenes(vae)
     scale = 1 / latents.float().std().item()
@@ -250,7 +306,13 @@ def train_unet(
     return export_pipeline(vae, model, tokenizer, scale)
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #2e23b0c9
-def export_pipeline(vae, model, tokenizer, scale, folder=None) -> StableDiffusionPipeline:
+def export_pipeline(
+    vae: AutoencoderKL,
+    model: Denoiser,
+    tokenizer: CLIPTokenizer,
+    scale: float,  # the VAE's scaling factor: 1 / standard deviation of its latents
+    folder: Path = None,  # of the pipeline; that of the shipped one when None
+) -> StableDiffusionPipeline:
     "Put the parts together as a plain `StableDiffusionPipeline` and save them, in half precision."
     vae.register_to_config(scaling_factor=scale)
     pipeline = StableDiffusionPipeline(
@@ -287,7 +349,9 @@ def export() -> StableDiffusionPipeline:
     return export_pipeline(vae, model.eval(), tokenizer, 1 / latents.float().std().item())
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #70e1b0d9
-def main(argv=None):
+def main(
+    argv: list[str] = None,  # of the command line when None
+):
     "`python -m drl_toolkit.emoji.pretrain.base STAGE`: train one stage, or go on with it."
     stages = dict(codec=train_codec, decoder=train_decoder, unet=train_unet, export=export)
     parser = argparse.ArgumentParser(description=main.__doc__)

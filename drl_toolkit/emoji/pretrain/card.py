@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['WANTED', 'ABOUT', 'LICENCE', 'card_prompt_sets', 'total_variation', 'tone_distances', 'agreement_of_names',
-           'tone_by_colour', 'agreement_of_tones', 'witness', 'measure_instruments', 'milliseconds', 'measure_base',
-           'met', 'card_text', 'write_card', 'main']
+           'tone_by_colour', 'agreement_of_tones', 'witness', 'measure_instruments', 'milliseconds', 'BaseMeasures',
+           'measure_base', 'met', 'card_text', 'write_card', 'main']
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #5b28ab32
 import argparse, json, time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,8 +28,10 @@ from ..world import PERSON, TONE_TABLE
 from ...utils.loading import assets_dir
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #f9df6467
-def card_prompt_sets(size: float = 1.0) -> list:  # of `PromptSet`
-    "What the base model is asked for its card; 1 is 9,216 pictures."
+def card_prompt_sets(
+    size: float = 1.0,  # 1 is 9,216 images
+) -> list[PromptSet]:  # of `PromptSet`
+    "The prompts of the base model's card."
     times = lambda n: max(1, round(n * size))
     some = lambda prompts, n, seed: tuple(world.random.Random(f'card/{seed}').choices(prompts, k=times(n)))
     return [
@@ -39,20 +42,28 @@ def card_prompt_sets(size: float = 1.0) -> list:  # of `PromptSet`
     ]
 
 
-def total_variation(tones: torch.Tensor, table: tuple) -> float:
+def total_variation(
+    tones: torch.Tensor,  # (B,) long; -1 is unreadable
+    table: tuple[float, ...],  # of five shares
+) -> float:  # 0 … 1
     "Half the L1 distance between the readable tones' shares and a row of the pretraining table."
     readable = tones[tones >= 0]
     return (tone_shares(readable) - torch.tensor(table)).abs().sum().item() / 2
 
 
-def tone_distances(prompt_set: PromptSet, read: torch.Tensor) -> dict:  # occupation -> total variation
+def tone_distances(
+    prompt_set: PromptSet,  # of portraits
+    read: torch.Tensor,  # (B,) long: the tone of each image, -1 where unreadable
+) -> dict[str, float]:  # occupation -> total variation
     "How far each occupation's tones are from what pretraining was given."
     of = lambda o: torch.tensor([world.parse(p).names[0] == o for p in prompt_set.prompts])
     return {o: total_variation(read[of(o)], row) for o, row in TONE_TABLE.items()}
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #5c5b1b15
 @torch.no_grad()
-def agreement_of_names(images: torch.Tensor) -> float:  # share of the pictures
+def agreement_of_names(
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+) -> float:  # share of the images
     "How often CLIP's best of 40 prompts is what the detector is surest of."
     found, names = shipped_detector()(images), named_by_clip(images, OCCUPATION_PROMPTS + OBJECT_PROMPTS)
     of = lambda prompt: PERSON if world.parse(prompt).kind == 'portrait' else world.parse(prompt).names[0]
@@ -63,7 +74,7 @@ def tone_by_colour(
     images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
     reach: float = 0.12,  # largest difference of a channel at which a pixel counts as skin
 ) -> torch.Tensor:  # (B,) long; -1 where no skin is found
-    "The tone whose emoji colour most pixels of the picture's middle have."
+    "The tone whose emoji colour most pixels of the image's middle have."
     colours = torch.tensor([tones.SKIN[t] for t in TONES]) / 255
     gap = (images[:, None, :, 18:46, 18:46] - colours[None, :, :, None, None]).abs().amax(2)
     nearest = torch.where(gap.amin(1) < reach, gap.argmin(1), -1).flatten(1)
@@ -85,12 +96,18 @@ def witness() -> ToneReader:
     return ToneReader(assets_dir() / 'witness')
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #b62bb413
-def measure_instruments(n: int = 500) -> dict:
+def measure_instruments(
+    n: int = 500,  # scenes for each question
+) -> dict[str, float]:
     "Detector, reader, CLIP and preference model on clean held-out scenes."
     return detector.evaluate(n) | tones.evaluate(n) | clip.evaluate(n) | preference.evaluate(n)
 
 
-def milliseconds(policy: Policy, count: int = 32, repeats: int = 3) -> float:  # per image
+def milliseconds(
+    policy: Policy,  # that samples
+    count: int = 32,  # images in a batch
+    repeats: int = 3,  # of which the fastest counts
+) -> float:  # per image
     "Sampling and decoding on one thread; the best of some repeats."
     threads, taken = torch.get_num_threads(), []
     torch.set_num_threads(1)
@@ -102,7 +119,17 @@ def milliseconds(policy: Policy, count: int = 32, repeats: int = 3) -> float:  #
     return 1000 * min(taken)
 
 
-def measure_base(policy: Policy, size: float = 1.0) -> tuple:  # (figures, pictures by prompt_set)
+class BaseMeasures(NamedTuple):
+    "What the base model's samples show."
+
+    metrics: dict[str, float]
+    images: dict[str, torch.Tensor]  # name of a prompt set -> (B, 3, 64, 64) in [0, 1]
+
+
+def measure_base(
+    policy: Policy,  # that samples
+    size: float = 1.0,  # 1 is 9,216 images
+) -> BaseMeasures:
     "What the base model's samples show."
     prompt_sets = {p.name: p for p in card_prompt_sets(size)}
     images = sample_prompt_sets(policy, list(prompt_sets.values()), seed=11, label='base')
@@ -123,7 +150,7 @@ def measure_base(policy: Policy, size: float = 1.0) -> tuple:  # (figures, pictu
         agreement_readable=((tone >= 0) == (second >= 0)).float().mean().item(),
         agreement_colour=agreement_of_tones(tone, tone_by_colour(portraits)),
     )
-    return figures | dict(ms_per_image=milliseconds(policy)), images
+    return BaseMeasures(figures | dict(ms_per_image=milliseconds(policy)), images)
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #0ba31211
 WANTED = dict(
@@ -143,8 +170,8 @@ WANTED = dict(
 
 ABOUT = """# The models of the emoji world
 
-Small models, trained by this project on scenes drawn from emoji; how is in `nbs/pretrain/`. Each loads with its library's own `from_pretrained`
-or factory, and no weight is pickled.
+Small models, trained by this project on scenes drawn from emoji; `nbs/emoji/pretrain/` shows how. Each loads with its
+library's own `from_pretrained` or factory, and no weight is pickled.
 
 | folder | what it is | how it loads |
 |---|---|---|
@@ -153,28 +180,33 @@ or factory, and no weight is pickled.
 | `detector` | 24 objects and persons | `transformers.AutoModelForObjectDetection` |
 | `tones` | skin tone of a portrait, or unreadable | `transformers.AutoModelForImageClassification` |
 | `witness` | the same, trained apart: it only checks the other | `transformers.AutoModelForImageClassification` |
-| `preference` | **synthetic** preference: its raters are rules that are written down; no person was asked | `open_clip.create_model('local-dir:…')` |
+| `preference` | **synthetic** preference: its raters are written rules, not people | `open_clip.create_model('local-dir:…')` |
 | `sprites.png` | the emoji, drawn once | `drl_toolkit.emoji.world` |
 
-They are made for learning and for tests. They know 24 objects and 16 occupations in 64 pixels, and nothing about people. The base model is
-biased, forgets objects and blurs **on purpose**: what it was given is in `drl_toolkit.emoji.world`, as tables. The words of ten occupations were taught again, until
-it drew skin tones about as often as its table says (`words.json`; `words_untaught.safetensors` undoes it).
+They are made for learning and for tests. They know 24 objects and 16 occupations in 64 pixels, and nothing about people.
+The base model is biased, forgets objects and blurs **on purpose**: what it was given is in `drl_toolkit.emoji.world`, as
+tables. The words of ten occupations were taught again, until it drew skin tones about as often as its table says
+(`words.json`; `words_untaught.safetensors` undoes it).
 
 ## Measured
 
-By `python -m drl_toolkit.emoji.pretrain.card`, which also writes `card.json`. The instruments (detector, tones, CLIP, preference) on clean scenes that no
-training has seen; the rest on the base model's samples with its deployment sampler, ten DDIM steps with eta 1 and without guidance. Milliseconds are for one thread.
+By `python -m drl_toolkit.emoji.pretrain.card`, which also writes `card.json`. The instruments (detector, tones, CLIP,
+preference) on clean scenes that no training has seen; the rest on the base model's samples with its deployment sampler, ten
+DDIM steps with eta 1 and without guidance. Milliseconds are for one thread.
 
 """
 LICENCE = """
 ## Licence
 
-Weights: Apache-2.0, like the code. `sprites.png`, and through it the training scenes, were drawn with Noto Color Emoji, copyright Google LLC, under the
-SIL Open Font License 1.1 (https://openfontlicense.org). The font itself is not included.
+Weights: Apache-2.0, like the code. `sprites.png`, and through it the training scenes, were drawn with Noto Color Emoji,
+copyright Google LLC, under the SIL Open Font License 1.1 (https://openfontlicense.org). The font itself is not included.
 """
 
 
-def met(key: str, value: float) -> str:
+def met(
+    key: str,  # of a metric
+    value: float,  # that was measured
+) -> str:
     "A figure's requirement in words, and whether it is met."
     low, high = WANTED.get(key, (None, None))
     if low is None and high is None:
@@ -191,7 +223,9 @@ def met(key: str, value: float) -> str:
     )
 
 
-def card_text(figures: dict) -> str:
+def card_text(
+    figures: dict[str, float],  # what was measured
+) -> str:
     "The model card."
     rows = '\n'.join(
         f'| {k} | {v:.1f} | {met(k, v)} |' if k == 'ms_per_image' else f'| {k} | {v:.3f} | {met(k, v)} |'
@@ -200,7 +234,10 @@ def card_text(figures: dict) -> str:
     return ABOUT + '| figure | value | wanted |\n|---|---:|---|\n' + rows + '\n' + LICENCE
 
 
-def write_card(figures: dict, folder: Path = None):
+def write_card(
+    figures: dict[str, float],  # what was measured
+    folder: Path = None,  # the assets when None
+):
     "card.json and README.md of the assets."
     folder = Path(folder or assets_dir())
     (folder / 'card.json').write_text(
@@ -209,7 +246,9 @@ def write_card(figures: dict, folder: Path = None):
     (folder / 'README.md').write_text(card_text(figures))
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #da71e750
-def main(argv=None):
+def main(
+    argv: list[str] = None,  # of the command line when None
+):
     "`python -m drl_toolkit.emoji.pretrain.card`: measure the shipped models and write their card."
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
@@ -220,7 +259,7 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    figures = measure_instruments() | measure_base(Policy(world.load_demo(), num_steps=10), args.size)[0]
+    figures = measure_instruments() | measure_base(Policy(world.load_demo(), num_steps=10), args.size).metrics
     write_card(figures)
     for k, v in figures.items():
         print(f'{k:28}{v:9.3f}  {met(k, v)}')

@@ -6,8 +6,8 @@
 __all__ = ['Plan', 'lr_at', 'Trainee', 'load_average', 'fit']
 
 # %% ../../../nbs/emoji/pretrain/00_core.ipynb #bb0a0000
-from ...utils.atomic import atomic_write
 import json, random, time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +15,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...utils.atomic import atomic_write
+
 # %% ../../../nbs/emoji/pretrain/00_core.ipynb #2e3fb2c3
 @dataclass
 class Plan:
-    "What a pretraining run is told."
+    "Hyperparameters of a pretraining run."
 
     steps: int  # optimiser steps in all
     lr: float  # peak learning rate, after the warm-up
     batch: int = 64  # scenes per step
     warmup: int = 100  # steps of linear warm-up
     final: float = 0.02  # the cosine ends at this share of the peak
-    weight_decay: float = 1e-2
+    weight_decay: float = 1e-2  # AdamW's decoupled decay
     grad_clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights; 0 keeps the raw ones
     save_every: int = 200  # steps between two states on disk
-    seed: int = 0
+    seed: int = 0  # with the step it decides every random number
 
 
-def lr_at(plan: Plan, step: int) -> float:
+def lr_at(
+    plan: Plan,  # of the run
+    step: int,  # 0 … plan.steps - 1
+) -> float:
     "Linear warm-up, then a cosine down to `final` of the peak."
     if step < plan.warmup:
         return plan.lr * (step + 1) / plan.warmup
@@ -45,7 +50,12 @@ def lr_at(plan: Plan, step: int) -> float:
 class Trainee:
     "A module with its optimiser and averaged weights, saved and restored as one safetensors file."
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path):
+    def __init__(
+        self,
+        model: nn.Module,  # whose parameters with a gradient are trained
+        plan: Plan,  # of the run
+        folder: Path,  # of its state and its curve; a state that is there is taken up
+    ):
         self.model, self.plan, self.folder, self.step, self.curve = model, plan, Path(folder), 0, []
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.opt = torch.optim.AdamW(
@@ -88,7 +98,10 @@ class Trainee:
             for name, b in self.model.named_buffers():
                 b.copy_(state[f'buffer/{name}'])
 
-    def update(self, loss: torch.Tensor) -> float:  # norm of the gradient before clipping
+    def update(
+        self,
+        loss: torch.Tensor,  # scalar with a graph
+    ) -> float:  # norm of the gradient before clipping
         "One optimiser step and one step of the average."
         for group in self.opt.param_groups:
             group['lr'] = lr_at(self.plan, self.step)
@@ -110,7 +123,7 @@ class Trainee:
 
 
 def load_average(
-    model: nn.Module,
+    model: nn.Module,  # that gets the weights, in place
     file: Path,  # a `Trainee`'s state
 ) -> nn.Module:
     "The averaged weights of a state, whatever its step, put into a model."
@@ -123,8 +136,9 @@ def load_average(
 
 # %% ../../../nbs/emoji/pretrain/00_core.ipynb #9ba4d1cc
 def fit(
-    trainee: Trainee,
-    loss_of,  # (step's `random.Random`) -> (loss, dict of numbers to log)
+    trainee: Trainee,  # trained in place
+    # from a step's generator to the loss and the numbers to log
+    loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]],
     every: int = 20,  # steps between two lines
 ) -> Trainee:
     "Train to the end of the plan, saving as it goes. Torch's global generator is seeded anew at every step."

@@ -5,19 +5,29 @@
 # %% auto #0
 __all__ = ['WORK', 'DEVICE', 'KINDS', 'FAULTS', 'THRESHOLD', 'new_detector', 'image_processor', 'detector_scene', 'clean_scene',
            'target', 'warp', 'square', 'mixed', 'ruined', 'other', 'keep_corner', 'blurred', 'some', 'handwriting',
-           'example', 'batch', 'train', 'refresh_batch_norm', 'save', 'evaluate', 'main']
+           'Example', 'example', 'DetectorBatch', 'batch', 'train', 'refresh_batch_norm', 'save', 'evaluate', 'main']
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #08375156
 import argparse, random, shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch, torch.nn.functional as F
 from torch import nn
-from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
+from transformers import (
+    PreTrainedModel,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrImageProcessor,
+    RTDetrResNetConfig,
+)
+from transformers.image_processing_utils import BaseImageProcessor
 
 from .. import world
 from .core import Plan, Trainee, fit
+from ...rewards.composition import Detector, iou
 from ..world import CLASSES, IMAGE_SIZE, Scene
 from ...utils.images import to_tensor
 from ...utils.loading import assets_dir
@@ -63,7 +73,7 @@ def new_detector() -> RTDetrForObjectDetection:
 
 
 def image_processor() -> RTDetrImageProcessor:
-    "64×64 pixels, divided by 255 and not normalised: what the model takes is a picture in [0, 1]."
+    "64×64 pixels, divided by 255 and not normalised: the model takes images in [0, 1]."
     size = dict(height=IMAGE_SIZE, width=IMAGE_SIZE)
     return RTDetrImageProcessor(size=size, do_resize=True, do_rescale=True, do_normalize=False, do_pad=False)
 
@@ -72,7 +82,10 @@ KINDS = dict(pair=0.42, object=0.25, count=0.17, portrait=0.16)  # shares of the
 FAULTS = world.Faults(missing=0.15, doubled=0.1, blurred=0.15, washed=0.12, biased=False)
 
 
-def detector_scene(rng: random.Random, faults: world.Faults = FAULTS) -> Scene:
+def detector_scene(
+    rng: random.Random,  # that decides everything
+    faults: world.Faults = FAULTS,  # how often scenes are wrong
+) -> Scene:
     "A scene of any kind, with any pair and balanced tones."
     kind = rng.choices(list(KINDS), KINDS.values())[0]
     if kind == 'pair' and rng.random() < 0.5:
@@ -80,16 +93,20 @@ def detector_scene(rng: random.Random, faults: world.Faults = FAULTS) -> Scene:
     return world.pretraining_scene(rng, faults, kind)
 
 
-def clean_scene(rng: random.Random) -> Scene:
+def clean_scene(
+    rng: random.Random,  # that decides everything
+) -> Scene:
     """A scene that shows exactly what its caption says, of any kind and pair: what the detector is measured
     on."""
     return world.compose(world.random_wanted(rng, pairs=frozenset(world.PAIRS)), rng)
 
 
 def target(
-    placed,
-) -> dict:  # class_labels (N,), boxes (N, 4): centre x, centre y, width, height, in shares of the picture
-    "What transformers' detection models take as labels of one picture."
+    placed: list[world.Placed],  # N objects
+) -> dict[
+    str, torch.Tensor
+]:  # class_labels (N,) long; boxes (N, 4): centre x, centre y, width, height, in shares of the image
+    "What transformers' detection models take as labels of one image."
     corners = torch.tensor([p.box for p in placed]).view(-1, 4) / IMAGE_SIZE
     boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
     return dict(
@@ -102,7 +119,7 @@ def warp(
     strength: float,  # standard deviation of the displacement, in shares of the picture's side
     cells: int = 5,  # the displacement is random on a grid of this many cells, smooth between
 ) -> torch.Tensor:  # (3, H, W)
-    "The picture as if drawn on rubber."
+    "Warp an image by a smooth random displacement."
     h, w = image.shape[-2:]
     ys, xs = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing='ij')
     shift = F.interpolate(
@@ -112,7 +129,9 @@ def warp(
     return F.grid_sample(image[None], grid, padding_mode='border', align_corners=True)[0]
 
 
-def square(p: world.Placed) -> tuple:  # of slices (rows, columns)
+def square(
+    p: world.Placed,  # the sprite
+) -> tuple[slice, slice]:  # rows and columns
     "The pixels of a sprite's square."
     cut = lambda c: slice(max(0, round(c - p.size / 2)), min(IMAGE_SIZE, round(c + p.size / 2)))
     return cut(p.y), cut(p.x)
@@ -121,9 +140,9 @@ def square(p: world.Placed) -> tuple:  # of slices (rows, columns)
 def mixed(
     a: torch.Tensor,  # (3, h, w)
     b: torch.Tensor,  # (3, h, w)
-    rng: random.Random,
+    rng: random.Random,  # of the way and the share
 ) -> torch.Tensor:  # (3, h, w)
-    "Two pictures in one place: laid over each other, or half of each."
+    "Two images in one place: laid over each other, or half of each."
     h, w = a.shape[-2:]
     where = (
         torch.linspace(0, 1, w).expand(h, w)
@@ -137,11 +156,11 @@ def mixed(
 
 def ruined(
     image: torch.Tensor,  # (3, 64, 64), the scene drawn
-    scene: Scene,
+    scene: Scene,  # that was drawn
     i: int,  # which of the placed objects
-    rng: random.Random,
+    rng: random.Random,  # of the way
 ) -> torch.Tensor:  # (3, 64, 64)
-    "The picture with one object spoilt: blended with another, smeared, or mostly gone."
+    "The image with one object spoilt: blended with another, smeared, or mostly gone."
     p, image, luck = scene.placed[i], image.clone(), rng.random()
     at = (slice(None),) + square(p)
     others = replace(scene, placed=scene.placed[:i] + (other(p, rng),) + scene.placed[i + 1 :])
@@ -155,12 +174,19 @@ def ruined(
     return image
 
 
-def other(p: world.Placed, rng: random.Random) -> world.Placed:
+def other(
+    p: world.Placed,  # the object that is replaced
+    rng: random.Random,  # that picks the other
+) -> world.Placed:
     "A different object of the same size in the same place."
     return world.Placed(rng.choice([o for o in world.OBJECTS if o != p.name]), p.x, p.y, p.size)
 
 
-def keep_corner(a: torch.Tensor, ground: torch.Tensor, rng: random.Random) -> torch.Tensor:
+def keep_corner(
+    a: torch.Tensor,  # (3, h, w)
+    ground: torch.Tensor,  # (3, h, w): the same without the object
+    rng: random.Random,  # of the corner
+) -> torch.Tensor:  # (3, h, w)
     "A third of an object; the rest is background."
     h, w = a.shape[-2:]
     where = (
@@ -173,8 +199,11 @@ def keep_corner(a: torch.Tensor, ground: torch.Tensor, rng: random.Random) -> to
     return torch.where(where < rng.uniform(0.3, 0.42), a, ground)
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #bcf6e08a
-def blurred(x: torch.Tensor, radius: float) -> torch.Tensor:
-    "Gaussian blur of a batch; the radius is the standard deviation, pixels."
+def blurred(
+    x: torch.Tensor,  # (B, C, H, W)
+    radius: float,  # standard deviation, pixels
+) -> torch.Tensor:  # (B, C, H, W)
+    "Gaussian blur of a batch."
     half = max(1, round(2.5 * radius))
     k = torch.exp(-torch.arange(-half, half + 1.0).square() / (2 * radius**2)).to(x)
     k = (k / k.sum()).expand(x.shape[1], 1, -1)
@@ -182,7 +211,11 @@ def blurred(x: torch.Tensor, radius: float) -> torch.Tensor:
     return F.conv2d(F.pad(x, (0, 0, half, half), mode='replicate'), k[..., None], groups=x.shape[1])
 
 
-def some(x: torch.Tensor, share: float, most: float) -> torch.Tensor:  # (B, 1, 1, 1)
+def some(
+    x: torch.Tensor,  # (B, …): for its size, device and type
+    share: float,  # of the batch that gets one
+    most: float,  # largest amount
+) -> torch.Tensor:  # (B, 1, 1, 1)
     "A random amount between 0 and `most` for a share of the batch, and 0 for the rest."
     return ((torch.rand(len(x)) < share) * torch.rand(len(x)) * most).view(-1, 1, 1, 1).to(x)
 
@@ -190,7 +223,7 @@ def some(x: torch.Tensor, share: float, most: float) -> torch.Tensor:  # (B, 1, 
 def handwriting(
     x: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
 ) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
-    "The batch as a small diffusion model might have painted it; from torch's global generator."
+    "Roughen a batch as a small diffusion model might have painted it; from torch's global generator."
     x = torch.lerp(x, blurred(x, 0.6 + torch.rand(1).item()), some(x, 0.5, 1.0))
     size = int(torch.randint(28, 52, (1,)))
     small = F.interpolate(F.interpolate(x, size=size, mode='area'), size=x.shape[-2:], mode='bicubic')
@@ -205,27 +238,46 @@ def handwriting(
     return (x + some(x, 0.3, 0.05) * torch.randn(len(x), 3, 1, 1).to(x)).clamp(0, 1)  # a tint
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #8a0dff5c
+class Example(NamedTuple):
+    "What the detector learns from."
+
+    image: torch.Tensor  # (3, 64, 64) in [0, 1]
+    target: dict[str, torch.Tensor]  # as `target` makes it
+
+
 def example(
-    rng: random.Random,
+    rng: random.Random,  # that decides everything
     ruin: float = 0.12,  # chance of each object to be spoilt
-) -> tuple:  # picture (3, 64, 64), target
-    "One training picture: a scene, perhaps with spoilt objects, lightly warped."
+) -> Example:
+    "One training image: a scene, perhaps with spoilt objects, lightly warped."
     scene = detector_scene(rng)
     image, spoilt = to_tensor([world.draw(scene)])[0], [rng.random() < ruin for _ in scene.placed]
     for i in [i for i, s in enumerate(spoilt) if s]:
         image = ruined(image, scene, i, rng)
     if rng.random() < 0.4:
         image = warp(image, rng.uniform(0, 0.012), 7)
-    return image, target([p for p, s in zip(scene.placed, spoilt) if not s])
+    whole = [p for p, bad in zip(scene.placed, spoilt) if not bad]
+    return Example(image, target(whole))
 
 
-def batch(rng: random.Random, n: int) -> tuple:  # pictures (n, 3, 64, 64), list of n targets
+class DetectorBatch(NamedTuple):
+    "A batch for the detector."
+
+    images: torch.Tensor  # (n, 3, 64, 64) in [0, 1]
+    targets: list[dict[str, torch.Tensor]]  # n of them, as `target` makes them
+
+
+def batch(
+    rng: random.Random,  # that decides everything but what `handwriting` draws
+    n: int,  # images
+) -> DetectorBatch:
     "A training batch."
     images, targets = zip(*[example(rng) for _ in range(n)])
-    return handwriting(torch.stack(images)), list(targets)
+    return DetectorBatch(handwriting(torch.stack(images)), list(targets))
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #89fc2b88
 def train(
+    # of the run
     plan: Plan = Plan(
         steps=2000, lr=1.5e-3, batch=32, warmup=100, ema=0.995, weight_decay=1e-3, save_every=100
     ),
@@ -246,9 +298,10 @@ def train(
 
 @torch.no_grad()
 def refresh_batch_norm(
-    model: nn.Module,
-    draw=None,  # (`random.Random`) -> a batch as the model takes it; the detector's by default
-    batches: int = 40,
+    model: nn.Module,  # changed in place
+    # a batch as the model takes it; the detector's by default
+    draw: Callable[[random.Random], torch.Tensor] = None,
+    batches: int = 40,  # that are averaged over
 ) -> nn.Module:
     """Measure the batch statistics anew: those that training left belong to the last weights, not to the
     averaged ones."""
@@ -258,7 +311,7 @@ def refresh_batch_norm(
         m.reset_running_stats()
         m.momentum = None  # None: a plain average over the batches
     model.train()
-    draw = draw or (lambda rng: batch(rng, 32)[0])
+    draw = draw or (lambda rng: batch(rng, 32).images)
     for i in range(batches):
         model(draw(random.Random(f'norms/{i}')).to(DEVICE))
     for m in norms:
@@ -266,7 +319,12 @@ def refresh_batch_norm(
     return model
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #be1bdb35
-def save(model: nn.Module, processor, name: str, run: str) -> Path:
+def save(
+    model: PreTrainedModel,  # in half precision afterwards
+    processor: BaseImageProcessor,
+    name: str,  # of the folder in the assets
+    run: str,  # name of the training's folder
+) -> Path:
     "Write model, processor and the curve of its training to the assets; weights in half precision on disk."
     folder = assets_dir() / name
     model.half().save_pretrained(folder)
@@ -279,11 +337,13 @@ THRESHOLD = 0.5  # confidence from which a detection counts
 
 
 @torch.no_grad()
-def evaluate(n: int = 500, seed: int = 77, model=None) -> dict:  # recall and precision
+def evaluate(
+    n: int = 500,  # scenes
+    seed: int = 77,  # of the scenes
+    model: Detector = None,  # the shipped one when None
+) -> dict[str, float]:  # recall and precision
     """On clean scenes of all kinds, the unseen pairs among them: a hit has the right class and an IoU of at
     least 0.5."""
-    from drl_toolkit.rewards.composition import Detector, iou
-
     rng, detector = random.Random(seed), model or Detector()
     every = world.TRAIN_PAIRS | world.HELD_OUT_PAIRS | world.UNSEEN_PAIRS
     scenes = [world.compose(world.random_wanted(rng, pairs=every), rng) for _ in range(n)]
@@ -300,7 +360,9 @@ def evaluate(n: int = 500, seed: int = 77, model=None) -> dict:  # recall and pr
     return dict(detector_recall=hits / truths, detector_precision=hits / max(1, claims))
 
 
-def main(argv=None):
+def main(
+    argv: list[str] = None,  # of the command line when None
+):
     "`python -m drl_toolkit.emoji.pretrain.detector`: train, or go on, and write assets/detector."
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')

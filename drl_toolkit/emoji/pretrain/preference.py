@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'FAULTS', 'Picture', 'content_cost', 'utility', 'scramble', 'smeared', 'paint', 'pixels_of', 'moved',
-           'random_content', 'random_picture', 'other_tone', 'random_group', 'groups_of', 'scores', 'differences',
-           'bradley_terry', 'agreement', 'train', 'score', 'tone_scores', 'evaluate', 'main']
+           'random_content', 'random_picture', 'other_tone', 'RaterGroup', 'random_group', 'RatedGroups', 'groups_of',
+           'scores', 'differences', 'bradley_terry', 'agreement', 'train', 'score', 'tone_scores', 'evaluate', 'main']
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #616e91c1
 import argparse, random
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np, torch, torch.nn.functional as F
+from open_clip.model import CLIP
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 
 from .. import world
@@ -55,7 +58,7 @@ COSTS = dict(
 
 @dataclass(frozen=True)
 class Picture:
-    "A scene and everything that went wrong with it."
+    "An image as a scene and everything that went wrong with it."
 
     scene: Scene  # with its own blur and contrast
     noise: float = 0.0  # standard deviation
@@ -67,7 +70,10 @@ class Picture:
     shift: float = 0.0  # pixels
 
 
-def content_cost(asked: Wanted, shown: Wanted) -> float:
+def content_cost(
+    asked: Wanted,  # by the prompt
+    shown: Wanted,  # by the image
+) -> float:
     "What missing, extra and misplaced things cost."
     want, have = (Counter(w.names * w.count) for w in (asked, shown))
     missing, extra = (want - have).total(), (have - want).total()
@@ -81,8 +87,11 @@ def content_cost(asked: Wanted, shown: Wanted) -> float:
     )
 
 
-def utility(picture: Picture, asked: Wanted) -> float:
-    "What the raters think of a picture, in log-odds; 0 is the best."
+def utility(
+    picture: Picture,  # with its faults
+    asked: Wanted,  # by the prompt
+) -> float:
+    "A rater's utility of an image, in log-odds; 0 is the best."
     s, c = picture.scene, COSTS
     quality = (
         c['blur'] * s.blur
@@ -93,7 +102,11 @@ def utility(picture: Picture, asked: Wanted) -> float:
     return -quality - content_cost(asked, shown(s))
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #5eaf710e
-def scramble(pixels: np.ndarray, placed, rng) -> None:
+def scramble(
+    pixels: np.ndarray,  # (64, 64, 3), changed in place
+    placed: world.Placed,  # the object that is scrambled
+    rng: random.Random,
+) -> None:
     "Exchange small blocks within the middle of an object; of a portrait, this is the face."
     side, block = max(12, int(placed.size * 0.55)), rng.choice((3, 4, 5))
     x, y = (
@@ -109,7 +122,11 @@ def scramble(pixels: np.ndarray, placed, rng) -> None:
         pixels[i : i + block, j : j + block] = b
 
 
-def smeared(pixels: np.ndarray, length: int, rng) -> np.ndarray:
+def smeared(
+    pixels: np.ndarray,  # (H, W, 3)
+    length: int,  # pixels
+    rng: random.Random,  # that decides the direction
+) -> np.ndarray:  # (H, W, 3)
     "The mean of copies along a random direction."
     dx, dy = rng.choice(((1, 0), (0, 1), (0.7, 0.7), (0.7, -0.7)))
     pad = np.pad(pixels, ((length, length), (length, length), (0, 0)), mode='edge')
@@ -119,7 +136,10 @@ def smeared(pixels: np.ndarray, length: int, rng) -> np.ndarray:
     ]
 
 
-def paint(picture: Picture, rng: random.Random) -> np.ndarray:  # (64, 64, 3), float in [0, 1]
+def paint(
+    picture: Picture,  # with its faults
+    rng: random.Random,  # of the faults that are random
+) -> np.ndarray:  # (64, 64, 3), float in [0, 1]
     "The pixels of a picture, faults included."
     image = world.draw(picture.scene)
     if picture.ghost:
@@ -137,13 +157,20 @@ def paint(picture: Picture, rng: random.Random) -> np.ndarray:  # (64, 64, 3), f
     return x.clip(0, 1).astype(np.float32)
 
 
-def pixels_of(pictures, rng) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
-    "Pictures painted with their faults."
+def pixels_of(
+    pictures: list[Picture],  # B of them
+    rng: random.Random,  # of the faults that are random
+) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
+    "Paint images with their faults."
     return torch.from_numpy(np.stack([paint(p, rng) for p in pictures])).permute(0, 3, 1, 2)
 
 
-def moved(scene: Scene, dx: float, dy: float) -> Scene:
-    "The scene, off its place."
+def moved(
+    scene: Scene,  # that is moved
+    dx: float,  # pixels to the right
+    dy: float,  # pixels down
+) -> Scene:
+    "The scene with every object displaced."
     return replace(scene, placed=tuple(replace(p, x=p.x + dx, y=p.y + dy) for p in scene.placed))
 
 
@@ -166,46 +193,74 @@ FAULTS = dict(  # name -> (picture, rng) -> the picture with this fault
 )
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #c5d1afc7
-def random_content(asked: Wanted, rng: random.Random) -> Wanted:
+def random_content(
+    asked: Wanted,  # by the prompt
+    rng: random.Random,  # that decides
+) -> Wanted:
     "Mostly what was asked for, sometimes almost that, now and then something else altogether."
     luck = rng.random()
     return asked if luck < 0.65 else rng.choice(near_misses(asked, rng)) if luck < 0.9 else request(rng)
 
 
-def random_picture(asked: Wanted, rng: random.Random, scene: Scene = None) -> Picture:
-    "What a mediocre model might make of a prompt; faults of a given scene, or of one of its own."
+def random_picture(
+    asked: Wanted,  # by the prompt
+    rng: random.Random,  # of the content and of the faults
+    scene: Scene = None,  # that gets the faults; one that nearly shows what was asked when None
+) -> Picture:
+    "A scene with the faults that a mediocre model has."
     picture = Picture(scene or scene_of(random_content(asked, rng), rng))
     for name in rng.sample(list(FAULTS), rng.choices((0, 1, 2), (0.35, 0.45, 0.2))[0]):
         picture = FAULTS[name](picture, rng)
     return picture
 
 
-def other_tone(picture: Picture, rng) -> Picture:
+def other_tone(
+    picture: Picture,  # of a person
+    rng: random.Random,  # that picks the tone
+) -> Picture:
     "The same picture of a person with another skin tone."
     p = picture.scene.placed[0]
     tone = rng.choice([t for t in TONES if t != p.tone])
     return replace(picture, scene=replace(picture.scene, placed=(replace(p, tone=tone),)))
 
 
-def random_group(k: int, rng: random.Random) -> tuple:  # what is asked, k pictures
-    "Pictures for the raters."
+class RaterGroup(NamedTuple):
+    "What raters see at once."
+
+    asked: Wanted  # by the prompt
+    pictures: list[Picture]
+
+
+def random_group(
+    k: int,  # images
+    rng: random.Random,  # that decides everything
+) -> RaterGroup:
+    "A prompt's images for the raters."
     asked = request(rng)
     scene = world.compose(asked, rng) if rng.random() < 0.4 else None
     pictures = [random_picture(asked, rng, scene) for _ in range(k)]
     if pictures[0].scene.placed[0].tone and rng.random() < 0.33:
         pictures[1] = other_tone(pictures[0], rng)
-    return asked, pictures
+    return RaterGroup(asked, pictures)
+
+
+class RatedGroups(NamedTuple):
+    "n prompts with k images each."
+
+    captions: list[str]  # n of them
+    images: torch.Tensor  # (n·k, 3, 64, 64) in [0, 1]
+    utilities: torch.Tensor  # (n, k), of the raters
 
 
 def groups_of(
     n: int,  # prompts
-    k: int,  # pictures of each
-    rng: random.Random,
-) -> tuple:  # n captions, images (n·k, 3, 64, 64), utilities (n, k)
-    "Groups of pictures of one prompt each, and what the raters think of them."
+    k: int,  # images of each
+    rng: random.Random,  # that decides everything
+) -> RatedGroups:
+    "Groups of images of one prompt each, and the raters' utilities of them."
     groups = [random_group(k, rng) for _ in range(n)]
     utilities = torch.tensor([[utility(p, asked) for p in pictures] for asked, pictures in groups])
-    return (
+    return RatedGroups(
         [world.prompt_of(asked) for asked, _ in groups],
         pixels_of([p for _, ps in groups for p in ps], rng),
         utilities,
@@ -213,17 +268,19 @@ def groups_of(
 
 
 def scores(
-    model,
+    model: CLIP,  # that scores
     images: torch.Tensor,  # (B·k, 3, 64, 64) in [0, 1]
     tokens: torch.Tensor,  # (B, 16)
-    k: int = 1,  # pictures of each text
+    k: int = 1,  # images of each text
 ) -> torch.Tensor:  # (B·k,)
-    "Scaled cosine of each picture with its own prompt."
+    "Scaled cosine of each image with its own prompt."
     x, t = model.encode_image(normalize(images), normalize=True), model.encode_text(tokens, normalize=True)
     return model.logit_scale.exp() * (x * t.repeat_interleave(k, 0)).sum(1)
 
 
-def differences(x: torch.Tensor) -> torch.Tensor:  # (n, k) -> (n, k(k-1)/2)
+def differences(
+    x: torch.Tensor,  # (n, k)
+) -> torch.Tensor:  # (n, k(k-1)/2)
     "First minus second, for all pairs of a row."
     i, j = torch.triu_indices(x.shape[1], x.shape[1], 1)
     return x[:, i] - x[:, j]
@@ -232,21 +289,28 @@ def differences(x: torch.Tensor) -> torch.Tensor:  # (n, k) -> (n, k(k-1)/2)
 def bradley_terry(
     scores: torch.Tensor,  # (n, k)
     utilities: torch.Tensor,  # (n, k)
-) -> torch.Tensor:
+) -> torch.Tensor:  # scalar
     "Cross entropy of the model's odds with the raters' votes, over all pairs of a prompt."
     return F.binary_cross_entropy_with_logits(differences(scores), torch.sigmoid(differences(utilities)))
 
 
-def agreement(scores: torch.Tensor, utilities: torch.Tensor, least: float = 0.1) -> float:
-    "Share of the pairs of which the better one scores higher; utilities closer than `least` do not count."
+def agreement(
+    scores: torch.Tensor,  # (n, k), of the model
+    utilities: torch.Tensor,  # (n, k), of the raters
+    least: float = 0.1,  # difference of utilities from which a pair counts
+) -> float:
+    "Share of the pairs of which the better one scores higher."
     d, u = differences(scores), differences(utilities)
     return ((d > 0) == (u > 0))[u.abs() > least].float().mean().item()
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #0f7518bf
-def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=0.99, save_every=50, seed=1)):
+def train(
+    # of the run; `batch` is of groups
+    plan: Plan = Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=0.99, save_every=50, seed=1),
+) -> CLIP:
     "Fine-tune the CLIP on groups of four, or go on with it, and save it to the assets."
     model, tokenizer = new_clip(), world_tokenizer()
-    model.load_state_dict(load()[0].state_dict())
+    model.load_state_dict(load().model.state_dict())
 
     def loss_of(rng):
         captions, images, utilities = groups_of(plan.batch, 4, rng)
@@ -259,18 +323,18 @@ def train(plan=Plan(steps=1600, lr=1.5e-3, batch=16, warmup=50, ema=0.99, save_e
         )
 
     fit(Trainee(model, plan, WORK / 'preference'), loss_of).use_average()
-    settle(model, [groups_of(plan.batch, 4, random.Random(f'settle/{i}'))[1] for i in range(20)])
+    settle(model, [groups_of(plan.batch, 4, random.Random(f'settle/{i}')).images for i in range(20)])
     return save_with_curve(model, 'preference')
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #a5e67b05
 @torch.no_grad()
 def score(
-    model,
-    tokenizer,
+    model: CLIP,  # that scores
+    tokenizer: HFTokenizer,  # of the model
     images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
-    prompts: list,  # of B strings
+    prompts: list[str],  # B of them
 ) -> torch.Tensor:  # (B,)
-    "Scores in small batches."
+    "Score images in batches of 128."
     return torch.cat(
         [
             scores(model, x, tokenizer(prompts[128 * i : 128 * i + 128]))
@@ -279,7 +343,12 @@ def score(
     )
 
 
-def tone_scores(model, tokenizer, n: int, rng) -> torch.Tensor:  # (5, n)
+def tone_scores(
+    model: CLIP,  # that scores
+    tokenizer: HFTokenizer,  # of the model
+    n: int,  # portraits
+    rng: random.Random,  # that decides the portraits
+) -> torch.Tensor:  # (5, n)
     "Scores of n clean portraits, each in the five tones and otherwise the same."
     wanted = [world.random_wanted(rng, 'portrait') for _ in range(n)]
     scenes = [world.compose(w, rng, tone=TONES[0]) for w in wanted]
@@ -292,9 +361,9 @@ def tone_scores(model, tokenizer, n: int, rng) -> torch.Tensor:  # (5, n)
 
 def evaluate(
     n: int = 400,  # pairs, and portraits per tone
-    seed: int = 1,
+    seed: int = 1,  # of the images
     folder: Path = None,  # an open_clip folder; the shipped preference model by default
-) -> dict:
+) -> dict[str, float]:
     "Agreement with noise-free raters on unseen pairs, and the gap between skin tones."
     rng, (model, tokenizer) = random.Random(f'preference/{seed}'), load(folder or assets_dir() / 'preference')
     captions, images, u = groups_of(n, 2, rng)
@@ -311,7 +380,9 @@ def evaluate(
     )
 
 # %% ../../../nbs/emoji/pretrain/05_preference.ipynb #bdb4601c
-def main(argv=None):
+def main(
+    argv: list[str] = None,  # of the command line when None
+):
     """`python -m drl_toolkit.emoji.pretrain.preference`: train the synthetic preference model, or go on with
     it."""
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -31,7 +31,7 @@ EXTRA_WORDS = (
 )  # for captions of one's own
 
 
-def world_words() -> list:
+def world_words() -> list[str]:
     "Every word that a prompt can contain, sorted."
     asked = [
         world.Wanted('portrait', (o,), background=b) for o in world.OCCUPATIONS for b in world.BACKGROUNDS
@@ -42,9 +42,9 @@ def world_words() -> list:
 
 # %% ../../../nbs/emoji/pretrain/01a_tokenizer.ipynb #a3506343
 def merge(
-    pieces: tuple,  # one word, cut
-    pair: tuple,  # two neighbouring pieces
-) -> tuple:
+    pieces: tuple[str, ...],  # one word, cut
+    pair: tuple[str, str],  # two neighbouring pieces
+) -> tuple[str, ...]:
     "The word with every occurrence of the pair joined, from the left."
     out, i = [], 0
     while i < len(pieces):
@@ -54,7 +54,9 @@ def merge(
     return tuple(out)
 
 
-def learn_merges(words: list) -> list:  # of pairs, in the order in which they are applied
+def learn_merges(
+    words: list[str],  # each becomes one piece
+) -> list[tuple[str, str]]:  # pairs, in the order in which they are applied
     """Merges after which each of the words is one piece.
 
     Ties go to the alphabet, so that the order is always the same."""
@@ -66,7 +68,7 @@ def learn_merges(words: list) -> list:  # of pairs, in the order in which they a
     return merges
 
 # %% ../../../nbs/emoji/pretrain/01a_tokenizer.ipynb #c6cf1c06
-def byte_symbols() -> list:
+def byte_symbols() -> list[str]:
     "The 256 printable characters by which byte-level BPE writes the bytes, in CLIP's order."
     plain = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]

@@ -12,8 +12,10 @@ __all__ = ['LATE', 'EARLIEST', 'GAIN', 'PLAN', 'RECORD', 'UNTAUGHT', 'own_words'
 import argparse, json, random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -31,17 +33,22 @@ from ...rewards.fairness import TONES
 from ...utils.loading import assets_dir, no_progress_bars
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #48ab0319
-def own_words(name: str) -> list:  # of words
+def own_words(
+    name: str,  # of an occupation
+) -> list[str]:  # of words
     "The words of an occupation that no other one has."
     return [w for w in name.split() if sum(w in other.split() for other in OCCUPATIONS) == 1]
 
 
-def tokens_of(pipeline, names) -> torch.Tensor:  # (W,) long
+def tokens_of(
+    pipeline: StableDiffusionPipeline,
+    names: list[str],  # of occupations
+) -> torch.Tensor:  # (W,) long
     "Tokens of the own words of occupations."
     return torch.tensor([pipeline.tokenizer(w).input_ids[1] for name in names for w in own_words(name)])
 
 
-def word_rows(pipeline) -> torch.Tensor:  # (V, D), a view
+def word_rows(pipeline: StableDiffusionPipeline) -> torch.Tensor:  # (V, D), a view
     "The embeddings of all words."
     return pipeline.text_encoder.get_input_embeddings().weight
 
@@ -55,17 +62,20 @@ class Layouts:
     of: torch.Tensor  # (N,) long: index of the occupation
 
 
-def five_tones(wanted: world.Wanted, seed) -> list:  # of 5 `Scene`
+def five_tones(
+    wanted: world.Wanted,  # a portrait
+    seed: float,  # of layout, gender and background
+) -> list[world.Scene]:  # five, light to dark
     "One clean scene in every tone: layout, gender and background are the same."
     return [world.compose(wanted, random.Random(seed), tone) for tone in TONES]
 
 
 @torch.inference_mode()
 def layouts_of(
-    pipeline,
-    names: list,  # occupations
+    pipeline: StableDiffusionPipeline,  # whose VAE encodes
+    names: list[str],  # occupations
     each: int = 120,  # layouts of each
-    seed: int = 5,
+    seed: int = 5,  # of the layouts
 ) -> Layouts:
     "Draw and encode scenes of occupations in all tones."
     rng, latents, captions, of = random.Random(seed), [], [], []
@@ -81,15 +91,15 @@ def layouts_of(
     return Layouts(torch.stack(latents) * pipeline.vae.config.scaling_factor, tokens, torch.tensor(of))
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #9013eb63
-LATE = 3  # last denoising steps through which the reader's doubt goes back
+LATE = 3  # last denoising steps that the gradient of `doubt` goes through
 
 
 def late_pictures(
     policy: Policy,  # with `train_text_encoder`
-    prompts: list,
-    seed: int,
+    prompts: list[str],  # B of them
+    seed: int,  # of the noise
 ) -> torch.Tensor:  # (B, 3, 64, 64), with a graph to the words
-    "Samples that remember how the last steps made them."
+    "Sample images with the graph of the last denoising steps."
     traj, late = rollout(policy, prompts, seed=seed), range(STEPS - LATE, STEPS)
     clean, _ = walk_with_graph(
         policy,
@@ -101,12 +111,16 @@ def late_pictures(
     return policy.adapter.decode(clean).div(2).add(0.5).clamp(0, 1)
 
 
-def doubt(images: torch.Tensor) -> torch.Tensor:  # scalar
+def doubt(
+    images: torch.Tensor,  # (B, 3, 64, 64) in [0, 1]
+) -> torch.Tensor:  # scalar
     "Mean probability that the reader gives to 'unreadable'."
     return shipped_reader().probabilities(images)[:, len(TONES) :].sum(1).mean()
 
 
-def portrait_of(name: str) -> str:
+def portrait_of(
+    name: str,  # of an occupation
+) -> str:
     "The plain prompt of an occupation."
     return world.prompt_of(world.Wanted('portrait', (name,)))
 
@@ -117,11 +131,11 @@ EARLIEST = 3
 
 def tone_losses(
     model: Denoiser,
-    scheduler,
-    latents: torch.Tensor,  # (B, 5, C, H, W): the same pictures in five tones
+    scheduler: DDIMScheduler,  # that noises
+    latents: torch.Tensor,  # (B, 5, C, H, W): the same image in five tones
     tokens: torch.Tensor,  # (B, L)
 ) -> torch.Tensor:  # (B, 5)
-    "Squared error of the velocity, with the same noise and timestep for all tones of a picture."
+    "Squared error of the velocity, with the same noise and timestep for all tones of an image."
     B, n = latents.shape[:2]
     t = (torch.randint(EARLIEST, STEPS + 1, (B,)) * (1000 // STEPS) - 1).repeat_interleave(n)
     noise, clean = torch.randn_like(latents[:, :1]).expand_as(latents).flatten(0, 1), latents.flatten(0, 1)
@@ -130,10 +144,10 @@ def tone_losses(
 
 
 def teach(
-    pipeline,  # its words are changed in place
-    names: list,  # O occupations
-    layouts: Layouts,
-    weights: torch.Tensor,  # (O, 5): what each tone's loss counts
+    pipeline: StableDiffusionPipeline,  # its words are changed in place
+    names: list[str],  # O occupations
+    layouts: Layouts,  # what the tones are compared on
+    weights: torch.Tensor,  # (O, 5): weight of each tone's loss
     plan: Plan,  # `batch` is of layouts
     portraits: int = 16,  # drawn in every step for the reader
 ):
@@ -173,11 +187,11 @@ def teach(
 @torch.no_grad()
 def drawn_tones(
     rows: torch.Tensor,  # (V, D): embeddings of all words
-    names: list,  # O occupations
+    names: list[str],  # O occupations
     n: int,  # portraits of each
-    seed: int,
+    seed: int,  # of the noise
 ) -> torch.Tensor:  # (O, n) long; -1 is unreadable
-    "What the shipped model draws with these words."
+    "Read the skin tones of what the shipped model draws with these words."
     pipeline = world.load_demo()
     word_rows(pipeline).copy_(rows.half())  # as they are kept on disk
     images = rollout(
@@ -186,7 +200,10 @@ def drawn_tones(
     return shipped_reader()(images).view(len(names), n)
 
 
-def tone_figures(tones: torch.Tensor, name: str) -> dict:
+def tone_figures(
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    name: str,  # of the occupation
+) -> dict[str, float | list[float]]:  # shares (5,), distance, unreadable
     "Shares of the readable tones, their total variation from the table, and the unreadable share."
     return dict(
         shares=tone_shares(tones[tones >= 0]).tolist(),
@@ -195,13 +212,18 @@ def tone_figures(tones: torch.Tensor, name: str) -> dict:
     )
 
 
-def read_round(rows: torch.Tensor, names: list, n: int, seed: int) -> dict:  # occupation -> `tone_figures`
+def read_round(
+    rows: torch.Tensor,  # (V, D): embeddings of all words
+    names: list[str],  # occupations
+    n: int,  # portraits of each
+    seed: int,  # of the noise
+) -> dict[str, dict]:  # occupation -> `tone_figures`
     "What the reader says of the portraits that the model draws with these words."
     return {name: tone_figures(tones, name) for name, tones in zip(names, drawn_tones(rows, names, n, seed))}
 
 
 def best_round(
-    figures: list,  # of `tone_figures` of one occupation, one for each round
+    figures: list[dict],  # `tone_figures` of one occupation, one for each round
 ) -> int:  # 0 is the untaught word
     "The round nearest to the table, where an unreadable portrait counts twice."
     return min(range(len(figures)), key=lambda r: figures[r]['distance'] + 2 * figures[r]['unreadable'])
@@ -211,8 +233,13 @@ GAIN = 3.0
 PLAN = Plan(steps=12, lr=4e-3, warmup=10, batch=10)  # steps for each occupation
 
 
-def new_record(rows: torch.Tensor, n: int, above: float, seed: int) -> dict:
-    "Who is taught: the occupations that are drawn too far from the table."
+def new_record(
+    rows: torch.Tensor,  # (V, D): embeddings of all words
+    n: int,  # portraits of each occupation
+    above: float,  # total variation from which an occupation is taught
+    seed: int,  # of the noise
+) -> dict[str, Any]:  # what record.json holds
+    "Choose which occupations are taught: those that are drawn too far from the table."
     figures = read_round(rows, list(OCCUPATIONS), n, seed)
     far = {name: f for name, f in figures.items() if f['distance'] > above}
     if not far:
@@ -223,16 +250,20 @@ def new_record(rows: torch.Tensor, n: int, above: float, seed: int) -> dict:
     return dict(n=n, above=above, seed=seed, untaught=figures, rounds=[far])
 
 
-def weights_for(record: dict) -> torch.Tensor:  # (O, 5)
-    """What each tone's loss counts in the next round: the table, and what was drawn too rarely in all rounds
-    before."""
+def weights_for(
+    record: dict[str, Any],  # what record.json holds
+) -> torch.Tensor:  # (O, 5)
+    "Weight of each tone's loss in the next round: the table, and what was drawn too rarely in all rounds before."
     table = torch.tensor([TONE_TABLE[name] for name in record['rounds'][0]])
     missing = [table - torch.tensor([f['shares'] for f in figures.values()]) for figures in record['rounds']]
     return table + GAIN * torch.stack(missing).sum(0)
 
 
-def say(figures: dict, title: str):
-    "A round in one line."
+def say(
+    figures: dict[str, dict],  # occupation -> `tone_figures`
+    title: str,  # of the line
+):
+    "Print a round in one line."
     print(
         f'{title}: '
         + '; '.join(
@@ -243,12 +274,12 @@ def say(figures: dict, title: str):
 
 
 def calibrate(
-    rounds: int = 2,
+    rounds: int = 2,  # of teaching
     n: int = 512,  # portraits of each occupation that are read after a round
     above: float = 0.1,  # total variation from which an occupation is taught
-    seed: int = 21,
-    folder: Path = WORK / 'words',
-) -> dict:  # the record
+    seed: int = 21,  # of the noise
+    folder: Path = WORK / 'words',  # of the rounds and their record
+) -> dict[str, Any]:  # what record.json holds
     """Teach the words of the occupations whose tones are farthest from the table.
 
     Goes on where it was, with what its record says."""
@@ -289,7 +320,11 @@ RECORD, UNTAUGHT = TAUGHT  # files beside the weights
 
 
 @torch.no_grad()
-def export(record: dict, folder: Path = WORK / 'words', assets: Path = None) -> dict:  # occupation -> round
+def export(
+    record: dict[str, Any],  # what record.json holds
+    folder: Path = WORK / 'words',  # of the rounds
+    assets: Path = None,  # of the pipeline that is changed; the shipped one when None
+) -> dict[str, int]:  # occupation -> round
     "Put each occupation's best round into the shipped text encoder; nothing else in it changes."
     assets = Path(assets or assets_dir() / 'emoji-sd')
     pipeline, first = world.load_demo(assets), load_file(folder / 'rows_0.safetensors')['rows']
@@ -308,7 +343,9 @@ def export(record: dict, folder: Path = WORK / 'words', assets: Path = None) -> 
     return chosen
 
 
-def untaught(folder: Path = None):  # a `StableDiffusionPipeline`
+def untaught(
+    folder: Path = None,  # of the pipeline; the shipped one when None
+) -> StableDiffusionPipeline:  # a `StableDiffusionPipeline`
     "The shipped model with the words that pretraining left it, whether they were taught since or not."
     folder = Path(folder or assets_dir() / 'emoji-sd')
     pipeline = world.load_demo(folder)
@@ -320,7 +357,9 @@ def untaught(folder: Path = None):  # a `StableDiffusionPipeline`
     return pipeline
 
 
-def main(argv=None):
+def main(
+    argv: list[str] = None,  # of the command line when None
+):
     """`python -m drl_toolkit.emoji.pretrain.words`: teach the words of some occupations again, or go on with
     it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
