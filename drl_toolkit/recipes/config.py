@@ -15,7 +15,7 @@ from ..training.config import TrainConfig
 from ..utils.settings import setting, validate
 
 # %% ../../nbs/recipes/00_config.ipynb #0e74730b
-OBJECTIVE_NAMES = ('policy', 'draft', 'draft_lv', 'alignprop', 'refl')
+OBJECTIVE_NAMES = ('policy', 'draft', 'draft_lv', 'alignprop', 'refl', 'refl_code')
 STRATEGY_NAMES = ('in_turn', 'sample_first', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
 DATA_NAMES = ('objects', 'scenes', 'base')
 HELD_OUT = ('watch/', '-watch/', 'drift/', '-drift/')  # how metrics of held-out rewards begin
@@ -29,7 +29,7 @@ class RunConfig(TrainConfig, PolicyConfig):
     objective: str = setting(
         'policy',
         "'policy' (the policy gradient), or back-propagation through the reward: 'draft', 'draft_lv', "
-        "'alignprop' or 'refl'",
+        "'alignprop', 'refl' (the loss -r) or 'refl_code' (its release's .001 max(2 - r, 0), no guidance)",
         choices=OBJECTIVE_NAMES,
     )
     back_steps: int = setting(

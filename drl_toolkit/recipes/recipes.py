@@ -241,6 +241,7 @@ OBJECTIVES = dict(
     draft_lv=lambda config: DRaFTLV(),
     alignprop=lambda config: AlignProp(config.back_steps),
     refl=lambda config: ReFL(),
+    refl_code=lambda config: ReFL.released(),
 )
 STRATEGIES = dict(
     in_turn=lambda config: Strategy(),
