@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'Metric', 'values_of', 'clusters_of', 'Effect', 'effect', 'effect_table',
-           'parity_drop', 'win_rate_of', 'gain_kept', 'effect_figure', 'kept_table']
+           'parity_drop', 'win_rate_of', 'gain_kept', 'effect_figure', 'kept_table', 'share_within']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
 from typing import NamedTuple
@@ -193,3 +193,12 @@ def kept_table(
         for arm_of, metric in specialists.items()
     }
     return pd.DataFrame(columns, index=arms)
+
+# %% ../../nbs/recipes/07_evidence.ipynb #evi-within
+def share_within(
+    values: torch.Tensor,  # (prompts, families, branches): rewards of images that share a start in a family
+) -> float:  # 0: all was decided before the paths part; 1: nothing was
+    "Share of a prompt's variance that is open where the paths part: a one-way analysis of variance."
+    within = values.var(-1).mean()
+    between = (values.mean(-1).var(-1).mean() - within / values.shape[-1]).clamp(min=0)
+    return (within / (within + between).clamp(min=1e-30)).item()
