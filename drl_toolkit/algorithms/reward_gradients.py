@@ -9,7 +9,7 @@ __all__ = ['rewards_of', 'check_gradient', 'noise_of_steps', 'FinishedLatents', 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #4ca804ac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -94,6 +94,14 @@ class DRaFT(Objective):
 
     steps: int = 1  # K
     uses_advantage = False
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run, with `back_steps`
+    ) -> 'DRaFT':
+        "The last `back_steps` steps."
+        return cls(config.back_steps)
 
     def check(
         self,
@@ -212,6 +220,14 @@ class DRaFTLV(DRaFT):
 
     repeats: int = 2  # noisings of each image
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run; not used
+    ) -> 'DRaFTLV':
+        "One step, whatever `back_steps` says."
+        return cls()
+
     def transitions(
         self,
         run: RunContext,  # of this epoch
@@ -248,6 +264,14 @@ class ReFL(DRaFT):
     "One step, drawn from the late ones; the reward of the image that is predicted there. [ReFL Eq 5]"
 
     late: float = 0.25  # share of the steps that may be drawn, the last ones
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run; not used
+    ) -> 'ReFL':
+        "One step, whatever `back_steps` says."
+        return cls()
 
     def check(
         self,

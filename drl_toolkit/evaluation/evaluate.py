@@ -142,7 +142,8 @@ def crossed_interval(
     freedom = total**2 / max(1e-30, sum(square**2 / df for square, df in squares))
     quantile = float(stats.t.ppf((1 + level) / 2, max(1, freedom)))
     half = quantile * (variance / (seeds * prompts)) ** 0.5
-    return Interval(mean - half, mean + half)
+    centre = values.double().mean().item()  # prompts with more images count more, as in a table of means
+    return Interval(centre - half, centre + half)
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #00951b85
 def frechet(

@@ -68,7 +68,7 @@ class PolicyGradient(Objective):
     ):
         self.config = config
         self.likelihood = objectives.LIKELIHOODS[config.likelihood]
-        self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]
+        self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]()
         self.name = type(surrogate).__name__ if surrogate else config.surrogate
         self.dims = self.likelihood.dims(policy)
         low = config.clip_range or self.surrogate.clip_range(self.likelihood, policy)

@@ -117,8 +117,9 @@ def fit_codec(
 
 
 def train_codec(
-    # of the run
-    plan: Plan = Plan(steps=4200, lr=3e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200),
+    plan: Plan = Plan(
+        steps=4200, lr=3e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200
+    ),  # of the run
 ) -> AutoencoderKL:
     "Train the VAE, encoder and decoder together."
     torch.manual_seed(plan.seed)
