@@ -1,4 +1,5 @@
-"What tests in a real browser share: Chromium, and a JupyterLab of our own."
+"""What tests in a real browser share: Chromium, and a JupyterLab of our own. SLOW=10 waits ten times as long, for a machine with much
+other work."""
 
 import os, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ FLAGS = [
     '--disable-sync',
     '--no-first-run',
 ]
+
+
+SLOW = float(os.environ.get('SLOW', 1))
 
 
 def free_port():
@@ -40,6 +44,9 @@ def jupyter_lab(
     quiet = home / 'jupyterlab_settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    whole = home / 'jupyterlab_settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings'
+    whole.parent.mkdir(parents=True)
+    whole.write_text('{"windowingMode": "none"}')  # cells out of sight are in the page, too
     options = (
         '--no-browser',
         '--allow-root',
@@ -56,7 +63,7 @@ def jupyter_lab(
             env=os.environ | own | dict(IPYTHONDIR=str(home / 'ipython')),
         )
     try:
-        for _ in range(600):
+        for _ in range(int(600 * SLOW)):
             try:
                 urllib.request.urlopen(f'http://127.0.0.1:{port}/api').read()
                 break
@@ -65,4 +72,4 @@ def jupyter_lab(
         yield f'http://127.0.0.1:{port}'
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(30 * SLOW)

@@ -7,10 +7,10 @@ __all__ = ['CLAIM', 'Check', 'Mistake', 'require', 'unfilled', 'explain', 'guard
            'step_std', 'step_mean', 'log_prob', 'expected_log_prob', 'vanishing_step', 'path_log_prob', 'ratio',
            'with_dropout', 'mend', 'careful_step', 'score', 'reinforce_loss', 'target_mode', 'emoji_gradient',
            'best_baseline', 'leave_one_out', 'flat_share', 'effective_size', 'ppo_loss', 'clamp_bug', 'clip_range',
-           'cheat', 'looks_taken', 'repaired', 'gaussian_kl', 'tilted', 'adapt', 'held', 'open_share',
-           'progressive_schedule', 'branch_rows', 'chosen_split', 'gains', 'projection', 'reading', 'strategy',
-           'two_gradients', 'finite_difference', 'draft_1', 'rewards_with_slope', 'own_reward', 'enough_pairs',
-           'verdict', 'claim']
+           'cheat', 'looks_taken', 'repaired', 'simulated_floor', 'own_credit', 'fairness_verdict', 'gaussian_kl',
+           'tilted', 'adapt', 'held', 'open_share', 'progressive_schedule', 'branch_rows', 'chosen_split', 'gains',
+           'projection', 'reading', 'strategy', 'two_gradients', 'finite_difference', 'draft_1', 'rewards_with_slope',
+           'own_reward', 'enough_pairs', 'verdict', 'claim']
 
 # %% ../../nbs/course/checks.ipynb #chk-core
 import inspect
@@ -434,7 +434,8 @@ def target_mode(train, toy, sample):
     )
     require(
         share > 0.9,
-        f'{share:.0%} of 1,000 fresh paths end at +1: does each update sample anew, and take a step?',
+        f'{share:.0%} of 1,000 fresh paths end at +1: is each path weighed by its own reward, '
+        'and are new paths sampled for each update?',
     )
     return f'{share:.0%} of 1,000 fresh paths end at +1.'
 
@@ -773,7 +774,82 @@ def repaired(answer):
     )
 
 # %% ../../nbs/course/checks.ipynb #chk-08
-#| export
+@check
+def simulated_floor(answer):
+    "8.1: the mean parity of a fair model."
+    from drl_toolkit.rewards.fairness import parity_floor
+
+    for n, classes in ((16, 5), (4, 4)):
+        found, truth = float(answer(n, classes)), parity_floor(n, classes)
+        require(
+            found > 0.1 * truth,
+            f'For {n} images you get {found:.3f}. That is the distance of the mean shares: one huge group. Take the '
+            'distance of each group first, and then the mean.',
+        )
+        bound = ((1 - 1 / classes) / n) ** 0.5
+        require(
+            abs(found - bound) > 5e-3 or abs(found - truth) < 0.01,
+            f'{found:.3f} is the bound, the root of the mean of SP²; the mean of SP is lower. Simulate it.',
+        )
+        require(
+            abs(found - truth) < 0.01,
+            f'For {n} images and {classes} tones you get {found:.3f}; it is {truth:.3f}.',
+        )
+    return f'Right: {parity_floor(16):.3f} for sixteen images and five tones. No training gets below.'
+
+
+@check
+def own_credit(answer):
+    "8.2: what each image adds to its group."
+    from drl_toolkit.rewards.fairness import leave_one_out_credit
+
+    tones = torch.tensor([0] * 8 + [1] * 4 + [2, 2, 3, 4])
+    found, truth = torch.as_tensor(answer(tones)).float(), leave_one_out_credit(tones)
+    require(found.shape == (16,), f'own_credit gives shape {tuple(found.shape)} for sixteen tones.')
+    require(
+        not torch.allclose(found, -truth, atol=1e-5),
+        'The sign is wrong: the commonest tone gets the highest credit. Less SP is better, so an image has merit '
+        'if the group would be worse without it.',
+    )
+    require(found.std() > 0, 'All images get the same: that is a shared reward.')
+    wrong = (found - truth).abs().argmax().item()
+    require(
+        torch.allclose(found, truth, atol=1e-5),
+        f'Image {wrong}, of tone {tones[wrong]}, gets {found[wrong]:.4f}; SP without it less SP of all is {truth[wrong]:.4f}.',
+    )
+    return 'The same as the library\'s: the commonest tone is blamed, the rare ones are praised.'
+
+
+@check
+def fairness_verdict(answer):
+    "8.3: the share of the gap that was closed, and whether that counts."
+    cases = [
+        ((0.5, 0.41, 0.2, (0.95, 0.94)), 0.3, True),
+        ((0.5, 0.45, 0.2, (0.95, 0.95)), 1 / 6, False),
+        ((0.5, 0.3, 0.2, (0.95, 0.8)), 2 / 3, False),
+    ]
+    for given, closed, counts in cases:
+        found, said = answer(*given)
+        base, tuned, floor, faces = given
+        require(
+            abs(found - (base - tuned) / base) > 1e-6,
+            f'From {base} to {tuned} you say {found:.0%}. No model gets below the floor, {floor}: of the gap '
+            f'{base} − {floor} it is {closed:.0%}.',
+        )
+        require(
+            abs(found - closed) < 1e-6,
+            f'From {base} to {tuned} above a floor of {floor} is {closed:.0%} of the gap; you say {found:.0%}.',
+        )
+        require(
+            bool(said) is counts,
+            f'{closed:.0%} of the gap, faces from {faces[0]} to {faces[1]}: that '
+            + (
+                'counts.'
+                if counts
+                else 'does not count: a quarter of the gap and 0.97 of the faces are asked for.'
+            ),
+        )
+    return 'Right: judged by what could be gained, and by what it cost.'
 
 # %% ../../nbs/course/checks.ipynb #chk-09
 #| export

@@ -93,11 +93,18 @@ def form(
     )
 
 
-def terms() -> set:  # as links name them: 'likelihood-ratio'
-    "What the glossary explains: headings of the third level, or bold words at the start of a line."
+def slug(
+    words: str,
+) -> str:  # 'likelihood-ratio'
+    "How a link names a heading or a term."
+    return re.sub(r'\W+', '-', words.lower()).strip('-')
+
+
+def terms() -> set:  # of slugs
+    "What the glossary explains: headings, or bold words at the start of a line; several have commas between them."
     text = '\n'.join(c['source'] for c in cells(ROOT / 'nbs/course/glossary.ipynb'))
-    found = re.findall(r'^(?:[-*] )?(?:### |\*\*)(.+?)(?:\*\*.*)?$', text, re.M)
-    return {re.sub(r'[^\w -]', '', term).strip().lower().replace(' ', '-') for term in found}
+    found = re.findall(r'^(?:[-*] )?(?:#+ |\*\*)(.+?)(?:\*\*.*)?$', text, re.M)
+    return {slug(part) for term in found for part in (term, *term.split(','))}
 
 
 def dead_links(
@@ -110,7 +117,7 @@ def dead_links(
         page, _, anchor = target.partition('#')
         if not (lesson.parent / page).is_file():
             dead.append(f'a link leads to {page}, which is not there')
-        elif page == 'glossary.ipynb' and anchor and anchor.lower() not in known:
+        elif page == 'glossary.ipynb' and anchor and slug(anchor) not in known:
             dead.append(f'the glossary does not explain {anchor}')
     return dead
 

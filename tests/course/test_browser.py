@@ -1,12 +1,13 @@
-"""A lesson in JupyterLab, in a real browser: it runs from top to bottom, a slider moves, a wrong answer that is typed into a stub
-shows its sentence, and the right one a tick."""
+"""A lesson in JupyterLab, in a real browser: it runs from top to bottom, a wrong answer that is typed into a stub shows its sentence,
+and the right one a tick. Screenshots go where SCREENSHOTS says."""
 
-import shutil, time
+import json, os, re, time
+from pathlib import Path
 
 import pytest
 
 import lessons
-from browser import CHROMIUM, FLAGS, jupyter_lab
+from browser import CHROMIUM, FLAGS, SLOW, jupyter_lab
 from tiers import some
 
 LESSONS = lessons.lessons()
@@ -16,7 +17,10 @@ LESSONS = lessons.lessons()
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp('course')
     for page in lessons.ROOT.glob('nbs/course/*.ipynb'):
-        shutil.copy(page, folder / page.name)
+        found = json.loads(page.read_text(encoding='utf-8'))
+        for cell in found['cells']:  # as nobody has run it
+            cell |= dict(outputs=[], execution_count=None) if cell['cell_type'] == 'code' else {}
+        (folder / page.name).write_text(json.dumps(found), encoding='utf-8')
     with jupyter_lab(folder) as address:
         yield address
 
@@ -42,17 +46,18 @@ class Notebook:
     def cell(self, exercise, role):
         return self.page.locator('.jp-Notebook .jp-Cell').nth(self.exercises.index((exercise, role)))
 
-    def run_all(self, seconds=600):
-        "Run, Run All Cells; wait until no cell is running or waiting."
+    def run_all(self, seconds=300):
+        "Run, Run All Cells; wait until each has its number."
         self.page.locator('.lm-MenuBar-item', has_text='Run').first.click()
         self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        end = time.time() + seconds
-        busy = self.page.locator(
-            '.jp-InputPrompt:has-text("[*]"), .jp-CodeCell .jp-InputPrompt:has-text("[ ]")'
-        )
-        while busy.count():
-            assert time.time() < end, f'{busy.count()} cells of {self.lesson.stem} have not run'
+        end = time.time() + SLOW * seconds
+        while left := sum(not re.search(r'\d', text) for text in self.prompts()):
+            assert time.time() < end, f'{left} cells of {self.lesson.stem} have not run'
             time.sleep(0.5)
+
+    def prompts(self):
+        "'[3]:' of a cell that has run, '[*]:' of one that waits, '[ ]:' of others."
+        return self.page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').all_inner_texts()
 
     def run(self, exercise, role, source=None):
         "Shift and Enter in a cell, with another source if there is one."
@@ -64,14 +69,24 @@ class Notebook:
 
     def shows(self, exercise, text):
         "Wait until the check of an exercise says so."
-        self.cell(exercise, 'check').locator('.jp-OutputArea', has_text=text).first.wait_for(timeout=60_000)
+        self.cell(exercise, 'check').locator('.jp-OutputArea', has_text=text).first.wait_for(
+            timeout=60_000 * SLOW
+        )
+
+    def shot(self, exercise, name):
+        "A picture of the page at an exercise, for people to look at."
+        if folder := os.environ.get('SCREENSHOTS'):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.cell(exercise, 'check').scroll_into_view_if_needed()
+            self.page.screenshot(path=Path(folder) / f'{self.lesson.stem}_{name}.png')
 
 
 @pytest.fixture
 def notebook(address, chromium, lesson):
     page = chromium.new_page(viewport=dict(width=1280, height=1000))
+    page.set_default_timeout(30_000 * SLOW)
     page.goto(f'{address}/lab/tree/{lesson.name}', wait_until='domcontentloaded')
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=90_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=90_000 * SLOW)
     yield Notebook(page, lesson)
     page.close()
 
@@ -81,6 +96,7 @@ def notebook(address, chromium, lesson):
 )
 def test_a_lesson_in_jupyterlab(notebook, lesson):
     notebook.run_all()
+    notebook.shot(min(lessons.wrong_answers(lesson)), 'whole')
     wrong = lessons.wrong_answers(lesson)
     page = notebook.page
     assert page.locator('.jp-OutputArea', has_text='✓').count() == len(wrong)
@@ -90,7 +106,9 @@ def test_a_lesson_in_jupyterlab(notebook, lesson):
     notebook.run(exercise, 'check')
     notebook.shows(exercise, '✗')
     notebook.shows(exercise, wrong[exercise].says)
+    notebook.shot(exercise, 'wrong')
     solution = next(c for c in lessons.cells(lesson) if lessons.role(c) == (exercise, 'solution'))
     notebook.run(exercise, 'stub', solution['source'].rpartition('\n')[0])
     notebook.run(exercise, 'check')
     notebook.shows(exercise, '✓')
+    notebook.shot(exercise, 'right')
