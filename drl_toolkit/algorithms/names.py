@@ -46,6 +46,7 @@ OBJECTIVES = dict(
     draft_lv='.reward_gradients:DRaFTLV',
     alignprop='.reward_gradients:AlignProp',
     refl='.reward_gradients:ReFL',
+    refl_code='.reward_gradients:ReFL',  # as released
 )  # each class has a `from_config`
 
 STRATEGIES = dict(

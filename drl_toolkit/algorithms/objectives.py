@@ -145,10 +145,10 @@ def kl_penalty(
 def encode_images(
     policy: Policy,  # whose VAE encodes
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    generator: torch.Generator = None,  # for a draw from the encoder's distribution; its mean when None
+    noise: torch.Tensor = None,  # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
 ) -> torch.Tensor:  # (B, C, h, w) clean latents
     "Encode images into scaled latents by the policy's own VAE."
-    return policy.adapter.to_latents(images, generator)
+    return policy.adapter.to_latents(images, noise)
 
 
 class Noised(NamedTuple):
@@ -176,13 +176,15 @@ def data_loss(
     generator: torch.Generator,  # on the CPU: timesteps and noise are the same on every device
     timesteps: torch.Tensor = None,  # (K,) long: which timesteps to draw from; all of training by default
     share: RankSlice = None,  # which of all processes' images these are; all of them by default
+    sample: bool = False,  # images become a draw from the VAE's distribution, as in pretraining, not its mean
 ) -> torch.Tensor:  # scalar, a mean over these
     "Plain denoising MSE, the loss of pretraining, without guidance. [P Eq 8]"
     table = training_tables(policy.pipeline.scheduler, policy.device)
     are_latents = tuple(images.shape[1:]) == tuple(policy.latent_shape)
-    clean = images.to(policy.device) if are_latents else encode_images(policy, images)
+    share = share or RankSlice(0, len(images), len(images))
+    drawn = share.randn(policy.latent_shape, generator) if sample and not are_latents else None
+    clean = images.to(policy.device) if are_latents else encode_images(policy, images, drawn)
     choice = torch.arange(len(table.timesteps)) if timesteps is None else timesteps.cpu()
-    share = share or RankSlice(0, len(clean), len(clean))
     step = choice[share.of(torch.randint(len(choice), (share.count,), generator=generator))].to(policy.device)
     noisy, target = noised(table, clean, step, share.randn(clean.shape[1:], generator))
     return F.mse_loss(
@@ -231,6 +233,14 @@ class PathLikelihood:
             timestep_weights=policy.coefficients.timestep_weights[rows['step']],
         )
 
+    def predict(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> torch.Tensor:  # (N, C, H, W)
+        "The prediction of the network, as in sampling."
+        return policy.predict(rows['latents'], rows['step'], rows['cond'])
+
     def log_prob(
         self,
         policy: Policy,  # as it is
@@ -252,9 +262,14 @@ class PathLikelihood:
         return kl_penalty(now, reference, weights)
 
 
+@dataclass
 class MatchingLikelihood:
-    "Minus the squared error with which the policy denoises its own images, mean over dimensions. [AWM Eq 9]"
+    """Minus the squared error with which the policy denoises its own images, mean over dimensions. [AWM Eq 9]
 
+    With guidance it scores the guided prediction, which drew them; the releases of RAFT, reward-weighted training,
+    DiffusionNFT and AWM fit the conditional one."""
+
+    guided: bool = True  # score the guided prediction; False is the prediction for the prompt alone
     needs_noise = False
 
     def dims(
@@ -292,13 +307,21 @@ class MatchingLikelihood:
             cond=policy.encode(trajectory.prompts)[sample],
         )
 
+    def predict(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> torch.Tensor:  # (N, C, H, W)
+        "The prediction that is fitted."
+        return policy.predict(rows['latents'], rows['step'], rows['cond'], self.guided)
+
     def log_prob(
         self,
         policy: Policy,  # as it is
         rows: Transitions,  # N transitions
     ) -> LikelihoodOutput:  # of a prediction
         "Minus the squared error of the prediction, mean over dimensions."
-        now = policy.predict(rows['latents'], rows['step'], rows['cond'])
+        now = self.predict(policy, rows)
         return LikelihoodOutput(-(now - rows['target']).square().mean((1, 2, 3)), now)
 
     def divergence(

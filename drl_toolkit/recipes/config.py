@@ -30,7 +30,7 @@ class RunConfig(TrainConfig, PolicyConfig):
     objective: str = setting(
         'policy',
         "'policy' (the policy gradient), or back-propagation through the reward: 'draft', 'draft_lv', "
-        "'alignprop' or 'refl'",
+        "'alignprop', 'refl' (the loss -r) or 'refl_code' (its release's .001 max(2 - r, 0), no guidance)",
         choices=OBJECTIVE_NAMES,
     )
     back_steps: int = setting(

@@ -81,10 +81,21 @@ class TrainConfig:
         "afresh (AWM)",
         choices=LIKELIHOOD_NAMES,
     )
+    matching_prediction: str = setting(
+        'guided',
+        "with guidance, which prediction 'matching' fits: 'guided', which drew the images, or 'conditional', the "
+        "prompt's alone, as the releases of RAFT, RWR, NFT and AWM",
+        choices=('guided', 'conditional'),
+    )
     surrogate: str = setting(
         'ppo',
         "what the likelihood is used for: 'ppo', 'reinforce', 'guard' (GRPO-Guard) or 'nft' (DiffusionNFT)",
         choices=tuple(SURROGATE_LIKELIHOODS),
+    )
+    nft_clip: float = setting(
+        1.0,
+        "surrogate 'nft': the advantage from which on an image is wholly good, or bad; 1 as its paper, 5 as its code",
+        '(0, inf)',
     )
     clip_range: float = setting(
         0.0,
@@ -95,7 +106,9 @@ class TrainConfig:
     clip_high: float = setting(
         0.0, 'how far the ratio may rise, where that differs from how far it may fall', '[0, inf)'
     )
-    advantage_clip: float = setting(5.0, 'advantages are clamped to ± this', '[0, inf)')
+    advantage_clip: float = setting(
+        5.0, 'advantages are clamped to ± this, as in DDPO; [P] has 10', '[0, inf)'
+    )
     kl_weight: float = setting(
         0.0,
         'weight in the loss of KL(policy ‖ reference): nats per step (path) or squared distance of '
@@ -122,6 +135,11 @@ class TrainConfig:
         choices=('step', 'joined'),
     )
     data_batch: int = setting(64, 'images per data-loss step', '[1, inf)')
+    data_latents: str = setting(
+        'mean',
+        "clean latents of the data loss: the 'mean' of the VAE's distribution, or a 'sample' of it, as in [P]'s code",
+        choices=('mean', 'sample'),
+    )
     data_start: float = setting(
         0.0,
         'the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half',
@@ -171,6 +189,11 @@ class TrainConfig:
         if self.likelihood not in fits:
             raise ValueError(
                 f"likelihood must be {fits[0]!r} with surrogate {self.surrogate!r}; got {self.likelihood!r}"
+            )
+        if self.matching_prediction != 'guided' and self.likelihood != 'matching':
+            raise ValueError(
+                f"matching_prediction must be 'guided' with likelihood {self.likelihood!r}, which scores the steps "
+                f"as they were taken; got {self.matching_prediction!r}"
             )
         if self.minibatch_size and self.minibatch_by != 'sample':
             raise ValueError(

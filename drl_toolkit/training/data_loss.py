@@ -67,7 +67,9 @@ class DataLoss:
         loss = (
             rank_slice.size
             / rank_slice.count
-            * data_loss(self.policy, *mine, generator, timesteps, rank_slice)
+            * data_loss(
+                self.policy, *mine, generator, timesteps, rank_slice, self.config.data_latents == 'sample'
+            )
         )
         self.accumulator.scale(weight * loss).backward()
         return loss.item()

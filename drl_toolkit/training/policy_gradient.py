@@ -68,7 +68,11 @@ class PolicyGradient(Objective):
     ):
         self.config = config
         self.likelihood = objectives.LIKELIHOODS[config.likelihood]
+        if config.matching_prediction == 'conditional':
+            self.likelihood = objectives.MatchingLikelihood(guided=False)
         self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]()
+        if surrogate is None and config.surrogate == 'nft':
+            self.surrogate = objectives.NegativeAware(advantage_clip=config.nft_clip)
         self.name = type(surrogate).__name__ if surrogate else config.surrogate
         self.dims = self.likelihood.dims(policy)
         low = config.clip_range or self.surrogate.clip_range(self.likelihood, policy)
@@ -210,8 +214,7 @@ def prepare(
         for name in self.surrogate.memory:
             if name not in transitions:
                 transitions[name] = self._of_policy(run, transitions, name)
-    predict = lambda part: run.policy.predict(part['latents'], part['step'], part['cond'])
-    run.kl_penalty.remember(minibatches, predict)
+    run.kl_penalty.remember(minibatches, lambda part: self.likelihood.predict(run.policy, part))
 
 
 @patch
