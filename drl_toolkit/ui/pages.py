@@ -12,7 +12,7 @@ __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'UNKNOWN', 'INK', 'CARD', '
            'branches', 'shares', 'MixRow', 'Mix', 'mixes', 'has_classes', 'fairness', 'Box', 'BoxedPicture', 'found_in',
            'has_boxes', 'composition', 'idle_pages', 'Table', 'read_table', 'markdown_table', 'as_table', 'TaxTable',
            'taxes', 'results_of', 'costs', 'weight_files', 'resume_command', 'NextStep', 'next_step', 'runs_page',
-           'Summary', 'summaries', 'title_of', 'side_by_side', 'ballot_of']
+           'Summary', 'summaries', 'title_of', 'ballot_of']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
 import csv, math, re, shlex, statistics
@@ -1346,23 +1346,6 @@ def _row(name, run):
         return Summary(name, None, Progress('damaged', 0, 0, 0.0, None), complaint(e, run))
 
 # %% ../../nbs/ui/04_pages.ipynb #5c7f63c6
-def side_by_side(
-    prompt: str,
-    seed: int,
-    base: list,  # of PIL images
-    tuned: list,  # of PIL images
-    context: PageContext = PageContext(),
-) -> str:  # HTML
-    "The same noise, twice."
-    return render(
-        'ui/templates/compare.html',
-        image=context.address,
-        prompt=prompt,
-        seed=seed,
-        rows=(('base', base), ('tuned', tuned)),
-    )
-
-
 def ballot_of(run: Run) -> Path:  # None where there is none
     "Where a ballot lies."
     places = ('eval', 'ballot'), ('ballot',)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'FORMS', 'EXPORTS', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch',
-           'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'DrawnPage', 'draw', 'compare',
-           'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values',
-           'weights', 'export', 'change_run', 'runs_form', 'voting_page', 'FirstPage', 'make_app', 'serve']
+           'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response',
+           'DrawnPage', 'draw', 'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked',
+           'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form', 'voting_page', 'FirstPage',
+           'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, shlex, signal, subprocess, sys, tempfile, threading, time
@@ -24,11 +25,17 @@ import fastapi
 from fastcore.basics import patch
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from markupsafe import Markup
 from PIL import Image
 
-from . import exports, pages, pairs, words
+from . import compare, curves, exports, pages, pairs, samples, words
 from ..runs.recordings import recorded_epochs
 from .pages import PageContext, complaint, note
 from ..rewards.reward import Card
@@ -38,14 +45,12 @@ from ..utils.files import open_plain
 from ..utils.server import HEADERS, Guard, Server, plain_refusal, read_body, with_cookie
 from ..utils.templates import WEBP, EncodedImage, encode_image, render, static_text
 from ..runs.run import Run, find_runs
-from ..runs.models import open_policy, sampler_of
 from ..runs.control import ask
 from ..runs.folder import RunError, check_out
 from ..runs.notes import delete, deleted, restore, tidy, write_notes
 from ..evaluation.votes import Ballot
 from ..utils.web import Access, Refusal, access_to, exposure
 from ..utils.loading import assets_dir
-from ..utils.images import to_pil
 
 # %% ../../nbs/ui/05_panel.ipynb #67a1613b
 class Runs(NamedTuple):
@@ -251,10 +256,38 @@ def sheet_response(
     "A picture of a run's sheets."
     return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
 
+
+def sample_response(
+    library: Library,
+    run: str,  # its name
+    epoch: int,  # as in metrics.jsonl
+    task: str,
+    sample: int,  # in the task's epoch
+) -> Response:
+    "A picture of an epoch that was kept."
+    return _response(library, run, lambda found: samples.sample_image(found, epoch, task, sample))
+
+
+def series_response(
+    library: Library,
+    run: str = '',  # its name; the names of all runs where it is empty
+    name: str = '',  # of a number of the metrics; all about the run where it is empty
+) -> Response:
+    "What the page of curves draws, as JSON."
+    if not run:
+        return JSONResponse(dict(runs=list(library.scan().runs)))
+    try:
+        found = library.run(run)
+        return JSONResponse(curves.series(found, name) if name else curves.about_run(found))
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
 PAGES = dict(
     overview=pages.overview,
     pairs=pairs.before_after,
+    samples=samples.samples,
+    curves=curves.curves,
     trajectories=pages.trajectories,
     branches=pages.branches,
     fairness=pages.fairness,
@@ -300,38 +333,6 @@ def draw(
         return note('This cannot be shown', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #9033d7a1
-@lru_cache(maxsize=2)
-def _policies(folder, stamp):
-    "The base and the tuned policy of a run, as the run samples."
-    run = Run.open(folder)
-    return [
-        open_policy(name, **sampler_of(run.config)) for name in (run.about.get('model') or 'demo', folder)
-    ]
-
-
-def compare(
-    run: Run,
-    prompt: str,
-    seed: int,
-    count: int = 4,  # pictures of each model
-    world: World = World(),
-) -> str:  # HTML
-    "One prompt at the same seeds, drawn by the base and by the tuned model."
-    from drl_toolkit.sampling.rollout import rollout
-
-    prompt = ' '.join(str(prompt or '').split())[:200]
-    if not prompt:
-        raise ValueError('the prompt is empty; type a sentence such as “a portrait of a doctor”')
-    if not _is_whole(seed) or not 0 <= seed < 2**31:
-        raise ValueError(f'seed must be a whole number from 0 to {2**31 - 1:,}; got {seed!r}')
-    if not pages.weight_files(run):
-        raise RunError('this run has left no weights yet; when it ends, they are here')
-    policies = _policies(run.folder, (run.folder / 'weights').stat().st_mtime_ns)
-    world.check_prompt(policies[0], prompt)
-    images = [to_pil(rollout(policy, [prompt] * count, seed=int(seed)).images) for policy in policies]
-    return pages.side_by_side(prompt, int(seed), *images, context=PageContext(IMAGES.address))
-
-
 def _is_whole(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
 
@@ -451,6 +452,8 @@ LABELS = dict(
     overview='Overview',
     costs='Results',
     pairs='Before & after',
+    samples='Samples',
+    curves='Curves',
     trajectories='Trajectories',
     branches='Branches',
     fairness='Fairness',
@@ -462,7 +465,13 @@ LABELS = dict(
 )
 PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)  # what is chosen on a page
 SCRIPTS = dict(
-    trajectories=str(ON_PATH), vote=ON_VOTE, runs='drlRuns.follow(element, watch);', pairs=pairs.ON_PAIRS
+    trajectories=str(ON_PATH),
+    vote=ON_VOTE,
+    runs='drlRuns.follow(element, watch);',
+    pairs=pairs.ON_PAIRS,
+    samples=samples.ON_SAMPLES,
+    curves=curves.ON_CURVES,
+    compare=compare.ON_COMPARE,
 )  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
@@ -576,7 +585,8 @@ def look(
     seen = seen or {}
     runs, broken = self.library.scan()
     name = name or seen.get('gone') or next(iter(runs), None)
-    now = dict(page=page, names=(name, *runs), moment=self.moment(page, name), started=seen.get('started'))
+    now = dict(page=page, names=(name, *runs), moment=self.moment(page, name))
+    now |= {key: seen.get(key) for key in ('started', 'compared')}
     change = {self.page: page, self.seen: now}
     if now['names'] != seen.get('names'):
         change[self.run] = _menu(runs, name)
@@ -643,7 +653,8 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
             )
         }
     if page == 'compare':
-        return {html: ''} if now['names'][0] != seen.get('names', [None])[0] else {}
+        name, now['compared'] = now['names'][0], now['names'][0]
+        return {} if seen.get('compared') == name else {html: compare.invitation(run, self.context(name))}
     if page not in PAGES:
         return {}
     change = {}
@@ -841,24 +852,60 @@ def _is_current(self: Panel, page, name, seen):
 # %% ../../nbs/ui/05_panel.ipynb #0dd0834c
 @patch
 def _compare(self: Panel):
-    "A prompt, a seed, a button."
-    _words('<header class="lead"><h1>Type a prompt: both models draw it from the same noise</h1></header>')
+    "What is drawn, along which axes, and a button."
+    _words(
+        '<header class="lead"><h1>Let the models of this run draw, from the same noise</h1>'
+        '<p>Rows and columns are any two of prompt, seed, epoch and guidance; of the others one value counts.</p></header>'
+    )
     with gr.Row():
-        prompt = gr.Textbox(
-            'a portrait of a doctor', label='Prompt', max_lines=1, max_length=200, scale=4, elem_id='prompt'
+        prompts = gr.Textbox(
+            label='Prompts, one a line', max_lines=6, max_length=2000, scale=4, elem_id='prompt'
         )
-        seed = gr.Number(0, label='Seed', precision=0, minimum=0, scale=1, min_width=90, elem_id='seed')
-        button = gr.Button('Draw', variant='primary', scale=1, min_width=110, elem_id='draw')
-    self.asked = prompt, seed, button
+        seeds = gr.Textbox('0-3', label='Seeds', max_length=100, min_width=110, elem_id='seeds')
+        epochs = gr.Textbox(
+            'base, tuned', label='Epochs', max_length=200, min_width=120, elem_id='epochs-drawn'
+        )
+        guidance = gr.Textbox(
+            label='Guidance (empty: as trained)', max_length=100, min_width=120, elem_id='guidance'
+        )
+    with gr.Row():
+        axes = [
+            gr.Dropdown(list(compare.AXES), value=value, label=label, min_width=120, elem_id=label.lower())
+            for value, label in (('epoch', 'Rows'), ('seed', 'Columns'))
+        ]
+        swap = gr.Button('Swap rows and columns', min_width=120, elem_id='swap')
+        button = gr.Button('Draw', variant='primary', min_width=110, elem_id='draw')
+    swap.click(None, axes, axes, js='(rows, columns) => [columns, rows]')
+    self.asked = (prompts, seeds, epochs, guidance, *axes), button
 
 
 @patch
-def sides(self: Panel, name, prompt, seed):
-    "Both models' pictures, or the sentence that says why there are none."
+def context(
+    self: Panel,
+    name: str,  # of a run
+) -> PageContext:
+    "What a page is made with that is drawn for a viewer alone."
+    return PageContext(IMAGES.address, self.world.cards, name, self.world.sheet_prompts)
+
+
+@patch
+def sides(
+    self: Panel,
+    name: str,  # of a run
+    *asked,  # what was typed, and the two axes
+) -> str:  # HTML
+    "The grid that is asked for, or the sentence that says why there is none."
     try:
-        return compare(self.library.run(name), prompt, seed, world=self.world)
+        run = self.library.run(name)
     except (ValueError, OSError) as e:
         return note('This could not be drawn', str(e), kind='error')
+    try:
+        context = self.context(name)
+        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
+        images = compare.draw_grid(run, grid, self.world.check_prompt)
+        return compare.grid_page(run, grid, images, context)
+    except (ValueError, OSError) as e:
+        return note('This could not be drawn', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
 CONTROLS = dict(
@@ -937,12 +984,13 @@ def follow_start(self: Panel, page, name, seen):
 @patch
 def connect_actions(self: Panel):
     "Compare and train. Where nobody may train, there is no event for it."
-    prompt, seed, button = self.asked
+    asked, button = self.asked
     gr.on(
-        [button.click, prompt.submit],
+        [button.click, *(field.submit for field in asked[:4])],
         self.sides,
-        [self.run, prompt, seed],
+        [self.run, *asked],
         self.html['compare'],
+        preprocess=False,
         concurrency_limit=1,
         show_progress='minimal',
         api_visibility='private',
@@ -967,6 +1015,8 @@ OURS = (
     r'export/(runs\.csv|metrics\.csv|curves\.png|weights\.zip)',
     r'glossary',
     r'sheet',
+    r'sample',
+    r'series',
     r'images/[0-9a-f]{32}\.(webp|svg)',
     r'vote(/\d{4,9}/(left|right)\.png)?',
 )
@@ -1269,6 +1319,8 @@ def make_app(
     app.get('/images/{name}')(image_response)
     app.get('/glossary', response_class=HTMLResponse, response_model=None)(words.glossary_page)
     app.get('/sheet')(partial(sheet_response, library))
+    app.get('/sample')(partial(sample_response, library))
+    app.get('/series')(partial(series_response, library))
     app.include_router(voting_page(library).router())
     app.get('/export/{what}', response_model=None)(partial(export, library))
     app.post('/runs', response_model=None)(runs_form(library, allow_edit))

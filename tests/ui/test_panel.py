@@ -43,6 +43,10 @@ def shots(tmp_path_factory):
     return Path(os.environ.get('DRL_SHOTS') or tmp_path_factory.mktemp('shots'))
 
 
+# All pictures that are seen have come.
+SEEN = "Promise.all([...document.images].filter(i => i.offsetParent && i.loading !== 'lazy').map(i => i.decode())).then(() => true)"
+
+
 # --- in a browser
 
 
@@ -58,7 +62,7 @@ def test_every_page_opens(look, panel, shots, width, scheme):
             continue
         turn(page, label)
         page.wait_for_selector(f'#{name} h1, #{name} .note, #tab-{name} h1')
-        page.wait_for_function('Promise.all([...document.images].map(i => i.decode())).then(() => true)')
+        page.wait_for_function(SEEN)
         page.screenshot(path=shots / f'{name}_{width}_{scheme}.png', full_page=True)
         assert page.evaluate('document.documentElement.scrollWidth') <= width, (
             f'{name} is wider than the screen'
