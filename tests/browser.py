@@ -44,6 +44,9 @@ def jupyter_lab(
     quiet = home / 'jupyterlab_settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    whole = home / 'jupyterlab_settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings'
+    whole.parent.mkdir(parents=True)
+    whole.write_text('{"windowingMode": "none"}')  # cells out of sight are in the page, too
     options = (
         '--no-browser',
         '--allow-root',
@@ -69,4 +72,4 @@ def jupyter_lab(
         yield f'http://127.0.0.1:{port}'
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(30 * SLOW)

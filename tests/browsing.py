@@ -1,20 +1,11 @@
 "What tests in a real browser share: Chromium, a page in which nothing may go wrong, and axe-core."
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = [
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-    '--no-first-run',
-]
+from browser import CHROMIUM, FLAGS
 
 
 @pytest.fixture(scope='module')

@@ -229,17 +229,20 @@ def depth_credit(
     advantage: torch.Tensor,  # (B,) of the leaves
     groups: torch.Tensor,  # (B,) long
     branch_points: int,  # how many a path has
+    correction: int = 0,  # of the degrees of freedom of the nodes' deviation; 1 is the unbiased one (BranchGRPO)
 ) -> torch.Tensor:  # (branch_points + 1, B): of each row's steps before the first branch point, after it, …
     """The advantage of each node of a tree, relative to the others of its depth.
 
     The nodes of each depth get the leaves' deviation and none more than the largest leaf: a task's weight and clamp
-    hold at every depth. [after BranchGRPO, whose deviation is the unbiased one]"""
+    hold at every depth. [BranchGRPO, whose deviation is the unbiased one: correction 1]"""
     deviation, largest = advantages.group_deviation(advantage, groups).to(advantage), advantage.abs().max()
 
     def worth(depth):
         node = nodes(groups, depth, branch_points).to(advantage.device)
         mean = torch.stack([advantage[node == n].mean() for n in node.unique()])[node]
-        return (deviation * advantages.group(mean, groups)).clamp(-largest, largest)
+        count = node[groups == groups[0]].unique().numel()  # nodes of a tree at this depth
+        unbiased = (max(0, count - correction) / count) ** 0.5
+        return (deviation * unbiased * advantages.group(mean, groups)).clamp(-largest, largest)
 
     return torch.stack([worth(depth) for depth in range(branch_points + 1)])
 
@@ -250,6 +253,7 @@ class TreeSampler(RolloutSampler):
     what came of it."""
 
     splits: tuple = (0, 2)  # denoising steps before which all paths part, ascending
+    correction: int = 0  # of the deviation at each depth; 1 is the unbiased one (BranchGRPO)
     records_graphs = False
 
     def __post_init__(self):
@@ -303,5 +307,6 @@ class TreeSampler(RolloutSampler):
     ) -> torch.Tensor:  # (N,)
         "The advantage of each transition: that of the node that its step leads through."
         depth = torch.searchsorted(torch.tensor(self.splits), transitions['step'].cpu(), right=True)
-        by_depth = depth_credit(batch.advantage.cpu(), batch.groups, len(self.splits))  # in float64
+        leaves, groups = batch.advantage.cpu(), batch.groups  # in float64
+        by_depth = depth_credit(leaves, groups, len(self.splits), self.correction)
         return by_depth[depth, transitions['sample'].cpu()].to(batch.advantage.device)

@@ -11,6 +11,7 @@ __all__ = ['LIKELIHOODS', 'SURROGATES', 'reinforce', 'ClipPair', 'clip_pair', 'p
 # %% ../../nbs/algorithms/02_objectives.ipynb #d43f493c
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch, torch.nn.functional as F
@@ -21,6 +22,7 @@ from ..utils.devices import wide
 from ..distributed.processes import RankSlice
 from ..sampling.transitions import Gaussian, SamplerCoefficients, training_tables
 from ..sampling.policy import Policy
+from . import names
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #6cf5f6af
 def _weighted(per_item, weights):
@@ -143,10 +145,10 @@ def kl_penalty(
 def encode_images(
     policy: Policy,  # whose VAE encodes
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    generator: torch.Generator = None,  # for a draw from the encoder's distribution; its mean when None
+    noise: torch.Tensor = None,  # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
 ) -> torch.Tensor:  # (B, C, h, w) clean latents
     "Encode images into scaled latents by the policy's own VAE."
-    return policy.adapter.to_latents(images, generator)
+    return policy.adapter.to_latents(images, noise)
 
 
 class Noised(NamedTuple):
@@ -174,13 +176,15 @@ def data_loss(
     generator: torch.Generator,  # on the CPU: timesteps and noise are the same on every device
     timesteps: torch.Tensor = None,  # (K,) long: which timesteps to draw from; all of training by default
     share: RankSlice = None,  # which of all processes' images these are; all of them by default
+    sample: bool = False,  # images become a draw from the VAE's distribution, as in pretraining, not its mean
 ) -> torch.Tensor:  # scalar, a mean over these
     "Plain denoising MSE, the loss of pretraining, without guidance. [P Eq 8]"
     table = training_tables(policy.pipeline.scheduler, policy.device)
     are_latents = tuple(images.shape[1:]) == tuple(policy.latent_shape)
-    clean = images.to(policy.device) if are_latents else encode_images(policy, images)
+    share = share or RankSlice(0, len(images), len(images))
+    drawn = share.randn(policy.latent_shape, generator) if sample and not are_latents else None
+    clean = images.to(policy.device) if are_latents else encode_images(policy, images, drawn)
     choice = torch.arange(len(table.timesteps)) if timesteps is None else timesteps.cpu()
-    share = share or RankSlice(0, len(clean), len(clean))
     step = choice[share.of(torch.randint(len(choice), (share.count,), generator=generator))].to(policy.device)
     noisy, target = noised(table, clean, step, share.randn(clean.shape[1:], generator))
     return F.mse_loss(
@@ -229,6 +233,14 @@ class PathLikelihood:
             timestep_weights=policy.coefficients.timestep_weights[rows['step']],
         )
 
+    def predict(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> torch.Tensor:  # (N, C, H, W)
+        "The prediction of the network, as in sampling."
+        return policy.predict(rows['latents'], rows['step'], rows['cond'])
+
     def log_prob(
         self,
         policy: Policy,  # as it is
@@ -250,9 +262,14 @@ class PathLikelihood:
         return kl_penalty(now, reference, weights)
 
 
+@dataclass
 class MatchingLikelihood:
-    "Minus the squared error with which the policy denoises its own images, mean over dimensions. [AWM Eq 9]"
+    """Minus the squared error with which the policy denoises its own images, mean over dimensions. [AWM Eq 9]
 
+    With guidance it scores the guided prediction, which drew them; the releases of RAFT, reward-weighted training,
+    DiffusionNFT and AWM fit the conditional one."""
+
+    guided: bool = True  # score the guided prediction; False is the prediction for the prompt alone
     needs_noise = False
 
     def dims(
@@ -290,13 +307,21 @@ class MatchingLikelihood:
             cond=policy.encode(trajectory.prompts)[sample],
         )
 
+    def predict(
+        self,
+        policy: Policy,  # as it is
+        rows: Transitions,  # N transitions
+    ) -> torch.Tensor:  # (N, C, H, W)
+        "The prediction that is fitted."
+        return policy.predict(rows['latents'], rows['step'], rows['cond'], self.guided)
+
     def log_prob(
         self,
         policy: Policy,  # as it is
         rows: Transitions,  # N transitions
     ) -> LikelihoodOutput:  # of a prediction
         "Minus the squared error of the prediction, mean over dimensions."
-        now = policy.predict(rows['latents'], rows['step'], rows['cond'])
+        now = self.predict(policy, rows)
         return LikelihoodOutput(-(now - rows['target']).square().mean((1, 2, 3)), now)
 
     def divergence(
@@ -310,15 +335,15 @@ class MatchingLikelihood:
         return _weighted((now - rows['reference']).square().mean((1, 2, 3)), weights)
 
 
-LIKELIHOODS: dict[str, PathLikelihood | MatchingLikelihood] = dict(
-    path=PathLikelihood(), matching=MatchingLikelihood()
-)
+LIKELIHOODS: dict[str, PathLikelihood | MatchingLikelihood] = {
+    name: names.find(place)() for name, place in names.LIKELIHOODS.items()
+}
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #59f74f25
 class Surrogate:
     """What a likelihood is used for: the loss of a likelihood and an advantage.
 
-    Subclass it and add one line to `SURROGATES`."""
+    Subclass it; a line in `names.SURROGATES` gives it a name on the command line."""
 
     likelihoods = ('path', 'matching')  # that it works with; the first is the one to take
     memory = ()  # names of what it must know of the policy before the first update
@@ -504,7 +529,12 @@ class NegativeAware(Surrogate):
         return LossOutput(_weighted(per_row, rows['weight']), {})
 
 
-SURROGATES = dict(ppo=Clipped(), reinforce=Reinforce(), guard=Guarded(), nft=NegativeAware())
+def _surrogate(place):
+    return names.find(place)()
+
+
+# name -> a function that makes the surrogate
+SURROGATES = {name: partial(_surrogate, entry.place) for name, entry in names.SURROGATES.items()}
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #1155a770
 def inner_products(

@@ -9,7 +9,7 @@ __all__ = ['rewards_of', 'check_gradient', 'noise_of_steps', 'FinishedLatents', 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #4ca804ac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -95,6 +95,14 @@ class DRaFT(Objective):
     steps: int = 1  # K
     uses_advantage = False
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run, with `back_steps`
+    ) -> 'DRaFT':
+        "The last `back_steps` steps."
+        return cls(config.back_steps)
+
     def check(
         self,
         run: RunContext,  # of the first epoch
@@ -173,11 +181,18 @@ class DRaFT(Objective):
         reward = sum(
             w * rewards_of(run.policy, r, clean, prompts) for w, r in zip(task.weights, task.rewards)
         )
-        output = LossOutput(-(transitions['weight'] * reward).sum(), {})
+        output = LossOutput((transitions['weight'] * self.reward_loss(reward)).sum(), {})
         if not run.kl_penalty.enabled:
             return output
         distance = (noise_pred - transitions['reference']).square().flatten(1).mean(1)
         return run.kl_penalty.add(output, (transitions['weight'] * distance).sum(), transitions)
+
+    def reward_loss(
+        self,
+        reward: torch.Tensor,  # (N,) with a graph
+    ) -> torch.Tensor:  # (N,)
+        "What is minimised of each sample's reward."
+        return -reward
 
     def describe(
         self,
@@ -212,6 +227,14 @@ class DRaFTLV(DRaFT):
 
     repeats: int = 2  # noisings of each image
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run; not used
+    ) -> 'DRaFTLV':
+        "One step, whatever `back_steps` says."
+        return cls()
+
     def transitions(
         self,
         run: RunContext,  # of this epoch
@@ -245,9 +268,27 @@ class DRaFTLV(DRaFT):
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #2c45bb72
 @dataclass
 class ReFL(DRaFT):
-    "One step, drawn from the late ones; the reward of the image that is predicted there. [ReFL Eq 5]"
+    """One step, drawn from the late ones; the reward of the image that is predicted there. [ReFL Eq 5]
+
+    The loss is -r; as released it is λ max(margin - r, 0) of the prediction without guidance."""
 
     late: float = 0.25  # share of the steps that may be drawn, the last ones
+    margin: float = None  # a reward above it has no gradient; the release has 2, None is no margin
+    scale: float = 1.0  # λ, of the loss; the release has 1e-3
+    guided: bool = True  # with guidance, train the guided prediction; the release has none
+
+    @classmethod
+    def released(cls) -> 'ReFL':
+        "With the loss of ImageReward's own training script."
+        return cls(margin=2.0, scale=1e-3, guided=False)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run, with `objective`
+    ) -> 'ReFL':
+        "As the paper has it, or as its release where the objective is 'refl_code'."
+        return cls.released() if config.objective == 'refl_code' else cls()
 
     def check(
         self,
@@ -256,7 +297,16 @@ class ReFL(DRaFT):
         "Raise `ValueError` where the late steps are no share, or a reward has no gradient."
         if not 0 < self.late <= 1:
             raise ValueError(f'late must be in (0, 1]; got {self.late!r}')
+        if not 0 < self.scale < float('inf'):
+            raise ValueError(f'scale must be above 0; got {self.scale!r}')
         super().check(run)
+
+    def reward_loss(
+        self,
+        reward: torch.Tensor,  # (N,) with a graph
+    ) -> torch.Tensor:  # (N,)
+        "λ times minus the reward, or what it lacks of the margin."
+        return self.scale * (-reward if self.margin is None else (self.margin - reward).relu())
 
     def transitions(
         self,
@@ -278,7 +328,7 @@ class ReFL(DRaFT):
         rows: Transitions,  # with `latents`, `step` and `cond`
     ) -> FinishedLatents:
         "The clean latents that are predicted."
-        noise_pred = policy.predict(rows['latents'], rows['step'], rows['cond'])
+        noise_pred = policy.predict(rows['latents'], rows['step'], rows['cond'], self.guided)
         clean, _ = policy.coefficients.clean_and_noise(noise_pred, rows['step'], rows['latents'].float())
         return FinishedLatents(clean, noise_pred)
 

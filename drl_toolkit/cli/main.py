@@ -157,12 +157,17 @@ def _app_options(app):
         'folder',
         metavar='RUNS_DIR',
         nargs='?',
-        help='folder of runs; runs/ where it is there, else the recorded runs that are shipped',
+        help='folder of runs; by default runs/, which may come later, beside the recorded runs that are shipped',
     )
     app.add_argument(
         '--allow-train',
         action='store_true',
         help='viewers may start short runs; without it the panel only reads',
+    )
+    app.add_argument(
+        '--allow-edit',
+        action='store_true',
+        help='viewers may name, tag and delete runs (a deleted one can be put back)',
     )
     app.add_argument(
         '--root-path',
@@ -1259,6 +1264,7 @@ def app(
         args.open,
         args.root_path,
         panel_world(),
+        args.allow_edit,
     )
 
 # %% ../../nbs/cli/02_main.ipynb #ce5296ed

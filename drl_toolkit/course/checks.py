@@ -7,10 +7,11 @@ __all__ = ['CLAIM', 'Check', 'Mistake', 'require', 'unfilled', 'explain', 'guard
            'step_std', 'step_mean', 'log_prob', 'expected_log_prob', 'vanishing_step', 'path_log_prob', 'ratio',
            'with_dropout', 'mend', 'careful_step', 'score', 'reinforce_loss', 'target_mode', 'emoji_gradient',
            'best_baseline', 'leave_one_out', 'flat_share', 'effective_size', 'ppo_loss', 'clamp_bug', 'clip_range',
-           'cheat', 'looks_taken', 'repaired', 'simulated_floor', 'own_credit', 'fairness_verdict', 'gaussian_kl',
-           'tilted', 'adapt', 'held', 'open_share', 'progressive_schedule', 'branch_rows', 'chosen_split', 'gains',
-           'projection', 'reading', 'strategy', 'two_gradients', 'finite_difference', 'draft_1', 'rewards_with_slope',
-           'own_reward', 'enough_pairs', 'verdict', 'claim']
+           'cheat', 'looks_taken', 'repaired', 'simulated_floor', 'own_credit', 'fairness_verdict', 'paired_error',
+           'prompt_interval', 'verdicts', 'false_alarm', 'gaussian_kl', 'tilted', 'adapt', 'held', 'open_share',
+           'progressive_schedule', 'branch_rows', 'chosen_split', 'gains', 'projection', 'reading', 'strategy',
+           'two_gradients', 'finite_difference', 'draft_1', 'rewards_with_slope', 'own_reward', 'enough_pairs',
+           'verdict', 'claim']
 
 # %% ../../nbs/course/checks.ipynb #chk-core
 import inspect
@@ -852,7 +853,105 @@ def fairness_verdict(answer):
     return 'Right: judged by what could be gained, and by what it cost.'
 
 # %% ../../nbs/course/checks.ipynb #chk-09
-#| export
+@check
+def paired_error(answer):
+    "9.1: the standard error of a mean of paired differences."
+    g = torch.Generator().manual_seed(9)
+    common = torch.randn(100, generator=g)
+    base = common + 0.3 * torch.randn(100, generator=g)
+    tuned = common + 0.3 * torch.randn(100, generator=g) + 0.1
+    change = tuned - base
+    found, truth = float(answer(base, tuned)), (change.std() / 10).item()
+    alone = ((base.var() + tuned.var()) / 100).sqrt().item()
+    require(
+        abs(found - alone) > 0.05 * alone,
+        f'{found:.3f} is the error of two groups that have nothing to do with each other. Entries are partners: take '
+        f'the differences first, and it is {truth:.3f}.',
+    )
+    require(
+        abs(found - 10 * truth) > 0.05 * truth,
+        f'{found:.3f} is the deviation of one difference; of a mean of 100 it is ten times smaller.',
+    )
+    require(abs(found / truth - 1) < 0.02, f'For 100 pairs you get {found:.4f}; it is {truth:.4f}.')
+    return f'Right: {truth:.3f}, and without the pairs it would be {alone:.3f}.'
+
+
+@check
+def prompt_interval(answer):
+    "9.2: a bootstrap that draws prompts."
+    from drl_toolkit.evaluation.evaluate import bootstrap, stretch
+
+    g = torch.Generator().manual_seed(9)
+    change = (torch.randn(40, 1, generator=g) + 0.5 * torch.randn(40, 8, generator=g)).flatten()
+    prompts = [f'prompt {i // 8}' for i in range(320)]
+    ends = answer(change, prompts)
+    require(len(ends) == 2, 'interval gives no two ends.')
+    low, high = map(float, ends)
+    require(
+        low < change.mean() < high,
+        f'The mean is {change.mean():.3f}, and your interval is {low:.3f} … {high:.3f}.',
+    )
+    images, mine = bootstrap(change), bootstrap(change, prompts)
+    wanted = (mine.high - mine.low) / stretch(40)
+    require(
+        abs((high - low) / (images.high - images.low) - 1) > 0.2,
+        f'{low:.2f} … {high:.2f} counts 320 images, but they are of 40 prompts, and images of a prompt are alike. Draw '
+        f'prompts: the interval is {wanted / (high - low):.1f} times as wide.',
+    )
+    require(
+        abs((high - low) / wanted - 1) < 0.2,
+        f'Your interval is {high - low:.2f} wide; that of 2,000 draws of 40 prompts is {wanted:.2f}.',
+    )
+    return f'Right: {high - low:.2f} wide. Whoever counts images claims {images.high - images.low:.2f}.'
+
+
+def _pairs():
+    "The record of lesson 9: base, runs and prompts, and the 24 pairs that are shown."
+    import json
+
+    from drl_toolkit.utils.loading import assets_dir
+
+    record = json.loads((assets_dir() / 'course/pairs.json').read_text())
+    few = torch.arange(192).view(24, 8)[::2, :2].flatten()
+    prompts = [record['prompts'][i // 8] for i in few.tolist()]
+    base = torch.tensor(record['base'])[few]
+    return {name: torch.tensor(v)[few] - base for name, v in record['runs'].items()}, prompts
+
+
+@check
+def verdicts(*answers):
+    "9.3: better, worse or unknown, for each of six runs."
+    from drl_toolkit.evaluation.evaluate import bootstrap
+
+    changes, prompts = _pairs()
+    for (name, change), said in zip(changes.items(), answers):
+        require(
+            said in ('better', 'worse', 'unknown'),
+            f"Run {name}: {said!r}; say 'better', 'worse' or 'unknown'.",
+        )
+        low, high = bootstrap(change, prompts)
+        truth = 'better' if low > 0 else 'worse' if high < 0 else 'unknown'
+        spread = f'its 95 % interval is {low:+.3f} … {high:+.3f}'
+        why = 'which holds 0, so nobody can tell' if truth == 'unknown' else 'all of it on one side of 0'
+        require(
+            said == truth,
+            f'Run {name}: {said}? The mean change is {change.mean():+.3f}, but {spread}, {why}.',
+        )
+    return f'All six right, {list(answers).count("unknown")} of them unknown. Now for the answer key.'
+
+
+@check
+def false_alarm(answer):
+    "9.4: at least one of several null runs looks better."
+    for runs in (1, 20):
+        found, truth = float(answer(runs)), 1 - 0.975**runs
+        require(
+            abs(found - 0.025 * runs) > 1e-6 or runs == 1,
+            f'{found:.1%} for {runs} runs adds up probabilities, and counts twice where two runs look better: with 50 '
+            'runs it would be above 1. Ask for the probability that none does.',
+        )
+        require(abs(found - truth) < 1e-4, f'For {runs} runs you get {found:.1%}; it is {truth:.1%}.')
+    return 'Right: of twenty runs that did nothing, one or more looks better in two cases of five.'
 
 # %% ../../nbs/course/checks.ipynb #chk-10
 @check

@@ -47,9 +47,7 @@ METHODS = dict(
     raft=_MATCHING | dict(surrogate='reinforce', advantage='best_of'),
     nft=_MATCHING | dict(surrogate='nft', advantage='group'),
     refl=_PLAIN
-    | dict(
-        objective='refl'
-    ),  # without the data loss, as its code; which has relu(2 − r)·1e-3 for −r, and no guidance
+    | dict(objective='refl'),  # without the data loss, as its code, whose loss is objective 'refl_code'
     refl_data=_PLAIN | dict(objective='refl', data_weight=0.1, data_mode='joined'),  # as its paper: with it
     draft=_PLAIN | dict(objective='draft', back_steps=1),
     draft_lv=_PLAIN | dict(objective='draft_lv'),

@@ -194,8 +194,12 @@ def fairness_reward(
     credit: str = 'own',
     classes: int = len(TONES),  # of tones
     name: str = 'fairness',  # of the reward
+    # an unreadable image has no value (NaN) and does not count in its group; else it counts with the commonest tone
+    undefined: bool = False,
 ) -> Reward:
     """Parity of a group as a reward.
+
+    Train with on_nonfinite 'skip' where it may be undefined, as rewards of the first paper's code may.
 
     Recorded are parity, its square (both give its spread), its floor and the readable share, as means over
     groups."""
@@ -205,7 +209,10 @@ def fairness_reward(
 
     def score(images, prompts):
         tones = (reader or shipped_reader())(images).cpu()
-        value = FAIRNESS_CREDITS[credit](tones, classes)
+        value = torch.full((len(tones),), math.nan)
+        counts = tones >= 0 if undefined else torch.ones(len(tones), dtype=torch.bool)
+        if counts.any():
+            value[counts] = FAIRNESS_CREDITS[credit](tones[counts], classes)
         return value.to(images.device), _metrics_of(tones, classes) | {
             'skin tone': Observations(tones, names)
         }
@@ -220,7 +227,7 @@ def fairness_reward(
     )
     made = Reward(score, name, 'group', card, headline='-parity')
     # The mean of the other credits says nothing of parity: success at them is measured by the paper's.
-    if credit != 'shared':
+    if credit != 'shared' or undefined:
         made.measured_by = fairness_reward(reader, 'shared', classes, f'shared_{name}')
     return made
 

@@ -107,10 +107,11 @@ def hps_reward(
     weights: str = 'xswu/HPSv2/HPS_v2.1_compressed.pt',
     model: str = 'ViT-H-14',  # as in `rewards.load_clip`
     name: str = 'hps',  # of the reward
+    resize_mode: str = 'longest',  # of images that are not square: black bars, as in its code; 'shortest' crops
 ) -> Reward:
     "HPSv2: the cosine of a CLIP that was fine-tuned on people's choices."
     return Reward(
-        clip_reward(model, weights).score,
+        clip_reward(model, weights, resize_mode=resize_mode).score,
         name,
         card=Card(
             'how much people like the picture for its prompt',

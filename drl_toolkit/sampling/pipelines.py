@@ -176,7 +176,7 @@ class Adapter:
     def to_latents(
         self,
         images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-        generator: torch.Generator = None,  # for a draw from the encoder's distribution; its mean when None
+        noise: torch.Tensor = None,  # (B, C, h, w) of a draw from the encoder's distribution; its mean when None
     ) -> torch.Tensor:  # (B, C, h, w)
         "Clean latents of images."
         found = self.pipeline.vae.encode(images.to(self.device, self.pipeline.vae.dtype) * 2 - 1)
@@ -185,10 +185,10 @@ class Adapter:
         )  # a tiny autoencoder (TAESD) has latents and no distribution
         if distribution is None:
             latents = found.latents.float()
-        elif generator is None:
-            latents = distribution.mean.float()
         else:
-            latents = distribution.sample(generator).float()
+            latents = distribution.mean.float()
+            if noise is not None:
+                latents = latents + distribution.std.float() * noise.to(latents)
         scale, shift = self._vae_scale(latents)
         return (latents - shift) * scale
 

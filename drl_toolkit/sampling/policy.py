@@ -464,12 +464,13 @@ def predict(
     latents: torch.Tensor,  # (B, C, H, W) x_t
     step: int | torch.Tensor,  # int, or (B,) long: index of the denoising step, 0 is pure noise
     cond: Conditions,  # B rows, from `encode`
+    guided: bool = True,  # False: the prediction for the prompt alone, whatever the guidance
 ) -> torch.Tensor:  # (B, C, H, W) fp32
     "The network's output, guidance included."
     t = self.timesteps[step].expand(len(latents))
     x = self.coefficients.model_input(latents.float(), step)
     prompt_embeds = self.embed(cond)
-    if not self.guided:
+    if not (guided and self.guided):
         return self.forward(x, t, prompt_embeds)
     uncond, text = self._branches(x, t, prompt_embeds, self._negative_embeds(prompt_embeds))
     return rescaled(uncond + self.guidance_scale * (text - uncond), text, self.guidance_rescale)

@@ -8,26 +8,14 @@ __all__ = ['LIKELIHOOD_NAMES', 'MINIBATCH_KINDS', 'SURROGATE_LIKELIHOODS', 'ADVA
 # %% ../../nbs/training/00_config.ipynb #18d312c0
 from dataclasses import dataclass
 
+from ..algorithms import names
 from ..utils.settings import setting, validate
 
 # %% ../../nbs/training/00_config.ipynb #68e162c4
-LIKELIHOOD_NAMES = ('path', 'matching')
+LIKELIHOOD_NAMES = tuple(names.LIKELIHOODS)
 MINIBATCH_KINDS = ('transition', 'sample', 'timestep')
-SURROGATE_LIKELIHOODS = dict(
-    ppo=('path', 'matching'), reinforce=('path', 'matching'), guard=('path',), nft=('matching',)
-)  # surrogate -> likelihoods it fits
-ADVANTAGE_NAMES = (
-    'batch',
-    'per_prompt',
-    'group',
-    'leave_one_out',
-    'moving_average',
-    'rank',
-    'contrastive',
-    'reward_weighted',
-    'top_share',
-    'best_of',
-)
+SURROGATE_LIKELIHOODS = {name: entry.likelihoods for name, entry in names.SURROGATES.items()}  # those it fits
+ADVANTAGE_NAMES = tuple(names.ADVANTAGES)
 
 # the values with which a batch makes one optimiser step
 _ONE_UPDATE = dict(inner_epochs=1, minibatch_by='transition', minibatch_size=0, num_minibatches=1)
@@ -93,10 +81,21 @@ class TrainConfig:
         "afresh (AWM)",
         choices=LIKELIHOOD_NAMES,
     )
+    matching_prediction: str = setting(
+        'guided',
+        "with guidance, which prediction 'matching' fits: 'guided', which drew the images, or 'conditional', the "
+        "prompt's alone, as the releases of RAFT, RWR, NFT and AWM",
+        choices=('guided', 'conditional'),
+    )
     surrogate: str = setting(
         'ppo',
         "what the likelihood is used for: 'ppo', 'reinforce', 'guard' (GRPO-Guard) or 'nft' (DiffusionNFT)",
         choices=tuple(SURROGATE_LIKELIHOODS),
+    )
+    nft_clip: float = setting(
+        1.0,
+        "surrogate 'nft': the advantage from which on an image is wholly good, or bad; 1 as its paper, 5 as its code",
+        '(0, inf)',
     )
     clip_range: float = setting(
         0.0,
@@ -107,7 +106,9 @@ class TrainConfig:
     clip_high: float = setting(
         0.0, 'how far the ratio may rise, where that differs from how far it may fall', '[0, inf)'
     )
-    advantage_clip: float = setting(5.0, 'advantages are clamped to ± this', '[0, inf)')
+    advantage_clip: float = setting(
+        5.0, 'advantages are clamped to ± this, as in DDPO; [P] has 10', '[0, inf)'
+    )
     kl_weight: float = setting(
         0.0,
         'weight in the loss of KL(policy ‖ reference): nats per step (path) or squared distance of '
@@ -134,6 +135,11 @@ class TrainConfig:
         choices=('step', 'joined'),
     )
     data_batch: int = setting(64, 'images per data-loss step', '[1, inf)')
+    data_latents: str = setting(
+        'mean',
+        "clean latents of the data loss: the 'mean' of the VAE's distribution, or a 'sample' of it, as in [P]'s code",
+        choices=('mean', 'sample'),
+    )
     data_start: float = setting(
         0.0,
         'the data loss sees only timesteps after this share of the denoising: .5 is the cleaner half',
@@ -183,6 +189,11 @@ class TrainConfig:
         if self.likelihood not in fits:
             raise ValueError(
                 f"likelihood must be {fits[0]!r} with surrogate {self.surrogate!r}; got {self.likelihood!r}"
+            )
+        if self.matching_prediction != 'guided' and self.likelihood != 'matching':
+            raise ValueError(
+                f"matching_prediction must be 'guided' with likelihood {self.likelihood!r}, which scores the steps "
+                f"as they were taken; got {self.matching_prediction!r}"
             )
         if self.minibatch_size and self.minibatch_by != 'sample':
             raise ValueError(

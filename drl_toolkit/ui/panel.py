@@ -4,31 +4,38 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
-           'OURS', 'OPEN', 'CONTENT', 'MOST', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch', 'epoch_of', 'World',
-           'ImageStore', 'image_response', 'sheet_response', 'DrawnPage', 'draw', 'compare', 'Bench', 'no_runs',
-           'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights',
-           'voting_page', 'FirstPage', 'make_app', 'serve']
+           'OURS', 'OPEN', 'CONTENT', 'MOST', 'FORMS', 'EXPORTS', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch',
+           'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response',
+           'DrawnPage', 'draw', 'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked',
+           'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form', 'voting_page', 'FirstPage',
+           'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
-import hashlib, json, re, subprocess, sys, tempfile, threading, time
+import hashlib, json, re, shlex, signal, subprocess, sys, tempfile, threading, time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 from weakref import WeakValueDictionary
 
 import fastapi
 from fastcore.basics import patch
 import gradio as gr
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from markupsafe import Markup
 from PIL import Image
 
-from . import pages, pairs
+from . import compare, curves, exports, pages, pairs, samples, words
 from ..runs.recordings import recorded_epochs
 from .pages import PageContext, complaint, note
 from ..rewards.reward import Card
@@ -38,13 +45,12 @@ from ..utils.files import open_plain
 from ..utils.server import HEADERS, Guard, Server, plain_refusal, read_body, with_cookie
 from ..utils.templates import WEBP, EncodedImage, encode_image, render, static_text
 from ..runs.run import Run, find_runs
-from ..runs.models import open_policy, sampler_of
 from ..runs.control import ask
 from ..runs.folder import RunError, check_out
+from ..runs.notes import delete, deleted, restore, tidy, write_notes
 from ..evaluation.votes import Ballot
 from ..utils.web import Access, Refusal, access_to, exposure
 from ..utils.loading import assets_dir
-from ..utils.images import to_pil
 
 # %% ../../nbs/ui/05_panel.ipynb #67a1613b
 class Runs(NamedTuple):
@@ -61,8 +67,9 @@ class Library:
         self,
         folder: Path,
         home: str = None,  # how its name is shown; the folder's by default
+        recorded: Path = None,  # runs that are shipped, listed after those of the folder
     ):
-        self.folder = Path(folder)
+        self.folder, self.recorded = Path(folder), recorded and Path(recorded)
         self.home = home or (self.folder.name if self.folder.is_absolute() else str(folder))
         self._lock, self._seen, self._at = threading.Lock(), Runs({}, {}), -9.0
 
@@ -73,7 +80,27 @@ class Library:
                 self._seen, self._at = self._look(), time.monotonic()
             return self._seen
 
+    def hide(self, words: str) -> str:
+        "Words without the place of a folder."
+        for folder in filter(None, (self.folder, self.recorded)):
+            words = words.replace(f'{folder}/', '')
+        return words
+
+    def is_recorded(
+        self,
+        name: str,  # of a run
+    ) -> bool:
+        "Whether a run came with the package."
+        return bool(self.recorded) and str(name).startswith('recorded/')
+
     def _look(self):
+        own = self._own()
+        if self.recorded is None or not self.recorded.is_dir():
+            return own
+        shipped = sorted(find_runs(self.recorded).runs, key=lambda r: r.folder.name, reverse=True)
+        return Runs(own.runs | {f'recorded/{r.folder.name}': r for r in shipped}, own.broken)
+
+    def _own(self):
         if not self.folder.is_dir():
             return Runs({}, {})
         try:
@@ -99,7 +126,15 @@ class Library:
         raise RunError(f'there is no run {str(name)[:80]!r} in {self.home}; choose one of: {there}')
 
 # %% ../../nbs/ui/05_panel.ipynb #dc2909ca
-WATCHED = ('metrics.jsonl', 'frames', 'samples', 'weights', 'eval', 'control.json')  # of a run's folder
+WATCHED = (
+    'metrics.jsonl',
+    'frames',
+    'samples',
+    'weights',
+    'eval',
+    'control.json',
+    'panel.json',
+)  # of a run's folder
 
 
 def stamp(run: Run) -> tuple[object, ...]:
@@ -116,9 +151,10 @@ def _stat(path):
 
 
 def last_epoch(run: Run) -> int:
-    "Epochs done: where the slider ends."
-    done = [r['epoch'] + 1 for r in pages.metrics(run)]
-    return max(done + recorded_epochs(run) + list(pages.sheets(run)), default=0)
+    "The newest epoch, counted from 0 as the metrics count: where the slider ends."
+    numbered = [r['epoch'] for r in pages.metrics(run)]
+    drawn_after = [epochs - 1 for epochs in pages.sheets(run)]
+    return max(0, *numbered, *recorded_epochs(run), *drawn_after)
 
 
 def epoch_of(
@@ -220,10 +256,38 @@ def sheet_response(
     "A picture of a run's sheets."
     return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
 
+
+def sample_response(
+    library: Library,
+    run: str,  # its name
+    epoch: int,  # as in metrics.jsonl
+    task: str,
+    sample: int,  # in the task's epoch
+) -> Response:
+    "A picture of an epoch that was kept."
+    return _response(library, run, lambda found: samples.sample_image(found, epoch, task, sample))
+
+
+def series_response(
+    library: Library,
+    run: str = '',  # its name; the names of all runs where it is empty
+    name: str = '',  # of a number of the metrics; all about the run where it is empty
+) -> Response:
+    "What the page of curves draws, as JSON."
+    if not run:
+        return JSONResponse(dict(runs=list(library.scan().runs)))
+    try:
+        found = library.run(run)
+        return JSONResponse(curves.series(found, name) if name else curves.about_run(found))
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
 PAGES = dict(
     overview=pages.overview,
     pairs=pairs.before_after,
+    samples=samples.samples,
+    curves=curves.curves,
     trajectories=pages.trajectories,
     branches=pages.branches,
     fairness=pages.fairness,
@@ -269,40 +333,8 @@ def draw(
         return note('This cannot be shown', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #9033d7a1
-@lru_cache(maxsize=2)
-def _policies(folder, stamp):
-    "The base and the tuned policy of a run, as the run samples."
-    run = Run.open(folder)
-    return [
-        open_policy(name, **sampler_of(run.config)) for name in (run.about.get('model') or 'demo', folder)
-    ]
-
-
-def compare(
-    run: Run,
-    prompt: str,
-    seed: int,
-    count: int = 4,  # pictures of each model
-    world: World = World(),
-) -> str:  # HTML
-    "One prompt at the same seeds, drawn by the base and by the tuned model."
-    from drl_toolkit.sampling.rollout import rollout
-
-    prompt = ' '.join(str(prompt or '').split())[:200]
-    if not prompt:
-        raise ValueError('the prompt is empty; type a sentence such as “a portrait of a doctor”')
-    if not _is_whole(seed) or not 0 <= seed < 2**31:
-        raise ValueError(f'seed must be a whole number from 0 on; seed is {seed!r}')
-    if not pages.weight_files(run):
-        raise RunError('this run has left no weights yet; when it ends, they are here')
-    policies = _policies(run.folder, (run.folder / 'weights').stat().st_mtime_ns)
-    world.check_prompt(policies[0], prompt)
-    images = [to_pil(rollout(policy, [prompt] * count, seed=int(seed)).images) for policy in policies]
-    return pages.side_by_side(prompt, int(seed), *images, context=PageContext(IMAGES.address))
-
-
 def _is_whole(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
 
 # %% ../../nbs/ui/05_panel.ipynb #13c2a9ff
 @dataclass
@@ -318,6 +350,7 @@ class Bench:
 
     def __post_init__(self):
         self.process, self.out, self.log, self.wanted, self._lock = None, None, None, '', threading.Lock()
+        self.asked = 0  # epochs of the run that was started last
 
     @property
     def busy(self) -> bool:
@@ -344,7 +377,7 @@ class Bench:
                 'the folder'
             )
         self.out = self.folder / f'here-{recipe}-{time.strftime("%m%d-%H%M%S")}'
-        self.log, self.wanted = tempfile.TemporaryFile(), ''
+        self.log, self.wanted, self.asked = tempfile.TemporaryFile(), '', epochs
         words = [
             'train',
             recipe,
@@ -383,12 +416,27 @@ class Bench:
         self.wanted = want
 
     def said(self) -> str:
-        "The last line of what the process said."
-        if self.log is None:
+        "How the run goes, in words; what went wrong where it failed."
+        if self.out is None:
             return ''
+        done = self._epochs_done()
+        if not self.busy and self.process.returncode not in (0, -signal.SIGTERM):
+            return self._complaint()
+        if not done:
+            return 'The model is being loaded, or the first epoch goes on.' if self.busy else ''
+        return f'{done} of {self.asked} epochs are done.'
+
+    def _epochs_done(self):
+        try:
+            return max((r['epoch'] + 1 for r in pages.metrics(Run.open(self.out))), default=0)
+        except (ValueError, OSError):
+            return 0
+
+    def _complaint(self):
+        "The last line of what the process said, without the place of its folder."
         self.log.seek(0)
         text = self.log.read()[-2000:].decode('utf-8', 'replace').replace('\r', '\n')
-        return (text.strip().splitlines() or [''])[-1]
+        return (text.strip().splitlines() or [''])[-1].replace(f'{self.out.parent}/', '')
 
     def close(self):
         "End what still runs, with the panel."
@@ -402,19 +450,29 @@ ON_VOTE = 'ballot.follow(element, watch);'  # the same of the voting page
 # %% ../../nbs/ui/05_panel.ipynb #a3a1350f
 LABELS = dict(
     overview='Overview',
+    costs='Results',
     pairs='Before & after',
+    samples='Samples',
+    curves='Curves',
     trajectories='Trajectories',
     branches='Branches',
     fairness='Fairness',
     composition='Composition',
     compare='Compare',
-    costs='Tax & drift',
     vote='Vote',
     runs='Runs',
     train='Train',
 )
 PICKERS = dict(trajectories=pages.path_choices, branches=pages.group_choices)  # what is chosen on a page
-SCRIPTS = dict(trajectories=str(ON_PATH), vote=ON_VOTE, pairs=pairs.ON_PAIRS)  # of a page's component
+SCRIPTS = dict(
+    trajectories=str(ON_PATH),
+    vote=ON_VOTE,
+    runs='drlRuns.follow(element, watch);',
+    pairs=pairs.ON_PAIRS,
+    samples=samples.ON_SAMPLES,
+    curves=curves.ON_CURVES,
+    compare=compare.ON_COMPARE,
+)  # of a page's component
 # Answers at once, without a veil over what is there; what comes in is checked here.
 QUIET = dict(queue=False, preprocess=False, show_progress='hidden', api_visibility='private')
 
@@ -426,7 +484,7 @@ def no_runs(
     return note(
         'There are no runs here yet',
         f'{home} holds none. Start one in another terminal; it appears here by itself.',
-        command='drl train joint',
+        command=f'drl train joint --out {shlex.quote(home)}/joint',
     )
 
 
@@ -443,8 +501,9 @@ class Panel:
         library: Library,
         bench: Bench = None,  # where viewers train; nowhere by default
         world: World = World(),
+        edit: bool = False,  # viewers may name, tag and delete runs
     ):
-        self.library, self.bench, self.world = library, bench, world
+        self.library, self.bench, self.world, self.edit = library, bench, world, edit
         self.html, self.pick, self.tab = {}, {}, {}
         with gr.Blocks(title='drl: see it learn', analytics_enabled=False) as self.blocks:
             self._frame()
@@ -488,21 +547,29 @@ class Panel:
             self.page,
             self.seen,
             self.tabs,
+            *(self.tab[page] for page in pages.SHOWN),
             *self.pick.values(),
             *self.html.values(),
+            *(self.buttons.values() if self.bench else ()),
         ]
         moved = [self.epoch.input, *(p.input for p in self.pick.values())]
         self.blocks.load(self.open, None, out, **QUIET)
         self.clock.tick(self.tick, view, out, **QUIET)
         self.run.input(self.choose, view, out, **QUIET)
+        # A run that was started here is chosen by the panel itself.
+        self.run.change(
+            None, self.run, js="run => drl.note(document.body.dataset.view === 'train' ? {run} : {})"
+        )
         gr.on(moved, self.move, view, out, trigger_mode='always_last', **QUIET)
         for page, tab in self.tab.items():
             tab.select(self.turning(page), view, out, **QUIET)
             tab.select(None, js=f"() => drl.turn('{page}')")
-        self.run.input(None, self.run, js="run => drl.note({run, epoch: null, sample: null})")
+        self.run.input(
+            None, self.run, js="run => drl.note({run, epoch: null, sample: null, step: null}, true)"
+        )
         self.epoch.input(None, self.epoch, js="epoch => drl.note({epoch})")
         for pick in self.pick.values():
-            pick.input(None, pick, js="sample => drl.note({sample})")
+            pick.input(None, pick, js="sample => drl.note({sample, step: null})")
 
 # %% ../../nbs/ui/05_panel.ipynb #7d3d4148
 @patch
@@ -519,11 +586,12 @@ def look(
     runs, broken = self.library.scan()
     name = name or seen.get('gone') or next(iter(runs), None)
     now = dict(page=page, names=(name, *runs), moment=self.moment(page, name))
+    now |= {key: seen.get(key) for key in ('started', 'compared')}
     change = {self.page: page, self.seen: now}
     if now['names'] != seen.get('names'):
         change[self.run] = _menu(runs, name)
     if page == 'runs':
-        change[self.html[page]] = pages.runs_page(runs, broken, self.library.home, name)
+        change[self.html[page]] = words.guide(page) + self.table(name)
     if name in runs:
         return change | self.look_at(page, runs[name], epoch, pick, now, seen)
     now['gone'] = name  # it may come (back)
@@ -531,10 +599,21 @@ def look(
 
 
 @patch
+def table(self: Panel, name):
+    "The page of all runs."
+    (runs, broken), library = self.library.scan(), self.library
+    bin = deleted(library.folder) if self.edit else ()
+    editable = (lambda run: not library.is_recorded(run)) if self.edit else None
+    return pages.runs_page(runs, broken, library.home, name, bin, editable)
+
+
+@patch
 def look_at(self: Panel, page, run, epoch, pick, now, seen):
     "What has to change for a run that is there."
-    now['last'] = last = self.last(run)
+    now['last'], now['idle'] = last, idle = self.last(run), sorted(self.idle(run) - {page})
     change = {self.badge: badge(run)}
+    if idle != seen.get('idle'):
+        change |= {self.tab[p]: gr.Tab(visible=p not in idle) for p in pages.SHOWN}
     if last != seen.get('last') or epoch is None:
         change[self.epoch] = gr.Slider(0, max(1, last), last if epoch is None else min(epoch, last))
     try:
@@ -546,7 +625,8 @@ def look_at(self: Panel, page, run, epoch, pick, now, seen):
 def _menu(runs, name):
     "The runs to choose from."
     label = 'Run' if len(runs) <= 100 else f'Run (type to find one of {len(runs)})'
-    return gr.Dropdown(list(runs), value=name if name in runs else None, label=label)
+    choices = [(pages.title_of(run, found), run) for run, found in runs.items()]
+    return gr.Dropdown(choices, value=name if name in runs else None, label=label)
 
 
 @patch
@@ -562,9 +642,9 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
     "The page itself."
     html = self.html[page]
     if page == 'vote':
-        return {html: vote_frame(run, now['names'][0])}
+        return {html: words.guide(page) + vote_frame(run, now['names'][0])}
     if page == 'train':
-        return {html: self.training()}
+        return {html: self.training()} | self.live_buttons()
     if page == 'compare' and not pages.weight_files(run):
         return {
             html: note(
@@ -573,17 +653,28 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
             )
         }
     if page == 'compare':
-        return {html: ''} if now['names'][0] != seen.get('names', [None])[0] else {}
+        name, now['compared'] = now['names'][0], now['names'][0]
+        return {} if seen.get('compared') == name else {html: compare.invitation(run, self.context(name))}
     if page not in PAGES:
         return {}
     change = {}
+    above = words.guide(page) + (self.welcome(now['names'][0]) if page == 'overview' else '')
     if page in PICKERS:
         now['choices'] = choices = options(page, run, epoch)
         chosen = chosen_of(choices, pick)
         if choices != seen.get('choices') or chosen != pick:
-            change[self.pick[page]] = gr.Dropdown(choices, value=chosen or None)
+            change[self.pick[page]] = gr.Dropdown(choices, value=chosen or None, visible=len(choices) > 1)
         pick = chosen
-    return change | {html: draw(page, run, epoch, pick, self.world, now['names'][0])}
+    return change | {html: above + draw(page, run, epoch, pick, self.world, now['names'][0])}
+
+
+@patch
+def welcome(self: Panel, name):
+    "Above a run that came with the package: what adds a run of one's own."
+    if not self.library.is_recorded(name):
+        return ''
+    command = f'drl train joint --out {shlex.quote(self.library.home)}/joint'
+    return render('ui/templates/welcome.html', command=command)
 
 
 def vote_frame(
@@ -609,8 +700,18 @@ def moment(self: Panel, page, name):
     if page == 'train':
         return self.bench.busy, self.bench.said(), here
     if page == 'runs':
-        return tuple(map(stamp, runs.values())), tuple(broken.items())
+        bin = tuple(deleted(self.library.folder)) if self.edit else ()
+        return tuple(map(stamp, runs.values())), tuple(broken.items()), bin
     return here, ()
+
+
+@patch
+def idle(self: Panel, run):
+    "Pages that a run has nothing for; a damaged run hides none."
+    try:
+        return pages.idle_pages(run)
+    except Exception:
+        return frozenset()
 
 
 @patch
@@ -733,6 +834,8 @@ def tick(self: Panel, page, name, epoch, seen, *picks):
     "What has happened since; mostly nothing."
     if _early(name, seen) or page in ('vote', 'compare') or self._is_current(page, name, seen):
         return gr.skip()
+    if page == 'train' and (started := self.follow_start(page, name, seen)):
+        return started
     return self.look(page, name, _at_end(epoch, seen), self.picked(page, picks), seen)
 
 
@@ -749,24 +852,60 @@ def _is_current(self: Panel, page, name, seen):
 # %% ../../nbs/ui/05_panel.ipynb #0dd0834c
 @patch
 def _compare(self: Panel):
-    "A prompt, a seed, a button."
-    _words('<header class="lead"><h1>Type a prompt: both models draw it from the same noise</h1></header>')
+    "What is drawn, along which axes, and a button."
+    _words(
+        '<header class="lead"><h1>Let the models of this run draw, from the same noise</h1>'
+        '<p>Rows and columns are any two of prompt, seed, epoch and guidance; of the others one value counts.</p></header>'
+    )
     with gr.Row():
-        prompt = gr.Textbox(
-            'a portrait of a doctor', label='Prompt', max_lines=1, max_length=200, scale=4, elem_id='prompt'
+        prompts = gr.Textbox(
+            label='Prompts, one a line', max_lines=6, max_length=2000, scale=4, elem_id='prompt'
         )
-        seed = gr.Number(0, label='Seed', precision=0, minimum=0, scale=1, min_width=90, elem_id='seed')
-        button = gr.Button('Draw', variant='primary', scale=1, min_width=110, elem_id='draw')
-    self.asked = prompt, seed, button
+        seeds = gr.Textbox('0-3', label='Seeds', max_length=100, min_width=110, elem_id='seeds')
+        epochs = gr.Textbox(
+            'base, tuned', label='Epochs', max_length=200, min_width=120, elem_id='epochs-drawn'
+        )
+        guidance = gr.Textbox(
+            label='Guidance (empty: as trained)', max_length=100, min_width=120, elem_id='guidance'
+        )
+    with gr.Row():
+        axes = [
+            gr.Dropdown(list(compare.AXES), value=value, label=label, min_width=120, elem_id=label.lower())
+            for value, label in (('epoch', 'Rows'), ('seed', 'Columns'))
+        ]
+        swap = gr.Button('Swap rows and columns', min_width=120, elem_id='swap')
+        button = gr.Button('Draw', variant='primary', min_width=110, elem_id='draw')
+    swap.click(None, axes, axes, js='(rows, columns) => [columns, rows]')
+    self.asked = (prompts, seeds, epochs, guidance, *axes), button
 
 
 @patch
-def sides(self: Panel, name, prompt, seed):
-    "Both models' pictures, or the sentence that says why there are none."
+def context(
+    self: Panel,
+    name: str,  # of a run
+) -> PageContext:
+    "What a page is made with that is drawn for a viewer alone."
+    return PageContext(IMAGES.address, self.world.cards, name, self.world.sheet_prompts)
+
+
+@patch
+def sides(
+    self: Panel,
+    name: str,  # of a run
+    *asked,  # what was typed, and the two axes
+) -> str:  # HTML
+    "The grid that is asked for, or the sentence that says why there is none."
     try:
-        return compare(self.library.run(name), prompt, seed, world=self.world)
+        run = self.library.run(name)
     except (ValueError, OSError) as e:
         return note('This could not be drawn', str(e), kind='error')
+    try:
+        context = self.context(name)
+        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
+        images = compare.draw_grid(run, grid, self.world.check_prompt)
+        return compare.grid_page(run, grid, images, context)
+    except (ValueError, OSError) as e:
+        return note('This could not be drawn', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
 CONTROLS = dict(
@@ -799,15 +938,22 @@ def training(self: Panel):
     "How the run that was started here stands."
     bench = self.bench
     if bench.out is None:
-        return note('Nothing is being trained here', 'Choose a recipe and press Start.')
+        return note('Nothing is being trained here', 'Choose a recipe and press Start.', level=2)
     wants = dict(pause='It pauses after this epoch.', stop='It stops after this epoch.')
     state = 'is training' if bench.busy else 'has ended'
     return note(
         f'{bench.out.name} {state}',
-        bench.said(),
-        wants.get(bench.wanted, '') if bench.busy else '',
-        'Choose it above to see it on the other pages.',
+        *filter(None, (bench.said(), wants.get(bench.wanted, '') if bench.busy else '')),
+        'The other pages show it, as long as it is chosen above.',
+        level=2,
     )
+
+
+@patch
+def live_buttons(self: Panel):
+    "Which buttons do something now."
+    busy = self.bench.busy
+    return {button: gr.Button(interactive=(want != 'start') == busy) for want, button in self.buttons.items()}
 
 
 @patch
@@ -816,26 +962,42 @@ def on_bench(self: Panel, act, *args):
     try:
         act(*args)
     except (ValueError, OSError) as e:
-        return {self.html['train']: note('That was not done', str(e), kind='error')}
-    return {self.html['train']: self.training()}
+        return {
+            self.html['train']: note('That was not done', str(e), kind='error', level=2)
+        } | self.live_buttons()
+    return {self.html['train']: self.training()} | self.live_buttons()
+
+
+@patch
+def follow_start(self: Panel, page, name, seen):
+    "What chooses the run that was started here, once it is there; nothing where that was done."
+    started = self.bench.out and self.bench.out.name
+    if not self.bench.busy or started in (name, (seen or {}).get('started')):
+        return {}
+    if started not in self.library.scan().runs:
+        return {}
+    change = self.look(page, started)
+    change[self.seen]['started'] = started  # once: another run may be chosen meanwhile
+    return change
 
 
 @patch
 def connect_actions(self: Panel):
     "Compare and train. Where nobody may train, there is no event for it."
-    prompt, seed, button = self.asked
+    asked, button = self.asked
     gr.on(
-        [button.click, prompt.submit],
+        [button.click, *(field.submit for field in asked[:4])],
         self.sides,
-        [self.run, prompt, seed],
+        [self.run, *asked],
         self.html['compare'],
+        preprocess=False,
         concurrency_limit=1,
         show_progress='minimal',
         api_visibility='private',
     )
     if not self.bench:
         return
-    shown = [self.html['train']]
+    shown = [self.html['train'], *self.buttons.values()]
     for want, button in self.buttons.items():
         act = self.bench.start if want == 'start' else partial(self.bench.tell, want)
         button.click(
@@ -847,7 +1009,17 @@ GRADIO = (
     r'config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/[\w./+-]+',
     r'gradio_api/(startup-events|info|run/predict|queue/(join|data)|heartbeat/\w+|cancel|reset)',
 )
-OURS = (r'weights', r'sheet', r'images/[0-9a-f]{32}\.(webp|svg)', r'vote(/\d{4,9}/(left|right)\.png)?')
+OURS = (
+    r'weights',
+    r'runs',
+    r'export/(runs\.csv|metrics\.csv|curves\.png|weights\.zip)',
+    r'glossary',
+    r'sheet',
+    r'sample',
+    r'series',
+    r'images/[0-9a-f]{32}\.(webp|svg)',
+    r'vote(/\d{4,9}/(left|right)\.png)?',
+)
 OPEN = re.compile(f"/({'|'.join(('', *GRADIO, *OURS))})")
 
 CONTENT = (
@@ -856,6 +1028,7 @@ CONTENT = (
 )
 
 MOST = 100_000  # bytes of a call
+FORMS = ('/vote', '/runs')  # pages that take forms
 
 
 class Gate(Guard):
@@ -868,7 +1041,7 @@ class Gate(Guard):
             return why
         if not OPEN.fullmatch(path) or '..' in path.split('/'):
             return Refusal(404, 'there is nothing here')
-        wanted = 'application/x-www-form-urlencoded' if path == '/vote' else 'application/json'
+        wanted = 'application/x-www-form-urlencoded' if path in FORMS else 'application/json'
         kind = request.headers.get('content-type', '').partition(';')[0].strip()
         if request.method == 'POST' and kind != wanted:
             return Refusal(415, f'calls are {wanted}')
@@ -880,7 +1053,7 @@ class Gate(Guard):
             return await with_cookie(request, self.access)(scope, receive, send)
         if prefix := _prefix(request):
             scope = scope | dict(root_path=prefix)
-        if request.method == 'POST' and scope['path'] != '/vote':  # which reads less than that
+        if request.method == 'POST' and scope['path'] not in FORMS:  # which read less than that
             body, why = await read_body(receive, request.headers.get('content-length'), MOST)
             if why is None and not plain_values(body):
                 why = Refusal(400, 'calls may hold numbers and words only')
@@ -935,7 +1108,7 @@ def weights(
             raise RunError(f'there is no {file[:80]!r} among the weights of {run!r}')
         opened = open_plain(found.folder / 'weights' / file, inside=found.folder)
     except (ValueError, OSError) as e:
-        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+        return PlainTextResponse(library.hide(str(e)), 404)
     name = re.sub(r'[^\w.-]', '-', f'{run}-{file}', flags=re.ASCII)
     headers = {'content-disposition': f'attachment; filename="{name}"', 'content-length': str(files[file])}
     return StreamingResponse(_parts(opened), media_type='application/octet-stream', headers=headers)
@@ -947,6 +1120,74 @@ def _parts(file, size=2**18):
         yield from iter(partial(file.read, size), b'')
 
 
+EXPORTS = {
+    'metrics.csv': (exports.metrics_csv, 'text/csv; charset=utf-8'),
+    'curves.png': (exports.curves_png, 'image/png'),
+    'weights.zip': (exports.weights_zip, 'application/zip'),
+}  # what of a run can be taken along, and as what
+
+
+def export(
+    library: Library,
+    what: str,  # 'runs.csv', or one of `EXPORTS`
+    run: str = '',  # its name
+) -> Response:
+    "A file to take along."
+    try:
+        if what == 'runs.csv':
+            data, kind, name = exports.runs_csv(library.scan().runs), 'text/csv; charset=utf-8', what
+        else:
+            make, kind = EXPORTS[what]
+            data, name = make(library.run(run)), f'{run}-{what}'
+    except (ValueError, OSError) as e:
+        return PlainTextResponse(library.hide(str(e)), 404)
+    name = re.sub(r'[^\w.-]', '-', name, flags=re.ASCII)
+    headers = {'content-disposition': f'attachment; filename="{name}"', 'cache-control': 'no-store'}
+    if isinstance(data, bytes):
+        return Response(data, media_type=kind, headers=headers)
+    return StreamingResponse(data, media_type=kind, headers=headers)
+
+
+def change_run(
+    library: Library,
+    form: dict,  # field -> what was sent
+) -> str:  # of what was done
+    "Name, tag, delete or put back a run. `ValueError` or `OSError` where that cannot be."
+    act, name = form.get('action'), form.get('run', '')
+    if act == 'restore':
+        return restore(library.folder, form.get('id', ''))
+    run = library.run(name)
+    if library.is_recorded(name):
+        raise RunError('a run that came with the package stays as it is')
+    if act == 'delete':
+        return delete(library.folder, run).id
+    if act != 'notes':
+        raise ValueError(f"action must be 'notes', 'delete' or 'restore'; got {str(act)[:40]!r}")
+    write_notes(run, tidy(form.get('title', ''), form.get('tags', ''), form.get('note', '')))
+    return name
+
+
+def runs_form(library: Library, edit: bool):
+    "What takes the forms of the page of runs."
+
+    async def take(request: fastapi.Request):
+        body = await read_body(request.receive, request.headers.get('content-length'), MOST)
+        if body.refusal:
+            return PlainTextResponse(body.refusal.why, body.refusal.status)
+        if not edit:
+            return PlainTextResponse(
+                'this panel only shows runs; drl app --allow-edit lets viewers change them', 403
+            )
+        form = dict(parse_qsl(body.data.decode('utf-8', 'replace'), keep_blank_values=True))
+        try:
+            done = await run_in_threadpool(change_run, library, form)
+        except (ValueError, OSError) as e:
+            return PlainTextResponse(library.hide(str(e)), 400)
+        return PlainTextResponse(done)
+
+    return take
+
+
 def voting_page(library: Library) -> VotingPage:
     "The voting page of the run that an address names."
 
@@ -956,7 +1197,7 @@ def voting_page(library: Library) -> VotingPage:
             raise RunError('this run has no ballot')
         return Ballot(folder)
 
-    return VotingPage(ballot_of, '/vote', '/vote', hide=lambda words: words.replace(f'{library.folder}/', ''))
+    return VotingPage(ballot_of, '/vote', '/vote', hide=library.hide)
 
 # %% ../../nbs/ui/05_panel.ipynb #2752b6d5
 @patch
@@ -975,10 +1216,21 @@ def first(
 
     return render(
         'ui/templates/first.html',
-        tabs=[(p, LABELS[p], address(p)) for p in self.tab],
+        tabs=[
+            (p, LABELS[p], address(p))
+            for p in self.tabs_of(name or next(iter(self.library.scan().runs), ''), page)
+        ],
         shown=page,
         content=content,
     )
+
+
+@patch
+def tabs_of(self: Panel, name, page):
+    "The tabs that a run fills, and the one that is asked for."
+    run = self.library.scan().runs.get(name)
+    idle = self.idle(run) - {page} if run else ()
+    return [tab for tab in self.tab if tab not in idle]
 
 
 class FirstPage:
@@ -1055,17 +1307,24 @@ def make_app(
     # the path below which a proxy serves the panel, where it does not say so itself (X-Forwarded-Prefix)
     root_path: str = '',
     world: World = World(),  # what rewards measure, and what may be trained
+    recorded: Path = None,  # runs that are shipped, to look at beside those of the folder
+    allow_edit: bool = False,  # viewers may name, tag and delete runs
 ) -> fastapi.FastAPI:  # its `state.bench` ends what viewers started
     "The panel as an ASGI application."
-    library = Library(folder, home)
+    library = Library(folder, home, recorded)
     bench = Bench(check_out(folder), world.recipes) if allow_train else None
     app = fastapi.FastAPI(openapi_url=None)
     app.state.bench = bench
     app.get('/weights')(lambda run, file: weights(library, run, file))
     app.get('/images/{name}')(image_response)
+    app.get('/glossary', response_class=HTMLResponse, response_model=None)(words.glossary_page)
     app.get('/sheet')(partial(sheet_response, library))
+    app.get('/sample')(partial(sample_response, library))
+    app.get('/series')(partial(series_response, library))
     app.include_router(voting_page(library).router())
-    panel = Panel(library, bench, world)
+    app.get('/export/{what}', response_model=None)(partial(export, library))
+    app.post('/runs', response_model=None)(runs_form(library, allow_edit))
+    panel = Panel(library, bench, world, allow_edit)
     gr.mount_gradio_app(
         app,
         panel.blocks,
@@ -1083,7 +1342,7 @@ def make_app(
 
 # %% ../../nbs/ui/05_panel.ipynb #6b200df1
 def serve(
-    folder: Path = None,  # of runs; ./runs when it is there, else the recorded ones that are shipped
+    folder: Path = None,  # of runs, which may come later; by default ./runs, and the recorded ones that are shipped
     port: int = 7860,  # 0 takes any free one
     # this machine only; '0.0.0.0' opens it to the network, for those who have the token
     host: str = '127.0.0.1',
@@ -1092,25 +1351,25 @@ def serve(
     open: bool = False,  # no token: whoever reaches the port may look
     root_path: str = '',  # the path below which a proxy serves it
     world: World = World(),  # what rewards measure, and what may be trained
+    allow_edit: bool = False,  # viewers may name, tag and delete runs
 ):
     "Open the panel and stay until it is stopped."
     if not re.fullmatch(r'((/[\w.~-]+)+)?', root_path, re.ASCII):
         raise ValueError(f"root_path must be empty or a path such as '/panel'; got {root_path!r}")
     access = access_to(host, tuple(allow_host), open)
-    if allow_train and open:
+    if open and (allow_train or allow_edit):
         raise ValueError(
-            'open must be off where viewers may train: leave out --open, and send them the address with its '
-            'token'
+            f"open must be off where viewers may {'train' if allow_train else 'edit'}: leave out --open, and send "
+            'them the address with its token'
         )
-    home, recorded = _runs_folder(folder, allow_train), assets_dir() / 'runs'
-    app = make_app(
-        home, allow_train, 'the recorded runs' if home == recorded else None, access, root_path, world
-    )
+    home = _runs_folder(folder, allow_train)
+    recorded = assets_dir() / 'runs' if folder is None else None
+    app = make_app(home, allow_train, None, access, root_path, world, recorded, allow_edit)
     try:
         with Server(app, host, port) as server:
             where, only = (
                 access.address(host, server.server_address[1]),
-                '' if allow_train else ', to look at',
+                '' if allow_train or allow_edit else ', to look at',
             )
             print(
                 f'the panel of {home}{only}: {where}  ({exposure(access, open)}; Ctrl+C ends it)', flush=True
@@ -1124,9 +1383,9 @@ def serve(
 
 
 def _runs_folder(folder, may_be_new):
-    "The folder that was named, or the first that is there."
+    "The folder that was named, or ./runs, which may not be there yet."
     if folder is None:
-        return next((p for p in (Path('runs'), assets_dir() / 'runs') if p.is_dir()), Path('runs'))
+        return Path('runs')
     if Path(folder).is_dir() or may_be_new:
         return Path(folder)
     raise RunError(f'runs folder {str(folder)!r} is not there; choose a folder that holds runs')

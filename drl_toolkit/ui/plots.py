@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT'
            'before_after']
 
 # %% ../../nbs/ui/01_plots.ipynb #e73f285a
-import io, math
+import io, math, textwrap
 from functools import wraps
 from textwrap import wrap
 from threading import RLock
@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, torch
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..rewards.reward import headline_of
 from ..rewards.attributes import measure_floor, target_shares
@@ -1011,18 +1011,35 @@ def before_after(
     names: tuple = ('base', 'tuned'),
     columns: int = 12,
     scale: int = 1,
+    prompts: list = None,  # of B strings, that stand below each pair
 ) -> Image.Image:
-    "Rows of base and tuned pictures, one above the other, with their names."
+    "Rows of base and tuned pictures, one above the other, with their names, and their prompts where they are given."
     gap, strips = 14, []
     for start in range(0, len(base), columns):
         strips += [
             (name, sheet(part[start : start + columns], columns, scale))
             for name, part in zip(names, (base, tuned))
         ]
+        if prompts:
+            pitch = strips[-1][1].width / columns
+            strips.append(('', _prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
     width, height = max(s.width for _, s in strips), sum(s.height + gap for _, s in strips)
     canvas, y = Image.new('RGB', (width, height), 'white'), 0
     for name, strip in strips:
         _label(canvas, name, y, 11)
-        canvas.paste(strip, (0, y + gap))
+        lift = 0 if name else gap  # prompts belong to the pictures above them
+        canvas.paste(strip, (0, y + gap - lift))
         y += strip.height + gap
     return canvas
+
+
+def _prompt_strip(prompts, pitch, width, size=11):
+    "Prompts under their columns, in lines as wide as a picture."
+    font = ImageFont.load_default(size)
+    wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.56 * size))))[:5] for prompt in prompts]
+    strip = Image.new('RGB', (width, (size + 3) * max(map(len, wrapped)) + 4), 'white')
+    pen = ImageDraw.Draw(strip)
+    for column, lines in enumerate(wrapped):
+        for row, line in enumerate(lines):
+            pen.text((column * pitch + 2, row * (size + 3)), line, fill='#333333', font=font)
+    return strip

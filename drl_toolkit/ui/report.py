@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'GOOD', 'BAD', 'DRIFT', 'FOREST', 'HELD_OUT', 'TONES', 'forest', 'over_optimisation', 'CaptionedFigure',
-           'Evaluation', 'sentences', 'ReportFigure', 'SheetPair', 'data_uri', 'page', 'write_report']
+           'Evaluation', 'sentences', 'verdict_sentence', 'ReportFigure', 'SheetPair', 'data_uri', 'first_pairs',
+           'page', 'write_report']
 
 # %% ../../nbs/ui/02_report.ipynb #31f3eca6
 from dataclasses import dataclass
@@ -198,6 +199,27 @@ def sentences(found: Evaluation) -> list:  # of strings
     return [f'{title}: {"; ".join(items)}.' for title, items in lists if items]
 
 
+def verdict_sentence(found: Evaluation) -> str:
+    "What was found, in one sentence: of how many rewards the change is more than luck."
+    base, tuned = found.names
+    trained, held_out = (found.rewards[found.rewards['trained'] == is_trained] for is_trained in (True, False))
+    parts = [_counted(trained, 'rewards that it was trained on'), _counted(held_out, 'held-out ones')]
+    told = [part for part in parts if part]
+    if not told:
+        return f'Nothing was measured of {tuned} against {base}.'
+    return f'Against {base}, {tuned} is {", and ".join(told)}.'
+
+
+def _counted(rows, what):
+    "'better in 2 and worse in none of the 3 rewards'; nothing where there are none."
+    better, worse = int((rows['effect_low'] > 0).sum()), int((rows['effect_high'] < 0).sum())
+    if not len(rows):
+        return ''
+    if not better and not worse:
+        return f'not clearly different in the {len(rows)} {what}'
+    return f'better in {better or "none"} and worse in {worse or "none"} of the {len(rows)} {what}'
+
+
 def _named(rows):
     "Each reward with the sets of prompts that it is about."
     return [f"{reward} ({', '.join(mine['prompts'])})" for reward, mine in rows.groupby('reward', sort=False)]
@@ -237,6 +259,27 @@ def _first_prompts(prompt_set, count):
         at.setdefault(prompt, []).append(i)
     rounds = [rows[k] for k in range(max(map(len, at.values()))) for rows in at.values() if k < len(rows)]
     return rounds[:count]
+
+
+def first_pairs(
+    found: Evaluation,
+    count: int = 4,
+) -> list:  # of `SheetPair`
+    "The pairs that changed most, each of another prompt."
+    every = []
+    for prompt_set in found.prompt_sets:
+        base, tuned = (images[prompt_set.name].float() for images in (found.base, found.tuned))
+        moved = (tuned - base).abs().mean((1, 2, 3))
+        every += [(float(m), prompt_set, i) for i, m in enumerate(moved)]
+    chosen = {}
+    for _, prompt_set, i in sorted(every, key=lambda one: -one[0]):
+        chosen.setdefault(prompt_set.prompts[i], (prompt_set, i))
+    return [_pair(found, *place) for place in list(chosen.values())[:count]]
+
+
+def _pair(found, prompt_set, i):
+    images = [to_pil(of[prompt_set.name][i : i + 1])[0] for of in (found.base, found.tuned)]
+    return SheetPair(prompt_set.prompts[i], *map(data_uri, images))
 
 
 def _sheets(found, count=16):
@@ -300,6 +343,9 @@ def page(
             title=f'{Path(models[1]).name}: {names[1]} against {names[0]}',
             facts=facts,
             names=names,
+            verdict=verdict_sentence(found),
+            first=first_pairs(found),
+            count=count,
             sentences=sentences(found),
             figures=figures,
             objectives=_objective_table(found.comparison),
@@ -335,7 +381,9 @@ def write_report(
     save('drift.csv', lambda part: found.drift.to_csv(part, index=False))
     for name, (figure, _) in found.figures().items():
         save(f'{name}.png', lambda part: figure.savefig(part, format='png', dpi=110))
-    save('samples.png', lambda part: plots.before_after(*_shown(found), names=found.names).save(part, 'PNG'))
+    base, tuned, prompts = _shown(found)
+    samples = plots.before_after(base, tuned, found.names, columns=8, scale=2, prompts=prompts)
+    save('samples.png', lambda part: samples.save(part, 'PNG'))
     save_text('report.html', page(found, command))
     if not (out / 'ballot' / 'votes.jsonl').exists():
         _ballot(out / 'ballot', found)
@@ -351,9 +399,11 @@ def _seconds(run):
 
 
 def _shown(found, count=12):
-    "The first pictures of different prompts of each prompt_set."
+    "The first pictures of different prompts of each prompt_set, of both models, and the prompts."
     rows = {p.name: _first_prompts(p, count) for p in found.prompt_sets}
-    return [torch.cat([images[name][i] for name, i in rows.items()]) for images in (found.base, found.tuned)]
+    prompts = [p.prompts[i] for p in found.prompt_sets for i in rows[p.name]]
+    images = [torch.cat([of[name][i] for name, i in rows.items()]) for of in (found.base, found.tuned)]
+    return *images, prompts
 
 
 def _ballot(folder, found, most=64):
@@ -361,4 +411,5 @@ def _ballot(folder, found, most=64):
     each = -(-most // len(found.prompt_sets))
     rows = [(p, i) for p in found.prompt_sets for i in _first_prompts(p, each)][:most]
     base, tuned = (torch.stack([images[p.name][i] for p, i in rows]) for images in (found.base, found.tuned))
-    make_ballot(folder, [p.prompts[i] for p, i in rows], base, tuned, found.names)
+    noise = [dict(prompt_set=p.name, seed=found.seed, sample=int(i)) for p, i in rows]
+    make_ballot(folder, [p.prompts[i] for p, i in rows], base, tuned, found.names, noise=noise)

@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from ..evaluation.votes import Ballot, Voters, complaint_of
+from .words import explain  # noqa: F401 (the template asks for words)
 from ..utils.files import read_plain
 from ..utils.server import HEADERS, Guard, Server, read_body, with_cookie
 from ..utils.templates import render
@@ -39,7 +40,10 @@ def ballot_page(
         seen=ballot.seen(voter),
         total=len(ballot.pairs),
         names=names,
+        personal=ballot.personal(voter),
+        can_undo=ballot.can_undo(voter),
         count=None if pair else ballot.result(),
+        agreement=None if pair else ballot.agreement(),
         title='',
         problem='',
     )
@@ -98,10 +102,12 @@ class VotingPage:
         return await run_in_threadpool(self._write, request, sent.get('pair', ''), sent.get('choice', ''))
 
     def _write(self, request, pair, choice):
+        cookie = request.cookies.get('voter', '')
         try:
-            self.voters.vote(
-                self.ballot_of(request), pair, choice, request.cookies.get('voter', ''), request.client.host
-            )
+            if choice == 'undo':
+                self.voters.undo(self.ballot_of(request), cookie)
+            else:
+                self.voters.vote(self.ballot_of(request), pair, choice, cookie, request.client.host)
         except PermissionError as e:
             return self._failed('This vote does not count', e, 403)
         except (OSError, ValueError) as e:

@@ -312,3 +312,15 @@ def test_it_raises_its_reward():
 def test_bad_input_is_named(attempt, words):
     with pytest.raises(ValueError, match=words):
         attempt()
+
+
+def test_branchgrpos_deviation_is_the_unbiased_one_of_the_nodes_of_a_depth():
+    "Leaves whose own deviation is 1: each depth is (worth - mean) / std of its nodes."
+    leaves, groups = torch.tensor([1.0, 3.0, 4.0, 8.0]), torch.zeros(4, dtype=torch.long)
+    leaves = leaves / leaves.std(correction=0)
+    root, middle, leaf = depth_credit(leaves, groups, 2, correction=1)
+    pairs = leaves.view(2, 2).mean(1)
+    assert (root == 0).all() and torch.allclose(leaf, (leaves - leaves.mean()) / leaves.std(), atol=1e-5)
+    right = ((pairs - pairs.mean()) / pairs.std()).repeat_interleave(2)
+    assert torch.allclose(middle, right, atol=1e-5)
+    assert TreeSampler((0, 2), correction=1).correction == 1

@@ -182,3 +182,15 @@ def test_data_loss_takes_pictures_and_chosen_timesteps():
         timesteps=policy.timesteps,
     )
     assert value.isfinite() and value.ndim == 0
+
+
+def test_the_data_loss_may_draw_latents_from_the_vae_as_pretraining_does():
+    policy, images = Policy(tiny_sd(), num_steps=4), torch.rand(3, 3, 64, 64, generator=g)
+    captions = ['a cat', 'a dog', 'an apple']
+    again, shape = torch.Generator().manual_seed(5), (3, *policy.latent_shape)
+    distribution = policy.vae.encode(images * 2 - 1).latent_dist
+    drawn = distribution.mean + distribution.std * torch.randn(shape, generator=again)
+    rest = data_loss(policy, drawn * policy.vae.config.scaling_factor, captions, again)
+    loss = lambda **more: data_loss(policy, images, captions, torch.Generator().manual_seed(5), **more)
+    assert loss(sample=True).item() == pytest.approx(rest.item(), rel=1e-4)
+    assert loss().item() != pytest.approx(rest.item(), rel=1e-4)

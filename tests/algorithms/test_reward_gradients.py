@@ -201,3 +201,32 @@ def test_refl_has_the_pretraining_loss_that_its_paper_has():
 def test_what_cannot_be_trained_is_refused(objective, told, words):
     with pytest.raises(ValueError, match=words):
         trainer(objective, **told)
+
+
+def test_refls_release_lets_rewards_beyond_its_margin_be_and_has_no_guidance():
+    "1e-3 max(2 - r, 0) of the conditional prediction, by hand; a policy without guidance gives the same."
+    bright = reward(lambda images, prompts: 40 * warmth.score(images, prompts) - 6.5, name='bright')
+    gradients = []
+    for guidance, objective in ((4.0, ReFL.released()), (4.0, ReFL())):
+        policy = Policy(tiny_sd(), num_steps=4, train='full', guidance_scale=guidance)
+        task = Task('bright', PROMPTS, bright, samples=8)
+        t = Trainer(policy, [task], TrainConfig(num_minibatches=1), callbacks=[], objective=objective)
+        (rows,) = t.updates.plan(t.collect(task))
+        t.updates.gradient(rows)
+        gradients.append((t, rows, [p.grad.clone() for p in t.params]))
+    t, rows, found = gradients[0]
+    alpha = t.policy.pipeline.scheduler.alphas_cumprod[t.policy.timesteps[rows['step']]].view(-1, 1, 1, 1)
+    x, cond = rows['latents'], rows['cond'].rows()['prompt_embeds']
+    v = t.policy.network(x, t.policy.timesteps[rows['step']], cond).sample
+    x0 = alpha.sqrt() * x - (1 - alpha).sqrt() * v
+    images = t.policy.vae.decode(x0 / t.policy.vae.config.scaling_factor).sample / 2 + 0.5
+    r = bright.score(images, PROMPTS)
+    assert (r > 2).any() and (r < 2).any()
+    loss = 1e-3 * torch.nn.functional.relu(2 - r).mean()
+    right = torch.autograd.grad(loss, t.params)
+    assert all(torch.allclose(a, b, atol=1e-8 + 2e-3 * b.abs().max()) for a, b in zip(found, right))
+    assert not any(
+        torch.allclose(a, b, rtol=0.5) for a, b in zip(found, gradients[1][2]) if b.abs().max() > 1e-4
+    )
+    with pytest.raises(ValueError, match='scale must be above 0; got 0'):
+        trainer(ReFL(scale=0))

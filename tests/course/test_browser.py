@@ -1,7 +1,7 @@
 """A lesson in JupyterLab, in a real browser: it runs from top to bottom, a wrong answer that is typed into a stub shows its sentence,
 and the right one a tick. Screenshots go where SCREENSHOTS says."""
 
-import os, shutil, time
+import json, os, re, time
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,10 @@ LESSONS = lessons.lessons()
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp('course')
     for page in lessons.ROOT.glob('nbs/course/*.ipynb'):
-        shutil.copy(page, folder / page.name)
+        found = json.loads(page.read_text(encoding='utf-8'))
+        for cell in found['cells']:  # as nobody has run it
+            cell |= dict(outputs=[], execution_count=None) if cell['cell_type'] == 'code' else {}
+        (folder / page.name).write_text(json.dumps(found), encoding='utf-8')
     with jupyter_lab(folder) as address:
         yield address
 
@@ -44,16 +47,17 @@ class Notebook:
         return self.page.locator('.jp-Notebook .jp-Cell').nth(self.exercises.index((exercise, role)))
 
     def run_all(self, seconds=300):
-        "Run, Run All Cells; wait until no cell is running or waiting."
+        "Run, Run All Cells; wait until each has its number."
         self.page.locator('.lm-MenuBar-item', has_text='Run').first.click()
         self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
         end = time.time() + SLOW * seconds
-        busy = self.page.locator(
-            '.jp-InputPrompt:has-text("[*]"), .jp-CodeCell .jp-InputPrompt:has-text("[ ]")'
-        )
-        while busy.count():
-            assert time.time() < end, f'{busy.count()} cells of {self.lesson.stem} have not run'
+        while left := sum(not re.search(r'\d', text) for text in self.prompts()):
+            assert time.time() < end, f'{left} cells of {self.lesson.stem} have not run'
             time.sleep(0.5)
+
+    def prompts(self):
+        "'[3]:' of a cell that has run, '[*]:' of one that waits, '[ ]:' of others."
+        return self.page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').all_inner_texts()
 
     def run(self, exercise, role, source=None):
         "Shift and Enter in a cell, with another source if there is one."
@@ -92,6 +96,7 @@ def notebook(address, chromium, lesson):
 )
 def test_a_lesson_in_jupyterlab(notebook, lesson):
     notebook.run_all()
+    notebook.shot(min(lessons.wrong_answers(lesson)), 'whole')
     wrong = lessons.wrong_answers(lesson)
     page = notebook.page
     assert page.locator('.jp-OutputArea', has_text='✓').count() == len(wrong)

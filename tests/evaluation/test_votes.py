@@ -259,6 +259,83 @@ def test_who_has_seen_the_count_votes_no_more(ballot):
     assert ballot.result().win_rate == 0.5
 
 
+# undo, a personal result, agreement
+
+
+def test_the_last_vote_can_be_taken_back_until_it_counts(ballot):
+    with pytest.raises(ValueError, match='no vote to take back'):
+        ballot.undo('ann')
+    first = ballot.draw('ann').id
+    ballot.vote(first, 'bad', 'ann')
+    assert ballot.result().win_rate == 0.5 and ballot.rows()['ann', first]['choice'] == 'bad'
+    assert ballot.undo('ann') == first and not ballot.votes() and ballot.draw('ann').id == first
+    while pair := ballot.draw('ann'):
+        ballot.vote(pair.id, 'tie', 'ann')
+    assert not ballot.can_undo('ann')  # the count has been seen
+
+
+def test_a_personal_result_stays_as_it_was(tmp_path):
+    "After thirty votes a voter is told what they preferred; what they do then neither changes it nor tells a side."
+    n, given = 40, []
+    images = torch.zeros(n, 3, 8, 8), torch.ones(n, 3, 8, 8)
+    ballot = V.Ballot(V.make_ballot(tmp_path / 'b', ['p'] * n, *images))
+    while pair := ballot.draw('ann'):
+        assert (ballot.personal('ann') is None) == (len(given) < V.PERSONAL)
+        likes = likes_white(pair)
+        ballot.vote(pair.id, likes if len(given) % 3 else {'left': 'right', 'right': 'left'}[likes], 'ann')
+        given.append(pair.id)
+        if len(given) == V.PERSONAL:
+            told = ballot.personal('ann')
+            assert told.win_rate == 20 / 30 and not ballot.can_undo('ann')
+            with pytest.raises(ValueError, match='cannot be changed'):
+                ballot.vote(given[3], 'left', 'ann')
+        if len(given) > V.PERSONAL:
+            assert ballot.personal('ann') == told
+        if len(given) == 35:
+            assert ballot.undo('ann') == given.pop() and ballot.personal('ann') == told
+            ballot.vote(pair.id, 'tie', 'ann')
+            given.append(pair.id)
+    assert len(given) == n
+
+
+def test_krippendorff_by_the_published_example():
+    "Three coders, 15 units: 0.691 for nominal values."
+    a = '* * * * * 3 4 1 2 1 1 3 3 * 3'.split()
+    b = '1 * 2 1 3 3 4 3 * * * * * * *'.split()
+    c = '* * 2 1 3 4 4 * 2 1 1 3 3 * 4'.split()
+    units = [[v for v in unit if v != '*'] for unit in zip(a, b, c)]
+    assert V.krippendorff(units) == pytest.approx(0.691, abs=5e-4)
+    assert V.krippendorff([['x', 'x'], ['y', 'y']]) == 1 and V.krippendorff([['x', 'x']]) is None
+    assert V.krippendorff([]) is None
+
+
+def test_the_table_of_voters(ballot):
+    for id in ('0000', '0001', '0002'):
+        for voter in ('ann', 'bob'):
+            likes = likes_white(ballot.pair(id, voter))
+            ballot.vote(id, 'tie' if (id, voter) == ('0002', 'bob') else likes, voter)
+    found = ballot.agreement()
+    assert [(v.name, v.votes, v.tuned, v.tie, v.agrees) for v in found.voters] == [
+        ('voter 1', 3, 3, 0, 2 / 3),
+        ('voter 2', 3, 2, 1, 2 / 3),
+    ]
+    assert found.pairs == 3 and 'ann' not in str(found)
+
+
+def test_the_page_takes_back_and_counts_both_bad(ballot):
+    undo = lambda page: page.split('id="vote-undo"')[1].split('>')[0]
+    with serving(ballot) as ask:
+        mine = voter(ask)
+        page = ask('GET', '/', **mine)[2].decode()
+        id = page.split('name="pair" value="')[1][:4]
+        assert 'disabled' in undo(page)
+        assert ask('POST', '/', f'pair={id}&choice=bad', **mine)[0] == 303
+        assert 'disabled' not in undo(ask('GET', '/', **mine)[2].decode())
+        assert ask('POST', '/', 'choice=undo')[0] == 403  # of a stranger
+        assert ask('POST', '/', 'choice=undo', **mine)[0] == 303 and not ballot.votes()
+        assert ask('POST', '/', 'choice=undo', **mine)[0] == 400
+
+
 # what lies in a ballot
 
 

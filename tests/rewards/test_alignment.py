@@ -2,6 +2,7 @@ from drl_toolkit.utils.images import to_pil, to_tensor
 
 "SigLIP, captions and questions against transformers' and torchmetrics' own results, on tiny random models."
 import pytest, tiny_models, torch
+from PIL import Image
 
 from drl_toolkit.emoji import world
 from drl_toolkit.rewards.alignment import (
@@ -131,3 +132,25 @@ def test_answers_are_counted():
     assert r(IMAGES, PROMPTS).tolist() == [1, 1, 0.5]
     with pytest.raises(ValueError, match="no question for the prompt 'empty'"):
         r(IMAGES[:1], ['empty'])
+
+
+def test_a_captioner_may_see_ddpos_jpegs(tmp_path):
+    "Files of quality 80, as PIL writes and reads them."
+    bert, seen = tiny_models.save_bert(tmp_path), []
+    say = lambda images: seen.append(images) or ['a cat'] * len(images)
+    caption_reward(say, bert, layer=-1, jpeg_quality=80)(IMAGES, PROMPTS)
+    caption_reward(say, bert, layer=-1)(IMAGES, PROMPTS)
+    for image, got in zip(to_pil(IMAGES), to_pil(seen[0])):
+        image.save(tmp_path / 'sent.jpg', quality=80)
+        assert Image.open(tmp_path / 'sent.jpg').tobytes() == got.tobytes()
+    assert torch.equal(seen[1], IMAGES)
+    with pytest.raises(ValueError, match='quality must be in 1 … 95; got 99'):
+        caption_reward(say, bert, layer=-1, jpeg_quality=99)(IMAGES, PROMPTS)
+
+
+def test_answers_may_have_to_be_spelt_alike():
+    "DDPO's code looks for the answer as it is."
+    reply = lambda images, qs: ['A CAT.', 'There are one or two.']
+    questions = lambda p: [('What?', 'cat'), ('Many?', 'one')]
+    assert answers_reward(questions, reply)(IMAGES, PROMPTS).tolist() == [1, 1, 1]
+    assert answers_reward(questions, reply, match_case=True)(IMAGES, PROMPTS).tolist() == [0.5, 0.5, 0.5]

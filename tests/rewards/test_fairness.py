@@ -10,6 +10,7 @@ from drl_toolkit.rewards.fairness import (
     rarity_credit,
     statistical_parity,
 )
+from drl_toolkit.rewards.reward import NotFinite, keep_nonfinite
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,3 +78,23 @@ def test_rarity_is_the_even_share_less_the_share_among_the_others():
         torch.rand(12, 3, 8, 8), ['a portrait of a judge'] * 12, torch.zeros(12, dtype=torch.long)
     )
     assert torch.allclose(values, credit) and metrics['parity'] == pytest.approx(statistical_parity(tones))
+
+
+def test_an_unreadable_image_may_be_undefined():
+    "It has no value, and the others' parity is that of the readable ones."
+    tones = torch.tensor([0, 0, -1, 1, -1, -1, -1, -1])
+    images, prompts = (tones[:, None, None, None] + 1).expand(8, 3, 2, 2) / 10, ['a'] * 4 + ['b'] * 4
+    read = lambda images: (10 * images[:, 0, 0, 0]).round().long() - 1
+    shared = fairness_reward(read, 'shared', undefined=True)
+    with keep_nonfinite():
+        values, metrics = shared.report(images, prompts)
+    parity = statistical_parity(torch.tensor([0, 0, 1]))
+    assert values[[0, 1, 3]].tolist() == pytest.approx([-parity] * 3)
+    assert values[2].isnan() and values[4:].isnan().all()
+    assert metrics['readable'] == pytest.approx(3 / 8)
+    with pytest.raises(NotFinite, match="reward 'fairness' returned NaN for 1 of 4"):
+        shared(images, prompts)
+    assert shared.measured_by(images, prompts).isfinite().all()
+    with keep_nonfinite():
+        own = fairness_reward(read, undefined=True)(images, prompts)
+    assert torch.allclose(own[[0, 1, 3]], leave_one_out_credit(torch.tensor([0, 0, 1])))

@@ -313,3 +313,40 @@ def test_clip_pixels_resize_like_open_clip():
 def test_a_missing_clip_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match='no open_clip_config.json'):
         clip_reward(tmp_path)(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize('size', [(40, 64), (100, 30)])
+@pytest.mark.parametrize('mode', ['shortest', 'longest', 'squash'])
+def test_other_shapes_go_through_open_clips_own_transform(mode, size):
+    "Cropped, with black bars, or squashed: its transform of PIL images, within their rounding."
+    model, _ = load_clip(str(assets_dir() / 'clip'))
+    cfg, side = model.visual.preprocess_cfg, model.visual.image_size
+    side = side if isinstance(side, int) else side[0]
+    noise = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+    images = to_tensor(to_pil(torch.nn.functional.interpolate(noise, size, mode='bilinear')))
+    transform = open_clip.image_transform(side, False, cfg['mean'], cfg['std'], resize_mode=mode)
+    theirs = torch.stack([transform(image) for image in to_pil(images)])
+    std = torch.tensor(cfg['std'])[:, None, None]
+    ours = clip_pixels(model, images, mode)
+    assert ours.shape == theirs.shape and ((ours - theirs) * std).abs().max() < 1.6 / 255
+    if mode == 'longest':
+        black = (0 - torch.tensor(cfg['mean'])) / torch.tensor(cfg['std'])
+        assert torch.allclose(ours[0, :, 0, 0], black, atol=1e-6)
+    with pytest.raises(ValueError, match="resize_mode must be one of shortest, longest, squash; got 'pad'"):
+        clip_pixels(model, images, 'pad')
+
+
+def test_eight_bits_are_those_of_a_file_and_let_gradients_pass():
+    rounded, file = clip_score.eight_bit(), to_tensor(to_pil(IMAGES))
+    first = reward(lambda images, prompts: images[:, 0, 0, 0], name='first')
+    assert torch.equal(first.eight_bit()(IMAGES, PROMPTS), file[:, 0, 0, 0])
+    assert not torch.equal(first(IMAGES, PROMPTS), file[:, 0, 0, 0])
+    assert torch.allclose(rounded(IMAGES, PROMPTS), clip_score(file, PROMPTS), atol=1e-6)
+    images = IMAGES * 1.2 - 0.1  # some too dark, some too bright
+    leaf, plain = images.clone().requires_grad_(), to_tensor(to_pil(images)).requires_grad_()
+    rounded.raw(leaf, PROMPTS).sum().backward()
+    clip_score.raw(plain, PROMPTS).sum().backward()
+    assert torch.allclose(leaf.grad, plain.grad, atol=1e-6) and leaf.grad.abs().sum() > 0
+    assert rounded.name == clip_score.name
+    with pytest.raises(ValueError, match='is a combination; make its parts eight_bit'):
+        (clip_score + jpeg_compressibility).eight_bit()

@@ -165,3 +165,18 @@ def test_nothing_is_unpickled(tmp_path):
 def test_a_missing_file_is_one_line(source):
     with pytest.raises(FileNotFoundError, match="'owner/name/file' on the hub is right"):
         weights_file(source)
+
+
+def test_hps_shows_all_of_an_image_that_is_not_square(architecture):
+    "Its release resizes the longer side and fills up with black; CLIP crops."
+    name, weights = architecture
+    wide = 0.3 + 0.4 * torch.rand(2, 3, 40, 80, generator=torch.Generator().manual_seed(2))
+    model, _, _ = open_clip.create_model_and_transforms(name, str(weights))
+    side = model.visual.image_size if isinstance(model.visual.image_size, int) else model.visual.image_size[0]
+    small = torch.nn.functional.interpolate(wide, (side // 2, side), mode='bicubic', antialias=True)
+    square = torch.zeros(2, 3, side, side)
+    square[:, :, side // 4 : side // 4 + side // 2] = small
+    r, asked = hps_reward(str(weights), name), PROMPTS[:2]
+    assert torch.allclose(r(wide, asked), r(square, asked), atol=1e-5)
+    cropped = hps_reward(str(weights), name, resize_mode='shortest')
+    assert not torch.allclose(r(wide, asked), cropped(wide, asked), atol=1e-4)

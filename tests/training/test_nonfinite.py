@@ -387,3 +387,24 @@ def test_a_figure_that_is_no_number_is_named():
     assert reward(lambda x, p: (torch.rand(3), {'x': torch.tensor(2.0)}), name='mine').report(
         images, ['a'] * 3
     )[1] == {'x': 2.0}
+
+
+def test_undefined_rewards_may_be_many(capsys):
+    "[P]'s code leaves them out of the mean, the deviation and the gradient; three of them are named."
+    many = Task('odd', ['a cat'], spoilt(math.nan, 5), samples=8)
+    t = trainer(of=[many], on_nonfinite='skip', max_nonfinite=1.0, epochs=1, num_minibatches=1)
+    batches, real = [], t.updates.plan
+    t.updates.plan = lambda batch: batches.append(batch) or real(batch)
+    assert t.fit()[0]['tasks']['odd']['skipped_samples'] == 5
+    (batch,) = batches
+    kept = batch.values[0][:3].double()
+    right = (kept - kept.mean()) / (kept.var(correction=0) + 1e-8).sqrt()
+    assert torch.allclose(batch.advantage[:3].double(), right, atol=1e-5) and (batch.advantage[3:] == 0).all()
+    assert set(batch.minibatches[0]['sample'].tolist()) == {0, 1, 2}
+    told = capsys.readouterr().out
+    assert told.count('is not finite') == 3 and '2 more samples are skipped for the same reason' in told
+    none = Task('odd', ['a cat'], spoilt(math.nan, 8), samples=8)
+    with pytest.raises(
+        ValueError, match='one of 8 such of 8 samples; at most 100% are skipped, and never all'
+    ):
+        trainer(of=[none], on_nonfinite='skip', max_nonfinite=1.0).fit()

@@ -15,6 +15,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.training.callbacks import Callback
 from drl_toolkit.training.config import TrainConfig
+from drl_toolkit.training.policy_gradient import PolicyGradient
 from drl_toolkit.training.trainer import Trainer
 
 STEPS, STOCHASTIC, SAMPLES = 5, 4, 12
@@ -249,6 +250,10 @@ def test_old_log_probs_of_all_waiting_tasks_are_replaced_where_sampling_was_nois
             dict(reuse_graphs=True, minibatch_by='sample', minibatch_size=4, num_minibatches=1),
             'reuse_graphs needs minibatch_size=0 .*got minibatch_size=4',
         ),
+        (
+            dict(matching_prediction='conditional'),
+            "matching_prediction must be 'guided' with likelihood 'path'.*got 'conditional'",
+        ),
         (dict(inner_epochs=0), 'inner_epochs must be 1 or more; got 0'),
         (dict(max_nonfinite=1.5), r'max_nonfinite must be in \[0, 1\]; got 1.5'),
         (dict(minibatch_by='prompt'), "minibatch_by must be one of .*'timestep'.*got 'prompt'"),
@@ -285,3 +290,50 @@ def test_a_clip_range_of_1_or_more_clips_no_fall():
     assert torch.allclose(log_prob.grad, -advantage * change.exp() / 4)
     with pytest.raises(ValueError, match='clip_range must be a finite number above 0'):
         clip_pair(math.inf)
+
+
+@pytest.mark.parametrize('prediction', ['guided', 'conditional'])
+def test_matching_fits_the_guided_or_the_conditional_prediction(prediction):
+    "The KL penalty's reference too; of the conditional one the unconditional branch has no part."
+    seen, policy = Seen(), Policy(tiny_sd(), num_steps=STEPS, guidance_scale=4.0)
+    config = TrainConfig(
+        likelihood='matching',
+        matching_prediction=prediction,
+        kl_weight=0.1,
+        train_steps=2,
+        num_minibatches=1,
+        warmup=0,
+        grad_clip=0,
+        measure_every=0,
+    )
+    tasks = [Task('red', ['a cat', 'a dog'], redness, samples=8)]
+    trainer = Trainer(policy, tasks, config, callbacks=[seen])
+    seen.watch(trainer).watch(trainer)
+    trainer.fit(1)
+    batch, (part,) = seen.batches[0]
+    weights, found = seen.steps[0]
+    torch.nn.utils.vector_to_parameters(weights, list(policy.parameters()))
+    embeds, empty = (
+        policy.encode(prompts).rows()['prompt_embeds']
+        for prompts in ([batch.trajectory.prompts[i] for i in part['sample']], [''] * 16)
+    )
+    ask = lambda cond: policy.network(part['latents'], policy.timesteps[part['step']], cond).sample
+    now = ask(embeds) if prediction == 'conditional' else ask(empty) + 4 * (ask(embeds) - ask(empty))
+    assert torch.allclose(part['reference'], now, atol=1e-4)
+    error = (now - part['target']).square().mean((1, 2, 3))
+    ratio = (error.detach() - error).exp()
+    loss = -(ratio * batch.advantage[part['sample']]).sum() / 16 + 0.1 * (now - now.detach()).square().mean()
+    right = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
+    assert torch.allclose(found, right, rtol=2e-3, atol=2e-3 * right.abs().max().item())
+
+
+def test_nfts_clip_is_its_papers_or_its_codes():
+    "r = ½ + ½ clip(A, ±c)/c with c of 1 in the paper and 5 in the release."
+    policy, advantage = Policy(tiny_sd(), num_steps=2), torch.tensor([-9.0, -2.5, 0.0, 0.5, 2.5])
+    goodness = lambda **config: (
+        PolicyGradient(TrainConfig(surrogate='nft', likelihood='matching', **config), policy)
+        .surrogate.goodness(advantage)
+        .tolist()
+    )
+    assert goodness() == [0, 0, 0.5, 0.75, 1]
+    assert goodness(nft_clip=5.0) == pytest.approx([0, 0.25, 0.5, 0.55, 0.75])

@@ -33,7 +33,9 @@ def test_every_page_of_a_whole_run(run, page):
         return
     assert 'note error' not in html and '<h1' in html
     assert all('alt="' in tag for tag in re.findall(r'<img[^>]*>', html))
-    assert not re.search(r'(src|href)="(?!images/|\?|weights)', html)  # nothing comes from elsewhere
+    assert not re.search(
+        r'(src|href)="(?!images/|\?|weights|glossary|sheet)', html
+    )  # nothing comes from elsewhere
 
 
 def test_overview_says_what_is_better(run):
@@ -541,3 +543,113 @@ def test_a_thousand_epochs_are_drawn_quickly(tmp_path):
     run, start = long_run(tmp_path / 'long'), time.perf_counter()
     html = draw('overview', run)
     assert time.perf_counter() - start < 2 and len(html) < 400_000 and '1000 of 1000' in html
+
+
+# --- words, and what a newcomer meets
+
+
+def test_every_question_mark_has_a_sentence_and_every_tab_a_guide():
+    from drl_toolkit.ui import words
+    from drl_toolkit.utils.templates import PACKAGE
+
+    asked = set()
+    for file in PACKAGE.joinpath('ui/templates').iterdir():
+        asked |= set(re.findall(r"explain\('([^']+)'\)", file.read_text(encoding='utf-8')))
+    assert asked | set(words.COLUMNS.values()) <= set(words.TERMS) and len(asked) > 10
+    assert set(app.LABELS) <= set(words.GUIDES)
+    page = words.glossary_page()
+    assert all(f'id="{words.slug(name)}"' in page for name in words.TERMS)
+
+
+def test_numbers_that_a_newcomer_meets():
+    from drl_toolkit.utils.templates import cell_text, shortened
+
+    told = ['384', '384.0', '-3', '+0.125', '-0.125', '1.000', '12345', '+7', 'x', '']
+    shown = ['384', '384', '-3', '+0.125', '-0.125', '1.000', '12,345', '+7', 'x', '']
+    assert list(map(cell_text, told)) == shown
+    assert [cell_text(t, 'effect_low') for t in ('0.125', '-0.125', '0')] == ['+0.125', '-0.125', '0']
+    assert shortened('word ' * 140).endswith(' …') and len(shortened('word ' * 140)) < 100
+    assert shortened('x' * 700) == 'x' * 90 + ' …' and shortened('short') == 'short'
+
+
+def test_a_long_prompt_is_no_heading(tmp_path):
+    prompt = 'a portrait of ' + 'very ' * 130 + 'old doctor'
+    run = make_run(tmp_path / 'long', epochs=2, prompt=prompt)
+    html = pages.trajectories(run)
+    assert len(re.search('<h1>(.*?)</h1>', html, re.S)[1]) < 130 and prompt in html
+    labels = [label for label, _ in pages.path_choices(run) + pages.group_choices(run)]
+    assert labels and all(len(label) < 110 for label in labels)
+
+
+def test_slider_and_caption_are_one_number(run):
+    "The slider ends at the newest epoch as the pages number it; its sheet comes after the epoch."
+    assert app.last_epoch(run) == 5 and 'epoch 5' in pages.trajectories(run, 5)
+    assert 'after 6 epochs' in pages.overview(run, 5) and 'after 6 epochs' in pages.overview(run)
+    assert 'nearest' not in pages.trajectories(run, 5)
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_early_says_how_long_that_takes(count):
+    rising = lambda epochs: rows_of([{f'task {i}': 0.1 * e for i in range(count)} for e in range(epochs)])
+    fewest = int(re.search(r'takes (\d+) epochs', pages.headline(pages.goals(rising(3))))[1])
+    assert 'too early' in pages.headline(pages.goals(rising(fewest - 1)))
+    assert 'better' in pages.headline(pages.goals(rising(fewest)))
+
+
+def test_a_resume_is_offered_only_where_it_can_be(tmp_path):
+    from drl_toolkit.utils.loading import assets_dir
+
+    shipped = pages.next_step(Run.open(assets_dir() / 'runs/joint'))
+    assert '--resume' not in shipped.command and 'drl train joint' in shipped.command
+    whole, part = make_run(tmp_path / 'whole', epochs=3), make_run(tmp_path / 'part', epochs=3, planned=9)
+    assert '--resume' not in pages.next_step(whole).command  # no checkpoint
+    for run in (whole, part):
+        (run.folder / 'checkpoints/epoch_0003').mkdir(parents=True)
+    assert pages.next_step(part).command.endswith('--resume')
+    assert pages.next_step(whole).command.endswith('--resume --epochs 6')
+
+
+def test_pages_show_the_nearest_epoch_that_has_what_they_are_about(tmp_path):
+    run = make_run(tmp_path / 'some', epochs=6)
+    for epoch in (3, 4, 5):
+        file = run.folder / f'frames/epoch_{epoch:04d}/frames.json'
+        told = json.loads(file.read_text())
+        for task in told['tasks'].values():
+            task |= dict(categories={}, boxes={})
+        file.write_text(json.dumps(told))
+    for page in (pages.fairness, pages.composition):
+        assert 'epoch 2 · the nearest to epoch 5' in page(run, 5), page
+    assert pages.idle_pages(run) == frozenset()
+
+
+def test_figures_for_a_dark_page_can_be_read(run):
+    "Grays turn, so that what was black on white is ink on the card; contrast by W3C's definition."
+    figure = pages.curve(pages.plots.reward_curves, run)
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    night, card = figure.night.data.decode(), luminance('#1b2027')
+    assert '#ffffff' not in night and '#1b2027' in night and '#ffffff' in figure.day.data.decode()
+    ink = re.search('<svg fill="(#......)"', night)[1]
+    lines = set(re.findall('stroke: (#[0-9a-f]{6})', night)) - {'#1b2027'}
+    contrast = {c: (luminance(c) + 0.05) / (card + 0.05) for c in (ink, *lines)}
+    assert contrast[ink] > 4.5 and len(lines) > 1 and min(contrast.values()) > 2.9, contrast
+
+
+def test_the_panel_of_an_empty_place(tmp_path, monkeypatch):
+    "Without a runs folder: the recorded runs, the command that adds one, and the own run as soon as it is there."
+    from drl_toolkit.utils.loading import assets_dir
+
+    monkeypatch.chdir(tmp_path)
+    library = Library(app._runs_folder(None, False), None, assets_dir() / 'runs')
+    panel = app.Panel(library)
+    assert list(library.scan().runs) == ['recorded/joint', 'recorded/branches']
+    shown = panel.look('overview', None, None, '')[panel.html['overview']]
+    assert 'drl train joint --out runs/joint' in shown and 'note error' not in shown
+    make_run(tmp_path / 'runs/mine', epochs=2)
+    library._at = -9
+    assert list(library.scan().runs) == ['mine', 'recorded/joint', 'recorded/branches']
+    assert 'came with the package' not in panel.look('overview', 'mine', None, '')[panel.html['overview']]

@@ -2,7 +2,7 @@
 
 Screenshots go to the folder named by DRL_SHOTS, or to pytest's own; they are meant to be looked at."""
 
-import os, re, shutil, statistics, subprocess, sys, tempfile, textwrap, time
+import json, os, re, shutil, statistics, subprocess, sys, tempfile, textwrap, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from drl_toolkit.ui import panel as app
 from drl_toolkit.runs.run import Run
 from tiers import long, some
 from panel import add_ballot, add_weights, long_run, make_run, serving
-from browsing import turn
+from browsing import turn, violations
 from panel import quick  # noqa: F401 (a fixture)
 
 
@@ -22,6 +22,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp('panel') / 'runs'
     add_ballot(make_run(home / 'joint'))
     add_weights(Run.open(home / 'joint'))
+    (home / 'joint/checkpoints/epoch_0006').mkdir(parents=True)
     make_run(
         home / 'odd "<b>" {{7*7}} name',
         epochs=2,
@@ -42,6 +43,10 @@ def shots(tmp_path_factory):
     return Path(os.environ.get('DRL_SHOTS') or tmp_path_factory.mktemp('shots'))
 
 
+# All pictures that are seen have come.
+SEEN = "Promise.all([...document.images].filter(i => i.offsetParent && i.loading !== 'lazy').map(i => i.decode())).then(() => true)"
+
+
 # --- in a browser
 
 
@@ -57,7 +62,7 @@ def test_every_page_opens(look, panel, shots, width, scheme):
             continue
         turn(page, label)
         page.wait_for_selector(f'#{name} h1, #{name} .note, #tab-{name} h1')
-        page.wait_for_function('Promise.all([...document.images].map(i => i.decode())).then(() => true)')
+        page.wait_for_function(SEEN)
         page.screenshot(path=shots / f'{name}_{width}_{scheme}.png', full_page=True)
         assert page.evaluate('document.documentElement.scrollWidth') <= width, (
             f'{name} is wider than the screen'
@@ -66,6 +71,7 @@ def test_every_page_opens(look, panel, shots, width, scheme):
             f'{name} has a picture without a description'
         )
         page.wait_for_url(f'**view={name}*') if name != 'overview' else None
+        assert not violations(page), name
     assert ('dark' in page.evaluate('document.body.className')) == (scheme == 'dark')
 
 
@@ -90,7 +96,7 @@ def test_sliders_and_keyboard(look, panel):
         and 'nothing to choose' in page.inner_text('.told')
         and 'not measured' in page.inner_text('.told')
     )
-    page.locator('.strip button').nth(1).press('Enter')
+    page.locator('.strip [data-step]').nth(1).press('Enter')
     assert 'Step 2 of 4' in page.inner_text('.told')
     page.click('.play')
     page.wait_for_function("document.querySelector('.told').innerText.includes('Step 4')")
@@ -138,6 +144,69 @@ def test_deep_links(look, panel):
     gone = look(f'{panel}/?run=..%2Fsecret&epoch=-1&sample=%3Cb%3E', '#trajectories .note.error')
     assert 'This run is not here' in gone.inner_text('#trajectories')
     look(f'{panel}/?run=joint&epoch=99999999999&view=nothing&page=junk&deep_link=x', '#overview h1')
+
+
+def test_back_and_forward_tabs_and_keys(look, panel):
+    "The address, the tab and the page say the same, whichever way one came; arrow keys take the focus along."
+    page = look(f'{panel}/?run=joint')
+    page.wait_for_selector('#first', state='detached')
+    chosen = '[role=tab][aria-selected=true]'
+    at = lambda tab: page.wait_for_function(f"document.querySelector('{chosen}').innerText === '{tab}'")
+    turn(page, 'Fairness')
+    page.wait_for_selector('#fairness h1')
+    turn(page, 'Results')
+    page.wait_for_selector('#costs h1')
+    assert not page.locator('#epoch').is_visible()  # nothing there depends on it
+    page.go_back()
+    at('Fairness')
+    page.wait_for_selector('#fairness h1')
+    assert 'view=fairness' in page.url and page.locator('#epoch').is_visible()
+    page.go_back()
+    at('Overview')
+    assert 'view=' not in page.url
+    page.go_forward()
+    at('Fairness')
+    page.locator(chosen).focus()
+    page.keyboard.press('ArrowRight')
+    at('Composition')
+    page.wait_for_function("document.activeElement.innerText === 'Composition'")
+    page.goto(f'{panel}/?run=joint&view=trajectories&step=3')
+    page.wait_for_selector('#first', state='detached')
+    page.wait_for_selector('.path .told p')
+    assert 'Step 3 of 4' in page.inner_text('.told')
+    page.locator('.player input').fill('2')
+    assert 'step=2' in page.url
+    page.click('.told .mark >> nth=0')
+    assert page.locator('.tip:popover-open').count() == 1
+
+
+@pytest.mark.parametrize('path', ['glossary', 'vote?run=joint'])
+def test_pages_that_stand_alone_can_be_used_by_everybody(look, panel, shots, path):
+    page = look(f'{panel}/{path}', 'h1', width=390, scheme='dark')
+    page.screenshot(path=shots / f'{path.partition("?")[0]}_390_dark.png', full_page=True)
+    assert not violations(page) and page.evaluate('document.documentElement.scrollWidth') <= 390
+
+
+def test_tabs_without_content_are_not_there(look, tmp_path):
+    "A run that nobody looked at for faces or objects; the tab of an address is there, and says what fills it."
+    run = make_run(tmp_path / 'runs/plain', epochs=2, sheets=False)
+    for file in (run.folder / 'frames').glob('*/frames.json'):
+        told = json.loads(file.read_text())
+        for task in told['tasks'].values():
+            task |= dict(categories={}, boxes={})
+        file.write_text(json.dumps(told))
+    with serving(tmp_path / 'runs') as (address, _):
+        page = look(address)
+        page.wait_for_selector('#first', state='detached')
+        page.wait_for_function(
+            "![...document.querySelectorAll('[role=tab]')].some(t => t.innerText === 'Composition')"
+        )
+        tabs = [t.inner_text() for t in page.get_by_role('tab').all() if t.is_visible()]
+        assert tabs[:2] == ['Overview', 'Results'] and not {'Fairness', 'Composition'} & set(tabs)
+        assert 'view=fairness' not in httpx.get(address).text.partition('<gradio-app')[0]
+        page.goto(f'{address}/?view=fairness')
+        page.wait_for_selector('#fairness .note')
+        assert 'drl train fairness' in page.inner_text('#fairness')
 
 
 def test_names_are_only_text(look, panel):
@@ -228,10 +297,10 @@ def test_a_live_run_is_followed(look, tmp_path):
             print('seconds until a new epoch was seen:', [round(w, 2) for w in waits])
             assert statistics.median(waits) < 3 * max(1, os.getloadavg()[0] / os.cpu_count() / 2)
             assert (
-                follower.input_value('#epoch input[type=range]') == '8'
+                follower.input_value('#epoch input[type=range]') == '7'
                 and follower.evaluate('shortest') > 100
             )
-            looker.wait_for_function("document.querySelector('#epoch input[type=range]').max === '8'")
+            looker.wait_for_function("document.querySelector('#epoch input[type=range]').max === '7'")
             assert (
                 looker.input_value('#epoch input[type=range]') == '1'
                 and 'epoch 1' in looker.inner_text('#trajectories .eyebrow')
@@ -270,9 +339,8 @@ def test_empty_folder_is_friendly(look, tmp_path):
     (tmp_path / 'runs').mkdir()
     with serving(tmp_path / 'runs') as (address, _):
         page = look(address, '#overview .note')
-        assert 'There are no runs here yet' in page.inner_text(
-            '#overview'
-        ) and 'drl train joint' in page.inner_text('#overview')
+        assert 'There are no runs here yet' in page.inner_text('#overview')
+        assert 'drl train joint --out runs/joint' in page.inner_text('#overview')
         make_run(tmp_path / 'runs/first', epochs=2)  # and it appears by itself
         page.wait_for_selector('#overview h1')
 
@@ -383,13 +451,12 @@ def test_training_from_the_page(look, tmp_path):
             'lora',
         )
         page = look(f'{address}/?view=train', '#train-start')
-        page.click('#train-stop')
-        page.wait_for_selector('text=nothing is being trained here')
+        for button in ('pause', 'run', 'stop'):  # nothing that they could do
+            page.wait_for_selector(f'#train-{button}:disabled')
         page.locator('#epochs input[type=range]').fill('20')
         page.click('#train-start')
         page.wait_for_selector('text=is training')
-        page.click('#train-start')
-        page.wait_for_selector('text=one at a time')
+        page.wait_for_selector('#train-start:disabled')
         done = lambda: (
             (bench.out / 'metrics.jsonl').read_text().count('"task": null')
             if (bench.out / 'metrics.jsonl').exists()
@@ -399,6 +466,9 @@ def test_training_from_the_page(look, tmp_path):
             (True for _ in range(seconds * 10) if test() or time.sleep(0.1)), False
         )
         assert until(lambda: done() >= 1), bench.said()
+        page.wait_for_selector('text=of 20 epochs are done')
+        page.wait_for_function(f"document.querySelector('#run input').value === '{bench.out.name}'")
+        assert f'run={bench.out.name}' in page.url and str(tmp_path) not in page.inner_text('body')
         page.click('#train-pause')
         page.wait_for_selector('text=It pauses after this epoch')
         assert until(lambda: (count := done()) and not time.sleep(4) and done() == count), 'it went on'

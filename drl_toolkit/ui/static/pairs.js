@@ -152,11 +152,11 @@ drl.pairs = {
     const name = item.dataset.name, of = at => `${page.dataset.address}&epoch=${at}&cell=${this.cell}`;
     viewer.setAttribute('aria-label', name);
     viewer.querySelector('h2').textContent = name;
-    this.picture('.one.was img', of(before), `${was}: ${name}`);
-    this.picture('.one.is img', of(epoch), `${label}: ${name}`);
-    this.picture('.drag .was', of(before), `${was}: ${name}`);
-    this.picture('.drag .is', of(epoch), `${label}: ${name}`);
-    this.picture('.heat img', `${of(epoch)}&against=${before}`, 'where the two differ');
+    this.picture('.one.was', 'one', of(before), `${was}: ${name}`);
+    this.picture('.one.is', 'one', of(epoch), `${label}: ${name}`);
+    this.picture('.one.heat', 'one', `${of(epoch)}&against=${before}`, 'where the two differ');
+    this.picture('.drag', 'is', of(epoch), `${label}: ${name}`);
+    this.picture('.drag', 'was', of(before), `${was}: ${name}`);
     for (const place of ['.one.was figcaption', '.drag .left']) viewer.querySelector(place).textContent = was;
     for (const place of ['.one.is figcaption', '.drag .right']) viewer.querySelector(place).textContent = label;
     const cells = this.items().found.map(other => +other.dataset.cell), place = cells.indexOf(this.cell);
@@ -165,8 +165,14 @@ drl.pairs = {
     viewer.querySelector('[data-by="1"]').disabled = place >= cells.length - 1;
   },
 
-  picture(selector, address, alt) {
-    const image = this.viewer.querySelector(selector);
+  // A picture at the head of a place; it is made when it is first needed, since one without an address is none.
+  picture(place, kind, address, alt) {
+    const parent = this.viewer.querySelector(place);
+    let image = parent.querySelector(`img.${kind}`);
+    if (!image) {
+      image = Object.assign(new Image(), {className: kind});
+      parent.prepend(image);
+    }
     if (image.getAttribute('src') !== address) image.src = address;
     image.alt = alt;
   },

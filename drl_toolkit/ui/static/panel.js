@@ -2,22 +2,58 @@
 window.drl = {
   step: 1,
   timer: null,
+  here: new URL(location), // what was shown last
 
-  // Write what is seen into the address; an empty value leaves it.
-  note(values) {
+  // Write what is seen into the address; an empty value leaves it. What is pushed can be gone back to.
+  note(values, push = false) {
     const url = new URL(location);
     for (const [key, value] of Object.entries(values)) {
       if (value === null || value === '') url.searchParams.delete(key);
       else url.searchParams.set(key, value);
     }
-    history.replaceState(null, '', url);
+    if (url.href === location.href) return;
+    history[push ? 'pushState' : 'replaceState'](null, '', url);
+    this.here = url;
+  },
+
+  // The page that the address asks for.
+  asked() {
+    const asked = new URL(location).searchParams;
+    return asked.get('view') || (asked.get('sample') ? 'trajectories' : 'overview');
   },
 
   // Another page was chosen.
   turn(view) {
-    const asked = new URL(location).searchParams;
-    const shown = asked.get('view') || (asked.get('sample') ? 'trajectories' : 'overview');
-    if (view !== shown) this.note({view, sample: null});
+    document.body.dataset.view = view;
+    if (view !== this.asked()) this.note({view, sample: null, step: null}, true);
+  },
+
+  // Back and forward: another tab of the same thing is turned to; anything else is loaded anew.
+  follow() {
+    const now = new URL(location);
+    const same = ['run', 'epoch'].every(key => now.searchParams.get(key) === this.here.searchParams.get(key));
+    const tab = document.getElementById(`tab-${this.asked()}-button`);
+    if (!same || !tab || now.searchParams.get('sample') || now.searchParams.get('step')) return location.reload();
+    this.here = now;
+    document.body.dataset.view = this.asked();
+    tab.click();
+  },
+
+  // Copy what a button holds.
+  async copy(button) {
+    const text = button.dataset.text;
+    try {
+      await navigator.clipboard.writeText(text.trim());
+    } catch { // not over plain HTTP from another machine
+      const field = document.body.appendChild(document.createElement('textarea'));
+      field.value = text.trim();
+      field.select();
+      document.execCommand('copy');
+      field.remove();
+    }
+    const label = button.textContent;
+    button.textContent = 'copied';
+    setTimeout(() => { button.textContent = label; }, 1500);
   },
 
   // One step of the path on the page.
@@ -39,6 +75,12 @@ window.drl = {
     path.querySelector('output').textContent = `step ${this.step} of ${all.length}`;
   },
 
+  // A step that somebody chose, for the address too.
+  choose(root, step) {
+    this.show(root, step);
+    this.note({step: this.step > 1 ? this.step : null});
+  },
+
   // All steps one after the other, or no more.
   play(root) {
     const count = root.querySelectorAll('.strip li').length;
@@ -58,3 +100,21 @@ window.drl = {
     button.setAttribute('aria-label', this.timer ? 'pause' : 'play the steps');
   },
 };
+
+drl.step = +new URL(location).searchParams.get('step') || 1;
+addEventListener('popstate', () => drl.follow());
+const mark = () => { document.body.dataset.view = drl.asked(); };
+if (document.body) mark();
+else document.addEventListener('DOMContentLoaded', mark);
+
+// The focus goes with the tab that the arrow keys choose.
+document.addEventListener('keydown', event => {
+  if (!/^(Arrow(Left|Right)|Home|End)$/.test(event.key) || event.target.getAttribute('role') !== 'tab') return;
+  const list = event.target.closest('[role=tablist]');
+  setTimeout(() => list.querySelector('[role=tab][aria-selected=true]')?.focus(), 0);
+});
+
+document.addEventListener('click', event => {
+  const button = event.target.closest('[data-text]');
+  if (button) drl.copy(button);
+});

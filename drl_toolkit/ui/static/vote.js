@@ -5,7 +5,13 @@ window.ballot = {
     const answer = await fetch(address, options);
     const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
     const next = page.getElementById('ballot');
+    const focus = document.activeElement;
+    const kept = root.contains(focus) && focus.id;
     root.replaceChildren(next || document.createTextNode('The server does not answer.'));
+    // Keys go on where they were; after a click on the tab they belong to the pair.
+    if (kept) document.getElementById(kept)?.focus({preventScroll: true});
+    else if (this.clicked) next?.focus({preventScroll: true});
+    this.clicked = false;
   },
 
   // Follow a part of the panel: its `data-ballot` is the address of the voting page.
@@ -25,13 +31,19 @@ window.ballot = {
   },
 };
 
+addEventListener('click', event => {
+  if (!event.detail || !event.target.closest('[role=tab]')) return; // by the keyboard
+  ballot.clicked = true;
+  setTimeout(() => document.querySelector('#ballot')?.offsetParent && document.getElementById('ballot').focus({preventScroll: true}), 50);
+});
+
 addEventListener('keydown', event => {
-  const choice = {ArrowLeft: 'left', ArrowRight: 'right', ArrowDown: 'tie'}[event.key];
+  const choice = {ArrowLeft: 'left', ArrowRight: 'right', ArrowDown: 'tie', ArrowUp: 'bad', u: 'undo'}[event.key];
   const button = choice && document.getElementById(`vote-${choice}`);
   const modified = event.repeat || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey;
   const focus = document.activeElement;
   const typing = /INPUT|TEXTAREA/.test(focus.tagName) || focus.getAttribute('role') === 'tab';
-  if (!button || !button.offsetParent || modified || typing) return;
+  if (!button || button.disabled || !button.offsetParent || modified || typing) return;
   event.preventDefault();
   button.click();
 });
