@@ -10,13 +10,14 @@ __all__ = ['OBJECTIVE_NAMES', 'STRATEGY_NAMES', 'DATA_NAMES', 'HELD_OUT', 'FREE_
 # %% ../../nbs/recipes/00_config.ipynb #ebb27790
 from dataclasses import dataclass, fields
 
+from ..algorithms import names
 from ..sampling.config import PolicyConfig
 from ..training.config import TrainConfig
 from ..utils.settings import setting, validate
 
 # %% ../../nbs/recipes/00_config.ipynb #0e74730b
-OBJECTIVE_NAMES = ('policy', 'draft', 'draft_lv', 'alignprop', 'refl', 'refl_code')
-STRATEGY_NAMES = ('in_turn', 'sample_first', 'together', 'pcgrad', 'mgda', 'balanced', 'constrained')
+OBJECTIVE_NAMES = tuple(names.OBJECTIVES)
+STRATEGY_NAMES = tuple(names.STRATEGIES)
 DATA_NAMES = ('objects', 'scenes', 'base')
 HELD_OUT = ('watch/', '-watch/', 'drift/', '-drift/')  # how metrics of held-out rewards begin
 
