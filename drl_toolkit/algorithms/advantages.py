@@ -11,10 +11,12 @@ __all__ = ['ADVANTAGES', 'WITHIN_GROUPS', 'batch', 'group_deviation', 'frac_zero
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from scipy.stats import norm, rankdata
+from . import names
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #b65a5e2e
 def _float64(rewards):
@@ -369,19 +371,13 @@ def best_of(
     return keep.to(rewards.device)
 
 # %% ../../nbs/algorithms/01_advantages.ipynb #036634a8
+def _estimator(place):
+    found = names.find(place)
+    return found() if isinstance(found, type) else found
+
+
 # name -> a function that makes the estimator; one with a memory is made anew for every reward
-ADVANTAGES = dict(
-    batch=lambda: batch,
-    per_prompt=PerPrompt,
-    group=lambda: group,
-    leave_one_out=lambda: leave_one_out,
-    moving_average=MovingAverage,
-    rank=lambda: rank,
-    contrastive=Contrastive,
-    reward_weighted=lambda: reward_weighted,
-    top_share=lambda: top_share,
-    best_of=lambda: best_of,
-)
+ADVANTAGES = {name: partial(_estimator, place) for name, place in names.ADVANTAGES.items()}
 
 # they compare the samples of a group with each other
 WITHIN_GROUPS = (group, leave_one_out, centred, rank, reward_weighted, best_of)

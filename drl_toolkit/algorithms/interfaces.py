@@ -8,7 +8,7 @@ __all__ = ['RunContext', 'SampleRequest', 'Batch', 'RolloutSampler', 'Objective'
 # %% ../../nbs/algorithms/00b_interfaces.ipynb #afeab333
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -133,6 +133,14 @@ class Objective:
     uses_advantage = True  # whether advantages decide what is learnt
     uses_path = False  # whether the path's likelihood is trained
     reuses_graphs = False  # whether its loss takes the predictions whose graphs sampling has kept
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run; not used here
+    ) -> 'Objective':
+        "The objective that a run's configuration asks for."
+        return cls()
 
     def check(
         self,
@@ -302,6 +310,14 @@ class Strategy:
     Rewards are never summed. [P §3.3, Algorithm 1]"""
 
     on_policy = True  # whether each batch's first step is taken by the weights that sampled it
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run; not used here
+    ) -> 'Strategy':
+        "The strategy that a run's configuration asks for."
+        return cls()
 
     def check(
         self,

@@ -288,6 +288,14 @@ class Constrained(Following):
     rate: float = 1.0  # how fast a multiplier answers, per unit of progress lost and epoch
     multipliers: dict = field(default_factory=dict, repr=False)  # kept task -> λ, 0 and more
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run, with `keep`: names separated by commas
+    ) -> 'Constrained':
+        "The tasks that `keep` names are kept."
+        return cls(keep=tuple(name.strip() for name in config.keep.split(',') if name.strip()))
+
     def check(
         self,
         run: RunContext,  # of the first epoch

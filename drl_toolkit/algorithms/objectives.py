@@ -11,6 +11,7 @@ __all__ = ['LIKELIHOODS', 'SURROGATES', 'reinforce', 'ClipPair', 'clip_pair', 'p
 # %% ../../nbs/algorithms/02_objectives.ipynb #d43f493c
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch, torch.nn.functional as F
@@ -21,6 +22,7 @@ from ..utils.devices import wide
 from ..distributed.processes import RankSlice
 from ..sampling.transitions import Gaussian, SamplerCoefficients, training_tables
 from ..sampling.policy import Policy
+from . import names
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #6cf5f6af
 def _weighted(per_item, weights):
@@ -333,15 +335,15 @@ class MatchingLikelihood:
         return _weighted((now - rows['reference']).square().mean((1, 2, 3)), weights)
 
 
-LIKELIHOODS: dict[str, PathLikelihood | MatchingLikelihood] = dict(
-    path=PathLikelihood(), matching=MatchingLikelihood()
-)
+LIKELIHOODS: dict[str, PathLikelihood | MatchingLikelihood] = {
+    name: names.find(place)() for name, place in names.LIKELIHOODS.items()
+}
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #59f74f25
 class Surrogate:
     """What a likelihood is used for: the loss of a likelihood and an advantage.
 
-    Subclass it and add one line to `SURROGATES`."""
+    Subclass it; a line in `names.SURROGATES` gives it a name on the command line."""
 
     likelihoods = ('path', 'matching')  # that it works with; the first is the one to take
     memory = ()  # names of what it must know of the policy before the first update
@@ -527,7 +529,12 @@ class NegativeAware(Surrogate):
         return LossOutput(_weighted(per_row, rows['weight']), {})
 
 
-SURROGATES = dict(ppo=Clipped(), reinforce=Reinforce(), guard=Guarded(), nft=NegativeAware())
+def _surrogate(place):
+    return names.find(place)()
+
+
+# name -> a function that makes the surrogate
+SURROGATES = {name: partial(_surrogate, entry.place) for name, entry in names.SURROGATES.items()}
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #1155a770
 def inner_products(

@@ -9,7 +9,7 @@ __all__ = ['rewards_of', 'check_gradient', 'noise_of_steps', 'FinishedLatents', 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #4ca804ac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -94,6 +94,14 @@ class DRaFT(Objective):
 
     steps: int = 1  # K
     uses_advantage = False
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run, with `back_steps`
+    ) -> 'DRaFT':
+        "The last `back_steps` steps."
+        return cls(config.back_steps)
 
     def check(
         self,
@@ -219,6 +227,14 @@ class DRaFTLV(DRaFT):
 
     repeats: int = 2  # noisings of each image
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run; not used
+    ) -> 'DRaFTLV':
+        "One step, whatever `back_steps` says."
+        return cls()
+
     def transitions(
         self,
         run: RunContext,  # of this epoch
@@ -265,6 +281,14 @@ class ReFL(DRaFT):
     def released(cls) -> 'ReFL':
         "With the loss of ImageReward's own training script."
         return cls(margin=2.0, scale=1e-3, guided=False)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,  # of the run, with `objective`
+    ) -> 'ReFL':
+        "As the paper has it, or as its release where the objective is 'refl_code'."
+        return cls.released() if config.objective == 'refl_code' else cls()
 
     def check(
         self,

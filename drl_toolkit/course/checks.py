@@ -740,7 +740,7 @@ def repaired(answer):
     from drl_toolkit.rewards.reward import Reward, clip_score
 
     images, prompts = base_samples()
-    reward = Reward(answer, 'repaired')
+    reward = Reward(lambda x, said: answer(x.detach(), said), 'repaired')  # it may use numpy
     values, plain = reward(images, prompts), crispness(images, prompts)
     tie = rank_correlation(values, plain, prompts)
     require(

@@ -150,7 +150,7 @@ def seeded(
 def check_image_size(
     image_size: int,  # pixels
 ):
-    "Eightfold codec, then patches of two by two latents."
+    "Eightfold VAE, then patches of two by two latents."
     if image_size < 16 or image_size % 16:
         raise ValueError(f'image_size: {image_size} is not a positive multiple of 16')
 

@@ -23,8 +23,8 @@ from ..rewards.reward import image_features
 def path_kl(
     policy: Policy,  # that drew the trajectory
     base: Policy,  # with the same sampler
-    trajectory: Trajectory,
-    batch_size: int = 64,
+    trajectory: Trajectory,  # of the policy
+    batch_size: int = 64,  # transitions in one call of the network
 ) -> torch.Tensor:  # (T, B) nats, summed over the latent dimensions; 0 at deterministic steps
     """KL of a policy's steps from the base's, along the policy's own paths; its sum over steps is a sample of
     the whole paths' KL."""

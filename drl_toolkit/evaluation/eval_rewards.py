@@ -25,7 +25,10 @@ class EvalReward:
     reward: Reward
     kinds: tuple = ALL_KINDS  # of prompt sets; all where it is empty
 
-    def asked(self, prompt_set: PromptSet) -> bool:
+    def asked(
+        self,
+        prompt_set: PromptSet,  # of any kind
+    ) -> bool:
         "Whether it is asked about this prompt set."
         return not self.kinds or prompt_set.kind in self.kinds
 
@@ -57,8 +60,8 @@ class Judged(NamedTuple):
 
 
 def judged(
-    judge: EvalReward,
-    prompt_set: PromptSet,
+    judge: EvalReward,  # that scores
+    prompt_set: PromptSet,  # whose images these are
     images: torch.Tensor,  # (B, 3, H, W), one for each prompt
 ) -> Judged:
     "Score a prompt set's images."

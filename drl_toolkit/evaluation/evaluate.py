@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..rewards.reward import headline_of
 from ..sampling.rollout import rollout
+from ..sampling.policy import Policy
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #fce2c1be
 GROUP = 16  # images of one prompt behind each value of parity, the first paper's
@@ -42,8 +43,8 @@ class PromptSet:
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #39e90b1a
 def sample_prompt_sets(
-    policy,  # a `Policy`
-    prompt_sets: list,  # of `PromptSet`
+    policy: Policy,  # that samples
+    prompt_sets: list[PromptSet],  # of `PromptSet`
     seed: int = 9,  # of the noise; training uses other ones
     label: str = '',  # of the progress bar; none without it
 ) -> dict[str, torch.Tensor]:  # prompt set's name -> images (B, 3, H, W) in [0, 1]
@@ -186,11 +187,11 @@ class Comparison:
 
 
 def paired_row(
-    objective: str,
+    objective: str,  # its name
     prompts: str,  # the prompt set, in words
     base: torch.Tensor,  # (n,) values
     tuned: torch.Tensor,  # (n,), of the same prompts and seeds
-    clusters: list,  # n labels for the interval, as in `bootstrap`
+    clusters: list[str],  # n labels for the interval, as in `bootstrap`
     better: str = 'higher',  # or 'lower'
     floor: float = None,  # the best that a perfect model would get
     pictures: int = None,  # images behind the values; n by default
@@ -290,7 +291,7 @@ LABELS = dict(parity='parity (distance)')  # headline -> what tables call it
 
 
 def objective_name(
-    task: str,
+    task: str,  # its name
     headline: str,  # name of a metric, or 'reward'
 ) -> str:
     "What tables call the figure by which a task is judged."

@@ -7,13 +7,15 @@ __all__ = ['effects', 'Watch', 'best_look', 'looks_of', 'turned']
 
 # %% ../../nbs/evaluation/04_held_out.ipynb #0b607c03
 import math
+from typing import Any
 
 import pandas as pd, torch
 
 from .drift import MEASURES, clip_distance
 from ..sampling.rollout import rollout
-from ..rewards.reward import keep_nonfinite
-from ..training.callbacks import Callback, StopTraining
+from ..rewards.reward import keep_nonfinite, Reward
+from ..training.callbacks import Callback, StopTraining, TrainerView
+from ..sampling.policy import Policy
 
 # %% ../../nbs/evaluation/04_held_out.ipynb #da7e6c92
 def effects(
@@ -53,10 +55,10 @@ class Watch(Callback):
 
     def __init__(
         self,
-        policy,  # to be trained; its base is remembered now
-        trained: list,  # rewards of the run
-        watched: list,  # held-out rewards
-        prompts: list,  # of the looks; one may be there several times
+        policy: Policy,  # to be trained; its base is remembered now
+        trained: list[Reward],  # rewards of the run
+        watched: list[Reward],  # held-out rewards
+        prompts: list[str],  # of the looks; one may be there several times
         every: int = 2,  # epochs between looks
         patience: int = 0,  # looks without a new best after which training stops; 0 never stops
         tolerance: float = 0.05,  # standard deviations by which a new best must be better
@@ -92,12 +94,19 @@ class Watch(Callback):
         "Images of the weights of now."
         return rollout(self.policy, self.prompts, seed=self.seed, epoch='watch').images.cpu()
 
-    def before_fit(self, trainer):
+    def before_fit(
+        self,
+        trainer: TrainerView,  # that begins
+    ):
         "Images of the base; the same after a resume."
         with self.policy.reference():
             self.base = self.look()
 
-    def after_epoch(self, trainer, record):
+    def after_epoch(
+        self,
+        trainer: TrainerView,  # after it
+        record: dict[str, Any],  # metrics of the epoch
+    ):
         "Evaluate, record, keep the best weights, and stop when they are long past."
         if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs:
             return
@@ -120,7 +129,10 @@ class Watch(Callback):
             f'those of {where}'
         )
 
-    def shown(self, trainer):
+    def shown(
+        self,
+        trainer: TrainerView,  # after an epoch
+    ) -> torch.Tensor:  # (B, 3, H, W) in [0, 1]
         "Images of the weights that would be saved."
         if trainer.ema is None:
             return self.look()
@@ -142,7 +154,10 @@ class Watch(Callback):
             found[f'drift/{measure.name}'] = ((after - before).mean() / before.std().clamp(min=1e-8)).item()
         return found
 
-    def keep(self, trainer):
+    def keep(
+        self,
+        trainer: TrainerView,  # after an epoch
+    ):
         "These weights are the best so far."
         for mine, p in zip(self.best, trainer.ema or trainer.params):
             mine.copy_(p.detach())
@@ -151,7 +166,10 @@ class Watch(Callback):
         "What a checkpoint keeps of it."
         return {f'best/{i}': t for i, t in enumerate(self.best)}
 
-    def after_fit(self, trainer):
+    def after_fit(
+        self,
+        trainer: TrainerView,  # at the end
+    ):
         "The best weights, where training was stopped or ended past them."
         if not self.patience:
             return

@@ -27,11 +27,11 @@ CHOICES = ('left', 'right', 'tie', 'bad')  # the last two count as half a win: n
 
 
 def make_ballot(
-    folder: Path,
-    prompts: list,  # of B strings
+    folder: Path,  # new, or without votes
+    prompts: list[str],  # B of them
     base: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     tuned: torch.Tensor,  # (B, 3, H, W): same prompts, same seeds
-    names: tuple = ('base', 'tuned'),
+    names: tuple[str, str] = ('base', 'tuned'),  # of the two models
     seed: int = 0,  # of which file is called a
     noise: list = None,  # what made the images of each pair, such as dict(seed=0, sample=3): kept for training on votes
 ) -> Path:
@@ -117,7 +117,10 @@ def _digest(text):
 class Ballot:
     "The pairs and votes of a folder. `RunError` where it holds none."
 
-    def __init__(self, folder: Path):
+    def __init__(
+        self,
+        folder: Path,  # that `make_ballot` wrote
+    ):
         self.folder = Path(folder)
         try:
             self.names, self.pairs = _pairs_of(read_json(self.folder / 'pairs.json', inside=self.folder))
@@ -146,7 +149,7 @@ class Ballot:
 
     def pair(
         self,
-        id: str,
+        id: str,  # of a pair
         voter: str,  # name
     ) -> Pair:
         "A pair as this voter sees it. `ValueError` for one that is not on the ballot."
@@ -383,7 +386,10 @@ def _append(folder, name, row):
         f.flush()
 
 
-def complaint_of(error: Exception, ballot: Ballot) -> str:
+def complaint_of(
+    error: Exception,  # of opening or reading it
+    ballot: Ballot,  # that it is of
+) -> str:
     "What is wrong with a ballot, without the place of its folder."
     words = ' '.join(str(error).split())
     return words.replace(f'{ballot.folder}/', '').replace(str(ballot.folder), 'the ballot')
@@ -399,7 +405,7 @@ class Interval(NamedTuple):
 def jeffreys(
     wins: float,  # ties are halves
     count: int,  # of trials
-    level: float = 0.95,
+    level: float = 0.95,  # of confidence
 ) -> Interval:
     "Jeffreys' interval of a share; no trial, no knowledge: 0 to 1. [Brown, Cai and DasGupta 2001, §4.3]"
     if not count:
@@ -442,7 +448,7 @@ class Voters:
     def name(
         self,
         cookie: str,  # that was sent
-        ballot: Ballot,
+        ballot: Ballot,  # that is voted on
     ) -> str:  # '' where the cookie is none of ours
         "Who votes."
         value = str(cookie or '').partition('.')[0]
@@ -452,7 +458,7 @@ class Voters:
 
     def vote(
         self,
-        ballot: Ballot,
+        ballot: Ballot,  # that is voted on
         id: str,  # of a pair
         choice: str,  # one of `CHOICES`
         cookie: str,  # that was sent

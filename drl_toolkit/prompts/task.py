@@ -122,7 +122,7 @@ def animal_activities(split: str = 'all') -> list:  # of 45 ('train'), 90 ('held
 
 
 def coloured_fruits(split: str = 'all') -> list:  # of 40 ('train'), 40 ('held_out') or 80 prompts
-    "'red banana'; every colour and every fruit is in both halves, in other company. [B²-DiffuRL]"
+    "'red banana'; every colour and every fruit is in both halves, in other combinations. [B²-DiffuRL]"
     parities = part_of_split('coloured_fruits', split, dict(train=(0,), held_out=(1,), all=(0, 1)))
     return [
         f'{colour} {fruit}'

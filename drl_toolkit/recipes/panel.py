@@ -50,7 +50,7 @@ def sheet_prompts(
 
 
 def panel_world() -> World:
-    "What the panel must be told of the recipes and models of this package."
+    "What the panel needs to know of the recipes and models of this package."
     return World(
         recipes=tuple(recipe_names()), cards=cards_of, sheet_prompts=sheet_prompts, check_prompt=check_prompt
     )

@@ -9,11 +9,12 @@ __all__ = ['RUN_COMMANDS', 'Control', 'ask', 'ControlCallback']
 import fcntl, json, os, threading, time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .recorder import averaged, state_of, training_notes
 from .folder import RunError
 from .run import Run
-from ..training.callbacks import Callback, StopTraining
+from ..training.callbacks import Callback, StopTraining, TrainerView
 from ..utils.files import open_plain, read_json
 
 # %% ../../nbs/runs/06_control.ipynb #1d3802c3
@@ -39,7 +40,10 @@ class Control:
         return want if isinstance(want, str) and want in RUN_COMMANDS else 'run'
 
     @want.setter
-    def want(self, value):
+    def want(
+        self,
+        value: str,  # one of `RUN_COMMANDS`
+    ):
         with self._exclusive():
             self._write(value)
 
@@ -95,14 +99,18 @@ class ControlCallback(Callback):
     def __init__(
         self,
         run: Run,  # that is written
-        control=None,  # has a `want` and `met`, as the run's `Control`, which it is when None
+        control: Any = None,  # has a `want` and `met`, as the run's `Control`, which it is when None
         every: float = 0.2,  # seconds between two looks while it waits
     ):
         self.run, self.every = run, every
         self.control = control or Control(run.folder)
         self.control.want = 'run'  # a command to an earlier process is none to this one
 
-    def after_epoch(self, trainer, record):
+    def after_epoch(
+        self,
+        trainer: TrainerView,  # after it
+        record: dict[str, Any],  # metrics of the epoch
+    ):
         "Save, wait or stop."
         paused = False
         while True:
@@ -119,7 +127,10 @@ class ControlCallback(Callback):
                 paused = True
                 time.sleep(self.every)
 
-    def save(self, trainer):
+    def save(
+        self,
+        trainer: TrainerView,  # after an epoch
+    ):
         "A checkpoint, and the weights in diffusers' own format."
         if self.run.saved == trainer.epoch:
             self.run.settle()

@@ -7,6 +7,7 @@ __all__ = ['LONGEST', 'rows_of', 'append_record', 'Rows', 'read_rows', 'drop_tor
 
 # %% ../../nbs/runs/02_metrics.ipynb #2e200145
 import json, math, os
+from collections.abc import Sequence
 from pathlib import Path
 
 from .folder import RunError
@@ -54,8 +55,8 @@ class Rows(list):
 
     def __init__(
         self,
-        rows: list,  # of dicts
-        damaged=(),  # numbers of lines, from 1
+        rows: list[dict],  # as metrics.jsonl has them
+        damaged: Sequence[int] = (),  # numbers of lines, from 1
     ):
         super().__init__(rows)
         self.damaged = list(damaged)

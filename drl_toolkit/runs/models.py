@@ -7,6 +7,7 @@ __all__ = ['SAMPLER', 'sampler_of', 'checked_weights', 'open_policy']
 
 # %% ../../nbs/runs/09_models.ipynb #6ddfabd5
 from pathlib import Path
+from typing import Any
 
 from .folder import RunError
 from .run import Run, is_run
@@ -52,7 +53,7 @@ def checked_weights(
 
 def open_policy(
     name: str,  # a run's folder, a pipeline's folder, a hub id, or 'demo'
-    **options,  # of `Policy`, in place of the run's own
+    **options: Any,  # of `Policy`, in place of the run's own
 ) -> Policy:
     "A model by any name, on a GPU where there is one."
     options = dict(device=best_device()) | options

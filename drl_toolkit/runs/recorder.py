@@ -7,8 +7,8 @@ __all__ = ['TrainerState', 'named_state', 'state_of', 'averaged', 'training_note
 
 # %% ../../nbs/runs/05_recorder.ipynb #1168accc
 import sys
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import nullcontext, AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from .metrics import rows_of
 from .run import Run, epochs_done
 from .state import State, load_state, read_state
 from ..sampling.rollout import rollout
-from ..training.callbacks import Callback
+from ..training.callbacks import Callback, TrainerView
 from ..utils.aliases import record_with_new_names
 from ..utils.atomic import remove
 from ..utils.files import Damaged
@@ -31,7 +31,7 @@ class TrainerState(NamedTuple):
 
 
 def named_state(
-    trainer,
+    trainer: TrainerView,  # that is saved or resumed
 ) -> dict[str, torch.Tensor]:
     """The tensors that a trainer must find again: its parameters, their average where it keeps one, and its
     callbacks' own."""
@@ -51,7 +51,7 @@ def named_state(
 
 
 def state_of(
-    trainer,
+    trainer: TrainerView,  # that is saved
 ) -> TrainerState:
     "What a checkpoint is made of. Of a sharded trainer whole copies, in the main process."
     named = named_state(trainer)
@@ -61,14 +61,14 @@ def state_of(
 
 
 def averaged(
-    trainer,
-):
+    trainer: TrainerView,  # whose averages are used
+) -> AbstractContextManager:
     "A context in which the policy holds the averaged weights, where the trainer keeps them."
     return nullcontext() if trainer.ema is None else trainer.policy.swapped(trainer.ema)
 
 
 def training_notes(
-    trainer,
+    trainer: TrainerView,  # that trained
 ) -> str:  # Markdown
     "What a model was trained on, for its card."
     rows = [_note_row(task, reward) for task in trainer.tasks for reward in task.rewards]
@@ -115,34 +115,54 @@ class Recorder(Callback):
         self.run, self.prompts = run, list(prompts)
         self.seed, self.every, self.keep = seed, every, keep
 
-    def before_fit(self, trainer):
+    def before_fit(
+        self,
+        trainer: TrainerView,  # that begins
+    ):
         "The base's sheet; after a resume, the one that a kill prevented."
         there = self.run.inside('samples', f'epoch_{trainer.epoch:04d}.png').is_file()
         if self.due(trainer) and not there:
             self.sheet(trainer)
 
-    def after_sample(self, trainer, *rest):
+    def after_sample(
+        self,
+        trainer: TrainerView,  # in this epoch
+        *rest: Any,  # not used
+    ):
         "A run that is no longer there is no run."
         self.run.check_there()
 
-    def after_epoch(self, trainer, record):
+    def after_epoch(
+        self,
+        trainer: TrainerView,  # after it
+        record: dict[str, Any],  # metrics of the epoch
+    ):
         "Checkpoint and record; every `every` epochs and at the end a sheet."
         self.run.record(State(*state_of(trainer), trainer.state_dict()), record, self.keep)
         if self.due(trainer):
             self.sheet(trainer)
 
-    def due(self, trainer) -> bool:
+    def due(
+        self,
+        trainer: TrainerView,  # after an epoch
+    ) -> bool:
         "Whether there is a sheet of the weights of now."
         return trainer.epoch % self.every == 0 or trainer.epoch >= trainer.config.epochs
 
-    def sheet(self, trainer):
+    def sheet(
+        self,
+        trainer: TrainerView,  # whose policy samples
+    ):
         "The fixed prompts at their fixed seeds, by the policy as it is."
         with averaged(trainer):
             images = rollout(trainer.policy, self.prompts, seed=self.seed).images
         self.run.save_sheet_prompts(self.prompts, self.seed)
         self.run.save_sheet(trainer.epoch, images)
 
-    def after_fit(self, trainer):
+    def after_fit(
+        self,
+        trainer: TrainerView,  # at the end
+    ):
         "The weights in diffusers' own format."
         if sys.exc_info()[0]:
             return  # stopped within an epoch: these weights are between two states
@@ -151,7 +171,10 @@ class Recorder(Callback):
             self.run.save_weights(trainer.policy, training_notes(trainer))
         self.write_best(trainer)
 
-    def write_best(self, trainer):
+    def write_best(
+        self,
+        trainer: TrainerView,  # at the end
+    ):
         "best/, of a checkpoint that is better than the last."
         best = self.run.best()
         if best is None:
@@ -177,7 +200,7 @@ class Recorder(Callback):
 
 # %% ../../nbs/runs/05_recorder.ipynb #3189de1a
 def resume(
-    trainer,
+    trainer: TrainerView,  # that takes the state up
     run: Run,  # opened for writing
 ) -> int:  # epochs done
     """Take up a run's newest checkpoint that is as it was written, and say which ones are not; without a

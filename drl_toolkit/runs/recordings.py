@@ -9,9 +9,10 @@ __all__ = ['MOST_PIXELS', 'SCHEMA', 'COLUMNS', 'QUALITIES', 'cells', 'Path', 'Ta
 
 # %% ../../nbs/runs/08_recordings.ipynb #f5be5391
 import io, json, math, re, shutil, time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path as File  # a `Path` is something else in this chapter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np, torch
 from PIL import Image
@@ -21,8 +22,10 @@ from .run import Run
 from .folder import RunError
 from ..utils.atomic import atomic_write
 from ..utils.web import printable
-from ..training.callbacks import Callback
+from ..training.callbacks import Callback, TrainerView
 from ..utils.images import sheet, to_pil
+from ..algorithms.interfaces import Batch
+from ..algorithms.minibatches import Transitions
 
 # %% ../../nbs/runs/08_recordings.ipynb #f5655ae9
 def cells(
@@ -134,8 +137,8 @@ class TaskFrames:
     def __init__(
         self,
         name: str,  # of the task
-        note: dict,  # the task's part of frames.json
-        inside,  # file name -> path in the epoch's folder
+        note: dict[str, Any],  # the task's part of frames.json
+        inside: Callable,  # file name -> path in the epoch's folder
     ):
         self.name, index = name, int(note['index'])
         own = ('prompt', 'seed', 'group', 'advantage')
@@ -196,8 +199,8 @@ class Frames:
     def __init__(
         self,
         epoch: int,  # as in metrics.jsonl
-        note: dict,  # what frames.json holds
-        inside,  # file name -> path in the epoch's folder
+        note: dict[str, Any],  # what frames.json holds
+        inside: Callable,  # file name -> path in the epoch's folder
     ):
         schema = note['schema']
         if not isinstance(schema, int) or schema > SCHEMA:
@@ -349,7 +352,7 @@ def _numbers(values):
 
 
 def note_of(
-    batch,  # a trainer's `Batch`
+    batch: Batch,  # of a task
     shown: list[int],  # indices of the samples whose images are kept
 ) -> dict[str, object]:  # JSON
     "A task's part of frames.json, without paths."
@@ -387,10 +390,10 @@ class Followed:
 
     def __init__(
         self,
-        trainer,
-        batch,  # a trainer's `Batch`
-        minibatches: list,  # what the updates learn from
-        samples: list,  # indices of those that are followed
+        trainer: TrainerView,  # in this epoch
+        batch: Batch,  # of a task
+        minibatches: list[Transitions],  # what the updates learn from
+        samples: list[int],  # indices of those that are followed
         steps: int,  # kept of each path at most
     ):
         traj, count = batch.trajectory, trainer.policy.num_steps
@@ -428,7 +431,7 @@ class Followed:
 
     def columns(
         self,
-        trainer,
+        trainer: TrainerView,  # after the epoch
     ) -> dict[str, torch.Tensor]:  # name -> (rows,)
         "What became of each row by the end of the epoch."
         policy, rows = trainer.policy, self.rows
@@ -460,7 +463,7 @@ class Followed:
 
     def notes(
         self,
-        trainer,
+        trainer: TrainerView,  # after the epoch
     ) -> list[dict]:  # JSON, one for each path
         "Each path's part of frames.json."
         columns, found = self.columns(trainer), []
@@ -471,7 +474,7 @@ class Followed:
 
     def pictures(
         self,
-        trainer,
+        trainer: TrainerView,  # after the epoch
     ) -> list['DecodedPath']:
         "Each path decoded."
         policy, rows = trainer.policy, self.rows
@@ -535,7 +538,12 @@ class FrameRecorder(Callback):
             {},
         )  # task -> seconds of its paths now; the last time; in which epoch
 
-    def after_plan(self, trainer, batch, minibatches):
+    def after_plan(
+        self,
+        trainer: TrainerView,  # in this epoch
+        batch: Batch,  # of a task
+        minibatches: list[Transitions],  # in the order of the updates
+    ):
         "Keep what is gone after the epoch."
         start = time.perf_counter()
         if trainer.epoch != self.epoch:
@@ -547,7 +555,10 @@ class FrameRecorder(Callback):
                 self.follow(trainer, batch, minibatches, shown)
         self.within += time.perf_counter() - start
 
-    def begin(self, trainer):
+    def begin(
+        self,
+        trainer: TrainerView,  # in this epoch
+    ):
         "Decide what of this epoch is kept."
         self.epoch, self.kept, self.followed, self.took = trainer.epoch, {}, {}, {}
         names = [t.name for t in trainer.tasks]
@@ -577,7 +588,13 @@ class FrameRecorder(Callback):
             found.add(name)
         return found
 
-    def follow(self, trainer, batch, minibatches, shown):
+    def follow(
+        self,
+        trainer: TrainerView,  # in this epoch
+        batch: Batch,  # of a task
+        minibatches: list[Transitions],  # in the order of the updates
+        shown: list[int],  # indices of the samples whose images are kept
+    ):
         "Begin with a task's paths."
         start, name = time.perf_counter(), batch.task.name
         samples = followed_samples(shown, batch.groups, batch.advantage, self.paths) if self.paths else []
@@ -585,7 +602,11 @@ class FrameRecorder(Callback):
             self.followed[name] = Followed(trainer, batch, minibatches, samples, self.steps)
         self.took[name], self.last[name] = time.perf_counter() - start, self.epoch
 
-    def after_epoch(self, trainer, record):
+    def after_epoch(
+        self,
+        trainer: TrainerView,  # after it
+        record: dict[str, Any],  # metrics of the epoch
+    ):
         "Finish the paths, and write."
         start = time.perf_counter()
         if self.chosen is not None:
@@ -604,7 +625,7 @@ class FrameRecorder(Callback):
 
     def finish(
         self,
-        trainer,
+        trainer: TrainerView,  # after the epoch
         name: str,  # of a task
         followed: Followed,  # its paths
     ) -> 'FinishedPaths':

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from fastcore.basics import patch
@@ -25,6 +25,7 @@ from ..utils.aliases import FIELDS, with_new_names
 from ..utils.atomic import atomic_write, remove, sync_entry, sync_whole, write_json
 from ..utils.files import path_inside, read_json, write_manifest
 from ..utils.images import sheet
+from ..sampling.policy import Policy
 
 # %% ../../nbs/runs/04_run.ipynb #09105c95
 SCHEMA = 2  # of config.json; readers refuse a later one; 1 had other names, see `utils.aliases`
@@ -127,7 +128,7 @@ class Run:
 def create(
     cls: Run,
     folder: Path,  # of the run
-    config,  # a dataclass or a dict: what was asked for
+    config: Any,  # a dataclass or a dict: what was asked for
     recipe: str = None,  # its name
     model: str = None,  # folder or hub id of the base model; None is the shipped one
 ) -> Run:
@@ -241,7 +242,7 @@ def resolved_model(
 @patch
 def inside(
     self: Run,
-    *names,  # of a file below the run's folder
+    *names: str,  # of a file below the run's folder
 ) -> Path:
     "A path in the run that no link is part of."
     try:
@@ -253,7 +254,7 @@ def inside(
 @patch
 def place(
     self: Run,
-    *names,  # of a file below the run's folder
+    *names: str,  # of a file below the run's folder
 ) -> Path:
     "Where something of the run is to be written: the run is still there, and no link leads out of it."
     self.check_there()
@@ -342,11 +343,10 @@ def write_state(
 def checkpoint(
     self: Run,
     epoch: int,  # epochs done
-    params: dict,  # as for `State`
-    optimizer,  # as for `State`
-    extra: dict,  # as for `State`
-    # newest ones, beside the one that is `kept`; others are deleted, once the new one is whole
-    keep: int = 2,
+    params: dict[str, torch.Tensor],  # as for `State`
+    optimizer: Any,  # as for `State`
+    extra: dict[str, Any],  # as for `State`
+    keep: int = 2,  # newest ones, beside the one that is `kept`; others are deleted, once the new one is whole
 ) -> Path:
     "Write checkpoints/epoch_0010, and wait until the disk has it."
     self.settle()
@@ -373,7 +373,7 @@ def prune(
 @patch
 def save_weights(
     self: Run,
-    policy,  # whose weights are saved
+    policy: Policy,  # whose weights are saved
     notes: str = '',  # Markdown for the model card
     name: str = 'weights',  # of the folder
 ) -> Path:

@@ -8,7 +8,7 @@ __all__ = ['optimizer_tensors', 'State', 'save_state', 'SavedState', 'read_state
 # %% ../../nbs/runs/03_state.ipynb #32a60f86
 import json, os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,8 +20,8 @@ from ..training.nonfinite import check_finite
 
 # %% ../../nbs/runs/03_state.ipynb #174e2478
 def optimizer_tensors(
-    optimizer,  # of torch
-    names: dict,  # parameter -> its name
+    optimizer: Any,  # of torch, or with a `state` like it
+    names: dict[torch.Tensor, str],  # parameter -> its name
 ) -> dict[str, torch.Tensor]:  # 'name/moment' -> tensor
     "The tensors that an optimiser keeps for each parameter."
     found = {}
@@ -36,9 +36,10 @@ class State:
 
     def __init__(
         self,
-        params: dict,  # name -> tensor: the trained parameters, and other tensors that must come back
-        optimizer=None,  # of torch; each of its parameters is among `params`
-        extra: dict = None,  # what else must come back, in JSON
+        # name -> tensor: the trained parameters, and other tensors that must come back
+        params: dict[str, torch.Tensor],
+        optimizer: Any = None,  # of torch, or with a `state` like it; each of its parameters is among `params`
+        extra: dict[str, Any] = None,  # what else must come back, in JSON
         name: str = 'the checkpoint',  # for the error
     ):
         self.tensors = dict(weights=params)
@@ -65,7 +66,7 @@ class State:
         self,
         path: Path,  # a folder; whole or not at all
         sync: bool = True,  # as for `atomic_write`
-        **about,  # of the manifest, such as the epoch
+        **about: Any,  # of the manifest, such as the epoch
     ) -> Path:
         "Write weights, the optimiser's moments, a note, and a manifest that vouches for them."
 
@@ -82,10 +83,10 @@ class State:
 
 def save_state(
     path: Path,  # a folder; whole or not at all
-    params: dict,  # as for `State`
-    optimizer=None,  # as for `State`
-    extra: dict = None,  # as for `State`
-    **about,  # of the manifest
+    params: dict[str, torch.Tensor],  # as for `State`
+    optimizer: Any = None,  # as for `State`
+    extra: dict[str, Any] = None,  # as for `State`
+    **about: Any,  # of the manifest
 ) -> Path:
     "Write a `State`."
     return State(params, optimizer, extra, f'checkpoint {str(path)!r}').write(path, **about)
@@ -147,8 +148,8 @@ def _tensors(file):
 @torch.no_grad()
 def load_state(
     path: Path,  # folder of a checkpoint
-    params: dict,  # name -> tensor; filled in place
-    optimizer=None,  # takes its moments back
+    params: dict[str, torch.Tensor],  # name -> tensor; filled in place
+    optimizer: Any = None,  # takes its moments back
     epoch: int = None,  # epochs done, where that is known: a state of another epoch is refused
 ) -> dict[str, object]:  # what was saved as `extra`
     """Take up a state that `save_state` wrote.

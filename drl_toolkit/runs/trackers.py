@@ -7,13 +7,14 @@ __all__ = ['TRACKERS', 'check_trackers', 'Trackers', 'flat_numbers']
 
 # %% ../../nbs/runs/07_trackers.ipynb #ff8c99e3
 import re
+from typing import Any
 
 import numpy as np
 
 from .folder import RunError
 from .metrics import rows_of
 from .run import Run
-from ..training.callbacks import Callback
+from ..training.callbacks import Callback, TrainerView
 from ..utils.files import read_picture
 
 # %% ../../nbs/runs/07_trackers.ipynb #0e9582fe
@@ -53,7 +54,10 @@ class Trackers(Callback):
     ):
         self.run, self.names = run, names
 
-    def before_fit(self, trainer):
+    def before_fit(
+        self,
+        trainer: TrainerView,  # that begins
+    ):
         "Open them; the base's sheet."
         from accelerate import Accelerator
 
@@ -79,12 +83,19 @@ class Trackers(Callback):
             trackio=dict(name=name, resume='allow'),
         )
 
-    def after_epoch(self, trainer, record):
+    def after_epoch(
+        self,
+        trainer: TrainerView,  # after it
+        record: dict[str, Any],  # metrics of the epoch
+    ):
         "All numbers, and the sheet if there is a new one."
         self.accelerator.log(flat_numbers(record), step=trainer.epoch)
         self.send_sheet(trainer.epoch)
 
-    def after_fit(self, trainer):
+    def after_fit(
+        self,
+        trainer: TrainerView,  # at the end
+    ):
         "Close them. (`end_training` would also part the processes of the run.)"
         for tracker in self.accelerator.trackers:
             tracker.finish()

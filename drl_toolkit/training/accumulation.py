@@ -37,8 +37,8 @@ class BackwardParts(NamedTuple):
 
 
 def parts_of_losses(
-    objective: Objective,
-    run: RunContext,
+    objective: Objective,  # whose loss it is
+    run: RunContext,  # of this epoch
     transitions: Transitions,  # a minibatch
     scale: Callable,  # of a loss, in fp16
 ) -> BackwardParts:
@@ -54,8 +54,8 @@ def parts_of_losses(
 
 
 def parts_of_graphs(
-    objective: Objective,
-    run: RunContext,
+    objective: Objective,  # whose loss it is
+    run: RunContext,  # of this epoch
     transitions: Transitions,  # a minibatch with a column `prediction`
     trajectory: Trajectory,  # with the graphs, which serve once
     scale: Callable,  # of a loss, in fp16
@@ -75,8 +75,8 @@ def parts_of_graphs(
 
 # %% ../../nbs/training/01d_accumulation.ipynb #884b8d1c
 def backward(
-    parts: BackwardParts,
-    params: list[torch.Tensor],
+    parts: BackwardParts,  # of a loss
+    params: list[torch.Tensor],  # that are trained
     threads: int,  # parts at once
 ) -> list[Metrics]:  # of each part
     "Add the gradient of each part to `.grad`."
@@ -112,8 +112,8 @@ class GradientAccumulator:
     def __init__(
         self,
         params: list[torch.Tensor],  # that are trained
-        objective: Objective,
-        processes: Processes,
+        objective: Objective,  # whose loss it is
+        processes: Processes,  # whose gradients are summed
         shards: Shards = None,  # of the weights, where each process has a part of them
         scale: Callable = lambda loss: loss,  # of a loss, in fp16
     ):
@@ -122,7 +122,7 @@ class GradientAccumulator:
 
     def add(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
         transitions: Transitions,  # a minibatch
         trajectory: Trajectory = None,  # that it comes from; its graphs are used where it has them
     ) -> Metrics:

@@ -6,7 +6,7 @@
 __all__ = ['error_in_short', 'AnchorState', 'RatioAnchor']
 
 # %% ../../nbs/training/01f_anchoring.ipynb #7d3dff62
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -19,7 +19,7 @@ from .ratio import explain_ratio
 
 # %% ../../nbs/training/01f_anchoring.ipynb #b118134a
 def error_in_short(
-    error: Exception,
+    error: Exception,  # of any kind
 ) -> str:
     "An exception in one line."
     return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
@@ -37,9 +37,9 @@ class RatioAnchor:
 
     def __init__(
         self,
-        objective: Objective,
-        policy: Policy,
-        processes: Processes,
+        objective: Objective,  # that is trained
+        policy: Policy,  # that samples
+        processes: Processes,  # that take part
     ):
         self.objective, self.policy, self.processes = objective, policy, processes
         self.state = AnchorState(None, False)
@@ -47,9 +47,9 @@ class RatioAnchor:
 
     def look(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
         batch: Batch,  # with its minibatches, before the first step
-        metrics: dict,  # of its first minibatch
+        metrics: dict[str, Any],  # of its first minibatch
         rows: int,  # transitions of its first minibatch
     ) -> dict[str, object]:  # ratio_cause, a sentence; anchored_transitions, a number
         "Where the ratio is not 1: replace what is too noisy, and say why."

@@ -8,26 +8,14 @@ __all__ = ['LIKELIHOOD_NAMES', 'MINIBATCH_KINDS', 'SURROGATE_LIKELIHOODS', 'ADVA
 # %% ../../nbs/training/00_config.ipynb #18d312c0
 from dataclasses import dataclass
 
+from ..algorithms import names
 from ..utils.settings import setting, validate
 
 # %% ../../nbs/training/00_config.ipynb #68e162c4
-LIKELIHOOD_NAMES = ('path', 'matching')
+LIKELIHOOD_NAMES = tuple(names.LIKELIHOODS)
 MINIBATCH_KINDS = ('transition', 'sample', 'timestep')
-SURROGATE_LIKELIHOODS = dict(
-    ppo=('path', 'matching'), reinforce=('path', 'matching'), guard=('path',), nft=('matching',)
-)  # surrogate -> likelihoods it fits
-ADVANTAGE_NAMES = (
-    'batch',
-    'per_prompt',
-    'group',
-    'leave_one_out',
-    'moving_average',
-    'rank',
-    'contrastive',
-    'reward_weighted',
-    'top_share',
-    'best_of',
-)
+SURROGATE_LIKELIHOODS = {name: entry.likelihoods for name, entry in names.SURROGATES.items()}  # those it fits
+ADVANTAGE_NAMES = tuple(names.ADVANTAGES)
 
 # the values with which a batch makes one optimiser step
 _ONE_UPDATE = dict(inner_epochs=1, minibatch_by='transition', minibatch_size=0, num_minibatches=1)

@@ -24,10 +24,10 @@ class DataLoss:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy,  # that is trained
         data: Callable,  # (count, seed) -> images (count, 3, H, W) or latents, captions
-        config: TrainConfig,
-        accumulator: GradientAccumulator,
+        config: TrainConfig,  # of the run
+        accumulator: GradientAccumulator,  # that the gradient goes to
     ):
         self.policy, self.data, self.config, self.accumulator = policy, data, config, accumulator
         self.draws = 0  # batches that were joined to updates so far
@@ -39,7 +39,7 @@ class DataLoss:
 
     def add_joined(
         self,
-        epoch: int,
+        epoch: int,  # of the run
     ):
         "Add its weighted gradient to that of an update."
         self.draws += 1
@@ -48,7 +48,7 @@ class DataLoss:
     def add(
         self,
         seed: int,  # of images, timesteps and noise
-        weight: float = 1.0,
+        weight: float = 1.0,  # of the loss
     ) -> float:  # the loss, without its weight
         "Add the gradient of the weighted loss."
         processes = self.accumulator.processes
@@ -87,10 +87,10 @@ class BaseSamples:
 
     def __init__(
         self,
-        policy: Policy,
-        prompts: list[str],
+        policy: Policy,  # whose reference model samples
+        prompts: list[str],  # to draw from
         pool: int = 256,  # images that are drawn once
-        seed: int = 0,
+        seed: int = 0,  # of the pool
     ):
         if not prompts:
             raise ValueError('prompts of base samples must not be empty')
@@ -103,7 +103,7 @@ class BaseSamples:
 
     def __call__(
         self,
-        count: int,
+        count: int,  # images
         seed: int,  # of the choice
     ) -> DataBatch:
         "Some of the pool."

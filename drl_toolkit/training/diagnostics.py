@@ -7,11 +7,12 @@ __all__ = ['OF_ADVANTAGES', 'CLIPPED', 'diagnose', 'Diagnostics']
 
 # %% ../../nbs/training/01l_diagnostics.ipynb #2bf4d26e
 import math
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from .anchoring import error_in_short
-from .callbacks import Callback
+from .callbacks import Callback, TrainerView
 
 # %% ../../nbs/training/01l_diagnostics.ipynb #b5be2ee0
 OF_ADVANTAGES = ('effective_samples', 'effective_group', 'no_credit', 'frac_zero_std', 'advantage_share')
@@ -101,15 +102,18 @@ class Diagnostics(Callback):
     def __init__(self):
         self.said = set()
 
-    def before_fit(self, trainer):
+    def before_fit(
+        self,
+        trainer: TrainerView,  # that begins
+    ):
         "After a resume: what was said in the epochs before it."
         for record in trainer.history:
             self.news(trainer, record)
 
     def news(
         self,
-        trainer,
-        record: dict,
+        trainer: TrainerView,  # after the epoch
+        record: dict[str, Any],  # metrics of the epoch
     ) -> dict[str, dict[str, str]]:  # task's name -> {kind: sentence} that was not said before
         "What is to be said of an epoch; it counts as said."
         grouped = {task.name: 1 < task.group_size < task.samples for task in trainer.tasks}
@@ -125,7 +129,11 @@ class Diagnostics(Callback):
         self.said |= {(name, kind) for name, new in found.items() for kind in new}
         return found
 
-    def after_epoch(self, trainer, record):
+    def after_epoch(
+        self,
+        trainer: TrainerView,  # after it
+        record: dict[str, Any],  # metrics of the epoch
+    ):
         for name, new in self.news(trainer, record).items():
             for sentence in new.values():
                 tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')

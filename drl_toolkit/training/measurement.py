@@ -14,8 +14,8 @@ from .accumulation import GradientAccumulator
 
 # %% ../../nbs/training/01e_measurement.ipynb #22aa159d
 def copied_gradients(
-    params: list[torch.Tensor],
-) -> list:  # of tensors, or None where there is no gradient
+    params: list[torch.Tensor],  # that are trained
+) -> list[torch.Tensor | None]:  # of tensors, or None where there is no gradient
     "Copies of the gradients."
     return [None if p.grad is None else p.grad.clone() for p in params]
 
@@ -42,7 +42,7 @@ class GradientMeasurement:
 
     def __init__(
         self,
-        accumulator: GradientAccumulator,
+        accumulator: GradientAccumulator,  # that computes gradients
         every: int,  # epochs between measurements; 0 measures never
     ):
         self.accumulator, self.every = accumulator, every
@@ -50,16 +50,16 @@ class GradientMeasurement:
 
     def due(
         self,
-        epoch: int,
+        epoch: int,  # of the run
     ) -> bool:
         "Whether this epoch is measured."
         return bool(self.every) and epoch % self.every == 0
 
     def add(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
         transitions: Transitions,  # the first minibatch of a batch
-        batch: Batch,
+        batch: Batch,  # that it is of
     ) -> Metrics:
         """Add a minibatch's gradient in two halves and measure it; with one sample there is nothing to
         compare."""

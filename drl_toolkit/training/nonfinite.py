@@ -17,7 +17,7 @@ from .anchoring import error_in_short
 
 # %% ../../nbs/training/01g_nonfinite.ipynb #0b0ef855
 def check_finite(
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],  # by name
     what: str,  # happens, in words
 ):
     "Raise `FloatingPointError` that names the first tensor with a NaN or an infinity."
@@ -35,7 +35,7 @@ def _is_finite(t):
 
 # %% ../../nbs/training/01g_nonfinite.ipynb #6876f73e
 def check_trajectory(
-    trajectory: Trajectory,
+    trajectory: Trajectory,  # as it was sampled
     half: bool = False,  # whether it was sampled in fp16
 ):
     """Raise `NotFinite` for images and log-probs that are not finite: a reward may well give a finite value
@@ -63,7 +63,7 @@ def finite_samples(
     prompts: list[str],  # B
     task: str,  # its name
     seed: int,  # of the task
-    epoch: int,
+    epoch: int,  # of the run
     processes: Processes,  # whose main one reports
     most: float = MOST_NONFINITE,  # share of the samples that may be skipped
 ) -> torch.Tensor:  # (B,) bool
@@ -98,8 +98,8 @@ class NonFiniteSteps:
 
     def __init__(
         self,
-        objective: Objective,
-        processes: Processes,
+        objective: Objective,  # whose loss it is
+        processes: Processes,  # that take part
         params: list[torch.Tensor],  # that are trained
         whole: bool = True,  # whether this process has whole weights, so that it can try samples alone
     ):
@@ -108,7 +108,7 @@ class NonFiniteSteps:
 
     def skip(
         self,
-        run: RunContext,
+        run: RunContext,  # of this epoch
         parts: list[FailedPart],  # all that the step was made of
     ):
         "Name the samples that caused it; `FloatingPointError` when it was one step too many."
@@ -142,9 +142,9 @@ class NonFiniteSteps:
 
     def find_samples(
         self,
-        run: RunContext,
-        transitions: Transitions,
-        batch: Batch,
+        run: RunContext,  # of this epoch
+        transitions: Transitions,  # a minibatch
+        batch: Batch,  # that it is of
     ) -> list[str]:
         "The samples of a minibatch whose own loss or gradient is not finite."
         found = []

@@ -18,8 +18,8 @@ from .config import TrainConfig
 
 # %% ../../nbs/training/01i_optimization.ipynb #177ea15c
 def match_strides(
-    params: list[torch.Tensor],
-    state: dict,  # parameter -> the optimiser's tensors of it
+    params: list[torch.Tensor],  # with gradients
+    state: dict[torch.Tensor, dict[str, torch.Tensor]],  # parameter -> the optimiser's tensors of it
 ):
     """Give gradients and moments the strides of their weights; AdamW's fused kernel on a CPU does not check
     them."""
@@ -33,7 +33,7 @@ def match_strides(
 
 # %% ../../nbs/training/01i_optimization.ipynb #cedde865
 def scheduled_lr(
-    config: TrainConfig,
+    config: TrainConfig,  # of the run
     epoch: int,  # done so far
     time_used: float = 0.0,  # share of the run's minutes
 ) -> float:
@@ -49,8 +49,8 @@ class Optimization:
 
     def __init__(
         self,
-        policy: Policy,
-        config: TrainConfig,
+        policy: Policy,  # whose weights are trained
+        config: TrainConfig,  # of the run
         shards: Shards = None,  # of the weights, where each process has a part of them
     ):
         self.policy, self.config, self.shards = policy, config, shards
@@ -72,8 +72,8 @@ class Optimization:
 
     def scale(
         self,
-        loss: torch.Tensor,
-    ) -> torch.Tensor:
+        loss: torch.Tensor,  # scalar
+    ) -> torch.Tensor:  # scalar
         "A loss as it is differentiated in fp16."
         return self.scaler.scale(loss)
 
@@ -97,7 +97,7 @@ class Optimization:
 
     def step(
         self,
-        lr: float,
+        lr: float,  # learning rate of this step
     ) -> torch.Tensor:  # the gradient's norm before clipping
         "Take one step. Nothing changes where the norm is not finite."
         for group in self.optimizer.param_groups:
@@ -137,7 +137,7 @@ class WeightSnapshot:
 
     def __init__(
         self,
-        optimization: Optimization,
+        optimization: Optimization,  # whose weights and moments are kept
     ):
         self.optimization, self.touched = optimization, False
         self.weights, self.moments = None, {}

@@ -22,9 +22,9 @@ from .ratio import TOLERATED, off_one
 # %% ../../nbs/training/01c_policy_gradient.ipynb #002238c8
 def pick_steps(
     stochastic: torch.Tensor,  # (T,) bool: which steps have a density
-    samples: int,
+    samples: int,  # B of them
     count: int,  # steps per sample; 0 takes all
-    generator: torch.Generator,
+    generator: torch.Generator,  # that decides
     shared: bool = False,  # one subset for all samples
 ) -> torch.Tensor:  # (samples, k) long, ascending
     "A random subset of the trainable steps for each sample, or one for all."
@@ -36,7 +36,7 @@ def pick_steps(
 
 def task_seed(
     seed: int,  # of the run
-    tasks: list[Task],
+    tasks: list[Task],  # of the run
     task: Task,  # one of them
 ) -> int:
     "A seed of its own for each task of a run."
@@ -45,7 +45,7 @@ def task_seed(
 
 def steps_generator(
     seed: int,  # of the task
-    epoch: int,
+    epoch: int,  # of the run
 ) -> torch.Generator:
     "What decides which steps an epoch trains, and in which order."
     return torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
@@ -62,15 +62,15 @@ class PolicyGradient(Objective):
 
     def __init__(
         self,
-        config: TrainConfig,
-        policy: Policy,
+        config: TrainConfig,  # of the run
+        policy: Policy,  # that is trained
         surrogate: objectives.Surrogate = None,  # the configuration's when None
     ):
         self.config = config
         self.likelihood = objectives.LIKELIHOODS[config.likelihood]
         if config.matching_prediction == 'conditional':
             self.likelihood = objectives.MatchingLikelihood(guided=False)
-        self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]
+        self.surrogate = surrogate or objectives.SURROGATES[config.surrogate]()
         if surrogate is None and config.surrogate == 'nft':
             self.surrogate = objectives.NegativeAware(advantage_clip=config.nft_clip)
         self.name = type(surrogate).__name__ if surrogate else config.surrogate
@@ -83,7 +83,10 @@ class PolicyGradient(Objective):
         "Whether the path's likelihood is trained."
         return self.config.likelihood == 'path'
 
-    def check(self, run):
+    def check(
+        self,
+        run: RunContext,  # of the first epoch
+    ):
         """There must be as many trainable steps as are to be trained, and groups where the advantage compares
         them."""
         check_groups(run.tasks, self.config.advantage)
@@ -116,8 +119,11 @@ class PolicyGradient(Objective):
                 f'got {self.config.train_steps}'
             )
 
-    def warning(self, run):
-        "Of a clip range that float32 cannot tell from rounding."
+    def warning(
+        self,
+        run: RunContext,  # of the first epoch
+    ) -> str:  # empty where all is well
+        "Warn of a clip range that float32 cannot tell from rounding."
         if not self.clip_range or min(objectives.clip_pair(self.clip_range)) >= NARROWEST_CLIP:
             return ''
         better = self.surrogate.clip_range(self.likelihood, run.policy)
@@ -127,7 +133,10 @@ class PolicyGradient(Objective):
             f'so that rounding alone clips; {better:.1e} fits this model'
         )
 
-    def describe(self, run):
+    def describe(
+        self,
+        run: RunContext,  # of this epoch
+    ) -> str:
         able = sorted({self.config.train_steps or int(self.able(run, task).sum()) for task in run.tasks})
         counts = ' or '.join(map(str, able))
         clip = '/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range)) if self.clip_range else ''
@@ -138,8 +147,8 @@ class PolicyGradient(Objective):
 @patch
 def able(
     self: PolicyGradient,
-    run: RunContext,
-    task: Task,
+    run: RunContext,  # of this epoch
+    task: Task,  # of the run
 ) -> torch.Tensor:  # (T,) bool
     "Which denoising steps of this task can be trained."
     stochastic = run.policy.stochastic
@@ -152,10 +161,10 @@ def able(
 @patch
 def steps_to_train(
     self: PolicyGradient,
-    run: RunContext,
-    task: Task,
+    run: RunContext,  # of this epoch
+    task: Task,  # of the run
     rank_slice: RankSlice,  # which of the task's samples
-    generator: torch.Generator,
+    generator: torch.Generator,  # on the CPU, in the same state in all processes
 ) -> torch.Tensor:  # (B, k) long
     "The steps of each sample that this epoch trains; known before it samples."
     able = self.able(run, task)
@@ -167,7 +176,10 @@ def steps_to_train(
 
 @patch
 def transitions(
-    self: PolicyGradient, run: RunContext, batch: Batch, generator: torch.Generator
+    self: PolicyGradient,
+    run: RunContext,  # of this epoch
+    batch: Batch,  # of one task
+    generator: torch.Generator,  # on the CPU, in the same state in all processes
 ) -> Transitions:
     "A row for every chosen step of every sample."
     steps = self.steps_to_train(run, batch.task, batch.rank_slice, generator)
@@ -177,8 +189,11 @@ def transitions(
 
 
 @patch
-def has_gradient(self: PolicyGradient, transitions: Transitions) -> torch.Tensor:
-    "Without a KL penalty, those with an advantage."
+def has_gradient(
+    self: PolicyGradient,
+    transitions: Transitions,  # with a column `advantage`
+) -> torch.Tensor:  # (N,) bool
+    "Which transitions have a gradient: without a KL penalty, those with an advantage."
     always = self.config.kl_weight > 0 or not self.surrogate.skip_zero_advantage
     return (transitions['advantage'] != 0) | always
 
@@ -186,8 +201,8 @@ def has_gradient(self: PolicyGradient, transitions: Transitions) -> torch.Tensor
 @patch
 def prepare(
     self: PolicyGradient,
-    run: RunContext,
-    minibatches: list[Transitions],
+    run: RunContext,  # of this epoch
+    minibatches: list[Transitions],  # of a batch, in the order of the updates
     on_policy: bool = True,  # whether the first of them is learnt by the weights that sampled it
 ):
     "What the surrogate and the KL penalty compare with. On policy the first minibatch is its own anchor."
@@ -211,21 +226,28 @@ def _of_policy(self: PolicyGradient, run: RunContext, transitions: Transitions, 
 @patch
 def remembered(
     self: PolicyGradient,
-    policy: Policy,
-    transitions: Transitions,
+    policy: Policy,  # as it is
+    transitions: Transitions,  # N rows
 ) -> dict[str, torch.Tensor]:  # (N, …)
-    "What the surrogate must know of the policy as it is."
+    "What the surrogate compares with later, of the policy as it is."
     return self.surrogate.remembers(*self.likelihood.log_prob(policy, transitions))
 
 
 @patch
-def is_noisy(self: PolicyGradient, noise: float) -> bool:
-    "Whether it is more than a hundredth of the clip range."
+def is_noisy(
+    self: PolicyGradient,
+    noise: float,  # of a mean log-prob, nats
+) -> bool:
+    "Whether noise of the log-probs is more than a hundredth of the clip range."
     return bool(self.clip_range) and noise > TOLERATED * min(objectives.clip_pair(self.clip_range))
 
 
 @patch
-def anchor(self: PolicyGradient, run: RunContext, minibatches: list[Transitions]) -> int:
+def anchor(
+    self: PolicyGradient,
+    run: RunContext,  # of this epoch
+    minibatches: list[Transitions],  # of a batch, in the order of the updates
+) -> int:  # transitions that were computed
     "Old log-probs from the micro-batches of the update. [UnifiedReward's replay]"
     if 'old_log_prob' not in self.surrogate.memory:
         return 0
@@ -235,7 +257,11 @@ def anchor(self: PolicyGradient, run: RunContext, minibatches: list[Transitions]
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #f51a2f60
 @patch
-def loss(self: PolicyGradient, run: RunContext, transitions: Transitions) -> LossOutput:
+def loss(
+    self: PolicyGradient,
+    run: RunContext,  # of this epoch
+    transitions: Transitions,  # a micro-batch
+) -> LossOutput:
     "The surrogate, and the KL penalty where it has a weight."
     log_prob, now = self.likelihood.log_prob(run.policy, transitions)
     current = self.surrogate.remembers(log_prob, now)
@@ -263,7 +289,11 @@ def _ratio_metrics(
 
 
 @patch
-def clipped(self: PolicyGradient, ratio: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+def clipped(
+    self: PolicyGradient,
+    ratio: torch.Tensor,  # (N,) of the path's likelihood
+    advantage: torch.Tensor,  # (N,)
+) -> torch.Tensor:  # (N,) bool
     "As the surrogate clips the ratio of the path's likelihood; of matching it is another ratio."
     if not self.uses_path:
         return torch.zeros(len(ratio), dtype=torch.bool)
@@ -271,7 +301,7 @@ def clipped(self: PolicyGradient, ratio: torch.Tensor, advantage: torch.Tensor) 
 
 # %% ../../nbs/training/01c_policy_gradient.ipynb #d9ad0a73
 def check_groups(
-    tasks: list[Task],
+    tasks: list[Task],  # of the run
     name: str = '',  # of the advantage estimator for all tasks; each task's own when empty
 ):
     "Raise `ValueError` for an advantage that compares the samples of a group, where a group has only one."

@@ -43,7 +43,7 @@ def off_one(
 
 @torch.no_grad()
 def ratio_error(
-    policy: Policy,
+    policy: Policy,  # as it is
     trajectory: Trajectory,  # as this policy sampled it
     count: int = 32,  # transitions that are looked at
 ) -> float:
@@ -128,7 +128,7 @@ def _precisions(policy):  # list of str
 
 
 def suspects(
-    policy: Policy,
+    policy: Policy,  # that sampled
 ) -> dict[str, list]:  # name -> contexts to try
     "What may differ between sampling and training, and how to undo it."
     scales = {1.0, policy.config.guidance_scale} - {policy.guidance_scale}
@@ -146,7 +146,9 @@ HALF_ROUNDING = dict(
 GPU_ROUNDING = 1e-4  # 9e-5 was measured in fp32, on the same card
 
 
-def rounding_of(policy: Policy) -> float:  # of a mean log-prob
+def rounding_of(
+    policy: Policy,  # for its precision and device
+) -> float:  # of a mean log-prob
     "What other rows in a batch, or another order of sums, make of a mean log-prob at most."
     return HALF_ROUNDING.get(policy.precision, ROUNDING if policy.device.type == 'cpu' else GPU_ROUNDING)
 
@@ -159,7 +161,7 @@ class RatioExplanation(NamedTuple):
 
 
 def explain_ratio(
-    policy: Policy,
+    policy: Policy,  # as it is
     trajectory: Trajectory,  # as this policy sampled it
     error: float = None,  # the largest |ratio - 1| that was seen; looked for when None
     rows: int = None,  # rows of the network that the search may take; as many as it likes when None
@@ -268,7 +270,7 @@ class RatioNoise(NamedTuple):
 
 @torch.no_grad()
 def ratio_noise(
-    policy: Policy,
+    policy: Policy,  # as it is
     trajectory: Trajectory,  # as this policy sampled it, before any update
     clip_range: float = None,  # ε; the papers' 1e-4 scaled to this model's dimensions when None
     count: int = 32,  # transitions that are looked at, in one call of the network

@@ -14,6 +14,7 @@ import torch
 from ..algorithms import advantages
 from ..distributed.processes import Processes
 from ..prompts.task import Task
+from ..rewards.reward import RewardOutput
 
 # %% ../../nbs/training/01b_scoring.ipynb #a1637b4c
 # what the trainer and its callbacks write
@@ -46,10 +47,9 @@ class Scores(NamedTuple):
 
 
 def gather_scores(
-    task: Task,
-    # of `RewardOutput`, one for each reward: of this process's samples; empty where it has none
-    outputs: list,
-    processes: Processes,
+    task: Task,  # that was sampled
+    outputs: list[RewardOutput],  # one for each reward, of this process's samples; empty where it has none
+    processes: Processes,  # that take part
     device: torch.device,  # of the values
 ) -> Scores:
     "The values and metrics of all processes' samples."
@@ -93,7 +93,7 @@ class TaskAdvantage(NamedTuple):
 
 
 def task_advantage(
-    task: Task,
+    task: Task,  # that was sampled
     values: list[torch.Tensor],  # (B,) for each reward, finite
     prompts: list[str],  # B
     groups: torch.Tensor,  # (B,) long
@@ -120,9 +120,8 @@ def task_advantage(
 
 
 def make_estimators(
-    tasks: list[Task],
-    # of an estimator for all tasks, one of `advantages.ADVANTAGES`; each task's own when empty
-    name: str = '',
+    tasks: list[Task],  # of the run
+    name: str = '',  # of an estimator for all tasks, one of `advantages.ADVANTAGES`; each task's own when empty
 ) -> dict[str, Any]:  # from rewards to advantages
     "An advantage estimator for each reward of each task; some remember earlier epochs."
     chosen = lambda task: advantages.ADVANTAGES[name]() if name else task.advantage or advantages.batch

@@ -23,14 +23,17 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, object]:
         "The state."
 
-    def load_state_dict(self, state: dict[str, object]):
+    def load_state_dict(
+        self,
+        state: dict[str, object],  # as `state_dict` gave it
+    ):
         "Take up a saved state."
 
 
 @contextmanager
 def atomic_epoch(
     owner: Stateful,  # of all state but tensors
-    updates: Updater,
+    updates: Updater,  # with all tensors
     processes: Processes,  # whose main one reports
 ):
     "An epoch that does not end (an interrupt, a reward that fails) leaves nothing behind."
@@ -58,8 +61,8 @@ def _kept_once(epoch):
 # %% ../../nbs/training/01k_state.ipynb #fed5f2f0
 def sync_from_main(
     owner: Stateful,  # of all state but tensors
-    updates: Updater,
-    processes: Processes,
+    updates: Updater,  # with all tensors
+    processes: Processes,  # that take part
     shards: Shards = None,  # of the weights, where each process has a part of them
 ):
     """Give every process the main one's state, who may have resumed a run: weights, averages, moments,

@@ -29,7 +29,7 @@ from ..algorithms.minibatches import MicroBatches
 from ..distributed.processes import Processes, RankSlice
 from ..distributed.shards import Shards, check_shard
 from ..prompts.task import Stream, Task
-from ..rewards.reward import NotFinite, keep_nonfinite
+from ..rewards.reward import NotFinite, keep_nonfinite, RewardOutput
 from ..sampling.policy import Policy
 from ..sampling.rollout import Trajectory, sample_seed
 from ..utils.devices import deterministic_algorithms, prepare_deterministic
@@ -48,9 +48,9 @@ class Trainer:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy,  # that is trained
         tasks: list[Task],  # taken in this order in every epoch
-        config: TrainConfig = None,
+        config: TrainConfig = None,  # the defaults when None
         data: Callable = None,  # (count, seed) -> (images (count, 3, H, W), captions), for the data loss
         callbacks: list[Callback] = None,  # a progress line by default
         sampler: RolloutSampler = None,  # where trajectories come from; independent samples by default
@@ -173,7 +173,7 @@ class Trainer:
 
     def collect(
         self,
-        task: Task,
+        task: Task,  # of this trainer
     ) -> Batch:
         "Sample, score, compute advantages. Each process samples its share; all know all values."
         prompts, groups = task.draw(self.seed_of(task), self.epoch)
@@ -210,9 +210,9 @@ def _all_observations(outputs):
 @patch
 def seed_of(
     self: Trainer,
-    task: Task,
+    task: Task,  # of this trainer
 ) -> int:
-    "The run's seed, told apart by task."
+    "The run's seed, made different for each task."
     return task_seed(self.config.seed, self.tasks, task)
 
 
@@ -226,12 +226,12 @@ class Sampled(NamedTuple):
 @patch
 def sample(
     self: Trainer,
-    task: Task,
+    task: Task,  # of this trainer
     prompts: list[str],  # of all processes' samples
     groups: torch.Tensor,  # (B,) long, of all
     own: RankSlice,  # which of them are this process's
 ) -> Sampled:
-    "Stage 1: a trajectory for every prompt of this process, and what the task's rewards say of it."
+    "Stage 1: a trajectory for every prompt of this process, and the outputs of the task's rewards."
     if not own.size:
         return Sampled(None, [])
     run, seed = self.context, self.seed_of(task)
@@ -263,8 +263,8 @@ def _recorded_steps(self: Trainer, task: Task, own: RankSlice) -> torch.Tensor: 
 @patch
 def score(
     self: Trainer,
-    task: Task,
-    outputs: list,  # of `RewardOutput`, of this process's samples
+    task: Task,  # that was sampled
+    outputs: list[RewardOutput],  # of this process's samples
 ) -> Scores:
     "Stage 2: all processes' values of this task's rewards, and no others."
     return gather_scores(task, outputs, self.processes, self.policy.device)
@@ -273,7 +273,7 @@ def score(
 @patch
 def advantages(
     self: Trainer,
-    task: Task,
+    task: Task,  # that was sampled
     values: list[torch.Tensor],  # (B,) for each reward
     prompts: list[str],  # B
     groups: torch.Tensor,  # (B,) long

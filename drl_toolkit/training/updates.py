@@ -59,10 +59,10 @@ class Updater:
 
     def __init__(
         self,
-        policy: Policy,
-        config: TrainConfig,
-        objective: Objective,
-        processes: Processes,
+        policy: Policy,  # that is trained
+        config: TrainConfig,  # of the run
+        objective: Objective,  # that is minimised
+        processes: Processes,  # that take part
         context: Callable,  # () -> `RunContext` of this epoch
         learning_rate: Callable,  # () -> of this epoch
         on_plan: Callable,  # (batch, minibatches), before the first update of a batch
@@ -84,7 +84,7 @@ class Updater:
 
     def learn(
         self,
-        batch: Batch,
+        batch: Batch,  # of one task
     ) -> dict[str, float]:  # numbers to record
         "The objective's steps on one batch."
         minibatches = self.plan(batch) if batch.minibatches is None else batch.minibatches
@@ -103,7 +103,7 @@ class Updater:
 
     def plan(
         self,
-        batch: Batch,
+        batch: Batch,  # of one task
         on_policy: bool = True,  # whether the weights that sampled it take its first step
     ) -> list[Transitions]:  # one for each optimiser step
         "A batch as shuffled minibatches whose rows know their weight."
@@ -243,7 +243,7 @@ class Updater:
 
     def load_state_dict(
         self,
-        state: dict[str, object],
+        state: dict[str, object],  # as `state_dict` gave it
     ):
         "Take up a saved state."
         self.data_loss.draws = state['draws']

@@ -10,6 +10,7 @@ import json, os, shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -57,7 +58,7 @@ def _write_or_clean(write, part, path):
 
 def write_json(
     path: Path,  # a file or a folder
-    value,  # what JSON can hold
+    value: Any,  # what JSON can hold
 ) -> Path:
     "JSON, whole or not at all."
     return atomic_write(path, lambda part: part.write_text(json.dumps(value, indent=1), encoding='utf-8'))

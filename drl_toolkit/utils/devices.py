@@ -66,7 +66,7 @@ WORKSPACE = 'CUBLAS_WORKSPACE_CONFIG'  # cuBLAS reads it when it starts
 
 
 def prepare_deterministic(
-    device='cpu',  # that the run will use
+    device: str | torch.device = 'cpu',  # that the run will use
 ):
     """Set what must be set before CUDA starts, for the same bits in every run.
 

@@ -9,13 +9,14 @@ __all__ = ['MANIFEST', 'path_inside', 'open_plain', 'read_plain', 'read_json', '
 # %% ../../nbs/utils/01_files.ipynb #46f9446e
 import hashlib, json, os, stat
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 # %% ../../nbs/utils/01_files.ipynb #e0eebb05
 def path_inside(
     folder: Path,  # of a run, a ballot …: trusted, it may be a link itself
-    *names,  # below it; none of them may be a link, and none of them leads out
+    *names: str | Path,  # below it; none of them may be a link, and none of them leads out
 ) -> Path:
     "A path below a folder, whether or not it exists. `OSError` names the link that it would go through."
     path = Path(folder)
@@ -38,7 +39,7 @@ def open_plain(
     path: Path,  # of the file
     mode: str = 'rb',  # 'rb' reads, 'r+b' changes, 'ab' appends and 'xb' makes
     inside: Path = None,  # a folder above the file: no link is followed below it
-):  # a binary file
+) -> BinaryIO:  # a binary file
     "Open what is a file: no folder, no pipe, no device. It never waits; `OSError` where there is none."
     flags = _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC
     if inside is None:
@@ -86,7 +87,7 @@ def read_json(
     path: Path,  # of the file
     most: int = 2**24,  # bytes
     inside: Path = None,  # as for `open_plain`
-):  # what is in it; numbers that no float can hold are None
+) -> Any:  # what is in it; numbers that no float can hold are None
     "A JSON file. `OSError` where it cannot be opened, `ValueError` for anything else."
     return parse_json(read_plain(path, most, inside), repr(str(path)))
 
@@ -94,7 +95,7 @@ def read_json(
 def parse_json(
     data: bytes,  # UTF-8
     what: str,  # for the error
-):  # what JSON can hold
+) -> Any:  # what JSON can hold
     "The value in some bytes of JSON; NaN and infinities become None."
     try:
         return json.loads(data.decode('utf-8'), parse_constant=lambda name: None, parse_float=_float)
@@ -158,7 +159,7 @@ class Damaged(ValueError):
 
 def write_manifest(
     folder: Path,  # whose files are meant
-    **about,  # JSON, such as the epoch
+    **about: Any,  # JSON, such as the epoch
 ):
     "Vouch for every file below a folder but model cards. To be called when all of them are written."
     stated = {}

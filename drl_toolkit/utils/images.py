@@ -9,12 +9,13 @@ __all__ = ['LABEL', 'to_tensor', 'to_pil', 'eight_bit', 'jpeg', 'sheet']
 import io
 
 import numpy as np
+from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw
 
 # %% ../../nbs/utils/02_images.ipynb #2f0a11c5
 def to_tensor(
-    images,  # list of PIL images of one size
+    images: Sequence[Image.Image],  # of one size
 ) -> torch.Tensor:  # (B, 3, H, W), float in [0, 1]
     "Images as the rewards take them."
     arrays = np.stack([np.asarray(im.convert('RGB')) for im in images])
@@ -54,11 +55,11 @@ def jpeg(
 
 # %% ../../nbs/utils/02_images.ipynb #2f0a11c8
 def sheet(
-    images,  # list of PIL images, or a tensor (B, 3, H, W) in [0, 1]
+    images: Sequence[Image.Image] | torch.Tensor,  # of PIL, or (B, 3, H, W) in [0, 1]
     columns: int = 8,  # images in a row
     scale: int = 1,  # nearest-neighbour enlargement
     pad: int = 2,  # white pixels between images
-    labels: list = None,  # a short text under each image, such as its score; none by default
+    labels: list[str] = None,  # a short text under each image, such as its score; none by default
 ) -> Image.Image:
     "Images side by side on one canvas."
     if torch.is_tensor(images):

@@ -7,17 +7,19 @@ __all__ = ['PARENT', 'stop_on_signals', 'SteadyStream', 'steady_output', 'end_wi
 
 # %% ../../nbs/utils/05_interrupts.ipynb #672349b3
 import os, signal, sys, threading, time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from .web import printable_in_colour
 
 # %% ../../nbs/utils/05_interrupts.ipynb #abacdf4e
 @contextmanager
 def stop_on_signals(
-    ask,  # function of a reason such as 'SIGTERM', called at the first signal; it must only remember
+    ask: Callable[[str], None],  # gets a reason such as 'SIGTERM' at the first signal; it must only remember
     # whether this is the only process of its run; otherwise it may wait for others where no handler runs
     alone: bool = True,
-):
+) -> Iterator[None]:
     "The first Ctrl-C, SIGTERM or SIGHUP asks a run to stop after its epoch, a second one ends it at once."
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -63,8 +65,8 @@ class SteadyStream:
 
     def __init__(
         self,
-        stream,  # such as `sys.stdout`
-        clean=str,  # function of a text: what of it is written
+        stream: TextIO,  # such as `sys.stdout`
+        clean: Callable[[str], str] = str,  # of a text: what of it is written
     ):
         self.stream, self.clean = stream, clean
         self.broken = None  # the error after which nothing was written

@@ -9,7 +9,7 @@ __all__ = ['HEADERS', 'tokens_of', 'Guard', 'plain_refusal', 'with_cookie', 'Bod
 # %% ../../nbs/utils/13_server.ipynb #32760034
 import asyncio, socket, threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 import uvicorn
@@ -37,14 +37,19 @@ class Guard:
 
     def __init__(
         self,
-        app,  # of ASGI
-        access: Access = Access(),
+        app: Callable,  # of ASGI
+        access: Access = Access(),  # who may come in
         refuse: Callable = None,  # of a `Refusal` and a request: the answer; plain text by default
         headers: dict[str, str] = HEADERS,  # of every answer
     ):
         self.app, self.access, self.refuse, self.headers = app, access, refuse or plain_refusal, headers
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(
+        self,
+        scope: dict[str, Any],  # of ASGI
+        receive: Callable,  # of ASGI
+        send: Callable,  # of ASGI
+    ):
         if scope['type'] == 'lifespan':
             return await self.app(scope, receive, send)
         if scope['type'] != 'http':
@@ -56,7 +61,10 @@ class Guard:
             return await answer(scope, receive, send)
         await self.admit(request, scope, receive, send)
 
-    def refusal(self, request: Request) -> Refusal | None:
+    def refusal(
+        self,
+        request: Request,  # of a client
+    ) -> Refusal | None:
         "Why a request is not answered; None where it may come in."
         cookie = request.cookies.get(self.access.cookie, '')
         return self.access.refusal(
@@ -65,10 +73,10 @@ class Guard:
 
     async def admit(
         self,
-        request: Request,
+        request: Request,  # of a client
         scope: dict,  # of ASGI, as `receive` and `send`
-        receive: Callable,
-        send: Callable,
+        receive: Callable,  # of ASGI
+        send: Callable,  # of ASGI
     ):
         "Hand a request on."
         await self.app(scope, receive, send)
@@ -87,12 +95,18 @@ class Guard:
         return answer
 
 
-async def plain_refusal(refusal: Refusal, request: Request) -> Response:
+async def plain_refusal(
+    refusal: Refusal,  # what is wrong
+    request: Request,  # that is refused
+) -> Response:
     "A refusal as plain text."
     return PlainTextResponse(refusal.why, refusal.status)
 
 
-def with_cookie(request: Request, access: Access) -> Response:
+def with_cookie(
+    request: Request,  # with a token in its address
+    access: Access,  # whose cookie it is
+) -> Response:
     "Move the token from the address into a cookie."
     rest = urlencode([(k, v) for k, v in parse_qsl(request.url.query) if k != 'token'])
     answer = RedirectResponse(f'?{rest}' if rest else './', 303)
@@ -112,7 +126,7 @@ async def read_body(
     receive: Callable,  # of ASGI
     length: str,  # header `Content-Length`, or None
     most: int,  # bytes
-    seconds: float = 30.0,
+    seconds: float = 30.0,  # for all of it
 ) -> Body:
     "A body, unless it is too large or too slow; no more of it than that is ever held."
     if length and (not length.isdigit() or int(length) > most):
@@ -138,7 +152,7 @@ def _too_large():
 
 async def drop_body(
     receive: Callable,  # of ASGI
-    seconds: float = 5.0,
+    seconds: float = 5.0,  # for all of it
 ):
     """Take in and drop what a client still sends: a connection closed in its face would lose the answer (RFC
     9112, 9.6)."""
@@ -156,11 +170,17 @@ class TimedProtocol(H11Protocol):
     seconds = 60.0
     _clock, _phase = None, None
 
-    def connection_made(self, transport):
+    def connection_made(
+        self,
+        transport: asyncio.Transport,  # as of asyncio
+    ):
         super().connection_made(transport)
         self._watch()
 
-    def data_received(self, data):
+    def data_received(
+        self,
+        data: bytes,  # as of asyncio
+    ):
         super().data_received(data)
         self._watch()
 
@@ -168,7 +188,10 @@ class TimedProtocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
-    def connection_lost(self, exc):
+    def connection_lost(
+        self,
+        exc: Exception,  # as of asyncio
+    ):
         self._stop()
         super().connection_lost(exc)
 
@@ -191,7 +214,7 @@ class TimedProtocol(H11Protocol):
 
 # %% ../../nbs/utils/13_server.ipynb #d65e055d
 def listen(
-    host: str,
+    host: str,  # name or address
     port: int,  # 0 takes any free one
 ) -> socket.socket:
     "A socket that listens. `OSError` where it cannot."
@@ -207,8 +230,8 @@ class Server:
 
     def __init__(
         self,
-        app,  # of ASGI
-        host: str,
+        app: Callable,  # of ASGI
+        host: str,  # name or address
         port: int,  # 0 takes any free one
         seconds: float = 60.0,  # for the head of a request
     ):

@@ -8,14 +8,15 @@ __all__ = ['MOST_LETTERS', 'setting', 'is_within', 'in_words', 'validate']
 # %% ../../nbs/utils/09_settings.ipynb #fbaa002f
 import math
 from dataclasses import field, fields
+from typing import Any
 
 # %% ../../nbs/utils/09_settings.ipynb #53c3fa58
 def setting(
-    default,  # a bool, int, float or str
+    default: Any,  # a bool, int, float or str
     help: str,  # one sentence, for people
     within: str = '',  # of a number: an interval such as '[0, 1)' or '[1, inf)'
-    choices: tuple = (),  # of a word: those that there are
-):
+    choices: tuple[str, ...] = (),  # of a word: those that there are
+) -> Any:  # a field of a dataclass
     "A field of a configuration, for `validate` and for the command line."
     return field(default=default, metadata=dict(help=help, within=within, choices=tuple(choices)))
 
@@ -28,8 +29,10 @@ def is_within(value: float, interval: str) -> bool:
     return above and below
 
 
-def in_words(interval: str) -> str:
-    "An interval as an error says it."
+def in_words(
+    interval: str,  # such as '[0, 1)'
+) -> str:
+    "An interval in words, for an error."
     low, high = (end.strip() for end in interval[1:-1].split(','))
     if high != 'inf':
         return f'in {interval}'
@@ -67,7 +70,9 @@ def _wanted(declared, value) -> str:  # empty where the value is right
     return in_words(within) if within and not is_within(value, within) else ''
 
 
-def validate(config):
+def validate(
+    config: Any,  # a dataclass whose fields are `setting`s
+):
     """Check every field against its declaration.
 
     `ValueError` names the first that is wrong, what it must be, and its value."""

@@ -11,10 +11,14 @@ __all__ = ['PACKAGE', 'FILTERS', 'environment', 'WEBP', 'number', 'signed', 'per
 import base64, io, math, re
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/utils/11_templates.ipynb #3f86e6b6
 def number(
@@ -29,7 +33,7 @@ def number(
 
 
 def signed(
-    value: float,
+    value: float,  # any number
 ) -> str:
     "A number with its sign, in two digits after the point."
     return f'{value:+.2f}'.replace('-', '−') if math.isfinite(value) else '–'
@@ -43,7 +47,7 @@ def percent(
 
 
 def duration(
-    seconds: float,
+    seconds: float,  # 0 or more
 ) -> str:
     "'45 s', '12 min', '3 h 20 min'"
     minutes = round(seconds / 60)
@@ -53,7 +57,7 @@ def duration(
 
 
 def cell_text(
-    text: str,
+    text: str,  # of a cell
     column: str = '',  # its name: what is a change has a sign
 ) -> str:
     """A cell of a table that was written as text: fractions in three digits after the point, counts as they are,
@@ -93,14 +97,14 @@ def side(
 
 
 def nats(
-    value: float,
+    value: float,  # nats
 ) -> str:
     "A divergence with its unit."
     return f'{value:.2g} nats' if math.isfinite(value) else 'not measured'
 
 
 def three_digits(
-    value,  # of a table of pandas
+    value: Any,  # of a table of pandas
 ) -> str:
     "A float in three digits after the point; nothing where there is no value."
     if value is None or value != value:
@@ -148,7 +152,7 @@ environment = _environment()
 
 def render(
     template: str,  # below the package, such as 'ui/templates/note.html'
-    **context,  # what the template names
+    **context: Any,  # what the template names
 ) -> Markup:
     "A piece of HTML."
     return Markup(environment.get_template(template).render(**context))
@@ -168,9 +172,9 @@ class EncodedImage:
 
 
 def encode_image(
-    image: Image.Image,
+    image: Image.Image,  # of any size
     format: str = 'WEBP',  # or 'PNG'
-    **options,  # of Pillow's `save`, such as quality
+    **options: Any,  # of Pillow's `save`, such as quality
 ) -> EncodedImage:
     "An image as a file of this format."
     buffer = io.BytesIO()
@@ -179,9 +183,9 @@ def encode_image(
 
 
 def encode_figure(
-    figure,  # of matplotlib
+    figure: 'Figure',  # of matplotlib
     format: str = 'svg',  # sharp at every size; or 'png'
-    **options,  # of `savefig`, such as dpi
+    **options: Any,  # of `savefig`, such as dpi
 ) -> EncodedImage:
     "A figure as a file of this format."
     buffer = io.BytesIO()
@@ -193,7 +197,7 @@ WEBP = dict(format='WEBP', quality=88)
 
 
 def inline(
-    picture,  # a PIL image or an `EncodedImage`
+    picture: Image.Image | EncodedImage,  # a PIL image or an `EncodedImage`
 ) -> str:
     "The address of an image in a page that stands alone: it holds the image."
     return (picture if isinstance(picture, EncodedImage) else encode_image(picture, **WEBP)).uri

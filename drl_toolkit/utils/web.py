@@ -27,7 +27,9 @@ def host_of(
         return ''
 
 
-def is_address(host: str) -> bool:
+def is_address(
+    host: str,  # name or address
+) -> bool:
     "Whether a host is an IP address and no name."
     try:
         return bool(ipaddress.ip_address(host))
@@ -109,7 +111,7 @@ class Access:
     def address(
         self,
         host: str,  # that is bound
-        port: int,
+        port: int,  # that is bound
     ) -> str:
         "What to open."
         shown = '127.0.0.1' if host in ('0.0.0.0', '::', '') else f'[{host}]' if ':' in host else host
@@ -145,7 +147,7 @@ def access_to(
 
 
 def exposure(
-    access: Access,
+    access: Access,  # of the server
     open: bool,  # whether it was asked to be without a token
 ) -> str:
     "A sentence for whoever starts a server."
@@ -154,7 +156,9 @@ def exposure(
     return 'only with this token' if access.token else 'this machine only'
 
 
-def check_port(port: int) -> int:
+def check_port(
+    port: int,  # 0 takes any free one
+) -> int:
     "A port, or a `ValueError`."
     whole = isinstance(port, int) and not isinstance(port, bool)
     if not whole or not 0 <= port < 65536:
@@ -167,15 +171,18 @@ class TimedReader(io.RawIOBase):
 
     def __init__(
         self,
-        connection: socket.socket,
+        connection: socket.socket,  # that is read
         end: float = math.inf,  # of `time.monotonic`
     ):
         self.connection, self.end = connection, end
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer):
+    def readinto(
+        self,
+        buffer: memoryview,  # that is filled
+    ) -> int:  # bytes that were read
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError('timed out')
@@ -203,7 +210,7 @@ _COLOUR = re.compile(r'(\x1b\[[\d;]*m)')  # as trackers print them
 
 
 def printable_in_colour(
-    text: str,
+    text: str,  # for a terminal
 ) -> str:
     "The same, but colours stay."
     return ''.join(part if i % 2 else printable(part) for i, part in enumerate(_COLOUR.split(text)))

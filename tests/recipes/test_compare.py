@@ -181,7 +181,7 @@ def test_every_method_has_its_line_in_the_chapter():
 
 
 def test_every_figure_of_a_run_is_explained():
-    """What several tasks, two rewards, a leash, the data loss, a watch and half precision leave in the record
+    """What several tasks, two rewards, a KL penalty, the data loss, a watch and half precision leave in the record
     stands in the chapter's list."""
     bright, warm = (
         reward(lambda images, prompts: images.mean((1, 2, 3)), name='bright'),

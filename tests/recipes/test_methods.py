@@ -57,7 +57,7 @@ def test_the_reward_rises(name):
     'name', some(['ppo', 'branch_grpo', 'raft', 'nft', 'draft', 'alignprop', 'refl'], ['nft', 'refl'])
 )
 def test_every_regulariser_goes_with_every_objective(name):
-    """The leash with its target, the base's own pictures as data, decay to the base, averaged weights: all at
+    """The KL penalty with its target, the base's own pictures as data, decay to the base, averaged weights: all at
     once."""
     t = trainer(
         name,

@@ -27,9 +27,13 @@ def test_the_words_of_a_configuration_are_those_of_the_tables():
     assert ADVANTAGE_NAMES == tuple(advantages.ADVANTAGES) and LIKELIHOOD_NAMES == tuple(
         objectives.LIKELIHOODS
     )
-    assert SURROGATE_LIKELIHOODS == {name: s.likelihoods for name, s in objectives.SURROGATES.items()}
+    assert SURROGATE_LIKELIHOODS == {name: make().likelihoods for name, make in objectives.SURROGATES.items()}
     assert SDE_NAMES == tuple(transitions.SDES) and PRECISION_NAMES == tuple(policy.PRECISIONS)
-    assert OBJECTIVE_NAMES == tuple(recipes.OBJECTIVES) and STRATEGY_NAMES == tuple(recipes.STRATEGIES)
+    for name in OBJECTIVE_NAMES:
+        made = recipes.make_objective(RunConfig(objective=name, back_steps=2))
+        assert (made is None) == (name == 'policy')
+    for name in STRATEGY_NAMES:
+        assert recipes.make_strategy(RunConfig(strategy=name, keep='a, b')) is not None
     assert DATA_NAMES == (*recipes.DATA, 'base') and list(recipes.RECIPE_TASKS) == recipe_names()
 
 
@@ -97,3 +101,53 @@ def test_a_configuration_needs_no_torch(what):
         [sys.executable, '-c', code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not heavy and float(seconds) < 1  # .05 on a free core
+
+
+NEW_NAMES = """
+import sys
+from drl_toolkit.algorithms import names
+
+names.ADVANTAGES['signs'] = 'my_method:signs'
+names.SURROGATES['plain'] = names.SurrogatePlace('my_method:Plain', ('path',))
+names.STRATEGIES['backwards'] = 'my_method:Backwards'
+
+from drl_toolkit.recipes.options import parse_train_options, said_fields
+
+words = ['clip', '--advantage', 'signs', '--surrogate', 'plain', '--strategy', 'backwards']
+said = said_fields(parse_train_options(words))
+assert 'torch' not in sys.modules and 'my_method' not in sys.modules
+
+import my_method, torch
+from drl_toolkit.algorithms import advantages, objectives
+from drl_toolkit.recipes.config import RunConfig
+from drl_toolkit.recipes.recipes import make_strategy
+
+config = RunConfig(**said)
+assert advantages.ADVANTAGES[config.advantage]() is my_method.signs
+assert isinstance(objectives.SURROGATES[config.surrogate](), my_method.Plain)
+assert isinstance(make_strategy(config), my_method.Backwards)
+for wrong in (dict(surrogate='plain', likelihood='matching'), dict(advantage='sings')):
+    try:
+        RunConfig(**wrong)
+    except ValueError as e:
+        print(e)
+"""
+
+MY_METHOD = """
+from drl_toolkit.algorithms.interfaces import Strategy
+from drl_toolkit.algorithms.objectives import Surrogate
+
+def signs(rewards, groups, prompts=None): return (rewards - rewards.mean()).sign()
+class Plain(Surrogate): likelihoods = ('path',)
+class Backwards(Strategy): pass
+"""
+
+
+def test_a_new_name_on_the_command_line_is_one_line(tmp_path):
+    (tmp_path / 'my_method.py').write_text(MY_METHOD)
+    (tmp_path / 'run.py').write_text(NEW_NAMES)
+    done = subprocess.run([sys.executable, 'run.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "likelihood must be 'path' with surrogate 'plain'; got 'matching'"
+    assert second.startswith('advantage must be one of') and second.endswith("'signs'; got 'sings'")

@@ -414,7 +414,7 @@ def test_few_samples_are_one_batch_for_all_threads(guidance, count):
     'likelihood, train', some([('path', 'lora'), ('matching', 'full')], [('matching', 'full')])
 )
 def test_threads_change_nothing(likelihood, train):
-    """Two batches at once: the same pictures to the bit, the same weights to rounding; the leash does not see
+    """Two batches at once: the same pictures to the bit, the same weights to rounding; the KL penalty does not see
     half-swapped weights."""
 
     def run(threads):
@@ -551,7 +551,7 @@ def test_several_rewards_add_their_advantages():
     )
 
 
-def test_the_leash_is_adapted_to_its_target():
+def test_the_kl_weight_is_adapted_to_its_target():
     t = trainer(TrainConfig(train_steps=2, kl_weight=0.1, kl_target=1.0, warmup=0))
     for kl, weight in ((2.0, 0.2), (1.2, 0.2), (0.1, 0.1), (1.0, 0.1), (9.0, 0.2)):
         t.kl_penalty.adapt(kl)
@@ -607,7 +607,7 @@ def test_base_samples_are_the_untrained_models():
 
 KEPT = {
     'lora, some steps': (dict(train_steps=3), dict()),
-    'full, a leash': (dict(train_steps=0, kl_weight=0.1, ema_decay=0.5), dict(train='full')),
+    'full, a KL penalty': (dict(train_steps=0, kl_weight=0.1, ema_decay=0.5), dict(train='full')),
     'guided': (dict(train_steps=2, surrogate='guard'), dict(guidance_scale=3.0, train_unconditional=False)),
     'reinforce, data': (
         dict(train_steps=0, surrogate='reinforce', data_weight=0.5, data_mode='joined', data_batch=4),
