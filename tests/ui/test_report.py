@@ -101,6 +101,21 @@ def test_sentences_part_paid_from_unpaid(found):
     )
 
 
+def test_one_sentence_and_the_pairs_that_changed_most_come_first(found):
+    said = R.verdict_sentence(found)
+    rows = found.rewards
+    better = int((rows[rows['trained']]['effect_low'] > 0).sum())
+    assert said.startswith('Against base, tuned is') and 'held-out' in said
+    assert f'better in {better or "none"}' in said or 'not clearly different' in said
+    first = R.first_pairs(found)
+    assert len(first) == 2 and {p.prompt for p in first} == set(PROBES[0].prompts)  # one of each prompt
+    base, tuned = found.base['objects/train'], found.tuned['objects/train']
+    moved = (tuned - base).abs().mean((1, 2, 3))
+    assert first[0].prompt == PROBES[0].prompts[int(moved.argmax())]
+    page = R.page(found)
+    assert page.index('class="verdict"') < page.index('class="pairs first"') < page.index('<h2>In words')
+
+
 def test_files(found, tmp_path):
     names = R.write_report(tmp_path, found, 'drl eval')
     assert set(names) >= {

@@ -107,12 +107,18 @@ const mark = () => { document.body.dataset.view = drl.asked(); };
 if (document.body) mark();
 else document.addEventListener('DOMContentLoaded', mark);
 
-// The focus goes with the tab that the arrow keys choose.
+// Arrow keys turn to the next tab, and take the focus along.
 document.addEventListener('keydown', event => {
-  if (!/^(Arrow(Left|Right)|Home|End)$/.test(event.key) || event.target.getAttribute('role') !== 'tab') return;
-  const list = event.target.closest('[role=tablist]');
-  setTimeout(() => list.querySelector('[role=tab][aria-selected=true]')?.focus(), 0);
-});
+  const move = {ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity}[event.key];
+  if (!move || event.target.getAttribute('role') !== 'tab') return;
+  const tabs = [...event.target.closest('[role=tablist]').querySelectorAll('[role=tab]')].filter(tab => tab.offsetParent);
+  const at = tabs.indexOf(event.target) + move;
+  const next = tabs[Number.isFinite(at) ? (at + tabs.length) % tabs.length : at < 0 ? 0 : tabs.length - 1];
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  next.click();
+  setTimeout(() => document.getElementById(next.id)?.focus(), 0);
+}, true);
 
 document.addEventListener('click', event => {
   const button = event.target.closest('[data-text]');
