@@ -270,9 +270,7 @@ class Updates(Protocol):
 
     def products(
         self,
-        gradients: list[
-            list[torch.Tensor]
-        ],  # R of them, each a list with a tensor or None for each parameter
+        gradients: list[list[torch.Tensor]],  # R of them, each with a tensor or None for each parameter
     ) -> torch.Tensor:
         "Inner products (R, R) of R gradients."
 

@@ -351,7 +351,7 @@ class Surrogate:
 
     def clip_range(
         self,
-        likelihood: PathLikelihood | MatchingLikelihood,
+        likelihood: PathLikelihood | MatchingLikelihood,  # that is clipped
         policy: Policy,  # that is trained
     ) -> float:  # 0: nothing is clipped
         "The clip range of this likelihood and model."

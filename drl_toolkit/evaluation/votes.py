@@ -474,7 +474,7 @@ class Voters:
 
     def undo(
         self,
-        ballot: Ballot,
+        ballot: Ballot,  # that is voted on
         cookie: str,  # that was sent
     ):
         "Take back the last vote of whoever sends this cookie."

@@ -173,6 +173,7 @@ def effect_figure(
         arrow = '→ better' if metric.better == 'higher' else '← better'
         ax.set_title(f'{metric.label}  ({arrow})', fontsize=8)
         ax.set_yticks([-y for y in range(len(arms))], arms)
+        ax.set_ylim(0.4 - len(arms), 0.6)
     for ax in axes[len(metrics) :]:
         ax.axis('off')
     fig.suptitle(

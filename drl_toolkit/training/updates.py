@@ -36,7 +36,7 @@ class Minibatches(NamedTuple):
 
 
 def cut_minibatches(
-    config: TrainConfig,
+    config: TrainConfig,  # of the run
     order: torch.Tensor,  # (M,) long: the numbers of the rows with a gradient, shuffled
     kinds: torch.Tensor = None,  # (N,) long: what `minibatch_by` goes by, of all rows
 ) -> Minibatches:

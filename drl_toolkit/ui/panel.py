@@ -904,7 +904,7 @@ def sides(
         grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
         images = compare.draw_grid(run, grid, self.world.check_prompt)
         return compare.grid_page(run, grid, images, context)
-    except (ValueError, OSError) as e:
+    except Exception as e:  # of any kind, as weights may be of any kind
         return note('This could not be drawn', complaint(e, run), kind='error')
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0

@@ -6,6 +6,8 @@
 __all__ = ['FIELDS', 'METRICS', 'with_new_names', 'record_with_new_names']
 
 # %% ../../nbs/utils/07_aliases.ipynb #2f0c11c4
+from typing import Any
+
 FIELDS = dict(  # of a configuration, and of policy.json
     credit='advantage',
     updates='num_minibatches',
@@ -28,7 +30,7 @@ METRICS = dict(  # of metrics.jsonl and of what methods are compared by
 def with_new_names(
     saved: dict,  # as it was read from a file
     names: dict,  # old name -> new name: `FIELDS` or `METRICS`
-) -> dict:  # the same with new names; a new name that is there already stays as it is
+) -> dict[str, Any]:  # the same with new names; a new name that is there already stays as it is
     "Read names of before as those of now."
     new = {names[key]: value for key, value in saved.items() if key in names}
     kept = {key: value for key, value in saved.items() if key not in names}
@@ -37,7 +39,7 @@ def with_new_names(
 
 def record_with_new_names(
     record: dict,  # of an epoch, as a trainer's history has it
-) -> dict:  # the same with new names, of its tasks too
+) -> dict[str, Any]:  # the same with new names, of its tasks too
     "Read a record of before as one of now."
     tasks = {name: with_new_names(row, METRICS) for name, row in record.get('tasks', {}).items()}
     return with_new_names(record, METRICS) | dict(tasks=tasks)

@@ -77,7 +77,7 @@ def cell_text(
 
 
 def shortened(
-    text: str,
+    text: str,  # of any length
     most: int = 90,  # letters
 ) -> str:
     "The beginning of a long text, cut between words."
