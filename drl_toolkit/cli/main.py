@@ -428,7 +428,7 @@ def train(
                 run = _equip(
                     trainer,
                     config,
-                    run or (lambda: stack.enter_context(_new_run(out, config, recipe, model))),
+                    run or (lambda: stack.enter_context(_new_run(out, trainer, recipe, model))),
                 )
         try:
             if processes.main:
@@ -446,13 +446,16 @@ def train(
         _tell_where(out, trainer)
 
 
-def _new_run(out, config, recipe, model):
-    "A run's folder, with the prompts in it."
+def _new_run(out, trainer, recipe, model):
+    "A run's folder, with the prompts in it, and what its automatic values came to."
+    from dataclasses import asdict
     from drl_toolkit.recipes.custom import keep_prompts
     from drl_toolkit.runs.run import Run
+    from drl_toolkit.training.resolved import resolved
 
-    run = Run.create(out, config, recipe, model)
-    keep_prompts(run.folder, config.prompts)
+    found = asdict(resolved(trainer.policy, trainer.objective))
+    run = Run.create(out, trainer.config, recipe, model, found)
+    keep_prompts(run.folder, trainer.config.prompts)
     return run
 
 

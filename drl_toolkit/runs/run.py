@@ -131,6 +131,7 @@ def create(
     config: Any,  # a dataclass or a dict: what was asked for
     recipe: str = None,  # its name
     model: str = None,  # folder or hub id of the base model; None is the shipped one
+    resolved: dict = None,  # what automatic values came to, as `training.resolved` has them
 ) -> Run:
     "A new run in a new or empty folder, locked."
     folder = Path(folder)
@@ -143,6 +144,7 @@ def create(
         recipe=recipe,
         model=model and str(model),
         config=fields,
+        resolved=resolved or {},
         versions=versions(),
         created=time.strftime('%Y-%m-%dT%H:%M:%S%z'),
     )
