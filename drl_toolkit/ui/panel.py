@@ -595,6 +595,8 @@ def look(
     if name in runs:
         return change | self.look_at(page, runs[name], epoch, pick, now, seen)
     now['gone'] = name  # it may come (back)
+    if page == 'train':
+        return change | {self.html[page]: words.guide(page) + self.training()} | self.live_buttons()
     return change if page == 'runs' else change | {self.html[page]: self.missing(name)}
 
 
@@ -644,7 +646,7 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
     if page == 'vote':
         return {html: words.guide(page) + vote_frame(run, now['names'][0])}
     if page == 'train':
-        return {html: self.training()} | self.live_buttons()
+        return {html: words.guide(page) + self.training()} | self.live_buttons()
     if page == 'compare' and not pages.weight_files(run):
         return {
             html: note(

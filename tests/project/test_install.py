@@ -51,6 +51,7 @@ def test_every_module_is_there(site):
 def test_pages_are_made_from_the_installed_package(site, tmp_path):
     "Templates, style sheets and scripts are files beside the modules."
     code = """
+import drl_toolkit.ui.words  # whose filter the templates use
 from drl_toolkit.utils.templates import PACKAGE, environment, render
 print(PACKAGE)
 note = render('ui/templates/note.html', title='here', lines=[], command='', kind='')

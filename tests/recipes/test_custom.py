@@ -312,7 +312,7 @@ def test_a_damaged_config_says_so(run, capsys):
         (['--reward', 'sharpness', '--reward', 'sharpness', '--prompts', 'p.csv'], 'twice'),
         (['--reward', 'sharpness', '--prompts', 'none.txt'], 'none.txt'),
         (['--reward', 'sharpness', '--prompts', 'p.csv', '--group-size', '-1'], 'group_size'),
-        (['--reward', 'sharpness', '--prompts', 'p.csv', '--clip-range', '2'], 'clip_range'),
+        (['--reward', 'sharpness', '--prompts', 'p.csv', '--clip-range', '-1'], 'clip_range'),
         (
             ['--reward', 'sharpness', '--prompts', 'p.csv', '--clip-range', '.1', '--clip-high', 'inf'],
             'clip_high',

@@ -262,7 +262,7 @@ def test_a_live_run_is_followed(look, tmp_path):
     with serving(tmp_path / 'runs') as (address, _):
         follower, looker = (
             look(f'{address}/?view=overview'),
-            look(f'{address}/?run=live&epoch=1&sample=composition/1', '.path .told p'),
+            look(f'{address}/?run=live&epoch=0&sample=composition/1', '.path .told p'),
         )
         looker.locator('.player input').fill('3')
         follower.evaluate(
@@ -296,8 +296,8 @@ def test_a_live_run_is_followed(look, tmp_path):
             )
             looker.wait_for_function("document.querySelector('#epoch input[type=range]').max === '7'")
             assert (
-                looker.input_value('#epoch input[type=range]') == '1'
-                and 'epoch 1' in looker.inner_text('#trajectories .eyebrow')
+                looker.input_value('#epoch input[type=range]') == '0'  # which was not the newest
+                and 'epoch 0' in looker.inner_text('#trajectories .eyebrow')
                 and 'sample 1' in looker.inner_text('#trajectories .eyebrow')
             )
             assert 'Step 3 of 4' in looker.inner_text('.told')
@@ -375,7 +375,7 @@ def test_every_run_of_many_can_be_chosen(look, tmp_path):
         page.wait_for_function("new URL(location).searchParams.get('run') === '149'")
         start = time.perf_counter()
         turn(page, 'Runs')
-        page.wait_for_function("document.querySelectorAll('#runs a.card').length === 150")
+        page.wait_for_function("document.querySelectorAll('#runs td.says').length === 150")
         print(f'{time.perf_counter() - start:.2f} s')
 
 
