@@ -47,9 +47,9 @@ def look(browser, tmp_path):
     yield open_
     for context in contexts:
         context.close()
-    assert not [
-        w for w in wrong if 'ERR_CONNECTION' not in w and 'ERR_INCOMPLETE' not in w
-    ]  # a server that was stopped before its pages
+    # a server that was stopped before its pages
+    faults = [w for w in wrong if 'ERR_CONNECTION' not in w and 'ERR_INCOMPLETE' not in w]
+    assert not faults, faults
 
 
 def turn(page, name):

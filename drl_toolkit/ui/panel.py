@@ -547,7 +547,6 @@ class Panel:
             self.page,
             self.seen,
             self.tabs,
-            *(self.tab[page] for page in pages.SHOWN),
             *self.pick.values(),
             *self.html.values(),
             *(self.buttons.values() if self.bench else ()),
@@ -612,10 +611,8 @@ def table(self: Panel, name):
 @patch
 def look_at(self: Panel, page, run, epoch, pick, now, seen):
     "What has to change for a run that is there."
-    now['last'], now['idle'] = last, idle = self.last(run), sorted(self.idle(run) - {page})
+    now['last'] = last = self.last(run)
     change = {self.badge: badge(run)}
-    if idle != seen.get('idle'):
-        change |= {self.tab[p]: gr.Tab(visible=p not in idle) for p in pages.SHOWN}
     if last != seen.get('last') or epoch is None:
         change[self.epoch] = gr.Slider(0, max(1, last), last if epoch is None else min(epoch, last))
     try:
@@ -705,15 +702,6 @@ def moment(self: Panel, page, name):
         bin = tuple(deleted(self.library.folder)) if self.edit else ()
         return tuple(map(stamp, runs.values())), tuple(broken.items()), bin
     return here, ()
-
-
-@patch
-def idle(self: Panel, run):
-    "Pages that a run has nothing for; a damaged run hides none."
-    try:
-        return pages.idle_pages(run)
-    except Exception:
-        return frozenset()
 
 
 @patch
@@ -1218,21 +1206,10 @@ def first(
 
     return render(
         'ui/templates/first.html',
-        tabs=[
-            (p, LABELS[p], address(p))
-            for p in self.tabs_of(name or next(iter(self.library.scan().runs), ''), page)
-        ],
+        tabs=[(p, LABELS[p], address(p)) for p in self.tab],
         shown=page,
         content=content,
     )
-
-
-@patch
-def tabs_of(self: Panel, name, page):
-    "The tabs that a run fills, and the one that is asked for."
-    run = self.library.scan().runs.get(name)
-    idle = self.idle(run) - {page} if run else ()
-    return [tab for tab in self.tab if tab not in idle]
 
 
 class FirstPage:

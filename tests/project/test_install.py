@@ -54,7 +54,7 @@ def test_pages_are_made_from_the_installed_package(site, tmp_path):
 import drl_toolkit.ui.words  # whose filter the templates use
 from drl_toolkit.utils.templates import PACKAGE, environment, render
 print(PACKAGE)
-note = render('ui/templates/note.html', title='here', lines=[], command='', kind='')
+note = render('ui/templates/note.html', title='here', lines=[], command='', kind='', level=2)
 assert '.note' in render('ui/templates/head.html') and '<h2>here</h2>' in note
 for name in environment.list_templates(['html']): environment.get_template(name)
 """

@@ -158,7 +158,12 @@ def test_a_single_picture_has_no_siblings(told):
         make_trainer(config, [Task('warm', ['a cat'], warmth)], tiny_sd(), callbacks=[])
 
 
-UNIT = lambda c: (c.objective, c.likelihood) if c.objective == 'policy' else (c.objective,)
+def unit(config, name):
+    "What the number of a field is measured in: a clip's by the surrogate, too."
+    if config.objective != 'policy':
+        return (config.objective,)
+    surrogate = (config.surrogate,) if name.startswith('clip') else ()
+    return (config.objective, config.likelihood, *surrogate)
 
 
 @pytest.mark.parametrize('recipe', recipe_names())
@@ -168,16 +173,16 @@ def test_no_weight_of_a_recipe_leaks_into_another_likelihood(recipe):
     own = load_recipe(recipe)[1]
     for method in METHODS:
         config, left = combined(own, method)
+        said, dropped = method_fields(method), set()
         for name in ('kl_weight', 'kl_target', 'clip_range', 'clip_high'):
-            mine = method_fields(method).get(
-                name, getattr(own, name) if UNIT(config) == UNIT(own) else getattr(RunConfig, name)
+            stays, none = unit(config, name) == unit(own, name), getattr(RunConfig, name)
+            assert getattr(config, name) == said.get(name, getattr(own, name) if stays else none), (
+                method,
+                name,
             )
-            assert getattr(config, name) == mine, (method, name)
-        assert (
-            bool(left_behind(own, left))
-            == bool(left)
-            == (own.kl_weight > 0 and UNIT(config) != UNIT(own) and 'kl_weight' not in method_fields(method))
-        )
+            if not stays and name not in said and getattr(own, name) != none:
+                dropped.add(name)
+        assert set(left) == dropped and bool(left_behind(own, left)) == bool(dropped)
     assert combined(own, 'ppo', dict(kl_weight=0.25))[0].kl_weight == 0.25  # what is asked for is given
     assert combined(own)[0] == own
 

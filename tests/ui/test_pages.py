@@ -617,7 +617,6 @@ def test_pages_show_the_nearest_epoch_that_has_what_they_are_about(tmp_path):
         file.write_text(json.dumps(told))
     for page in (pages.fairness, pages.composition):
         assert 'epoch 2 · the nearest to epoch 5' in page(run, 5), page
-    assert pages.idle_pages(run) == frozenset()
 
 
 def test_figures_for_a_dark_page_can_be_read(run):

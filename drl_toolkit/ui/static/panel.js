@@ -110,7 +110,7 @@ else document.addEventListener('DOMContentLoaded', mark);
 // Arrow keys turn to the next tab, and take the focus along.
 document.addEventListener('keydown', event => {
   const move = {ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity}[event.key];
-  if (!move || event.target.getAttribute('role') !== 'tab') return;
+  if (!move || event.target.getAttribute?.('role') !== 'tab') return;
   const tabs = [...event.target.closest('[role=tablist]').querySelectorAll('[role=tab]')].filter(tab => tab.offsetParent);
   const at = tabs.indexOf(event.target) + move;
   const next = tabs[Number.isFinite(at) ? (at + tabs.length) % tabs.length : at < 0 ? 0 : tabs.length - 1];
