@@ -19,6 +19,7 @@ from ..sampling.rollout import sample_seed
 from ..rewards.reward import headline_of
 from .interfaces import Batch, FailedPart, RunContext, Stages, Strategy, Updates
 from .minibatches import Transitions
+from ..utils.settings import comma_separated
 
 # %% ../../nbs/algorithms/05_multi_task.ipynb #c17e0011
 class SampleFirst(Strategy):
@@ -294,7 +295,7 @@ class Constrained(Following):
         config: Any,  # of the run, with `keep`: names separated by commas
     ) -> 'Constrained':
         "The tasks that `keep` names are kept."
-        return cls(keep=tuple(name.strip() for name in config.keep.split(',') if name.strip()))
+        return cls(keep=tuple(comma_separated(config.keep)))
 
     def check(
         self,

@@ -592,8 +592,9 @@ def reproduce(
     if args.experiment is None:
         return _list_experiments()
     from drl_toolkit.recipes import reproduce as R
+    from drl_toolkit.utils.settings import comma_separated
 
-    arms = [name.strip() for name in args.arms.split(',') if name.strip()]
+    arms = comma_separated(args.arms)
     experiment = R.find_experiment(args.experiment)
     R.chosen_arms(experiment, arms)
     failed = R.reproduce(experiment.name, args.seeds, args.jobs, arms, args.records, args.out)
@@ -611,10 +612,11 @@ def compare(
             raise ValueError(f'{name} is {getattr(args, name)}; it should be 1 or more')
     from drl_toolkit.ui import plots
     from drl_toolkit.recipes.compare import compare_methods, read_comparison
+    from drl_toolkit.utils.settings import comma_separated
     from drl_toolkit.runs.folder import check_out
     from drl_toolkit.utils.atomic import atomic_write
 
-    methods = list(dict.fromkeys(m.strip() for m in args.methods.split(',') if m.strip()))
+    methods = list(dict.fromkeys(comma_separated(args.methods)))
     if not methods:
         raise ValueError(
             f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR_COUNTS', 'OCCUPATION_PROMPTS', 'OBJECT_PROMPTS', 'PAIR_METRICS', 'GUARDS', 'EMOJI_EVAL_REWARDS', 'speaks_emoji',
-           'emoji_prompt_sets', 'named_by_clip', 'both_present', 'read_pictures', 'real_pictures', 'compare',
-           'ToneShares', 'tone_histograms', 'summarise']
+           'emoji_prompt_sets', 'named_by_clip', 'both_present', 'read_pictures', 'real_pictures', 'group_parities',
+           'compare', 'ToneShares', 'tone_histograms', 'summarise']
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c3
 import random
@@ -145,14 +145,17 @@ def real_pictures(
     return to_tensor([world.draw(world.compose(world.parse(p), rng)) for p in prompt_set.prompts])
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011ce
-def _parities(tones):
+def group_parities(
+    tones: torch.Tensor,  # (n,) long; images of one group lie together
+) -> torch.Tensor:  # (n / 16,)
+    "Statistical parity of every group of sixteen."
     return torch.tensor([statistical_parity(group) for group in tones.split(GROUP)])
 
 
 def _parity_change(prompt_set, base, tuned):
     """The row of the parity: a value for each group; groups of one prompt are alike, so that prompts are
     drawn."""
-    values = [_parities(model[prompt_set.name]['tone']) for model in (base, tuned)]
+    values = [group_parities(model[prompt_set.name]['tone']) for model in (base, tuned)]
     return paired_row(
         'parity (distance)',
         SPLITS[prompt_set.split],

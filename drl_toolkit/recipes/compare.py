@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DECISIVE', 'FREE', 'run_folder', 'is_whole', 'epochs_of', 'FailedRun', 'train_all', 'RunRequest', 'requested_run',
-           'check_made_with', 'read_runs', 'judge', 'judge_run', 'verdicts', 'compare_methods', 'Comparison',
-           'read_comparison']
+           'check_made_with', 'run_several', 'Ended', 'run_training', 'read_runs', 'judged_prompts', 'FreshSamples',
+           'fresh_samples', 'judge', 'judge_run', 'verdicts', 'compare_methods', 'Comparison', 'read_comparison']
 
 # %% ../../nbs/recipes/03_compare.ipynb #f9ce7156
 import hashlib, json, os, subprocess, sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -86,18 +87,13 @@ def train_all(
     for job, asked in every.items():
         check_made_with(run_folder(out, *job), recipe, *asked)
     wanted = [job for job, (config, _) in every.items() if not is_whole(run_folder(out, *job), config.epochs)]
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(wanted), unit='run', disable=not wanted) as bar:
 
-        def one(job):
-            result = _train(recipe, *job, run_folder(out, *job), options, jobs)
-            bar.update()
-            return result
+    def train(job):
+        method, seed = job
+        words = ['train', *_words(recipe, method, seed, options)]
+        return run_training(words, run_folder(out, method, seed), jobs)
 
-        try:
-            results = list(pool.map(one, wanted))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise  # none begins after a Ctrl-C, and those that run got it too
+    results = run_several(train, wanted, jobs)
     return [FailedRun(*job, done.error) for job, done in zip(wanted, results) if done.status]
 
 
@@ -158,22 +154,45 @@ def check_made_with(
         )
 
 
-class _Ended(NamedTuple):
+def run_several(
+    work: Callable,  # of one of the runs
+    runs: list,  # what each is, as `work` takes it
+    jobs: int,  # at once
+) -> list:  # what `work` returned, in order
+    "Do the work of several runs, with a bar. None begins after a Ctrl-C, and those that run got it too."
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit='run', disable=not runs) as bar:
+
+        def one(run):
+            result = work(run)
+            bar.update()
+            return result
+
+        try:
+            return list(pool.map(one, runs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class Ended(NamedTuple):
     "How a run's process ended."
 
     status: int  # of its exit; 0 where all is well
     error: str  # last line of its error output
 
 
-def _train(recipe, method, seed, folder, options, jobs) -> _Ended:
-    "One run, in a process of its own."
+def run_training(
+    words: list[str],  # after `drl`, without --out
+    folder: Path,  # of the run
+    jobs: int,  # runs at once; of several each has one thread
+) -> Ended:
+    "One run, in a process of its own; goes on where it was."
     threads = dict(OMP_NUM_THREADS='1') if jobs > 1 else {}
     command = [
         sys.executable,
         '-m',
         'drl_toolkit.cli.main',
-        'train',
-        *_words(recipe, method, seed, options),
+        *words,
         '--out',
         str(folder),
         '--resume',
@@ -185,7 +204,7 @@ def _train(recipe, method, seed, folder, options, jobs) -> _Ended:
         env=os.environ | threads | {'TQDM_DISABLE': '1', PARENT: str(os.getpid())},
     )
     lines = done.stderr.strip().splitlines() or ['it said nothing']
-    return _Ended(done.returncode, lines[-1])
+    return Ended(done.returncode, lines[-1])
 
 # %% ../../nbs/recipes/03_compare.ipynb #54c43ba2
 def read_runs(
@@ -217,7 +236,40 @@ def _curve(run, method, seed):
     return rows
 
 # %% ../../nbs/recipes/03_compare.ipynb #eebfcc45
+def judged_prompts(
+    task: Task,  # with a list of prompts
+) -> list[str]:  # at most 16, each once
+    "The prompts on which a model is judged."
+    return list(dict.fromkeys(task.prompts))[:16]
+
+
+class FreshSamples(NamedTuple):
+    "Images of several prompts, and what was measured of them."
+
+    prompts: list[str]  # of each image
+    images: torch.Tensor  # (B, 3, H, W)
+    reward: torch.Tensor  # (B,)
+    distance: list[float]  # of each prompt: mean CLIP distance of two of its images
+    vendi: list[float]  # of each prompt: how many different images its images are worth
+
+
 @torch.no_grad()
+def fresh_samples(
+    policy: Policy,  # that samples
+    reward: Reward,  # that is measured
+    prompts: list[str],  # distinct ones
+    each: int = 8,  # images of each prompt
+    seed: int = 9,  # of the noise; training uses other ones
+) -> FreshSamples:
+    "Draw images and measure their reward and diversity."
+    wanted = [p for p in prompts for _ in range(each)]
+    images = rollout(policy, wanted, seed=seed).images
+    scores = reward(images, wanted, groups=torch.arange(len(wanted)) // each)
+    groups = image_features(images).split(each)
+    distances, vendis = ([measure(group) for group in groups] for measure in (pairwise_distance, vendi_score))
+    return FreshSamples(wanted, images, scores, distances, vendis)
+
+
 def judge(
     policy: Policy,  # that samples
     reward: Reward,  # that is measured
@@ -226,13 +278,11 @@ def judge(
     seed: int = 9,  # of the noise; training uses other ones
 ) -> dict[str, float]:  # reward, distance, vendi: means over the prompts
     "Reward and diversity of fresh samples."
-    wanted = [p for p in prompts for _ in range(each)]
-    images = rollout(policy, wanted, seed=seed).images
-    groups = image_features(images).split(each)
+    found = fresh_samples(policy, reward, prompts, each, seed)
     return dict(
-        reward=reward(images, wanted, groups=torch.arange(len(wanted)) // each).mean().item(),
-        distance=float(sum(map(pairwise_distance, groups)) / len(groups)),
-        vendi=float(sum(map(vendi_score, groups)) / len(groups)),
+        reward=found.reward.mean().item(),
+        distance=float(sum(found.distance) / len(prompts)),
+        vendi=float(sum(found.vendi) / len(prompts)),
     )
 
 
@@ -248,7 +298,7 @@ def judge_run(
         known = judge(
             Policy.from_pretrained(checked_weights(run), base=run.about['model'] or 'demo'),
             task.reward,
-            list(dict.fromkeys(task.prompts))[:16],
+            judged_prompts(task),
         )
         write_json(note, known | dict(weights=weights))
     return known
@@ -303,7 +353,7 @@ def compare_methods(
     base = judge(
         Policy.from_pretrained('demo', num_steps=config.num_steps),
         tasks[0].reward,
-        list(dict.fromkeys(tasks[0].prompts))[:16],
+        judged_prompts(tasks[0]),
     )
     table = verdicts(out, methods, seeds, tasks[0], base)
     found = dict(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..emoji.rewards import fairness, rare_fairness
 from ..utils.files import path_inside
+from ..utils.settings import comma_separated
 from ..emoji.evaluation import EMOJI_EVAL_REWARDS
 from ..evaluation.held_out import Watch
 from ..rewards.lab import crispness
@@ -156,7 +157,7 @@ def only_tasks(
     only: str,  # names separated by commas; empty for all
 ) -> list[Task]:
     "The tasks that are trained."
-    wanted = [name.strip() for name in only.split(',') if name.strip()]
+    wanted = comma_separated(only)
     names = [task.name for task in tasks]
     for name in wanted:
         if name not in names:

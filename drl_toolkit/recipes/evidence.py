@@ -7,6 +7,7 @@ __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'Metric', 'values_of', 'clusters_of
            'parity_drop', 'win_rate_of', 'gain_kept', 'effect_figure', 'kept_table', 'share_within']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
+from functools import cache
 from typing import NamedTuple
 
 import pandas as pd
@@ -59,10 +60,14 @@ def values_of(
     return torch.tensor(rows, dtype=torch.double)
 
 
+@cache
+def _prompts():
+    return {p.name: p.prompts for p in emoji_prompt_sets()}
+
+
 def clusters_of(metric: Metric, count: int) -> list[str]:
     "The prompt of each value."
-    prompts = {p.name: list(p.prompts) for p in emoji_prompt_sets()}
-    found = [p for name in metric.of for p in prompts.get(name, [name])]
+    found = [p for name in metric.of for p in _prompts().get(name, [name])]
     return found[::GROUP] if len(found) == GROUP * count else found
 
 
@@ -84,11 +89,16 @@ def effect(
 ) -> Effect:
     "An arm against the base, image by image."
     tuned, base = values_of(records[arm], metric), values_of(records['base'], metric)
-    change = tuned - base
+    return _effect(metric, base.mean().item(), tuned, tuned - base)
+
+
+def _effect(metric, base, tuned, sure_of):
+    "Of an arm's values (seeds, n), with the interval of what was made of them."
     means = tuned.mean(1)
-    interval = crossed_interval(change, clusters_of(metric, change.shape[1]))
+    interval = crossed_interval(sure_of, clusters_of(metric, sure_of.shape[1]))
     spread = means.std().item() if len(means) > 1 else 0.0
-    return Effect(base.mean().item(), means.mean().item(), spread, change.mean().item(), interval, len(means))
+    mean = means.mean().item()
+    return Effect(base, mean, spread, mean - base, interval, len(means))
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-table
 def effect_table(
@@ -127,10 +137,7 @@ def win_rate_of(
     if len(theirs) > 1:
         ours, theirs = (v[: min(len(ours), len(theirs))] for v in (ours, theirs))
     wins = torch.stack([wins_of(b, t) for b, t in zip(theirs.expand_as(ours), ours)]).double()
-    interval = crossed_interval(wins, clusters_of(metric, wins.shape[1]))
-    means = wins.mean(1)
-    spread = means.std().item() if len(means) > 1 else 0.0
-    return Effect(0.5, means.mean().item(), spread, means.mean().item() - 0.5, interval, len(means))
+    return _effect(metric, 0.5, wins, wins)
 
 
 def gain_kept(
@@ -140,9 +147,9 @@ def gain_kept(
     metric: Metric,
 ) -> float:  # nan where the specialist gained nothing
     "Share of a specialist's gain that joint training has too. [P Table 5 has ratios of raw scores]"
-    gain = effect(records, specialist, metric).change * (1 if metric.better == 'higher' else -1)
-    mine = effect(records, joint, metric).change * (1 if metric.better == 'higher' else -1)
-    return mine / gain if gain > 0 else float('nan')
+    sign = 1 if metric.better == 'higher' else -1
+    gain, kept = (sign * effect(records, arm, metric).change for arm in (specialist, joint))
+    return kept / gain if gain > 0 else float('nan')
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-figure
 def _arm_row(ax, y, e: Effect, colour):

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 from .config import RunConfig
+from ..training.config import ONE_UPDATE
 
 # %% ../../nbs/recipes/00_methods.ipynb #774532a8
 _PLAIN = dict(
@@ -24,13 +25,11 @@ _PLAIN = dict(
 )
 _MATCHING = _PLAIN | dict(likelihood='matching')
 
-_ONE_UPDATE = dict(num_minibatches=1, inner_epochs=1, minibatch_by='transition', minibatch_size=0)
-
 METHODS = dict(
     ppo=_PLAIN,  # Large-scale RL [P Eq 7 and 10]
     ppo_prompt=_PLAIN | dict(advantage='per_prompt'),  # DDPO_IS
     ddpo_sf=_PLAIN
-    | dict(advantage='per_prompt', surrogate='reinforce', **_ONE_UPDATE),  # DDPO_SF: one update an epoch
+    | dict(advantage='per_prompt', surrogate='reinforce', **ONE_UPDATE),  # DDPO_SF: one update an epoch
     grpo=_PLAIN | dict(advantage='group'),
     rloo=_PLAIN | dict(advantage='leave_one_out'),
     grpo_guard=_PLAIN | dict(advantage='group', surrogate='guard'),

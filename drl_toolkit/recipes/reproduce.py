@@ -7,28 +7,27 @@ __all__ = ['EACH', 'CURVE', 'judge_by_world', 'judge_by_task', 'default_records'
            'make_record', 'base_record', 'find_experiment', 'chosen_arms', 'reproduce', 'read_records']
 
 # %% ../../nbs/recipes/06_reproduce.ipynb #rep-imports
-import json, os, platform, subprocess, sys
-from concurrent.futures import ThreadPoolExecutor
+import json, platform
 from functools import cache
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
-from ..emoji.evaluation import emoji_prompt_sets, read_pictures, real_pictures
-from ..evaluation.evaluate import GROUP, PromptSet, frechet, sample_prompt_sets
+from ..emoji.evaluation import emoji_prompt_sets, group_parities, read_pictures, real_pictures
+from ..evaluation.evaluate import PromptSet, frechet, sample_prompt_sets
+from ..prompts.task import Task
+from .compare import epochs_of, fresh_samples, judged_prompts, run_several, run_training
 from .config import RunConfig
 from .experiments import EXPERIMENTS, Arm, Experiment
-from ..rewards.diversity import pairwise_distance, vendi_score
-from ..rewards.fairness import ToneReader, statistical_parity
+from .recipes import load_recipe
+from ..rewards.fairness import ToneReader
 from ..rewards.reward import clip_score, image_features
 from ..runs.folder import RunError
-from ..runs.models import checked_weights
+from ..runs.models import open_policy
 from ..runs.run import Run
 from ..sampling.policy import Policy
 from ..utils.atomic import atomic_write
 from ..utils.files import read_json
-from ..utils.interrupts import PARENT
 from ..utils.loading import assets_dir
 
 # %% ../../nbs/recipes/06_reproduce.ipynb #rep-judge
@@ -41,18 +40,14 @@ def _rounded(values, digits=3):
     return [round(v, digits) for v in values.double().tolist()]
 
 
-def _parities(tones):
-    return torch.tensor([statistical_parity(group) for group in tones.split(GROUP)])
-
-
 def _measures_of(prompt_set: PromptSet, images: torch.Tensor) -> dict[str, list[float]]:
     "Values of one prompt set: of every image, and parities of every group of sixteen."
     read = read_pictures(prompt_set, images)
     found = {name: _rounded(read[name]) for name in read if name not in ('features', 'tone')}
     found['clip_score'] = _rounded(clip_score(images, list(prompt_set.prompts)))
     if 'tone' in read:
-        found['parity'] = _rounded(_parities(read['tone']), 4)
-        found['witness_parity'] = _rounded(_parities(_witness()(images)), 4)
+        found['parity'] = _rounded(group_parities(read['tone']), 4)
+        found['witness_parity'] = _rounded(group_parities(_witness()(images)), 4)
     return found
 
 
@@ -70,21 +65,19 @@ def judge_by_world(policy: Policy) -> dict[str, dict]:
 EACH = 8  # images of each prompt of a task
 
 
-@torch.no_grad()
-def judge_by_task(policy: Policy, task) -> dict[str, dict]:
+def judge_by_task(
+    policy: Policy,  # that is judged
+    task: Task,  # whose reward and prompts are used
+) -> dict[str, dict]:  # 'task/train' -> metric -> values
     "Reward and diversity on a task's own prompts: eight fresh images of each."
-    prompts = list(dict.fromkeys(task.prompts))[:16]
-    asked = PromptSet('task/train', tuple(p for p in prompts for _ in range(EACH)))
-    images = sample_prompt_sets(policy, [asked])[asked.name]
-    reward = task.reward(images, list(asked.prompts), groups=torch.arange(len(images)) // EACH)
-    groups = image_features(images).split(EACH)
+    fresh = fresh_samples(policy, task.reward, judged_prompts(task), EACH)
     found = dict(
-        reward=_rounded(reward),
-        distance=_rounded(torch.tensor([pairwise_distance(g) for g in groups])),
-        vendi=_rounded(torch.tensor([vendi_score(g) for g in groups])),
-        clip_score=_rounded(clip_score(images, list(asked.prompts))),
+        reward=_rounded(fresh.reward),
+        distance=_rounded(torch.tensor(fresh.distance)),
+        vendi=_rounded(torch.tensor(fresh.vendi)),
+        clip_score=_rounded(clip_score(fresh.images, fresh.prompts)),
     )
-    return {asked.name: found}
+    return {'task/train': found}
 
 # %% ../../nbs/recipes/06_reproduce.ipynb #rep-run
 def default_records() -> Path:
@@ -109,21 +102,6 @@ def train_words(arm: Arm, seed: int) -> list[str]:
     return ['train', arm.recipe, *arm.options, '--seed', str(seed), '--frames', '0']
 
 
-def _train(arm: Arm, seed: int, folder: Path, alone: bool) -> None:
-    "One run in a process of its own; goes on where it was."
-    words = [*train_words(arm, seed), '--out', str(folder), '--resume']
-    threads = {} if alone else dict(OMP_NUM_THREADS='1')
-    done = subprocess.run(
-        [sys.executable, '-m', 'drl_toolkit.cli.main', *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | threads | {'TQDM_DISABLE': '1', PARENT: str(os.getpid())},
-    )
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
-        raise RunError(f'{arm.name}, seed {seed}: {said}')
-
-
 CURVE = ('reward', 'parity', 'clip_fraction_high', 'clip_fraction_low', 'kl', 'ratio_error', 'grad_norm')
 
 
@@ -140,8 +118,6 @@ def _curves(run: Run) -> dict[str, list]:  # metric of a task, or cost of an epo
 
 
 def _judged(experiment: Experiment, policy: Policy, recipe: str):
-    from drl_toolkit.recipes.recipes import load_recipe
-
     if experiment.judged_by == 'world':
         return judge_by_world(policy)
     return judge_by_task(policy, load_recipe(recipe).tasks[0])
@@ -150,23 +126,20 @@ def _judged(experiment: Experiment, policy: Policy, recipe: str):
 def make_record(experiment: Experiment, arm: Arm, seed: int, folder: Path) -> dict[str, object]:
     "Judge a finished run."
     run = Run.open(folder)
-    policy = Policy.from_pretrained(checked_weights(run), base=run.about['model'] or 'demo')
     return dict(
         experiment=experiment.name,
         arm=arm.name,
         seed=seed,
         command=' '.join(['drl', *train_words(arm, seed)]),
-        epochs=sum(row['task'] is None for row in run.metrics()),
+        epochs=len(epochs_of(run)),
         machine=f'{platform.machine()}, torch {torch.__version__}',
         curves=_curves(run),
-        judged=_judged(experiment, policy, arm.recipe),
+        judged=_judged(experiment, open_policy(folder), arm.recipe),
     )
 
 
 def base_record(experiment: Experiment) -> dict[str, object]:
     "The base model, sampled and judged as the arms are."
-    from drl_toolkit.recipes.recipes import load_recipe
-
     recipe = experiment.arms[0].recipe
     config: RunConfig = load_recipe(recipe).config
     policy = Policy.from_pretrained('demo', num_steps=config.num_steps, guidance_scale=config.guidance_scale)
@@ -215,19 +188,16 @@ def reproduce(
     def one(job):
         arm, seed = job
         folder = Path(runs) / name / f'{arm.name}-{seed}'
+        ended = run_training(train_words(arm, seed), folder, jobs)
+        if ended.status:
+            return f'{arm.name}, seed {seed}: {ended.error}'
         try:
-            _train(arm, seed, folder, alone=jobs == 1)
             record = make_record(experiment, arm, seed, folder)
         except RunError as error:
             return str(error)
         write_record(record_file(records, name, arm.name, seed), record)
 
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(missing), unit='run', disable=not missing) as bar:
-        failed = []
-        for error in pool.map(one, missing):
-            bar.update()
-            failed += [error] if error else []
-    return failed
+    return [error for error in run_several(one, missing, jobs) if error]
 
 
 def read_records(

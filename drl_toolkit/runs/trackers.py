@@ -16,6 +16,7 @@ from .metrics import rows_of
 from .run import Run
 from ..training.callbacks import Callback, TrainerView
 from ..utils.files import read_picture
+from ..utils.settings import comma_separated
 
 # %% ../../nbs/runs/07_trackers.ipynb #0e9582fe
 TRACKERS = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio')  # name -> what pip installs
@@ -25,7 +26,7 @@ def check_trackers(
     names: str,  # separated by commas
 ) -> list[str]:
     "The trackers that are asked for; one that is unknown or not installed is a `ValueError`."
-    asked = list(dict.fromkeys(name.strip() for name in names.split(',') if name.strip()))
+    asked = list(dict.fromkeys(comma_separated(names)))
     for name in asked:
         if name not in TRACKERS:
             raise ValueError(

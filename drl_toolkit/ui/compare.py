@@ -27,6 +27,7 @@ from ..sampling.rollout import denoise, generators_of, prepare_latents, sample_s
 from .pages import PageContext, metrics, weight_files
 from .pairs import prompts_of_sheets
 from ..utils.files import Damaged
+from ..utils.settings import comma_separated
 from ..utils.images import to_pil
 from ..utils.templates import render
 
@@ -108,7 +109,7 @@ class Grid(NamedTuple):
 
 
 def _parts(text):
-    return [part.strip() for part in str(text or '').split(',') if part.strip()]
+    return comma_separated(str(text or ''))
 
 
 def seeds_in(text: str) -> tuple[int, ...]:

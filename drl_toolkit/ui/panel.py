@@ -6,9 +6,9 @@
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'FORMS', 'EXPORTS', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch',
            'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response',
-           'DrawnPage', 'draw', 'Bench', 'no_runs', 'Panel', 'vote_frame', 'badge', 'options', 'chosen_of', 'Asked',
-           'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form', 'voting_page', 'FirstPage',
-           'make_app', 'serve']
+           'DrawnPage', 'draw', 'Bench', 'no_runs', 'first_command', 'Panel', 'vote_frame', 'badge', 'options',
+           'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form', 'voting_page',
+           'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, shlex, signal, subprocess, sys, tempfile, threading, time
@@ -241,7 +241,7 @@ def _response(library, run, read):
     try:
         found = read(library.run(run))
     except (ValueError, OSError) as e:
-        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+        return PlainTextResponse(library.hide(str(e)), 404)
     headers = {'cache-control': 'private, max-age=3600', 'content-security-policy': "default-src 'none'"}
     return Response(found.data, media_type=found.media_type, headers=headers)
 
@@ -280,7 +280,7 @@ def series_response(
         found = library.run(run)
         return JSONResponse(curves.series(found, name) if name else curves.about_run(found))
     except (ValueError, OSError) as e:
-        return PlainTextResponse(str(e).replace(f'{library.folder}/', ''), 404)
+        return PlainTextResponse(library.hide(str(e)), 404)
 
 # %% ../../nbs/ui/05_panel.ipynb #9fe9058a
 PAGES = dict(
@@ -484,8 +484,15 @@ def no_runs(
     return note(
         'There are no runs here yet',
         f'{home} holds none. Start one in another terminal; it appears here by itself.',
-        command=f'drl train joint --out {shlex.quote(home)}/joint',
+        command=first_command(home),
     )
+
+
+def first_command(
+    home: str,  # the runs folder, as one would type it
+) -> str:
+    "What adds a first run of one's own."
+    return f'drl train joint --out {shlex.quote(home)}/joint'
 
 
 def _words(html, **options):
@@ -595,7 +602,7 @@ def look(
         return change | self.look_at(page, runs[name], epoch, pick, now, seen)
     now['gone'] = name  # it may come (back)
     if page == 'train':
-        return change | {self.html[page]: words.guide(page) + self.training()} | self.live_buttons()
+        return change | self.bench_page()
     return change if page == 'runs' else change | {self.html[page]: self.missing(name)}
 
 
@@ -643,7 +650,7 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
     if page == 'vote':
         return {html: words.guide(page) + vote_frame(run, now['names'][0])}
     if page == 'train':
-        return {html: words.guide(page) + self.training()} | self.live_buttons()
+        return self.bench_page()
     if page == 'compare' and not pages.weight_files(run):
         return {
             html: note(
@@ -672,8 +679,7 @@ def welcome(self: Panel, name):
     "Above a run that came with the package: what adds a run of one's own."
     if not self.library.is_recorded(name):
         return ''
-    command = f'drl train joint --out {shlex.quote(self.library.home)}/joint'
-    return render('ui/templates/welcome.html', command=command)
+    return render('ui/templates/welcome.html', command=first_command(self.library.home))
 
 
 def vote_frame(
@@ -940,6 +946,12 @@ def training(self: Panel):
 
 
 @patch
+def bench_page(self: Panel):
+    "The page on which a run is started: how it stands, and what can be done."
+    return {self.html['train']: words.guide('train') + self.training()} | self.live_buttons()
+
+
+@patch
 def live_buttons(self: Panel):
     "Which buttons do something now."
     busy = self.bench.busy
@@ -955,7 +967,7 @@ def on_bench(self: Panel, act, *args):
         return {
             self.html['train']: note('That was not done', str(e), kind='error', level=2)
         } | self.live_buttons()
-    return {self.html['train']: self.training()} | self.live_buttons()
+    return self.bench_page()
 
 
 @patch
