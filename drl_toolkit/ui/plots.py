@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT'
            'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'film_strip',
            'variance_shares', 'branch_tree', 'demographics', 'parity_over_time', 'tone_bars', 'boxed',
            'composition_sheet', 'objective_shares', 'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution',
-           'before_after']
+           'before_after', 'prompt_strip']
 
 # %% ../../nbs/ui/01_plots.ipynb #e73f285a
 import io, math, textwrap
@@ -1022,7 +1022,7 @@ def before_after(
         ]
         if prompts:
             pitch = strips[-1][1].width / columns
-            strips.append(('', _prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
+            strips.append(('', prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
     width, height = max(s.width for _, s in strips), sum(s.height + gap for _, s in strips)
     canvas, y = Image.new('RGB', (width, height), 'white'), 0
     for name, strip in strips:
@@ -1033,8 +1033,13 @@ def before_after(
     return canvas
 
 
-def _prompt_strip(prompts, pitch, width, size=11):
-    "Prompts under their columns, in lines as wide as a picture."
+def prompt_strip(
+    prompts: list[str],
+    pitch: float,  # pixels from one picture to the next
+    width: int,  # pixels of the result
+    size: int = 11,  # pixels of a letter
+) -> Image.Image:
+    "Prompts of a row of pictures, each in lines as wide as its picture."
     font = ImageFont.load_default(size)
     wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.56 * size))))[:5] for prompt in prompts]
     strip = Image.new('RGB', (width, (size + 3) * max(map(len, wrapped)) + 4), 'white')
