@@ -26,9 +26,8 @@ def recorded_run(
     name: str,  # of a run or a model; 'recorded/NAME' is a run that came with the package
 ) -> str:  # its folder; another name as it is
     "A run that came with the package, by its name; a folder that is called so comes first."
-    folder = assets_dir() / 'runs' / str(name).removeprefix(RECORDED)
-    meant = str(name).startswith(RECORDED) and not Path(name).exists()
-    return str(folder) if meant and folder.is_dir() else name
+    shipped = {f'{RECORDED}{folder.name}': str(folder) for folder in (assets_dir() / 'runs').glob('*')}
+    return name if Path(name).exists() else shipped.get(str(name), name)
 
 # %% ../../nbs/utils/03_loading.ipynb #2f0b11c8
 @contextmanager
