@@ -34,10 +34,10 @@ class LoraOptions(NamedTuple):
     """What a LoRA must have in common with another to be trained on in its place; the seed only as long as it
     is untrained."""
 
-    rank: int
-    alpha: float
+    rank: int  # r of the factors
+    alpha: float  # the update is scaled by alpha / rank
     targets: tuple  # ends of layers' names
-    seed: int
+    seed: int  # of the first factors
 
 
 def lora_options(

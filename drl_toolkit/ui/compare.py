@@ -71,7 +71,7 @@ def _policy_at(run, epoch):
 # %% ../../nbs/ui/10_compare.ipynb #0d40d007
 @torch.no_grad()
 def draw_pictures(
-    policy: Policy,
+    policy: Policy,  # draws, with its own sampler and guidance
     wanted: list,  # of (prompt, seed)
     batch: int = 16,  # that are denoised together
 ) -> list[Image.Image]:
@@ -94,8 +94,8 @@ MOST = 36  # pictures of a grid
 class Grid(NamedTuple):
     "What is drawn: the values of each axis, and which two span the grid."
 
-    prompt: tuple
-    seed: tuple
+    prompt: tuple[str, ...]  # in the order of the rows or columns
+    seed: tuple[int, ...]  # of the noise
     epoch: tuple  # epochs done
     guidance: tuple  # None is the run's own
     down: str  # an axis
@@ -112,7 +112,9 @@ def _parts(text):
     return comma_separated(str(text or ''))
 
 
-def seeds_in(text: str) -> tuple[int, ...]:
+def seeds_in(
+    text: str,  # of the field; empty is 0 to 3
+) -> tuple[int, ...]:
     "Seeds as they are typed: '0-3, 7'."
     found: list[int] = []
     for part in _parts(text):
@@ -126,7 +128,9 @@ def seeds_in(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found)) or (0, 1, 2, 3)
 
 
-def guidances_in(text: str) -> tuple:  # of floats; (None,) is the run's own
+def guidances_in(
+    text: str,  # of the field
+) -> tuple[float | None, ...]:  # (None,) is the run's own
     "Guidance scales as they are typed: '1, 3, 7.5'."
     found = []
     for part in _parts(text):
@@ -137,7 +141,7 @@ def guidances_in(text: str) -> tuple:  # of floats; (None,) is the run's own
 
 
 def epochs_in(
-    text: str,
+    text: str,  # of the field; empty is the base and the tuned model
     there: list,  # of `epochs_there`
 ) -> tuple[int, ...]:
     "Epochs as they are typed: 'base, 10, tuned'."
@@ -154,21 +158,23 @@ def epochs_in(
     return tuple(dict.fromkeys(found)) or (0, there[-1])
 
 
-def prompts_in(text: str) -> tuple[str, ...]:
+def prompts_in(
+    text: str,  # of the field
+) -> tuple[str, ...]:
     "Prompts as they are typed, one a line."
     lines = [' '.join(line.split())[:200] for line in str(text or '').splitlines()]
     return tuple(dict.fromkeys(filter(None, lines)))
 
 
 def grid_of(
-    run: Run,
+    run: Run,  # whose models draw
     offered: list,  # prompts that the run knows
     prompts: str = '',  # as they are typed; the first that is offered where it is empty
-    seeds: str = '',
-    epochs: str = '',
-    guidance: str = '',
-    down: str = 'epoch',
-    across: str = 'seed',
+    seeds: str = '',  # as they are typed: '0-3, 7'
+    epochs: str = '',  # as they are typed: 'base, 10, tuned'
+    guidance: str = '',  # as they are typed: '1, 3'; empty is the run's own
+    down: str = 'epoch',  # axis of the rows, one of `AXES`
+    across: str = 'seed',  # axis of the columns, another one
 ) -> Grid:
     "What is drawn. `ValueError` says what would have been right."
     for name, axis in (('rows', down), ('columns', across)):
@@ -200,8 +206,8 @@ _drawing = threading.Lock()
 
 
 def offered_prompts(
-    run: Run,
-    context: PageContext = PageContext(),
+    run: Run,  # whose sheets and frames are read
+    context: PageContext = PageContext(),  # knows the prompts of sheets whose run does not
 ) -> list[str]:
     "Prompts that the run knows: of its sheets, and of the newest epoch that was kept."
     found = list(prompts_of_sheets(run, context))
@@ -212,8 +218,8 @@ def offered_prompts(
 
 
 def draw_grid(
-    run: Run,
-    grid: Grid,
+    run: Run,  # whose models draw
+    grid: Grid,  # of `grid_of`
     check_prompt: Callable = lambda policy, prompt: None,  # `ValueError` for one that a model does not know
 ) -> list[Image.Image]:  # row by row
     "The pictures of a grid."
@@ -259,8 +265,8 @@ def _words(axis, value, last):
 
 
 def invitation(
-    run: Run,
-    context: PageContext = PageContext(),
+    run: Run,  # with weights
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "The page before anything was drawn; the browser asks for a first grid at once."
     return render(
@@ -272,10 +278,10 @@ def invitation(
 
 
 def grid_page(
-    run: Run,
-    grid: Grid,
+    run: Run,  # whose models drew
+    grid: Grid,  # what was drawn
     images: list,  # of PIL images, row by row
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "A grid that was drawn."
     there = epochs_there(run)

@@ -38,7 +38,7 @@ def _difference(before, after):
 
 
 def change_of(
-    before: Image.Image,
+    before: Image.Image,  # RGB
     after: Image.Image,  # of the same size
 ) -> float:  # in [0, 1]
     "Mean absolute difference of two images, as a share of the range of levels."
@@ -46,7 +46,7 @@ def change_of(
 
 
 def heat_map(
-    before: Image.Image,
+    before: Image.Image,  # RGB
     after: Image.Image,  # of the same size
 ) -> Image.Image:  # of the same size
     "Where two images differ: black is no difference, the brightest colour is `HOTTEST` or more."
@@ -56,8 +56,8 @@ def heat_map(
 
 # %% ../../nbs/ui/07_pairs.ipynb #7a10c008
 def prompts_of_sheets(
-    run: Run,
-    context: PageContext = PageContext(),
+    run: Run,  # with sheets
+    context: PageContext = PageContext(),  # knows the prompts where the run does not
 ) -> list[str]:  # by cell; empty where nobody knows
     "The prompts of a run's sheets."
     file = run.inside('samples', 'prompts.json')
@@ -84,7 +84,7 @@ def _cells(folder, name, version):
 
 
 def cells_at(
-    run: Run,
+    run: Run,  # with sheets
     epoch: int,  # epochs done; one of `pages.sheets`
 ) -> list[Image.Image]:
     "The images of a sheet, row by row; blank places at its end are among them."
@@ -113,9 +113,9 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(
-    run: Run,
+    run: Run,  # with sheets
     epoch: int = None,  # epochs done; None is the newest
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # knows the prompts where the run does not
 ) -> Pairs | None:  # None where there are no two sheets
     "The pairs of the first sheet and the last one at or before an epoch."
     there = sheets(run)
@@ -164,7 +164,7 @@ def _encoded(folder, names, cell, *versions):
 
 
 def sheet_image(
-    run: Run,
+    run: Run,  # with sheets
     epoch: int,  # epochs done
     cell: int,  # place on the sheet, row by row
     against: int = None,  # epochs done: the difference from this epoch in place of the picture
@@ -180,10 +180,10 @@ def sheet_image(
 
 
 def before_after(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # epochs done; None is the newest
     pick: str = '',  # nothing is chosen on this page by the server
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "Pairs of the base and the tuned model."
     found = pairs_of(run, epoch, context)
