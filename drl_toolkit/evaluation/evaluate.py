@@ -63,8 +63,8 @@ def sample_prompt_sets(
 class Interval(NamedTuple):
     "A confidence interval."
 
-    low: float
-    high: float
+    low: float  # lower end
+    high: float  # upper end
 
 
 def bootstrap(
@@ -163,13 +163,13 @@ def frechet(
 class Row:
     "One line of the table."
 
-    objective: str
+    objective: str  # what is measured
     prompts: str  # the prompt set, in words
     base: float  # mean of the base model
     tuned: float  # mean of the tuned model
     change: float  # tuned minus base
     low: float = None  # of the change, 95 %; None where there is no interval
-    high: float = None
+    high: float = None  # of the change, 95 %
     better: str = 'higher'  # or 'lower'
     floor: float = None  # the best that a perfect model would get, where that is not 0 or 1
     pictures: int = 0  # images behind it
@@ -182,7 +182,7 @@ class Comparison:
     rows: list  # of `Row`
     summary: dict  # what `summary.json` says of it
     tones: dict = field(default_factory=dict)  # prompt -> (base shares (5,), tuned shares (5,))
-    names: tuple = ('base', 'tuned')
+    names: tuple = ('base', 'tuned')  # of the two models
     pictures_per_prompt: int = 0  # behind each of `tones`, at least
 
 
@@ -225,9 +225,9 @@ def wins_of(
 class WinRate(NamedTuple):
     "A share of wins and its 95 % interval."
 
-    rate: float
-    low: float
-    high: float
+    rate: float  # mean over pairs; a tie is half a win
+    low: float  # lower end
+    high: float  # upper end
 
 
 def win_rate(
@@ -242,7 +242,9 @@ def win_rate(
     return WinRate(wins.mean().item(), max(0.0, low), min(1.0, high))
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #ff965af0
-def table(comparison: Comparison) -> str:
+def table(
+    comparison: Comparison,  # of `drl eval`
+) -> str:
     "The rows as text, aligned; also valid Markdown."
     head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures')
     cells = [head, *map(_cells, comparison.rows)]

@@ -401,7 +401,7 @@ NO_SIGNAL = 1e-7  # signal-to-noise ratio; where diffusers needs a finite one, i
 
 @singledispatch
 def columns(
-    scheduler,  # of diffusers, its timesteps set
+    scheduler: 'SchedulerMixin',  # of diffusers, its timesteps set
     eta: torch.Tensor,  # (T,) share of the noise at each step
 ) -> dict[str, torch.Tensor]:  # fields of `SamplerCoefficients`
     "The coefficients of a scheduler's steps. That of flow matching takes `sde` and `noise_level` too."

@@ -165,7 +165,7 @@ def rounding_of(
 class RatioExplanation(NamedTuple):
     "Why a ratio is not 1."
 
-    sentence: str
+    sentence: str  # for the log
     left: dict[str, float]  # suspect -> the largest |ratio - 1| that is left without it
 
 
