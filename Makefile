@@ -39,10 +39,12 @@ demo: $(VENV)/.installed
 	@echo '== Demo (2 of 2): the tuned model against its base, same prompts and seeds; about 2 minutes.'
 	$(BIN)/drl eval $(DEMO) --out $(DEMO)
 
+# The root is this folder, so that a lesson's links into the reference open; the address that is printed opens the lesson, too.
 # No news, no updates: what is here works offline.
 LESSON ?= nbs/course/01_ten_minute_win.ipynb
 course: $(VENV)/.installed-course
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LESSON)
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(LESSON) \
+		--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 app: $(VENV)/.installed
 	$(BIN)/drl app $(RUNS)
@@ -119,6 +121,8 @@ $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python
 $(VENV)/.installed-course: $(METADATA) | $(BIN)/python
 	@echo '== Set-up: the package, JupyterLab and what they need, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
 	$(PIP_INSTALL) -e '.[widgets,course]'
+	@mkdir -p $(VENV)/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 $(VENV)/.installed-docs: $(METADATA) | $(BIN)/python
