@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT', 'MOST_BANDS', 'SKIN_COLOURS', 'SKIN_TONES',
-           'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'StepwisePath',
-           'film_strip', 'SampledTask', 'VarianceShares', 'variance_shares', 'branch_tree', 'demographics',
-           'parity_over_time', 'tone_bars', 'DetectedTask', 'boxed', 'composition_sheet', 'objective_shares',
-           'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution', 'before_after', 'prompt_strip']
+           'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'label_points',
+           'StepwisePath', 'film_strip', 'SampledTask', 'VarianceShares', 'variance_shares', 'branch_tree',
+           'demographics', 'parity_over_time', 'tone_bars', 'DetectedTask', 'boxed', 'composition_sheet',
+           'objective_shares', 'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution', 'before_after',
+           'prompt_strip']
 
 # %% ../../nbs/ui/01_plots.ipynb #e73f285a
 import io, math, textwrap
@@ -21,6 +22,7 @@ import numpy as np, pandas as pd, torch
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont
 
 from ..rewards.reward import headline_of
@@ -297,6 +299,54 @@ def beside(
     fig.supxlabel('images sampled', fontsize=9)
     fig.supylabel(ylabel, fontsize=9)
     return fig
+
+# %% ../../nbs/ui/01_plots.ipynb #a1c28l01
+def _place(ax, name, at, offset, size, line):
+    "A name beside a point, by an offset in points of the page."
+    side = lambda d, low, middle, high: low if d > 2 else high if d < -2 else middle
+    return ax.annotate(
+        name,
+        at,
+        offset,
+        textcoords='offset points',
+        fontsize=size,
+        ha=side(offset[0], 'left', 'center', 'right'),
+        va=side(offset[1], 'bottom', 'center', 'top'),
+        arrowprops=dict(arrowstyle='-', lw=0.4, color='0.6', shrinkA=0, shrinkB=2) if line else None,
+        in_layout=False,
+    )
+
+
+def _is_free(ax, box, taken):
+    "Whether a box lies in the axes and on nothing that is there."
+    inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+    return inside and not any(box.overlaps(other) for other in taken)
+
+
+def label_points(
+    ax,  # matplotlib axes with everything else in them
+    points: dict[str, tuple[float, float]],  # name -> (x, y)
+    size: float = 7,  # of the letters
+) -> list:  # of `Annotation`s, in the order of the points
+    "Name points: each name at the nearest place where it covers no point, no other name and no legend."
+    ax.figure.draw_without_rendering()  # a layout moves axes
+    unit, notes = ax.figure.dpi / 72, []
+    taken = [Bbox([xy - 3 * unit, xy + 3 * unit]) for xy in ax.transData.transform(list(points.values()))]
+    taken += [ax.get_legend().get_window_extent()] if ax.get_legend() else []
+    turns = [2 * math.pi * i / 16 for i in range(16)]
+    places = [(r * math.cos(a), r * math.sin(a)) for r in (5, 10, 16, 24, 34, 46, 60) for a in turns]
+    for name, at in points.items():
+        for place in places:
+            note = _place(ax, name, at, place, size, line=False)
+            if free := _is_free(ax, box := note.get_window_extent(), taken):
+                break
+            note.remove()
+        place = place if free else places[0]
+        if free:
+            note.remove()
+        notes.append(_place(ax, name, at, place, size, line=math.hypot(*place) > 6))
+        taken.append(box)
+    return notes
 
 # %% ../../nbs/ui/01_plots.ipynb #bb350455
 class StepwisePath(Protocol):
