@@ -139,6 +139,11 @@ drl.nameTabs = pages => {
     const panel = document.getElementById(tab.getAttribute('aria-controls'));
     if (panel) set(panel, 'aria-labelledby', tab.id);
   }
+  const chosen = pages.querySelector('[role=tab][aria-selected=true]'), row = chosen?.closest('[role=tablist]');
+  if (!row || drl.chosenTab === chosen.id) return;
+  drl.chosenTab = chosen.id;
+  const at = chosen.getBoundingClientRect(), frame = row.getBoundingClientRect();
+  if (at.left < frame.left || at.right > frame.right) row.scrollLeft += at.left - frame.left - 40; // where tabs do not fit
 };
 new MutationObserver((_, watch) => {
   const pages = document.getElementById('pages');
