@@ -141,9 +141,13 @@ drl.nameTabs = pages => {
   }
   const chosen = pages.querySelector('[role=tab][aria-selected=true]'), row = chosen?.closest('[role=tablist]');
   if (!row || drl.chosenTab === chosen.id) return;
+  document.body.dataset.view = chosen.id.slice('tab-'.length, -'-button'.length);
   drl.chosenTab = chosen.id;
-  const at = chosen.getBoundingClientRect(), frame = row.getBoundingClientRect();
-  if (at.left < frame.left || at.right > frame.right) row.scrollLeft += at.left - frame.left - 40; // where tabs do not fit
+  const show = () => { // where tabs do not fit
+    const at = chosen.getBoundingClientRect(), frame = row.getBoundingClientRect();
+    if (at.left < frame.left || at.right > frame.right) row.scrollLeft += at.left - frame.left - 40;
+  };
+  for (const wait of [0, 300, 1500]) setTimeout(show, wait); // Gradio may still move them
 };
 new MutationObserver((_, watch) => {
   const pages = document.getElementById('pages');
