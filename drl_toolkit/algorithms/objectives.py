@@ -145,7 +145,8 @@ def kl_penalty(
 def encode_images(
     policy: Policy,  # whose VAE encodes
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    noise: torch.Tensor = None,  # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
+    # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
+    noise: torch.Tensor = None,
 ) -> torch.Tensor:  # (B, C, h, w) clean latents
     "Encode images into scaled latents by the policy's own VAE."
     return policy.adapter.to_latents(images, noise)

@@ -556,9 +556,8 @@ def _equip(trainer, config, run):
         [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)],
     )
     new, run = callable(run), run() if callable(run) else run  # made when nothing can be refused any more
-    frames = (
-        [FrameRecorder(run, share=config.frames)] if config.frames else []
-    )  # before the checkpoints: what a kill cuts off is written again
+    # before the checkpoints: what a kill cuts off is written again
+    frames = [FrameRecorder(run, share=config.frames)] if config.frames else []
     trainer.callbacks += [
         Progress(),
         Diagnostics(),

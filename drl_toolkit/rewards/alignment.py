@@ -225,7 +225,8 @@ def caption_reward(
 ) -> Reward:
     """BERTScore recall of the prompt in a caption of the image. [DDPO §6]
 
-    It has no gradient, since text is between image and value. DDPO's has jpeg_quality 80 and an earlier LLaVA than 1.5."""
+    It has no gradient, since text is between image and value. DDPO's has jpeg_quality 80 and an earlier LLaVA
+    than 1.5."""
     if '{prompt}' not in reference:
         raise ValueError(f"reference is {reference!r}; it should contain '{{prompt}}'")
 

@@ -138,9 +138,8 @@ class Detector:
 
     def _some(self, images):
         out = self.model(**self.pixels(together(self.model, images, self.device)))
-        nothing = (
-            out.logits.shape[-1] == len(self.names) + 1
-        )  # DETR's last class; the others have a focal loss and none
+        # DETR's last class; the others have a focal loss and none
+        nothing = out.logits.shape[-1] == len(self.names) + 1
         confidence = out.logits.softmax(-1)[..., :-1] if nothing else out.logits.sigmoid()
         return *sorted_boxes(confidence, out.pred_boxes), confidence
 

@@ -33,9 +33,8 @@ class ToneReader:
     ):
         source = str(model or assets_dir() / 'tones')
         self.model, processor = load_frozen('AutoModelForImageClassification', source, 'AutoImageProcessor')
-        self.side = (
-            processor.size['shortest_edge'] or processor.size['height']
-        )  # pixels of the square that the model takes
+        # pixels of the square that the model takes
+        self.side = processor.size['shortest_edge'] or processor.size['height']
         self.device = device
         self.mean, self.std = (
             torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std)

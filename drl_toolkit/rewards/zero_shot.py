@@ -57,9 +57,8 @@ class Request:
 
     names: tuple[str, ...]  # in reading order
     counts: tuple[int, ...]  # of each
-    relation: str | None = (
-        None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
-    )
+    # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
+    relation: str | None = None
 
 
 def _thing(text, prompt):

@@ -73,7 +73,8 @@ _STEPS = dict(
 
 class Path:
     """
-    A sample's path from noise to image: `sample`, `prompt`, `advantage`, and an array with an entry per step for each of
+    A sample's path from noise to image: `sample`, `prompt`, `advantage`, and an array with an entry per step for
+    each of
 
         steps      which denoising steps these are; of a long way only some are kept, the first and the last among them
         timesteps  as the network takes them

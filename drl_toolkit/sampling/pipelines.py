@@ -265,9 +265,8 @@ class StableDiffusionXL(Adapter):
     ) -> torch.Tensor:  # (B, C, H, W)
         "Predict with the image's size and the pooled embedding as further conditions."
         size, pooled = (self.image_size, self.image_size), embeddings['pooled_prompt_embeds']
-        ids = (
-            torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
-        )  # original size, crop, target size
+        # original size, crop, target size
+        ids = torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
         return self.network(
             latents,
             timestep,

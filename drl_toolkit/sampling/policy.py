@@ -43,9 +43,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/sampling/10_policy.ipynb #dff10e26
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']  # layers that LoRA joins in CLIP's text encoders
-LARGE = (
-    100_000_000  # weights of a network that is too dear for padding batches, and for one batch beside another
-)
+# weights of a network that is too dear for padding batches, and for one batch beside another
+LARGE = 100_000_000
 
 
 class Policy:

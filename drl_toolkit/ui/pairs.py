@@ -24,9 +24,8 @@ from ..utils.files import read_json
 from ..utils.templates import WEBP, EncodedImage, encode_image, render
 
 # %% ../../nbs/ui/07_pairs.ipynb #7a10c005
-HOTTEST = (
-    0.5  # a difference, as a share of the range of levels, from which on the heat map is at its brightest
-)
+# a difference, as a share of the range of levels, from which on the heat map is at its brightest
+HOTTEST = 0.5
 
 
 def _difference(before, after):

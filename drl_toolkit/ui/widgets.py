@@ -158,9 +158,8 @@ class Mailbox:
         "Whether it came from a widget."
         session = self.kernel.session
         idents, parts = session.feed_identities(message, copy=False) if len(message) > 1 else (None, None)
-        kind = (
-            parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']
-        )  # a glance; a message can be opened once only
+        # a glance; a message can be opened once only
+        kind = parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']
         if kind not in ('comm_msg', 'comm_close'):
             return False
         message = session.deserialize(parts, copy=False)

@@ -232,9 +232,8 @@ def handwriting(
     x = x + some(x, 0.4, 0.07) * blotches + some(x, 0.4, 0.06) * torch.randn_like(x)
     gray, sign = x.mean(1, keepdim=True), lambda: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, -1, 1).to(x)
     x = gray + (x - gray) * (1 + sign() * some(x, 0.4, 0.35))  # saturation
-    x = (
-        0.5 + (x - 0.5) * (1 + sign() * some(x, 0.4, 0.25)) + sign() * some(x, 0.4, 0.08)
-    )  # contrast and brightness
+    # contrast and brightness
+    x = 0.5 + (x - 0.5) * (1 + sign() * some(x, 0.4, 0.25)) + sign() * some(x, 0.4, 0.08)
     return (x + some(x, 0.3, 0.05) * torch.randn(len(x), 3, 1, 1).to(x)).clamp(0, 1)  # a tint
 
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #8a0dff5c
