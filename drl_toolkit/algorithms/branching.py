@@ -112,15 +112,15 @@ def _trees(policy, prompts, rows, groups, splits, seed_of, first):
     for depth, (start, stop) in enumerate(zip(marks, marks[1:])):
         node = nodes(groups, depth, len(splits))
         at = node.diff(prepend=node.new_tensor([-1])).nonzero().flatten()  # the first row of each node
-        heads = [rows[i] for i in at]
+        first_rows = [rows[i] for i in at]
         name = _stretch_name(depth, len(splits))
-        generators = generators_of([seed_of(f'{name}{first + i}') for i in heads])
+        generators = generators_of([seed_of(f'{name}{first + i}') for i in first_rows])
         before = latents[-1][-1, at] if depth else prepare_latents(policy, generators)
         if not depth:
             latents.append(before[None, node])
         if start == stop:
             continue
-        cond = policy.encode([prompts[i] for i in heads])
+        cond = policy.encode([prompts[i] for i in first_rows])
         after, scored = denoise(policy, before, cond, generators, range(start, stop))
         latents.append(after[:, node])
         log_probs.append(scored[:, node])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON_OBJECTS', 'FOUR_TONES', 'IMAGES', 'CLIP_H', 'four_tones', 'parity_reward', 'FromHub',
-           'large_scale_paper_tasks', 'b2_advantage', 'b2_paper_tasks']
+           'large_scale_paper_tasks', 'b2_paper_tasks']
 
 # %% ../../nbs/recipes/00_papers.ipynb #pap-imports
 from functools import cache, cached_property, partial
@@ -104,11 +104,6 @@ def large_scale_paper_tasks(
 CLIP_H = 'hf-hub:laion/CLIP-ViT-H-14-laion2B-s32B-b79K'
 
 
-def b2_advantage() -> Contrastive:
-    "The best and the worst of each group, by z-scores over the last eight rounds. [B², run_select.py]"
-    return Contrastive(high=0.5, low=-0.5, rounds=8, history='run', correction=1, clamp=5.0)
-
-
 def b2_paper_tasks(
     reward: Reward = None,  # the CLIP score of ViT-H-14 when None
 ) -> list[Task]:  # one
@@ -120,6 +115,6 @@ def b2_paper_tasks(
             reward or clip_reward(CLIP_H, name='alignment'),
             group_size=5,
             samples=1280,
-            advantage=b2_advantage(),
+            advantage=Contrastive(),
         )
     ]

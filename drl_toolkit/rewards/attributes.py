@@ -78,8 +78,8 @@ def monk_class(
 # %% ../../nbs/rewards/06_attributes.ipynb #632fa835
 def lbp_faces(
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    smallest: float = 0.1,  # of a face's side, as a share of the shorter side of the picture
-) -> list:  # for each picture a list of boxes (x0, y0, x1, y1), as shares of width and height
+    smallest: float = 0.1,  # of a face's side, as a share of the shorter side of the image
+) -> list:  # for each image a list of boxes (x0, y0, x1, y1), as shares of width and height
     "Frontal faces by the local binary patterns of scikit-image."
     from skimage import data
     from skimage.feature import Cascade
@@ -110,7 +110,7 @@ def fixed_face(
 def skin_lab(
     image: torch.Tensor,  # (3, H, W) in [0, 1]
     box: tuple[float, float, float, float],  # of the face: x0, y0, x1, y1 as shares of width and height
-) -> torch.Tensor:  # (3,) CIELAB; zeros, which are no skin, for a box outside the picture
+) -> torch.Tensor:  # (3,) CIELAB; zeros, which are no skin, for a box outside the image
     "The median colour of the middle of a face."
     from skimage.color import rgb2lab
 
@@ -146,10 +146,10 @@ class SkinTone:
         known = {ita_class: ITA_CLASSES, monk_class: tuple(f'Monk {i}' for i in range(1, 11))}
         if names is None and classify not in known:
             raise ValueError(
-                'names is None; the names of the classes are right for a classification of your own'
+                'names must be the names of the classes for a classification of your own; got None'
             )
         if several not in ('largest', 'unreadable'):
-            raise ValueError(f"several is {several!r}; 'largest' or 'unreadable' is right")
+            raise ValueError(f"several must be 'largest' or 'unreadable'; got {several!r}")
         self.faces, self.classify, self.several = faces, classify, several
         self.names = tuple(names or known[classify])
 
@@ -183,7 +183,7 @@ class ImageClassifier:
         model: str,  # folder or hub id
         labels: tuple[str, ...] = None,  # those that count, in order; all by default
         surest: float = 0.0,  # an answer with a smaller probability is unreadable
-        device: str = None,  # where it computes; where the pictures are when None
+        device: str = None,  # where it computes; where the images are when None
     ):
         self.model, self.processor = load_frozen(
             'AutoModelForImageClassification', model, 'AutoImageProcessor'
@@ -291,7 +291,7 @@ def target_shares(
     fits = weights.shape == (len(names),) and weights.isfinite().all()
     if not fits or (weights < 0).any() or weights.sum() <= 0:
         raise ValueError(
-            f'target is {weights.tolist()}; {len(names)} weights, none negative and not all 0, are right'
+            f'target must be {len(names)} weights, none negative and not all 0; got {weights.tolist()}'
         )
     return weights / weights.sum()
 
@@ -344,7 +344,7 @@ def balance_reward(
 
     The metrics are the measure, its floor, coverage and the readable share."""
     if credit not in ('own', 'shared', 'soft'):
-        raise ValueError(f"credit is {credit!r}; 'own', 'shared' or 'soft' is right")
+        raise ValueError(f"credit must be 'own', 'shared' or 'soft'; got {credit!r}")
     if not hasattr(reader, 'names'):
         raise TypeError(
             f'reader is {type(reader).__name__} without `names`; `SkinTone`, `ImageClassifier`, '

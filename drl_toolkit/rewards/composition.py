@@ -106,7 +106,7 @@ class Detector:
     def __init__(
         self,
         model: str = None,  # folder or hub id; the shipped detector when None
-        device: str = None,  # where it computes; where the pictures are when None
+        device: str = None,  # where it computes; where the images are when None
     ):
         source = model or assets_dir() / 'detector'
         self.model, self.processor = load_frozen('AutoModelForObjectDetection', source, 'AutoImageProcessor')

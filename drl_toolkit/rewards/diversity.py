@@ -16,7 +16,7 @@ from .reward import Card, Reward, image_features
 # %% ../../nbs/rewards/07_diversity.ipynb #cb3c85f8
 def pairwise_distance(
     features: torch.Tensor,  # (N, D)
-) -> torch.Tensor:  # () from 0 to 2; 0 for a single picture
+) -> torch.Tensor:  # () from 0 to 2; 0 for a single image
     "The mean cosine distance between two of them."
     n = len(features)
     if n < 2:
@@ -28,8 +28,8 @@ def pairwise_distance(
 
 def vendi_score(
     features: torch.Tensor,  # (N, D)
-) -> torch.Tensor:  # () from 1 to N; 0 for no picture
-    "The effective number of different pictures. [2210.02410, Definition 3.1]"
+) -> torch.Tensor:  # () from 1 to N; 0 for no image
+    "The effective number of different images. [2210.02410, Definition 3.1]"
     if not len(features):
         return features.new_zeros(())
     unit = F.normalize(features, dim=1)
@@ -38,16 +38,16 @@ def vendi_score(
 
 
 def mode_coverage(
-    features: torch.Tensor,  # (N, D) of generated pictures
+    features: torch.Tensor,  # (N, D) of generated images
     real: torch.Tensor,  # (M, D) of real ones
-    k: int = 5,  # neighbour whose distance is a real picture's radius
+    k: int = 5,  # neighbour whose distance is a real image's radius
 ) -> torch.Tensor:  # () from 0 to 1
-    "The share of real pictures that a generated one comes near to. [2002.09797, Eq 10]"
+    "The share of real images that a generated one comes near to. [2002.09797, Eq 10]"
     if not 0 < k < len(real):
-        raise ValueError(f'k is {k}; 1 to {len(real) - 1} is right for {len(real)} real pictures')
+        raise ValueError(f'k must be 1 to {len(real) - 1} for {len(real)} real images; got {k}')
     if not len(features):
         return real.new_zeros(())
-    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # the nearest is the picture itself
+    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # the nearest is the image itself
     return (torch.cdist(real, features).min(1).values < radius).float().mean()
 
 # %% ../../nbs/rewards/07_diversity.ipynb #b02646ce
@@ -60,7 +60,7 @@ def diversity_reward(
 ) -> Reward:
     "How different the images of a group are from each other."
     if credit not in ('own', 'shared'):
-        raise ValueError(f"credit is {credit!r}; 'own' or 'shared' is right")
+        raise ValueError(f"credit must be 'own' or 'shared'; got {credit!r}")
 
     def score(images, prompts):
         features = embed(images)
@@ -78,7 +78,7 @@ def diversity_reward(
         name,
         'group',
         Card(
-            f"{what} of a group's pictures" + (', and what each adds to it' if own else ''),
+            f"{what} of a group's images" + (', and what each adds to it' if own else ''),
             what,
             'small numbers around 0' if own else 'above 0',
             'the CLIP of the emoji world'

@@ -72,7 +72,7 @@ class Adapter:
             return
         near = self.image_size // step * step or step
         raise ValueError(
-            f'image_size is {self.image_size}{source}; a multiple of {step} is right, such as {near}'
+            f'image_size must be a multiple of {step}, such as {near}; got {self.image_size}{source}'
         )
 
     def _check_parts(self):

@@ -263,7 +263,7 @@ def sheet_response(
     cell: int,  # place on the sheet
     against: int | None = None,  # epochs done: the difference from this epoch
 ) -> Response:
-    "A picture of a run's sheets."
+    "An image of a run's sheets."
     return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
 
 
@@ -274,7 +274,7 @@ def sample_response(
     task: str,  # its name
     sample: int,  # in the task's epoch
 ) -> Response:
-    "A picture of an epoch that was kept."
+    "An image of an epoch that was kept."
     return _response(library, run, lambda found: samples.sample_image(found, epoch, task, sample))
 
 
@@ -727,7 +727,7 @@ def vote_frame(
     typed = pages.typed(run)
     return note(
         'There is nothing to vote on yet',
-        'drl eval draws pairs of pictures and leaves a ballot.',
+        'drl eval draws pairs of images and leaves a ballot.',
         command=f'drl eval {typed} --out {typed}/eval',
     )
 

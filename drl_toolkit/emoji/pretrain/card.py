@@ -19,7 +19,7 @@ from .. import prompts as P
 from .. import world
 from ...rewards.composition import shipped_detector
 from ...evaluation.evaluate import PromptSet, sample_prompt_sets
-from ..evaluation import OBJECT_PROMPTS, OCCUPATION_PROMPTS, named_by_clip, read_pictures
+from ..evaluation import OBJECT_PROMPTS, OCCUPATION_PROMPTS, named_by_clip, read_images
 from ...rewards.fairness import TONES, ToneReader, tone_shares
 from ...sampling.rollout import rollout
 from ...sampling.policy import Policy
@@ -133,7 +133,7 @@ def measure_base(
     "What the base model's samples show."
     prompt_sets = {p.name: p for p in card_prompt_sets(size)}
     images = sample_prompt_sets(policy, list(prompt_sets.values()), seed=11, label='base')
-    read = {n: read_pictures(p, images[n]) for n, p in prompt_sets.items()}
+    read = {n: read_images(p, images[n]) for n, p in prompt_sets.items()}
     mean = lambda name, key: read[name][key].mean().item()
     portraits, tone = images['portraits/all'], read['portraits/all']['tone']
     distances, second = tone_distances(prompt_sets['portraits/all'], tone), witness()(portraits)
@@ -253,10 +253,10 @@ def main(
     "`python -m drl_toolkit.emoji.pretrain.card`: measure the shipped models and write their card."
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
-        '--threads', type=int, default=1, help='CPU threads; the time of a picture is always measured on one'
+        '--threads', type=int, default=1, help='CPU threads; the time of an image is always measured on one'
     )
     parser.add_argument(
-        '--size', type=float, default=1.0, help='1 is 9,216 pictures; less is quicker and less sure'
+        '--size', type=float, default=1.0, help='1 is 9,216 images; less is quicker and less sure'
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATE', 'EARLIEST', 'GAIN', 'PLAN', 'RECORD', 'UNTAUGHT', 'own_words', 'tokens_of', 'word_rows', 'Layouts',
-           'five_tones', 'layouts_of', 'late_pictures', 'doubt', 'portrait_of', 'tone_losses', 'teach', 'drawn_tones',
+           'five_tones', 'layouts_of', 'late_images', 'doubt', 'portrait_of', 'tone_losses', 'teach', 'drawn_tones',
            'tone_figures', 'read_round', 'best_round', 'new_record', 'weights_for', 'say', 'calibrate', 'export',
            'untaught', 'main']
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .. import world
-from ...algorithms.reward_gradients import noise_of_steps, walk_with_graph
+from ...algorithms.reward_gradients import randn_of_steps, denoise_with_graph
 from ...rewards.fairness import shipped_reader, tone_shares
 from ...sampling.rollout import rollout
 from ...sampling.policy import Policy
@@ -94,18 +94,18 @@ def layouts_of(
 LATE = 3  # last denoising steps that the gradient of `doubt` goes through
 
 
-def late_pictures(
+def late_images(
     policy: Policy,  # with `train_text_encoder`
     prompts: list[str],  # B of them
     seed: int,  # of the noise
 ) -> torch.Tensor:  # (B, 3, 64, 64), with a graph to the words
     "Sample images with the graph of the last denoising steps."
     traj, late = rollout(policy, prompts, seed=seed), range(STEPS - LATE, STEPS)
-    clean, _ = walk_with_graph(
+    clean, _ = denoise_with_graph(
         policy,
         traj.latents[late.start],
         policy.encode(prompts),
-        noise_of_steps(policy, traj.seeds, late),
+        randn_of_steps(policy, traj.seeds, late),
         late,
     )
     return policy.adapter.decode(clean).div(2).add(0.5).clamp(0, 1)
@@ -173,7 +173,7 @@ def teach(
             .mean()
         )
         unread = doubt(
-            late_pictures(
+            late_images(
                 policy, [portrait_of(name) for name in random.Random(seed).choices(names, k=portraits)], seed
             )
         )

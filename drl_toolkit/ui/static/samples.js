@@ -32,7 +32,7 @@ drl.samples = {
     this.draw();
   },
 
-  // A bar shows the pictures of its bin; pressed again, all.
+  // A bar shows the images of its bin; pressed again, all.
   choose(bar) {
     const bin = [bar.dataset.low, bar.dataset.high];
     this.bar = this.bar && this.bar[0] === bin[0] ? null : bin;
@@ -103,7 +103,7 @@ drl.samples = {
       item.hidden = !this.fits(item, chosen === bars.at(-1));
       count += !item.hidden;
     }
-    shown.querySelector('.tally').textContent = `${count} of ${items.length} pictures`;
+    shown.querySelector('.tally').textContent = `${count} of ${items.length} images`;
     shown.querySelector('.none').hidden = count > 0;
   },
 };
