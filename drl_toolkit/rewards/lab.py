@@ -519,10 +519,9 @@ def noise_share(
 ) -> float:  # 0 … 1; 0 where the values do not vary
     """Share of one call's variance that is the reward's own noise: half the mean square of the difference,
     over the variance."""
-    noise, variance = (
-        0.5 * (first - again).double().square().mean(),
-        0.5 * (first.double().var(correction=0) + again.double().var(correction=0)),
-    )
+    first, again = first.cpu().double(), again.cpu().double()  # some devices have no float64
+    noise = 0.5 * (first - again).square().mean()
+    variance = 0.5 * (first.var(correction=0) + again.var(correction=0))
     return (noise / variance).clamp(max=1).item() if variance else 0.0
 
 

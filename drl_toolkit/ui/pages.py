@@ -6,13 +6,13 @@
 __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'UNKNOWN', 'INK', 'CARD', 'SAYS', 'NOT_JUDGED', 'HUES', 'FIGURES',
            'PageContext', 'open_image', 'thinned', 'Spark', 'spark', 'trend', 'boundary', 'has_changed', 'is_early',
            'Verdict', 'verdict', 'Goal', 'is_number', 'goals', 'Measured', 'measured', 'with_measured', 'Progress',
-           'progress', 'note', 'complaint', 'typed', 'nearest', 'frames_at', 'frames_with', 'sheets', 'metrics',
-           'DayNight', 'at_night', 'curve', 'no_frames', 'headline', 'evidence', 'Extremes', 'extremes', 'overview',
-           'paths_of', 'frames_with_paths', 'path_choices', 'trajectories', 'Group', 'groups_of', 'group_choices',
-           'branches', 'shares', 'MixRow', 'Mix', 'mixes', 'has_classes', 'fairness', 'Box', 'BoxedImage', 'found_in',
-           'has_boxes', 'composition', 'Table', 'read_table', 'markdown_table', 'as_table', 'TaxTable', 'taxes',
-           'results_of', 'costs', 'weight_files', 'resume_command', 'NextStep', 'next_step', 'runs_page', 'Summary',
-           'summaries', 'title_of', 'ballot_of']
+           'progress', 'note', 'complaint', 'typed', 'is_recorded', 'eval_folder', 'eval_command', 'nearest',
+           'frames_at', 'frames_with', 'sheets', 'metrics', 'DayNight', 'at_night', 'curve', 'no_frames', 'headline',
+           'evidence', 'Extremes', 'extremes', 'overview', 'paths_of', 'frames_with_paths', 'path_choices',
+           'trajectories', 'Group', 'groups_of', 'group_choices', 'branches', 'shares', 'MixRow', 'Mix', 'mixes',
+           'has_classes', 'fairness', 'Box', 'BoxedImage', 'found_in', 'has_boxes', 'composition', 'Table',
+           'read_table', 'markdown_table', 'as_table', 'TaxTable', 'taxes', 'results_of', 'costs', 'weight_files',
+           'resume_command', 'NextStep', 'next_step', 'runs_page', 'Summary', 'summaries', 'title_of', 'ballot_of']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
 import csv, math, re, shlex, statistics
@@ -28,7 +28,7 @@ from PIL import Image
 from . import plots
 from .words import explain  # noqa: F401 (the templates ask for words)
 from ..utils.files import read_json, read_image, read_plain
-from ..utils.loading import assets_dir
+from ..utils.loading import RECORDED, assets_dir
 from ..utils.templates import EncodedImage, encode_figure, inline, number, render, shortened
 from ..runs.recordings import Frames, TaskFrames, read_frames, recorded_epochs
 from ..rewards.reward import Card, headline_of
@@ -380,7 +380,30 @@ def typed(
     run: Run,  # that a command shall name
 ) -> str:
     "A run's folder as one would type it; where it lies on the server's disk is nobody's business."
+    if is_recorded(run):
+        return shlex.quote(f'{RECORDED}{run.folder.name}')
     return shlex.quote('/'.join(run.folder.parts[-2:]) if run.folder.is_absolute() else str(run.folder))
+
+
+def is_recorded(
+    run: Run,  # of the library
+) -> bool:
+    "Whether a run came with the package."
+    return run.folder.resolve().is_relative_to(assets_dir().resolve())
+
+
+def eval_folder(
+    run: Run,  # that is measured
+) -> str:
+    "Where `drl eval` writes, as one would type it: into the run, but for one that came with the package."
+    return f'runs/{shlex.quote(run.folder.name)}-eval' if is_recorded(run) else f'{typed(run)}/eval'
+
+
+def eval_command(
+    run: Run,  # with weights
+) -> str:
+    "What measures a run."
+    return f'drl eval {typed(run)} --out {eval_folder(run)}'
 
 # %% ../../nbs/ui/04_pages.ipynb #f6c8f49f
 def nearest(
@@ -424,7 +447,7 @@ def sheets(run: Run) -> dict[int, Path]:  # by epochs done
     folder = run.inside('samples')
     if not folder.is_dir():
         return {}
-    named = [(re.fullmatch(r'epoch_(\d{4,9})\.png', p.name, re.ASCII), p) for p in folder.iterdir()]
+    named = [(re.fullmatch(r'epoch_(\d{4,9})\.(?:png|webp)', p.name, re.ASCII), p) for p in folder.iterdir()]
     return {int(found[1]): path for found, path in named if found}
 
 
@@ -871,8 +894,16 @@ class Mix:
 
     @property
     def top(self) -> float:
-        "The share at the upper edge of the histograms."
-        return 1.1 * max(v for row in (self.all, *self.prompts) for v in (2 * self.even, *row.now, *row.base))
+        "The share at the upper edge of the prompts' histograms."
+        return self._edge(self.all, *self.prompts)
+
+    @property
+    def top_of_all(self) -> float:
+        "The share at the upper edge of the histogram over all prompts."
+        return self._edge(self.all)
+
+    def _edge(self, *rows):
+        return 1.1 * max(v for row in rows for v in (2 * self.even, *row.now, *row.base))
 
 
 def mixes(
@@ -1114,7 +1145,7 @@ def costs(
 ) -> str:  # HTML
     "What `drl eval` found."
     names, tax, curves = results_of(run), taxes(run), _joint_curves(run)
-    command = f'drl eval {typed(run)} --out {typed(run)}/eval'
+    command = eval_command(run)
     if names is None and not tax and not curves:
         return note(
             'Nothing has been measured yet',
@@ -1162,7 +1193,7 @@ def _figures(run, names):
     "Figures of an evaluation with their titles."
     if names is None:
         return []
-    files = sorted(run.inside(*names).glob('*.png'))
+    files = sorted(f for kind in ('png', 'webp') for f in run.inside(*names).glob(f'*.{kind}'))
     return [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_image(run, *names, p.name)) for p in files]
 
 
@@ -1211,7 +1242,7 @@ def next_step(
     state = progress(run, metrics(run))
     if run.alive:
         return NextStep('It is being trained now.', '')
-    if not run.checkpoints() or run.folder.resolve().is_relative_to(assets_dir().resolve()):
+    if not run.checkpoints() or is_recorded(run):
         recipe = shlex.quote(str(run.about.get('recipe') or 'joint'))
         words = 'It cannot be resumed: no checkpoint of it was kept. A run of your own like it:'
         return NextStep(words, f'drl train {recipe}')
@@ -1237,6 +1268,7 @@ def runs_page(
 ) -> str:  # HTML
     "All runs as a table, those that are broken, and what can be done with the chosen one."
     rows = summaries(runs)
+    own = [name for name, found in runs.items() if not is_recorded(found)]
     run, files, problem = runs.get(here), None, ''
     try:
         files = run and weight_files(run)
@@ -1245,6 +1277,7 @@ def runs_page(
     return render(
         'ui/templates/runs.html',
         rows=rows,
+        own=len(own),
         tags=sorted({tag for row in rows for tag in row.notes.tags}),
         bin=bin,
         editable=editable,

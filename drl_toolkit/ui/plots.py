@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT', 'MOST_BANDS', 'SKIN_COLOURS', 'SKIN_TONES',
-           'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'StepwisePath',
-           'film_strip', 'SampledTask', 'VarianceShares', 'variance_shares', 'branch_tree', 'demographics',
-           'parity_over_time', 'tone_bars', 'DetectedTask', 'boxed', 'composition_sheet', 'objective_shares',
-           'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution', 'before_after']
+           'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'label_points',
+           'StepwisePath', 'film_strip', 'SampledTask', 'VarianceShares', 'variance_shares', 'branch_tree',
+           'demographics', 'parity_over_time', 'tone_bars', 'DetectedTask', 'boxed', 'composition_sheet',
+           'objective_shares', 'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution', 'before_after',
+           'prompt_strip']
 
 # %% ../../nbs/ui/01_plots.ipynb #e73f285a
 import io, math, textwrap
@@ -19,8 +20,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np, pandas as pd, torch
 from matplotlib import rc_context, rcParamsDefault
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont
 
 from ..rewards.reward import headline_of
@@ -297,6 +300,54 @@ def beside(
     fig.supxlabel('images sampled', fontsize=9)
     fig.supylabel(ylabel, fontsize=9)
     return fig
+
+# %% ../../nbs/ui/01_plots.ipynb #a1c28l01
+def _place(ax, name, at, offset, size, line):
+    "A name beside a point, by an offset in points of the page."
+    side = lambda d, low, middle, high: low if d > 2 else high if d < -2 else middle
+    return ax.annotate(
+        name,
+        at,
+        offset,
+        textcoords='offset points',
+        fontsize=size,
+        ha=side(offset[0], 'left', 'center', 'right'),
+        va=side(offset[1], 'bottom', 'center', 'top'),
+        arrowprops=dict(arrowstyle='-', lw=0.4, color='0.6', shrinkA=0, shrinkB=2) if line else None,
+        in_layout=False,
+    )
+
+
+def _is_free(ax, box, taken):
+    "Whether a box lies in the axes and on nothing that is there."
+    inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+    return inside and not any(box.overlaps(other) for other in taken)
+
+
+def label_points(
+    ax: Axes,  # with everything else in them
+    points: dict[str, tuple[float, float]],  # name -> (x, y)
+    size: float = 7,  # of the letters
+) -> list:  # of `Annotation`s, in the order of the points
+    "Name points: each name at the nearest place where it covers no point, no other name and no legend."
+    ax.figure.draw_without_rendering()  # a layout moves axes
+    unit, notes = ax.figure.dpi / 72, []
+    taken = [Bbox([xy - 3 * unit, xy + 3 * unit]) for xy in ax.transData.transform(list(points.values()))]
+    taken += [ax.get_legend().get_window_extent()] if ax.get_legend() else []
+    turns = [2 * math.pi * i / 16 for i in range(16)]
+    places = [(r * math.cos(a), r * math.sin(a)) for r in (5, 10, 16, 24, 34, 46, 60) for a in turns]
+    for name, at in points.items():
+        for place in places:
+            note = _place(ax, name, at, place, size, line=False)
+            if free := _is_free(ax, box := note.get_window_extent(), taken):
+                break
+            note.remove()
+        place = place if free else places[0]
+        if free:
+            note.remove()
+        notes.append(_place(ax, name, at, place, size, line=math.hypot(*place) > 6))
+        taken.append(box)
+    return notes
 
 # %% ../../nbs/ui/01_plots.ipynb #bb350455
 class StepwisePath(Protocol):
@@ -1074,7 +1125,7 @@ def before_after(
         ]
         if prompts:
             pitch = strips[-1][1].width / columns
-            strips.append(('', _prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
+            strips.append(('', prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
     width, height = max(s.width for _, s in strips), sum(s.height + gap for _, s in strips)
     canvas, y = Image.new('RGB', (width, height), 'white'), 0
     for name, strip in strips:
@@ -1085,10 +1136,15 @@ def before_after(
     return canvas
 
 
-def _prompt_strip(prompts, pitch, width, size=11):
-    "Prompts under their columns, in lines as wide as an image."
+def prompt_strip(
+    prompts: list[str],  # one for each column
+    pitch: float,  # pixels from one image to the next
+    width: int,  # pixels of the result
+    size: int = 11,  # pixels of a letter
+) -> Image.Image:
+    "Prompts of a row of images, each in lines as wide as its image."
     font = ImageFont.load_default(size)
-    wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.56 * size))))[:5] for prompt in prompts]
+    wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.6 * size))))[:5] for prompt in prompts]
     strip = Image.new('RGB', (width, (size + 3) * max(map(len, wrapped)) + 4), 'white')
     pen = ImageDraw.Draw(strip)
     for column, lines in enumerate(wrapped):

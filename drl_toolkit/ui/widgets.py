@@ -1161,4 +1161,5 @@ class RunComparison(View):
 
 def _sheet_files(run):
     "Files by the number of epochs done."
-    return {int(p.stem.split('_')[1]): p for p in (run.folder / 'samples').glob('epoch_*.png')}
+    found = (run.folder / 'samples').glob('epoch_*')
+    return {int(p.stem.split('_')[1]): p for p in found if p.suffix in ('.png', '.webp')}
