@@ -246,7 +246,7 @@ def table(
     comparison: Comparison,  # of `drl eval`
 ) -> str:
     "The rows as text, aligned; also valid Markdown."
-    head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures')
+    head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'images')
     cells = [head, *map(_cells, comparison.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     aligned = [

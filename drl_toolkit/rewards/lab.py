@@ -396,7 +396,7 @@ def figure(
     spread, related, edited = plots.subplots(1, 3)
     spread.hist(self.values.numpy(), bins=20, color='tab:blue')
     spread.set_xlabel(_short(self.name, 45), fontsize=8)
-    spread.set_ylabel('pictures', fontsize=8)
+    spread.set_ylabel('images', fontsize=8)
     spread.tick_params(labelsize=7)
     _bars(related, self.ties | self.others, self.tied + self.same, 'rank correlation, within prompts')
     related.set_xlim(-1, 1)

@@ -516,7 +516,7 @@ def curve(
 
 def no_frames(
     run: Run,  # without frames
-    what: str = 'pictures',  # that were not kept
+    what: str = 'images',  # that were not kept
 ) -> str:  # HTML
     "What to say where nothing was kept that a page could show."
     recipe = shlex.quote(str(run.about.get('recipe') or 'joint'))

@@ -472,7 +472,7 @@ def film_strip(
         [cell * _one_apart(first) * _shape(first)] * 2 + [0.5] * 4, cell * (count + 1), (-0.5, count + 0.5)
     )
     _row_of_images(axes[0], path.noisy, 'latents,\ndecoded')
-    _row_of_images(axes[1], path.predicted, 'predicted\npicture')
+    _row_of_images(axes[1], path.predicted, 'predicted\nimage')
     learnt = [COLOURS[0] if t else '#c8c8c8' for t in path.trained]
     _step_bars(axes[2], path.noise_std, QUIET, 'added noise σ')
     _step_bars(axes[3], path.log_prob, learnt, 'log-prob, nats\nper dimension')
@@ -492,7 +492,7 @@ def film_strip(
         axes[4].plot(i, 100 * (path.ratio[i] - 1), 'x', color=BAD, ms=8, mew=2)
     labels = [f'{s + 1}\nt={t:.4g}' for s, t in zip(path.steps, path.timesteps)]
     axes[-1].set(
-        xticks=range(count + 1), xticklabels=[*labels, 'picture'], xlabel='denoising step (training timestep)'
+        xticks=range(count + 1), xticklabels=[*labels, 'image'], xlabel='denoising step (training timestep)'
     )
     _marks(fig, path)
     return fig
@@ -736,7 +736,7 @@ def _distance_text(samples, base, category, names, target):
     floor = measure_floor(len(samples), tuple(target.tolist()))
     text = (
         f'{category}: {far(samples):.2f} from the target now, {floor:.2f} is the floor for {len(samples)} '
-        'pictures'
+        'images'
     )
     return text if base is None else f'{text}, {far(base):.2f} at first'
 

@@ -305,7 +305,7 @@ def _objective_table(comparison):
     def interval(r):
         return '' if r.low is None else f'{r.low:+.3f} … {r.high:+.3f}'
 
-    columns = 'objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures'
+    columns = 'objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'images'
     rows = [
         (r.objective, r.prompts, r.base, r.tuned, f'{r.change:+.3f}', interval(r), r.floor, r.pictures)
         for r in comparison.rows
@@ -327,7 +327,7 @@ def _reward_table(rewards, names):
         'wins': [f'{w:.0%}' for w in rewards['win_rate']],
         'interval ': _intervals(rewards['win_low'], rewards['win_high'], '.0%'),
     }
-    return pd.DataFrame(dict(rewards[['reward', 'prompts', 'pictures']]) | models | effect | wins)
+    return pd.DataFrame(dict(rewards[['reward', 'prompts', 'images']]) | models | effect | wins)
 
 
 def page(

@@ -262,7 +262,7 @@ def _reward_bars(ax, first, now):
     edges = torch.linspace(min(first.min(), now.min()), max(first.max(), now.max()) + 1e-9, 21).tolist()
     ax.hist(now.tolist(), edges, color=plots.COLOURS[0])
     ax.hist(first.tolist(), edges, histtype='step', color=plots.QUIET, lw=1.5)
-    ax.set(xlabel='reward', ylabel='pictures')
+    ax.set(xlabel='reward', ylabel='images')
 
 
 class Spread(NamedTuple):
@@ -989,7 +989,7 @@ def worst_and_best(
     fig = Figure(figsize=(10, 2.6), layout='constrained')
     axes = fig.subplot_mosaic([['spread', 'worst'], ['spread', 'best']], width_ratios=(1, 3.4))
     axes['spread'].hist(values.tolist(), bins=20, color=plots.COLOURS[0])
-    axes['spread'].set(xlabel='reward', ylabel='pictures')
+    axes['spread'].set(xlabel='reward', ylabel='images')
     _valued_row(axes['worst'], 'worst', images, values, order[:show])
     _valued_row(axes['best'], 'best', images, values, order[-show:])
     return fig
