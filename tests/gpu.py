@@ -37,7 +37,7 @@ from drl_toolkit.training.config import TrainConfig
 
 
 def case(build, precision, train, device):
-    "One row: seconds, the ratio's error, and whether both ways of reloading give the same picture."
+    "One row: seconds, the ratio's error, and whether both ways of reloading give the same image."
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         base, weights = Path(folder) / 'base', Path(folder) / 'weights'
@@ -50,7 +50,7 @@ def case(build, precision, train, device):
         plain = matrix.plain(base, weights, train)
         there = Policy(plain, num_steps=4, train=train, precision=precision, lora_rank=4, device=device)
         found = dict(
-            here=bool(matrix.same_pictures(policy, again)), plain=bool(matrix.same_pictures(policy, there))
+            here=bool(matrix.same_images(policy, again)), plain=bool(matrix.same_images(policy, there))
         )
     errors = [row['tasks']['red']['ratio_error'] for row in history]
     return found | dict(

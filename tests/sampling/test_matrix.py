@@ -1,5 +1,5 @@
 """Every model, precision and way of training, with a network that rounds by its batch: two epochs, saved, and reloaded
-here and in plain diffusers to the same picture.
+here and in plain diffusers to the same image.
 
 Plain diffusers loads the weights (`from_pretrained`, `load_lora_weights`); both are then sampled from the same
 seeds by the same sampler, so that what differs is the weights.
@@ -84,7 +84,7 @@ def plain(base, saved, train):
     return pipeline
 
 
-def same_pictures(policy, other):
+def same_images(policy, other):
     """Both draw the same latents of the same seeds, in fp32's rounding where the policy computes in fp32 and
     to a few roundings of its precision otherwise."""
     mine, others = (rollout(p, PROMPTS, seed=3, epoch=0) for p in (policy, other))
@@ -100,13 +100,13 @@ def test_trained_saved_and_reloaded_to_the_same_picture(build, precision, train,
     policy, _ = trained(tmp_path / 'base', precision, train)
     saved = policy.save(tmp_path / 'weights', base=str(tmp_path / 'base'))
     again = Policy.from_pretrained(saved, **(dict(base=str(tmp_path / 'base')) if train == 'lora' else {}))
-    assert again.precision == precision and same_pictures(policy, again)
+    assert again.precision == precision and same_images(policy, again)
     there = plain(tmp_path / 'base', saved, train)
-    assert same_pictures(policy, Policy(there, num_steps=4, train=train, precision=precision, lora_rank=4))
+    assert same_images(policy, Policy(there, num_steps=4, train=train, precision=precision, lora_rank=4))
     untrained = Policy.from_pretrained(
         tmp_path / 'base', num_steps=4, train=train, precision=precision, lora_rank=4
     )
-    assert not same_pictures(policy, untrained)  # or the comparison would say nothing
+    assert not same_images(policy, untrained)  # or the comparison would say nothing
 
 
 def test_the_script_for_a_gpu_runs_here(tmp_path):
