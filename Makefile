@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help course demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
+.PHONY: help course demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme pictures clean-demo
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make renew-constraints  test-newest, and if all pass, assets/constraints.txt anew: what set-ups install'
 	@echo 'make docs        the notebooks as a site, _docs/html/index.html: about a minute'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
+	@echo 'make pictures    the pictures of README.md anew, from the shipped runs: about a minute, in Chromium'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
 demo: $(VENV)/.installed
@@ -80,6 +81,9 @@ docs: $(VENV)/.installed-docs
 
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme.py
+
+pictures: $(VENV)/.installed-dev
+	$(BIN)/python tests/pictures.py
 
 # What settings.ini allows, at both ends. Each has an environment of its own and begins with an empty one.
 test-newest:

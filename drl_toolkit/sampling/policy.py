@@ -22,13 +22,22 @@ from ..utils.files import same_modes
 from ..utils.loading import no_progress_bars
 from ..utils.messages import say, say_once
 from .config import PolicyConfig
-from .loading import base_of, demo_folder, noted_base, open_pipeline, read_note, readable
+from drl_toolkit.sampling.loading import (
+    base_of,
+    demo_folder,
+    is_whole,
+    noted_base,
+    open_pipeline,
+    read_note,
+    readable,
+)
 from .lora import active_factors, add_lora, lora_disabled, merge_adapters, tuner_layers
 from .model_folders import forget_places, is_place
 from .pipelines import Conditions, adapt
 from drl_toolkit.sampling.saving import (
     LOADED,
     add_saved_lora,
+    add_saved_parts,
     config_fields,
     lora_options,
     model_card,
@@ -43,9 +52,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/sampling/10_policy.ipynb #dff10e26
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']  # layers that LoRA joins in CLIP's text encoders
-LARGE = (
-    100_000_000  # weights of a network that is too dear for padding batches, and for one batch beside another
-)
+# weights of a network that is too dear for padding batches, and for one batch beside another
+LARGE = 100_000_000
 
 
 class Policy:
@@ -261,11 +269,10 @@ def _join_lora(self: Policy, module, targets):
     from drl_toolkit.sampling.lora_layer import in_one_product
 
     if not tuner_layers(module):
-        config = LoraConfig(
-            r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets
-        )
-        add_lora(module, config, max(0, self.lora_seed))
-        module.lora_options = lora_options(self)
+        options = lora_options(self)
+        config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+        add_lora(module, config, options.seed)
+        module.lora_options = options
     in_one_product(module)
     for name, p in module.named_parameters():
         p.requires_grad_('lora_' in name)
@@ -695,9 +702,8 @@ def _save_lora(self: Policy, folder):
         prefix.rstrip('.') or self.adapter.network_name: module
         for prefix, module in self.trainable_modules.items()
     }
-    rank = save_lora(
-        self.pipeline, folder, trained, self.merged_lora, self.lora_rank, self.lora_alpha or self.lora_rank
-    )
+    own = lora_options(self)
+    rank = save_lora(self.pipeline, folder, trained, self.merged_lora, own.rank, own.alpha)
     return dict(lora_rank=rank, lora_alpha=0.0) if self.merged_lora else {}
 
 
@@ -705,7 +711,8 @@ def _save_lora(self: Policy, folder):
 def from_pretrained(
     cls: Policy,
     model: str | Path,  # folder of a pipeline, folder written by `Policy.save`, or a hub id
-    base: str | Path = None,  # for a LoRA: the base model, when it is not where `policy.json` says
+    base: str
+    | Path = None,  # for a LoRA or single parts: the base model, when it is not where `policy.json` says
     **options: Any,  # of `Policy`; for the others a folder written by `Policy.save` knows its own
 ) -> Policy:
     "A policy from weights on disk or on the hub."
@@ -714,9 +721,12 @@ def from_pretrained(
         return cls(open_pipeline(model), **options)
     saved = read_note(note)
     options = config_fields(saved) | options
-    if saved['train'] == 'full':
+    if is_whole(model, saved):
         return cls(open_pipeline(model), **options)
     pipeline = open_pipeline(base_of(base or noted_base(saved['base'], model)))
     with readable(model):
-        add_saved_lora(pipeline, model, saved)
+        if saved['train'] == 'lora':
+            add_saved_lora(pipeline, model, saved)
+        else:
+            add_saved_parts(pipeline, model)
     return cls(pipeline, **options)

@@ -594,8 +594,8 @@ def transition(
 
 def _index(timesteps, wanted):
     "Where these timesteps stand in the schedule."
-    wanted = torch.as_tensor(wanted, device=timesteps.device).reshape(-1)
-    gap, index = (timesteps[None].double() - wanted[:, None].double()).abs().min(1)
+    timesteps, wanted = timesteps.cpu().double(), torch.as_tensor(wanted).reshape(-1).cpu().double()
+    gap, index = (timesteps[None] - wanted[:, None]).abs().min(1)
     if (gap > 1e-3).any():
         known = ', '.join(f'{t:g}' for t in timesteps.tolist()[:4])
         raise ValueError(

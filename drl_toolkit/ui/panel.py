@@ -6,9 +6,9 @@
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'FORMS', 'EXPORTS', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch',
            'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response',
-           'DrawnPage', 'draw', 'Bench', 'no_runs', 'first_command', 'Panel', 'vote_frame', 'badge', 'options',
-           'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form', 'voting_page',
-           'FirstPage', 'make_app', 'serve']
+           'DrawnPage', 'draw', 'Bench', 'no_runs', 'first_command', 'Panel', 'no_weights', 'vote_frame', 'badge',
+           'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form',
+           'voting_page', 'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, shlex, signal, subprocess, sys, tempfile, threading, time
@@ -263,7 +263,7 @@ def sheet_response(
     cell: int,  # place on the sheet
     against: int | None = None,  # epochs done: the difference from this epoch
 ) -> Response:
-    "A picture of a run's sheets."
+    "An image of a run's sheets."
     return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
 
 
@@ -274,7 +274,7 @@ def sample_response(
     task: str,  # its name
     sample: int,  # in the task's epoch
 ) -> Response:
-    "A picture of an epoch that was kept."
+    "An image of an epoch that was kept."
     return _response(library, run, lambda found: samples.sample_image(found, epoch, task, sample))
 
 
@@ -569,7 +569,7 @@ class Panel:
             *(self.buttons.values() if self.bench else ()),
         ]
         moved = [self.epoch.input, *(p.input for p in self.pick.values())]
-        self.blocks.load(self.open, None, out, **QUIET)
+        self.blocks.load(self.open, None, [*out, *self.asked[0]], **QUIET)
         self.clock.tick(self.tick, view, out, **QUIET)
         self.run.input(self.choose, view, out, **QUIET)
         # A run that was started here is chosen by the panel itself.
@@ -684,12 +684,7 @@ def content(
     if page == 'train':
         return self.bench_page()
     if page == 'compare' and not pages.weight_files(run):
-        return {
-            html: note(
-                'This run has no weights yet',
-                'They are written when it ends. Then both models draw here what you type.',
-            )
-        }
+        return {html: no_weights(run)}
     if page == 'compare':
         name, now['compared'] = now['names'][0], now['names'][0]
         return {} if seen.get('compared') == name else {html: compare.invitation(run, self.context(name))}
@@ -717,6 +712,21 @@ def welcome(
     return render('ui/templates/welcome.html', command=first_command(self.library.home))
 
 
+def no_weights(run: Run) -> str:  # HTML
+    "In place of the page that draws: why nothing can."
+    if run.alive:
+        return note(
+            'This run has no weights yet',
+            'They are written when it ends. Then both models draw here what you type.',
+        )
+    step = pages.next_step(run)
+    return note(
+        'This run has no weights',
+        f'They are written when a run ends; then both models draw here what you type. {step.words}',
+        command=step.command,
+    )
+
+
 def vote_frame(
     run: Run,  # with or without a ballot
     name: str,  # of the run in the library
@@ -724,11 +734,11 @@ def vote_frame(
     "Where the voting page appears, or what brings a ballot."
     if pages.ballot_of(run):
         return render('ui/templates/vote_frame.html', run=name)
-    typed = pages.typed(run)
+    alone = f' Its own page is drl vote {pages.eval_folder(run)}/ballot.' if pages.is_recorded(run) else ''
     return note(
         'There is nothing to vote on yet',
-        'drl eval draws pairs of pictures and leaves a ballot.',
-        command=f'drl eval {typed} --out {typed}/eval',
+        f'drl eval draws pairs of images and leaves a ballot.{alone}',
+        command=pages.eval_command(run),
     )
 
 
@@ -820,7 +830,8 @@ def open(
 ) -> dict[object, object]:  # component -> value
     "The first answer to a browser."
     asked = self.asked_for(request.query_params)
-    return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)}
+    typed = self.compare_asked(request.query_params) if asked.page == 'compare' else {}
+    return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)} | typed
 
 
 def _at_end(epoch, seen):
@@ -951,6 +962,17 @@ def _compare(self: Panel):
 
 
 @patch
+def compare_asked(
+    self: Panel,
+    query: dict,  # of an address
+) -> dict[object, object]:  # component -> value
+    "What an address asks the models to draw."
+    given = {field: query[name][:2000] for field, name in zip(self.asked[0], compare.ASKED) if name in query}
+    rows, columns = self.asked[0][-2:]
+    return {field: v for field, v in given.items() if field not in (rows, columns) or v in compare.AXES}
+
+
+@patch
 def context(
     self: Panel,
     name: str,  # of a run
@@ -971,12 +993,25 @@ def sides(
     except (ValueError, OSError) as e:
         return note('This could not be drawn', str(e), kind='error')
     try:
-        context = self.context(name)
-        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
-        images = compare.draw_grid(run, grid, self.world.check_prompt)
-        return compare.grid_page(run, grid, images, context)
+        return self.grid(run, self.context(name), asked)
     except Exception as e:  # of any kind, as weights may be of any kind
         return note('This could not be drawn', complaint(e, run), kind='error')
+
+
+@patch
+def grid(
+    self: Panel,
+    run: Run,  # whose models draw
+    context: PageContext,  # of the page
+    asked: tuple,  # what was typed, and the two axes
+) -> str:  # HTML
+    "The grid that is asked for, or what would have been right, beside what can be drawn."
+    try:
+        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
+        images = compare.draw_grid(run, grid, self.world.check_prompt)
+    except ValueError as e:
+        return compare.problem_page(run, complaint(e, run), context, getattr(e, 'instead', ''))
+    return compare.grid_page(run, grid, images, context)
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
 CONTROLS = dict(
@@ -1071,8 +1106,11 @@ def follow_start(
 def connect_actions(self: Panel):
     "Compare and train. Where nobody may train, there is no event for it."
     asked, button = self.asked
+    events = [button.click, *(field.submit for field in asked[:4])]
+    for event in events:
+        event(None, list(asked), js='(...asked) => drl.compare.asked(asked)')
     gr.on(
-        [button.click, *(field.submit for field in asked[:4])],
+        events,
         self.sides,
         [self.run, *asked],
         self.html['compare'],

@@ -7,7 +7,8 @@ import pytest, torch
 
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.utils.devices import check_device, deterministic_algorithms
+from drl_toolkit.utils import devices
+from drl_toolkit.utils.devices import best_device, check_device, deterministic_algorithms
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.training.ratio import explain_ratio, ratio_noise
 from drl_toolkit.rewards.reward import reward
@@ -94,6 +95,19 @@ def test_every_precision_is_explained(precision, train):
     policy.adapter.forward = lambda x, *args: (rows.append(len(x)), exact(x, *args))[1]
     explain_ratio(policy, traj, 0.1, rows=100)
     assert 0 < sum(rows) <= 100
+
+
+def test_the_cause_is_found_within_the_rows_of_an_update(capsys):
+    "However few they are: the batches of sampling, the likeliest cause, have their rows kept."
+    t, rows = noisy_trainer()
+    assert 'because of batch shape: without it the error is 0' in t.fit()[0]['tasks']['red']['ratio_cause']
+    traj = rollout(t.policy, ['a cat', 'a dog'] * 8)
+    for budget in (16, 48, 200):
+        rows.clear()
+        sentence, _ = explain_ratio(t.policy, traj, 2e-4, budget)
+        assert 'because of batch shape' in sentence and 0 < sum(n for n, _ in rows) <= budget
+    sentence, left = explain_ratio(t.policy, traj, 2e-4, 8)
+    assert 'the batches of sampling were not tried again' in sentence and not left
 
 
 def test_no_diagnosis_ends_a_run(monkeypatch, capsys):
@@ -218,3 +232,12 @@ def test_devices_that_are_not_there_are_refused_in_one_line(name):
     with pytest.raises(ValueError, match='device (is|must be)') as e:
         check_device(name)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'there, best', [('', 'cpu'), ('mps', 'mps'), ('xpu mps', 'xpu'), ('mps cuda', 'cuda')]
+)
+def test_the_device_is_the_accelerator_that_there_is(there, best, monkeypatch):
+    monkeypatch.setattr(devices, '_device_count', lambda kind: int(kind in there.split()))
+    assert best_device() == best
+    check_device(best)

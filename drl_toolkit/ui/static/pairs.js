@@ -1,4 +1,4 @@
-// Pairs of pictures before and after training: their order, what is shown of them, and one of them large.
+// Pairs of images before and after training: their order, what is shown of them, and one of them large.
 drl.pairs = {
   defaults: {show: 'side', count: '8', order: 'change', find: ''},
   state: null,
@@ -9,9 +9,7 @@ drl.pairs = {
   // Runs where the component of the page is made.
   follow(element, watch) {
     this.root = element;
-    const asked = new URL(location).searchParams;
-    this.state = {...this.defaults};
-    for (const key in this.defaults) if (asked.has(key)) this.state[key] = asked.get(key);
+    this.state = drl.begin('pairs', this);
     element.addEventListener('input', event => this.changed(event.target));
     element.addEventListener('click', event => {
       const button = event.target.closest('.open');
@@ -165,7 +163,7 @@ drl.pairs = {
     viewer.querySelector('[data-by="1"]').disabled = place >= cells.length - 1;
   },
 
-  // A picture at the head of a place; it is made when it is first needed, since one without an address is none.
+  // An image at the head of a place; it is made when it is first needed, since one without an address is none.
   picture(place, kind, address, alt) {
     const parent = this.viewer.querySelector(place);
     let image = parent.querySelector(`img.${kind}`);
