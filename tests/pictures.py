@@ -1,4 +1,4 @@
-"""The pictures of README.md, from the runs that are shipped: `python tests/pictures.py`, or `make pictures`.
+"""The images of README.md, from the runs that are shipped: `python tests/pictures.py`, or `make pictures`.
 
 The film of the joint run, and the panel's pages in Chromium. Whoever makes them anew looks at them."""
 
@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 1180, 820  # pixels of a page; what is lower is cut off
 
 
 def pictures_of_the_panel(folder):
-    "A picture of each page, on a light ground."
+    "An image of each page, on a light ground."
     nowhere = Path(tempfile.gettempdir()) / 'no-runs-here'
     with serving(nowhere, home='runs', recorded=RUNS) as (address, _), sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -23,7 +23,7 @@ from panel import quick  # noqa: F401 (a fixture)
 
 @pytest.fixture
 def trained(tmp_path):
-    "A run of full weights, with pictures, a ballot and a checkpoint."
+    "A run of full weights, with images, a ballot and a checkpoint."
     tiny_sd().save_pretrained(tmp_path / 'base')
     policy = Policy.from_pretrained(tmp_path / 'base', num_steps=2, train='full')
     torch.manual_seed(0)

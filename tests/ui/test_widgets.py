@@ -332,7 +332,7 @@ def test_paths_of_different_lengths_follow_each_other():
     view = PathExplorer(paths)
     view.step.value = 5
     view.sample.value = 1
-    assert view.step.max == view.step.value == 3 == view.play.max and 'finished picture' in view.page.value
+    assert view.step.max == view.step.value == 3 == view.play.max and 'finished image' in view.page.value
     view.sample.value = 0
     assert view.step.max == 5
 
@@ -577,7 +577,7 @@ class Lab:
         )
 
     def shot(self, name):
-        "A picture of a cell, for people to look at."
+        "An image of a cell, for people to look at."
         self.cell(name).screenshot(path=self.shots / f'widgets_{name}.png')
 
 
@@ -614,7 +614,7 @@ def test_paths_are_stepped_and_played(lab_page):
     assert first.count('<img') == 2 and 'next: step 2' in first
     assert lab.changes(at, lambda: lab.slide(at, 'path', 'ArrowRight')) != first
     lab.changes(at, lambda: lab.cell(at).locator('.widget-play button').first.click())
-    lab.says(at, 'finished picture')
+    lab.says(at, 'finished image')
     lab.shot(at)
 
 
