@@ -110,7 +110,7 @@ class Watch(Callback):
         "Evaluate, record, keep the best weights, and stop when they are long past."
         if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs:
             return
-        record |= self.figures(self.shown(trainer))
+        record |= self.metrics(self.shown(trainer))
         if not self.patience or not math.isfinite(record['watch/watched']):
             return
         looks = [r['watch/watched'] for r in trainer.history if _is_look(r)]
@@ -124,7 +124,7 @@ class Watch(Callback):
         where = f'epoch {best * self.every}' if best else 'the base'
         raise StopTraining(
             f'{record["epoch"] + 1} epochs; the held-out rewards have had no new best for {self.patience} '
-            'looks, while '
+            'measurements, while '
             f'the training rewards went to {record["watch/trained"]:+.2f}: the weights are put back to '
             f'those of {where}'
         )
@@ -139,7 +139,7 @@ class Watch(Callback):
         with self.policy.swapped(trainer.ema):
             return self.look()
 
-    def figures(
+    def metrics(
         self,
         now: torch.Tensor,  # (B, 3, H, W)
     ) -> dict[str, float]:
