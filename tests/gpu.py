@@ -12,7 +12,7 @@ the exit status is 1."""
 # the repository:
 #     echo /wheels/ >> .git/info/exclude
 #     python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#         diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
+#         diffusers==0.42.1 fastcore==1.14.5 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
 # There, with `wheels` carried and a limit of 420 s:
 # python3 -m pip install -q --no-index --no-deps --target /tmp/site wheels/*.whl && PYTHONPATH=/tmp/site:.
 # python3 tests/gpu.py --out $OUT/gpu.json
@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / 'benchmarks')]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), *(str(HERE / name) for name in ('.', 'benchmarks', 'sampling'))]
 import test_matrix as matrix
 
 from drl_toolkit.sampling.policy import Policy
