@@ -40,9 +40,8 @@ def effects(
         if not good.all():
             first = prompts[good.tolist().index(False)]
             print(
-                f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is '
-                'not finite; '
-                f'they are left out of this look (the first shows {first!r})'
+                f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not '
+                f'finite; they are left out of this look (the first shows {first!r})'
             )
         if good.sum() > 1:
             change, spread = (n - b)[good].mean(), b[good].std().clamp(min=1e-8)
@@ -124,9 +123,8 @@ class Watch(Callback):
         where = f'epoch {best * self.every}' if best else 'the base'
         raise StopTraining(
             f'{record["epoch"] + 1} epochs; the held-out rewards have had no new best for {self.patience} '
-            'measurements, while '
-            f'the training rewards went to {record["watch/trained"]:+.2f}: the weights are put back to '
-            f'those of {where}'
+            f'measurements, while the training rewards went to {record["watch/trained"]:+.2f}: the weights '
+            f'are put back to those of {where}'
         )
 
     def shown(

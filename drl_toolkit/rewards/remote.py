@@ -373,8 +373,7 @@ def remote_reward(
         size, limit = 4 * images.numel(), about['limit']
         if size > limit:
             raise ValueError(
-                f'remote reward {url}: {len(images)} images take {size} bytes, and the server takes '
-                f'{limit}; '
+                f'remote reward {url}: {len(images)} images take {size} bytes, and the server takes {limit}; '
                 f'{smaller} is right'
             )
         message = dict(
