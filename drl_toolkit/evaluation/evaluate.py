@@ -296,7 +296,7 @@ def objective_name(
     task: str,  # its name
     headline: str,  # name of a metric, or 'reward'
 ) -> str:
-    "What tables call the figure by which a task is judged."
+    "What tables call the metric by which a task is judged."
     return task if headline == 'reward' else f'{task}: {LABELS.get(headline, headline)}'
 
 
