@@ -144,7 +144,7 @@ def save_parts(
 ) -> list[str]:  # their names
     "Write the parts of a tuned pipeline that differ from the base's, in half precision."
     note = read_note(Path(folder) / 'policy.json')
-    base, kept = Path(find_model(base_of(noted_base(note['base'], folder)))), []
+    base, kept = Path(find_model(base_of(noted_base(str(note['base']), folder)))), []
     for file in sorted(Path(folder).glob('*/*.safetensors')):
         name = file.parent.name
         state = {key: tensor.half() for key, tensor in load_file(file).items()}

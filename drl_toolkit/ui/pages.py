@@ -544,6 +544,8 @@ def headline(
         return f'It is too early to say whether anything changes: that takes {fewest} epochs at least.'
     by = ', by drl eval' if any(g.measured for g in found) else ''
     start = 'than the base' if by else 'than at the start'
+    if len(found) > 1 and set(words) == {'better'}:
+        return f'All {len(found)} training rewards are clearly better {start}{by}.'
     if len(found) > 1:
         return f'Of {len(found)} training rewards, {_counted(words, start)}{by}.'
     if words[0] not in ('better', 'worse'):
@@ -1127,6 +1129,8 @@ FIGURES = dict(
     samples='The same prompts and seeds, base above tuned',
     tones='Who is drawn, base beside tuned',
     curves='The rewards through training',
+    rewards='How far each reward moved, with its interval',
+    watched='Training and held-out rewards, through training',
 )
 
 
@@ -1294,8 +1298,8 @@ def runs_page(
 
 def _settings(run):
     "What a run was started with."
-    told = {k: v for k, v in run.about.items() if k not in ('config', 'schema')} | run.config
-    return {k: _own_path(v) if isinstance(v, str) else v for k, v in told.items()}
+    settings = {k: v for k, v in run.about.items() if k not in ('config', 'schema')} | run.config
+    return {k: _own_path(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 def _tried_step(run):

@@ -9,7 +9,7 @@ __all__ = ['BUTTONS', 'STATES', 'WIDE', 'EXAMPLE', 'encoded', 'img', 'stacked', 
            'worst_and_best', 'RewardLab', 'spent_so_far', 'RunComparison']
 
 # %% ../../nbs/ui/03_widgets.ipynb #2c1c2006
-import ast, base64, inspect, io, math, sys, textwrap, threading, time, traceback
+import ast, base64, inspect, io, math, sys, textwrap, threading, time, traceback, uuid
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 import ipywidgets as W
 import numpy as np, pandas as pd, torch
 from IPython import get_ipython
-from IPython.display import display
+from IPython.display import HTML, display
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
@@ -120,6 +120,19 @@ class View:
         file = io.BytesIO()
         still.save(file, 'PNG')
         return live | {'text/plain': repr(self), 'image/png': base64.b64encode(file.getvalue()).decode()}
+
+    def _ipython_display_(self):
+        """Controls, after a still that they hide.
+
+        A saved notebook keeps both; where it is opened without a kernel there are no controls, and the still is seen."""
+        bundle = self._repr_mimebundle_()
+        if unattended():
+            display(bundle, raw=True)
+            return
+        mark = f'drl-still-{uuid.uuid4().hex}'
+        uri = f'data:image/png;base64,{bundle["image/png"]}'
+        display(HTML(f'<div class="{mark}">{_html.img(uri, self.what)}</div>'))
+        display(W.VBox([self.box, W.HTML(f'<style>.{mark} {{ display: none }}</style>')]))
 
     def __repr__(self):
         return f'{type(self).__name__}: {self.what}'
@@ -306,6 +319,8 @@ STATES = dict(
 
 class Monitor(ControlCallback, View):
     "Shows a run while it trains, and lets it be paused, stopped and saved. The last of the callbacks."
+
+    _ipython_display_ = None  # one output, which is replaced when the run is over
 
     def __init__(
         self,
@@ -1084,7 +1099,7 @@ def spent_so_far(
     runs: dict,  # name -> `Run`
     task: str,  # that is trained in each run
 ) -> pd.DataFrame:  # as `plots.method_curves` takes it
-    "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
+    "A task's headline metric in each epoch of each run, with the seconds and network calls up to its end."
     return pd.DataFrame([row for name, run in runs.items() for row in _spent_rows(name, run.metrics(), task)])
 
 

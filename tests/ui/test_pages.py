@@ -341,7 +341,7 @@ def test_all_pages_say_one_number(run):
     )
     assert (
         '0.431 → 0.317' in overview
-        and '-0.150 to -0.080' in overview
+        and '−0.150 to −0.080' in overview
         and 'measures 0.211' in overview
         and '97% of the base' in overview
         and 'not judged' not in overview
