@@ -331,7 +331,7 @@ def _finite_pairs(name, base, tuned, clusters):
     if not good.any():
         raise ValueError(f'reward {name!r} must be finite for some image; it is for none, such as {first!r}')
     print(
-        f'reward {name!r} gave {int((~good).sum())} of {len(good)} a value that is not finite; they are left out '
+        f'reward {name!r} gave {int((~good).sum())} of {len(good)} values that are not finite; they are left out '
         f'(the first: {first!r})'
     )
     kept = [cluster for cluster, g in zip(clusters, good.tolist()) if g]
