@@ -124,7 +124,7 @@ class View:
     def _ipython_display_(self):
         """Controls, after a still that they hide.
 
-        A saved notebook keeps both; where it is opened without a kernel there are no controls, and the still is seen."""
+        A saved notebook keeps both; opened without a kernel it has no controls, and the still is seen."""
         bundle = self._repr_mimebundle_()
         if unattended():
             display(bundle, raw=True)
@@ -1099,7 +1099,7 @@ def spent_so_far(
     runs: dict,  # name -> `Run`
     task: str,  # that is trained in each run
 ) -> pd.DataFrame:  # as `plots.method_curves` takes it
-    "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
+    "A task's headline metric in each epoch of each run, with the seconds and network calls up to its end."
     return pd.DataFrame([row for name, run in runs.items() for row in _spent_rows(name, run.metrics(), task)])
 
 
