@@ -53,7 +53,15 @@ def _alone(name):
 
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _AVERAGE = ('--advantage', 'moving_average')
-_B2 = ('--epochs', '10')
+_B2 = ('--samples', '160', '--minibatch-size', '32')  # two groups of five for each of the sixteen prompts
+_ROUNDS = ('--epochs', '10')
+_ALL_STEPS = (*_PER_PROMPT, '--progressive', '0')
+
+
+def _at_rate(name, words, rate):
+    "An arm of `b2_rates`: four rounds at a learning rate."
+    return Arm(f'{name}_{rate}', 'b2', (*_B2, *words, '--epochs', '4', '--lr', rate), f'{name} at {rate}')
+
 
 EXPERIMENTS = {
     e.name: e
@@ -113,12 +121,32 @@ EXPERIMENTS = {
             ),
         ),
         Experiment(
+            'b2_rates',
+            'Which learning rate suits PPO, and which B²? [B²]',
+            tuple(_at_rate('b2', (), rate) for rate in ('3e-3', '1e-2', '3e-2'))
+            + tuple(_at_rate('ppo', _ALL_STEPS, rate) for rate in ('3e-3', '1e-2', '3e-2')),
+            seeds=1,
+            judged_by='task',
+        ),
+        Experiment(
             'b2',
             'Do backward training and branches learn more from as many images? [B²]',
             (
-                Arm('ppo', 'b2', (*_B2, *_PER_PROMPT, '--progressive', '0'), 'PPO per prompt'),
-                Arm('backward', 'b2', (*_B2, *_PER_PROMPT), 'the last steps first, no branches'),
-                Arm('b2', 'b2', _B2, 'B²-DiffuRL'),
+                Arm('ppo', 'b2', (*_B2, *_ROUNDS, *_ALL_STEPS), 'PPO per prompt'),
+                Arm('b2', 'b2', (*_B2, *_ROUNDS), 'B²-DiffuRL'),
+                Arm('backward', 'b2', (*_B2, *_ROUNDS, *_PER_PROMPT), 'the last steps first, no branches'),
+                Arm(
+                    'branches',
+                    'b2',
+                    (*_B2, *_ROUNDS, '--progressive', '1'),
+                    'all steps from the start; branches of one noise',
+                ),
+                Arm(
+                    'group',
+                    'b2',
+                    (*_B2, *_ROUNDS, '--no-branching', '--progressive', '0', '--advantage', 'leave_one_out'),
+                    'PPO, credit within the group',
+                ),
             ),
             seeds=5,
             judged_by='task',
