@@ -60,9 +60,10 @@ _ALONE = ('--no-branching', '--progressive', '0')
 _ALL_STEPS = (*_ALONE, '--advantage', 'per_prompt')
 
 
-def _at_rate(name, words, rate):
-    "An arm of `b2_rates`: four rounds at a learning rate."
-    return Arm(f'{name}_{rate}', 'b2', (*_B2, *words, '--epochs', '4', '--lr', rate), f'{name} at {rate}')
+def _at_rate(name, words, rounds, rate):
+    "An arm of `b2_rates`."
+    options = (*_B2, *words, '--epochs', str(rounds), '--lr', rate)
+    return Arm(f'{name}_{rate}', 'b2', options, f'{name} at {rate}')
 
 
 EXPERIMENTS = {
@@ -125,8 +126,8 @@ EXPERIMENTS = {
         Experiment(
             'b2_rates',
             'Which learning rate suits PPO, and which B²? [B²]',
-            tuple(_at_rate('b2', (), rate) for rate in ('3e-3', '1e-2', '3e-2'))
-            + tuple(_at_rate('ppo', _ALL_STEPS, rate) for rate in ('1e-3', '3e-3', '1e-2')),
+            tuple(_at_rate('b2', (), 8, rate) for rate in ('3e-3', '5e-3', '1e-2'))
+            + tuple(_at_rate('ppo', _ALL_STEPS, 4, rate) for rate in ('1e-3', '3e-3', '1e-2')),
             seeds=1,
             judged_by='task',
         ),
