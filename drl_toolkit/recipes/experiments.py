@@ -54,8 +54,7 @@ def _alone(name):
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _AVERAGE = ('--advantage', 'moving_average')
 _B2 = ('--samples', '160', '--minibatch-size', '32')  # two groups of five for each of the sixteen prompts
-_ROUNDS = ('--epochs', '8')
-_SLOW, _FAST = ('--lr', '3e-3'), ('--lr', '1e-2')  # by `b2_rates`: of all images, of the best and worst
+_ROUNDS = ('--epochs', '8', '--lr', '3e-3')  # the rate by `b2_rates`
 _ALONE = ('--no-branching', '--progressive', '0')
 _ALL_STEPS = (*_ALONE, '--advantage', 'per_prompt')
 
@@ -135,24 +134,24 @@ EXPERIMENTS = {
             'b2',
             'Do backward training and branches learn more from as many images? [B²]',
             (
-                Arm('ppo', 'b2', (*_B2, *_ROUNDS, *_SLOW, *_ALL_STEPS), 'PPO per prompt'),
-                Arm('b2', 'b2', (*_B2, *_ROUNDS, *_FAST), 'B²-DiffuRL'),
+                Arm('ppo', 'b2', (*_B2, *_ROUNDS, *_ALL_STEPS), 'PPO per prompt'),
+                Arm('b2', 'b2', (*_B2, *_ROUNDS), 'B²-DiffuRL'),
                 Arm(
                     'backward',
                     'b2',
-                    (*_B2, *_ROUNDS, *_SLOW, *_PER_PROMPT),
+                    (*_B2, *_ROUNDS, *_PER_PROMPT),
                     'the last steps first, no branches',
                 ),
                 Arm(
                     'branches',
                     'b2',
-                    (*_B2, *_ROUNDS, *_FAST, '--progressive', '1'),
+                    (*_B2, *_ROUNDS, '--progressive', '1'),
                     'all steps from the start; branches of one noise',
                 ),
                 Arm(
                     'group',
                     'b2',
-                    (*_B2, *_ROUNDS, *_SLOW, *_ALONE, '--advantage', 'leave_one_out'),
+                    (*_B2, *_ROUNDS, *_ALONE, '--advantage', 'leave_one_out'),
                     'PPO, credit within the group',
                 ),
             ),
