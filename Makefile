@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help course demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme clean-demo
+.PHONY: help course demo app test test-long test-quick lint docs test-python test-notebooks test-oldest test-newest renew-constraints readme pictures clean-demo
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make renew-constraints  test-newest, and if all pass, assets/constraints.txt anew: what set-ups install'
 	@echo 'make docs        the notebooks as a site, _docs/html/index.html: about a minute'
 	@echo 'make readme      write README.md from nbs/index.ipynb'
+	@echo 'make pictures    the pictures of README.md anew, from the shipped runs: about a minute, in Chromium'
 	@echo 'make clean-demo  forget the demo run, so that the next one starts afresh'
 
 demo: $(VENV)/.installed
@@ -38,10 +39,12 @@ demo: $(VENV)/.installed
 	@echo '== Demo (2 of 2): the tuned model against its base, same prompts and seeds; about 2 minutes.'
 	$(BIN)/drl eval $(DEMO) --out $(DEMO)
 
+# The root is this folder, so that a lesson's links into the reference open; the address that is printed opens the lesson, too.
 # No news, no updates: what is here works offline.
 LESSON ?= nbs/course/01_ten_minute_win.ipynb
 course: $(VENV)/.installed-course
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LESSON)
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/$(LESSON) \
+		--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 app: $(VENV)/.installed
 	$(BIN)/drl app $(RUNS)
@@ -79,6 +82,9 @@ docs: $(VENV)/.installed-docs
 readme: $(VENV)/.installed-dev
 	$(BIN)/python tests/readme.py
 
+pictures: $(VENV)/.installed-dev
+	$(BIN)/python tests/pictures.py
+
 # What settings.ini allows, at both ends. Each has an environment of its own and begins with an empty one.
 test-newest:
 	rm -rf .venv-newest
@@ -115,6 +121,8 @@ $(VENV)/.installed-dev: $(METADATA) | $(BIN)/python
 $(VENV)/.installed-course: $(METADATA) | $(BIN)/python
 	@echo '== Set-up: the package, JupyterLab and what they need, into $(VENV). About 3 minutes the first time (the wheel of torch is large), seconds later.'
 	$(PIP_INSTALL) -e '.[widgets,course]'
+	@mkdir -p $(VENV)/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
 
 $(VENV)/.installed-docs: $(METADATA) | $(BIN)/python

@@ -135,8 +135,8 @@ class MovingAverage:
     decay: float = 0.9  # share of the averages that stays in each epoch
     clamp: float = 10.0  # largest absolute advantage; None for no limit
     eps: float = 1e-8  # added to the variance
-    calls: int = 0
-    mean: float = 0.0
+    calls: int = 0  # epochs so far
+    mean: float = 0.0  # of the rewards
     square: float = 0.0  # of the rewards, not of their distance from the mean
 
     def __post_init__(self):

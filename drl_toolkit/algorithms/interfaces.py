@@ -25,11 +25,11 @@ from ..rewards.reward import RewardOutput
 class RunContext:
     "What a sampler, an objective or a strategy may know of a run in this epoch."
 
-    policy: Policy
+    policy: Policy  # that is trained
     tasks: tuple[Task, ...]  # in the order in which they are served
-    sampler: 'RolloutSampler'
-    micro_batches: MicroBatches
-    kl_penalty: KLPenalty
+    sampler: 'RolloutSampler'  # draws the trajectories
+    micro_batches: MicroBatches  # how a minibatch is cut to fit memory
+    kl_penalty: KLPenalty  # and its weight
     seed: int  # of the run
     epoch: int  # epochs done so far
     epochs: int  # of the whole run
@@ -42,11 +42,11 @@ class SampleRequest:
 
     Of several processes each asks for its own samples."""
 
-    task: Task
+    task: Task  # that is sampled
     prompts: list[str]  # B
     groups: torch.Tensor  # (B,) long: samples of one group lie together
     seed: int  # of the task
-    epoch: int
+    epoch: int  # epochs done so far
     first: int = 0  # index of the first of them among all processes' samples
     recorded_steps: torch.Tensor = None  # (B, k) long: steps whose graphs are kept for the update
 
@@ -57,8 +57,8 @@ class Batch:
 
     Of several processes each has its own, all but the metrics."""
 
-    task: Task
-    epoch: int
+    task: Task  # that was sampled
+    epoch: int  # epochs done before it
     trajectory: Trajectory  # None where a process has no sample; the main one always has some
     advantage: torch.Tensor  # (B,)
     metrics: dict[str, float]  # to record, of all processes' samples
@@ -233,8 +233,8 @@ class Objective:
 class FailedPart(NamedTuple):
     "A minibatch that a step was made of, and where it comes from."
 
-    transitions: Transitions
-    batch: Batch
+    transitions: Transitions  # of the step that was not finite
+    batch: Batch  # that they are of
 
 
 class Updates(Protocol):
@@ -294,9 +294,9 @@ class Updates(Protocol):
 class Stages:
     "What a strategy may do in an epoch."
 
-    run: RunContext
+    run: RunContext  # in this epoch
     collect: Callable[[Task], Batch]  # sample, score and compute advantages
-    updates: Updates
+    updates: Updates  # take optimiser steps
     compare: Callable[
         [dict, list], dict
     ]  # adds what tasks are beside each other to (task -> numbers, batches)

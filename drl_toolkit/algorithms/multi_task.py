@@ -79,7 +79,7 @@ def shortest_mixture(
 class TaskUpdates:
     "A task's batch on its way through an epoch of steps that all tasks take together."
 
-    batch: Batch
+    batch: Batch  # of the task
     minibatches: list  # of `Transitions`
     stats: list = field(default_factory=list)  # metrics of each step that was taken
 
@@ -190,6 +190,7 @@ class PCGrad(Together):
         run: RunContext,  # of this epoch
         products: torch.Tensor,  # (R, R) inner products of the tasks' gradients
     ) -> torch.Tensor:  # (R,)
+        "Weights of the mean of projected gradients."
         return without_conflicts(products, random.Random(sample_seed(run.seed, run.epoch, 'conflicts')))
 
 
@@ -204,6 +205,7 @@ class MGDA(Together):
         run: RunContext,  # of this epoch
         products: torch.Tensor,  # (R, R) inner products of the tasks' gradients
     ) -> torch.Tensor:  # (R,)
+        "Weights of the shortest mixture of normalised gradients."
         length = products.diagonal().sqrt()
         there = length > 0  # a zero gradient is the shortest mixture, and moves nothing
         weights = torch.zeros_like(length)
@@ -256,12 +258,14 @@ class Following(Together):
             self.now[name] = (current - first) / unit
 
     def state_dict(self) -> dict[str, Any]:
+        "What a checkpoint must keep: metrics at the start and now."
         return dict(start=self.start, now=self.now)
 
     def load_state_dict(
         self,
         state: dict[str, Any],  # as `state_dict` gave it
     ):
+        "Take up a saved state."
         self.start = {name: tuple(first) for name, first in state['start'].items()}
         self.now = dict(state['now'])
 
@@ -277,6 +281,7 @@ class Balanced(Following):
         run: RunContext,  # of this epoch
         products: torch.Tensor,  # (R, R), not used
     ) -> torch.Tensor:  # (R,)
+        "More for tasks that have progressed less."
         progress = torch.tensor([self.now[task.name] for task in run.tasks], dtype=torch.double)
         return (-progress / self.temperature).softmax(0)
 
@@ -326,16 +331,19 @@ class Constrained(Following):
         run: RunContext,  # of this epoch
         products: torch.Tensor,  # (R, R), not used
     ) -> torch.Tensor:  # (R,)
+        "1 for free tasks, its multiplier for each that is kept."
         counts = [self.multipliers[task.name] if task.name in self.keep else 1.0 for task in run.tasks]
         weights = torch.tensor(counts, dtype=torch.double)
         return weights / weights.sum()
 
     def state_dict(self) -> dict[str, Any]:
+        "What a checkpoint must keep: metrics and multipliers."
         return super().state_dict() | dict(multipliers=self.multipliers)
 
     def load_state_dict(
         self,
         state: dict[str, Any],  # as `state_dict` gave it
     ):
+        "Take up a saved state."
         super().load_state_dict(state)
         self.multipliers = dict(state['multipliers'])

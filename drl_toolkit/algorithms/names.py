@@ -29,7 +29,7 @@ LIKELIHOODS = dict(path='.objectives:PathLikelihood', matching='.objectives:Matc
 class SurrogatePlace(NamedTuple):
     "A surrogate, and what it is made for."
 
-    place: str
+    place: str  # 'module:name'; a module of this room begins with a dot
     likelihoods: tuple[str, ...] = ('path', 'matching')  # names of those that it fits
 
 

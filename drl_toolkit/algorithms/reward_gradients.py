@@ -198,6 +198,7 @@ class DRaFT(Objective):
         self,
         run: RunContext,  # of this epoch
     ) -> str:
+        "One sentence for the log."
         return f'goes back from the reward through the last {self.steps} step{"s" * (self.steps > 1)}'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #d3c01a92
@@ -218,6 +219,7 @@ class AlignProp(DRaFT):
         self,
         run: RunContext,  # of this epoch
     ) -> str:
+        "One sentence for the log."
         return f'goes back from the reward through the last 1 to {self.steps} steps'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #87327297
@@ -263,6 +265,7 @@ class DRaFTLV(DRaFT):
         self,
         run: RunContext,  # of this epoch
     ) -> str:
+        "One sentence for the log."
         return f'goes back from the reward through the last step of {self.repeats} noisings of each'
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #2c45bb72
@@ -336,4 +339,5 @@ class ReFL(DRaFT):
         self,
         run: RunContext,  # of this epoch
     ) -> str:
+        "One sentence for the log."
         return 'goes back from the reward through one late step'

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Finding:
     "One line for a person, or two where there is something to do."
 
-    what: str
+    what: str  # one sentence
     do: str = ''  # nothing, where all is well
 
     @property
@@ -239,7 +239,9 @@ def _compared(have):
     )
 
 # %% ../../nbs/cli/01_doctor.ipynb #dcd02eed
-def of_run(folder: Path) -> list[Finding]:
+def of_run(
+    folder: Path,  # of the run
+) -> list[Finding]:
     "What is well and what is not in a run's folder."
     from drl_toolkit.runs.run import (
         Run,

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..recipes.config import RunConfig
+from ..utils.loading import recorded_run
 from ..recipes.options import OneLineParser, add_fields, add_train_options, said_fields
 
 # %% ../../nbs/cli/02_main.ipynb #fee7932b
-MODEL = "a run, a pipeline's folder, weights saved by drl, a hub id, or demo (the shipped model)"
+MODEL = (
+    "a run, recorded/joint (a run that came with the package), a pipeline's folder, weights saved by drl, a hub id, "
+    'or demo (the shipped model)'
+)
 SIZE = '1 is 1,152 pictures of each model; less is quicker and less sure'
 
 
@@ -98,7 +102,7 @@ def _reproduce_options(reproduce):
 
 
 def _sample_options(sample):
-    sample.add_argument('model', metavar='MODEL_OR_RUN', nargs='?', help=MODEL)
+    sample.add_argument('model', metavar='MODEL_OR_RUN', nargs='?', type=recorded_run, help=MODEL)
     sample.add_argument(
         '--prompts', metavar='FILE', help='text (a prompt a line), .csv, .tsv, .json, .jsonl or .parquet'
     )
@@ -118,9 +122,12 @@ def _sample_options(sample):
 
 
 def _eval_options(evaluate):
-    evaluate.add_argument('model', metavar='MODEL_OR_RUN', help=MODEL)
+    evaluate.add_argument('model', metavar='MODEL_OR_RUN', type=recorded_run, help=MODEL)
     evaluate.add_argument(
-        '--against', metavar='MODEL_OR_RUN', help="what to compare with; the run's base model by default"
+        '--against',
+        metavar='MODEL_OR_RUN',
+        type=recorded_run,
+        help="what to compare with; the run's base model by default",
     )
     evaluate.add_argument('--size', type=float, default=1.0, help=SIZE)
     evaluate.add_argument(
@@ -134,7 +141,11 @@ def _eval_options(evaluate):
 
 def _tax_options(tax):
     tax.add_argument(
-        'runs', nargs='+', metavar='RUN', help='runs of one base; those of one task are the specialists'
+        'runs',
+        nargs='+',
+        metavar='RUN',
+        type=recorded_run,
+        help='runs of one base; those of one task are the specialists',
     )
     tax.add_argument('--size', type=float, default=1.0, help=SIZE)
     tax.add_argument(
@@ -179,7 +190,9 @@ def _app_options(app):
 
 
 def _doctor_options(doctor, config):
-    doctor.add_argument('run', metavar='RUN', nargs='?', help='a run: look at it and not at the machine')
+    doctor.add_argument(
+        'run', metavar='RUN', nargs='?', type=recorded_run, help='a run: look at it and not at the machine'
+    )
     doctor.add_argument(
         '--model',
         default='demo',
@@ -804,7 +817,7 @@ def _sample_again(args):
     file, row = _line_of(args.again)
     row = with_new_names(row, FIELDS)
     near = file.parent / row['model']
-    model = str(near) if row['model'] != 'demo' and near.exists() else row['model']
+    model = str(near) if row['model'] != 'demo' and near.exists() else recorded_run(row['model'])
     how = {name: row[name] for name in (*SAMPLER, 'latents_dtype') if name in row}
     policy, out = (
         open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'latents_dtype'}),

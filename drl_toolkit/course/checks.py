@@ -15,6 +15,7 @@ __all__ = ['CLAIM', 'Check', 'Mistake', 'require', 'unfilled', 'explain', 'guard
 
 # %% ../../nbs/course/checks.ipynb #chk-core
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
@@ -24,7 +25,7 @@ from html import escape
 class Check:
     "What a check found: passed or not, and a sentence for the learner."
 
-    passed: bool
+    passed: bool  # whether the answer is right
     says: str  # one sentence
 
     def __bool__(self):
@@ -44,7 +45,7 @@ class Mistake(Exception):
 
 
 def require(
-    condition,  # that a right answer fulfils
+    condition: object,  # that a right answer fulfils
     says: str,  # what is wrong where it does not
 ):
     "End a check with a sentence, unless the condition holds."
@@ -53,7 +54,7 @@ def require(
 
 
 def unfilled(
-    value,  # of a learner
+    value: object,  # of a learner
 ) -> bool:
     "Whether a `...`, or nothing at all, stands where an answer should be."
     if isinstance(value, (tuple, list)):
@@ -63,7 +64,7 @@ def unfilled(
 
 def explain(
     error: Exception,  # raised in the learner's code
-    function,  # the learner's
+    function: Callable,  # the learner's
 ) -> str:
     "An exception as a sentence that names the line."
     if 'ellipsis' in str(error):
@@ -78,8 +79,8 @@ def explain(
 
 
 def guarded(
-    function,  # a learner's function; anything else is given back as it is
-):
+    function: object,  # a learner's function; anything else is given back as it is
+) -> object:
     "The same function, whose exceptions and missing results are a `Mistake`."
     if not inspect.isfunction(function):
         return function
@@ -97,8 +98,8 @@ def guarded(
 
 
 def check(
-    body,  # takes the answers; `require`s what must hold; returns the sentence for a right answer
-):
+    body: Callable,  # takes the answers; `require`s what must hold; returns the sentence for a right answer
+) -> Callable[..., Check]:
     "Make a check of an exercise, which returns a `Check` and never raises for a learner's mistake."
 
     @wraps(body)
@@ -119,7 +120,8 @@ def check(
 import torch
 
 from ..evaluation.evaluate import bootstrap
-from ..sampling.rollout import rollout
+from ..sampling.policy import Policy
+from ..sampling.rollout import Trajectory, rollout
 
 
 def _blueness(images):
@@ -128,7 +130,9 @@ def _blueness(images):
 
 
 @check
-def blueness(answer):
+def blueness(
+    answer: Callable,  # (images (B, 3, H, W), prompts) -> (B,)
+):
     "Exercise 1.1: a reward that likes blue, and nothing that is merely bright."
     colours = dict(gray=(0.5, 0.5, 0.5), white=(1, 1, 1), blue=(0, 0, 1), yellow=(1, 1, 0))
     images = torch.tensor(list(colours.values())).float()[:, :, None, None].expand(-1, -1, 8, 8)
@@ -148,7 +152,9 @@ def blueness(answer):
 
 
 @check
-def interval(answer):
+def interval(
+    answer: Callable,  # changes (B,) -> (low, high)
+):
     "Exercise 1.2: the 95 % interval of a mean."
     change = 0.3 + torch.randn(400, generator=torch.Generator().manual_seed(0))
     low, high = (float(end) for end in answer(change))
@@ -165,7 +171,9 @@ def interval(answer):
 
 
 @check
-def bluer(answer):
+def bluer(
+    answer: Policy,  # that was trained
+):
     "Exercise 1.3: the policy draws bluer images than its base model, on a seed that is new."
     prompts = ['a cat', 'a rocket', 'a clock', 'a mushroom'] * 4
     tuned = _blueness(rollout(answer, prompts, seed=12345).images)
@@ -201,7 +209,9 @@ def _toy_steps(eta):
 
 
 @check
-def step_std(answer):
+def step_std(
+    answer: Callable,  # (ᾱ before, ᾱ after, η) -> σ
+):
     "Exercise 2.1: σ of a DDIM step, from ᾱ before and after it and η."
     _, table, before, after = _toy_steps(0.7)
     found = torch.stack([torch.as_tensor(answer(a, b, 0.7)) for a, b in zip(before, after)])
@@ -216,7 +226,9 @@ def step_std(answer):
 
 
 @check
-def step_mean(answer):
+def step_mean(
+    answer: Callable,  # (clean latents, noise, ᾱ after, σ) -> mean, of one shape
+):
     "Exercise 2.2: the mean of a DDIM step."
     scheduler, table, before, after = _toy_steps(0.7)
     x, still = torch.linspace(-2, 2, 9), torch.zeros(9)
@@ -235,7 +247,9 @@ def step_mean(answer):
 
 
 @check
-def log_prob(answer):
+def log_prob(
+    answer: Callable,  # (value (B, C, h, w), mean, std) -> (B,)
+):
     "Exercise 2.3: the log-density of latents, as a mean over their dimensions."
     random = torch.Generator().manual_seed(0)
     value, mean = torch.randn(2, 3, 4, 2, 2, generator=random)
@@ -257,7 +271,9 @@ def log_prob(answer):
 
 
 @check
-def expected_log_prob(answer):
+def expected_log_prob(
+    answer: Callable,  # σ (N,) -> (N,) nats
+):
     "Exercise 2.4: the mean log-prob of a draw from a Gaussian, from its spread."
     std = torch.tensor([0.2, 0.5, 1.0, 3.0])
     expected = -torch.distributions.Normal(torch.zeros(4), std).entropy()
@@ -279,7 +295,10 @@ from ..training.ratio import ratio_error
 
 
 @check
-def vanishing_step(answer, confidence):
+def vanishing_step(
+    answer: int,  # a denoising step
+    confidence: Sequence[float],  # of the detector, before each step
+):
     "Exercise 3.1: before which step an object is no longer expected."
     first = next(t for t, sure in enumerate(confidence) if sure < 0.5)
     require(
@@ -299,7 +318,11 @@ def vanishing_step(answer, confidence):
 
 
 @check
-def path_log_prob(answer, policy, traj):
+def path_log_prob(
+    answer: Callable,  # (policy, trajectory) -> (B,) nats
+    policy: Policy,  # that drew the trajectory
+    traj: Trajectory,  # of B samples
+):
     "Exercise 3.2: the log-prob of a whole path, in nats."
     expected, found = traj.log_probs.sum(0) * math.prod(policy.latent_shape), answer(policy, traj)
     require(
@@ -312,7 +335,11 @@ def path_log_prob(answer, policy, traj):
 
 
 @check
-def ratio(answer, policy, traj):
+def ratio(
+    answer: Callable,  # (policy, trajectory, step) -> (B,)
+    policy: Policy,  # that drew the trajectory; its weights move and come back
+    traj: Trajectory,  # of B samples
+):
     "Exercise 3.3: the likelihood ratio of a stored step, before and after the weights change."
     with torch.no_grad():
         found = torch.stack([torch.as_tensor(answer(policy, traj, step)) for step in (0, 4, 8)])
@@ -334,9 +361,9 @@ def ratio(answer, policy, traj):
 
 
 def with_dropout(
-    policy,  # a `Policy`, changed in place
-    p: float = 0.05,
-):
+    policy: Policy,  # changed in place
+    p: float = 0.05,  # probability that a value is dropped
+) -> Policy:
     "Plant the first bug of lesson 3: dropout layers that are on while a path is scored again."
     for module in policy.network.modules():
         if isinstance(module, nn.Dropout):
@@ -346,7 +373,11 @@ def with_dropout(
 
 
 @check
-def mend(answer, policy, traj):
+def mend(
+    answer: Callable,  # policy -> the policy, mended
+    policy: Policy,  # with dropout
+    traj: Trajectory,  # of this policy
+):
     "Exercise 3.4: switch off what is random in training mode."
     mended = answer(policy)
     error = ratio_error(mended, traj)
@@ -361,7 +392,9 @@ def mend(answer, policy, traj):
 
 
 @check
-def careful_step(answer):
+def careful_step(
+    answer: Callable,  # (gaussian, noise) -> (latents in bfloat16, log-prob (B,))
+):
     "Exercise 3.5: score what is stored."
     random = torch.Generator().manual_seed(0)
     mean, noise = torch.randn(2, 8, 4, 4, 4, generator=random)
@@ -382,7 +415,9 @@ from ..training.policy_gradient import PolicyGradient
 
 
 @check
-def score(answer):
+def score(
+    answer: Callable,  # (x, mean, std), each (N,) -> (N,)
+):
     "Exercise 4.1: the gradient of a Gaussian's log-density by its mean."
     x, mean, std = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     mean, std = mean.requires_grad_(), std.abs() + 0.3
@@ -399,7 +434,9 @@ def score(answer):
 
 
 @check
-def reinforce_loss(answer):
+def reinforce_loss(
+    answer: Callable,  # (log-probs (T, B), rewards (B,)) -> scalar
+):
     "Exercise 4.2: the gradient of the loss is minus the estimate of the policy gradient."
     random = torch.Generator().manual_seed(0)
     x, mean = torch.randn(2, 5, 8, generator=random)
@@ -426,7 +463,11 @@ def reinforce_loss(answer):
 
 
 @check
-def target_mode(train, toy, sample):
+def target_mode(
+    train: Callable,  # toy -> the toy after training
+    toy: object,  # of the lesson, untrained
+    sample: Callable,  # (toy, count, seed=…) -> paths (T+1, count)
+):
     "Exercise 4.3: after training, more than 90 % of the toy's paths end at +1."
     share = (sample(train(toy), 1000, seed=123456)[-1] > 0).float().mean().item()
     require(
@@ -442,7 +483,11 @@ def target_mode(train, toy, sample):
 
 
 @check
-def emoji_gradient(answer, policy, rows):
+def emoji_gradient(
+    answer: Callable,  # (policy, transitions, advantages (N,)) -> scalar
+    policy: Policy,  # that drew the transitions
+    rows: tuple,  # transitions and their advantages (N,)
+):
     "Exercise 4.4: the gradient of a hand-written loss is that of the library's objective."
     table, advantage = rows
     config = TrainConfig(surrogate='reinforce', num_minibatches=1)
@@ -469,7 +514,9 @@ def _noise(rewards, scores, baseline):
 
 
 @check
-def best_baseline(answer):
+def best_baseline(
+    answer: Callable,  # (rewards (B,), scores (B, D)) -> number
+):
     "5.1: the baseline of least variance."
     g = torch.Generator().manual_seed(5)
     scores = torch.randn(256, 3, generator=g)
@@ -495,11 +542,16 @@ def best_baseline(answer):
         'derivative of E[(r − b)²|s|²] zero?',
     )
     more = _noise(rewards, scores, mean) / least - 1
-    return f'No constant leaves less noise than {b.item():.2f}; the mean reward, {mean.item():.2f}, leaves {more:.0%} more.'
+    return (
+        f'No constant leaves less noise than {b.item():.2f}; the mean reward, {mean.item():.2f}, leaves '
+        f'{more:.0%} more.'
+    )
 
 
 @check
-def leave_one_out(answer):
+def leave_one_out(
+    answer: Callable,  # (rewards (B,), groups (B,)) -> (B,)
+):
     "5.2: each reward less the mean of its group's others."
     from drl_toolkit.algorithms import advantages
 
@@ -533,7 +585,9 @@ def leave_one_out(answer):
 
 
 @check
-def flat_share(answer):
+def flat_share(
+    answer: Callable,  # (success rates (N,), group size) -> (N,)
+):
     "5.3: how many groups have equal rewards."
     p = torch.tensor([0.0, 0.1, 0.5, 0.9])
     for size in (2, 4):
@@ -552,7 +606,9 @@ def flat_share(answer):
 
 # %% ../../nbs/course/checks.ipynb #chk-06
 @check
-def effective_size(answer):
+def effective_size(
+    answer: Callable,  # log-weights (B,) -> number
+):
     "6.1: how many equal samples these weights are worth."
     equal = torch.as_tensor(answer(torch.zeros(100)))
     require(
@@ -573,7 +629,9 @@ def effective_size(answer):
 
 
 @check
-def ppo_loss(answer):
+def ppo_loss(
+    answer: Callable,  # (log-prob (B,), old log-prob, advantage, clip range) -> scalar
+):
     "6.2: value and gradient of the clipped surrogate."
     from drl_toolkit.algorithms.objectives import ppo_clip
 
@@ -614,7 +672,10 @@ def _side(ratio, advantage):
 
 
 @check
-def clamp_bug(ratio, advantage):
+def clamp_bug(
+    ratio: float,  # above 0
+    advantage: float,  # not 0
+):
     "6.3: where a clamp alone forgets a sample."
     w = torch.tensor(float(ratio), requires_grad=True)
     a = float(advantage)
@@ -632,7 +693,9 @@ def clamp_bug(ratio, advantage):
 
 
 @check
-def clip_range(answer):
+def clip_range(
+    answer: Callable,  # (nats, latent dimensions) -> ε
+):
     "6.4: from nats to the clip range of a mean log-prob."
     from drl_toolkit.algorithms.objectives import scale_clip
 
@@ -648,7 +711,10 @@ def clip_range(answer):
             abs(found / truth - 1) < 1e-3,
             f'{nats:.2f} nats in {dims} dimensions are ε = {truth:.6f}; you get {found:.6f}.',
         )
-    return f'Right: the same {nats:.2f} nats are ε = {scale_clip(16384):.4f} for Stable Diffusion and {scale_clip(1024):.4f} here.'
+    return (
+        f'Right: the same {nats:.2f} nats are ε = {scale_clip(16384):.4f} for Stable Diffusion and '
+        f'{scale_clip(1024):.4f} here.'
+    )
 
 # %% ../../nbs/course/checks.ipynb #chk-07
 def _deviations(values, base):
@@ -657,7 +723,9 @@ def _deviations(values, base):
 
 
 @check
-def cheat(answer):
+def cheat(
+    answer: Callable,  # images (B, 3, H, W) -> images that differ by at most 0.1
+):
     "7.1: raise crispness by an edit."
     from drl_toolkit.rewards.lab import base_samples, crispness
     from drl_toolkit.rewards.reward import clip_score
@@ -680,11 +748,16 @@ def cheat(answer):
         'of the images. It pays for pixels that differ from their neighbours: make them differ.',
     )
     fit = _deviations(clip_score(y, said), clip_score(x, said))
-    return f'{gain.mean():+.0f} deviations of crispness, and nothing is drawn better (CLIP score: {fit:+.2f} deviations).'
+    return (
+        f'{gain.mean():+.0f} deviations of crispness, and nothing is drawn better (CLIP score: {fit:+.2f} '
+        'deviations).'
+    )
 
 
 @check
-def looks_taken(answer):
+def looks_taken(
+    answer: Callable,  # (values of the looks, patience) -> number of looks
+):
     "7.2: early stopping."
     cases = [
         ([0.1, 0.2, 0.1, 0.0, -0.1, -0.2], 3, 5),
@@ -734,7 +807,9 @@ def _recorded(epoch):
 
 
 @check
-def repaired(answer):
+def repaired(
+    answer: Callable,  # a reward: (images, prompts) -> (B,)
+):
     "7.3: a reward that is harder to cheat."
     from drl_toolkit.rewards.lab import base_samples, check_reward, crispness, rank_correlation
     from drl_toolkit.rewards.reward import Reward, clip_score
@@ -776,7 +851,9 @@ def repaired(answer):
 
 # %% ../../nbs/course/checks.ipynb #chk-08
 @check
-def simulated_floor(answer):
+def simulated_floor(
+    answer: Callable,  # (images, classes) -> mean SP
+):
     "8.1: the mean parity of a fair model."
     from drl_toolkit.rewards.fairness import parity_floor
 
@@ -800,7 +877,9 @@ def simulated_floor(answer):
 
 
 @check
-def own_credit(answer):
+def own_credit(
+    answer: Callable,  # tones (B,) -> (B,)
+):
     "8.2: what each image adds to its group."
     from drl_toolkit.rewards.fairness import leave_one_out_credit
 
@@ -816,13 +895,16 @@ def own_credit(answer):
     wrong = (found - truth).abs().argmax().item()
     require(
         torch.allclose(found, truth, atol=1e-5),
-        f'Image {wrong}, of tone {tones[wrong]}, gets {found[wrong]:.4f}; SP without it less SP of all is {truth[wrong]:.4f}.',
+        f'Image {wrong}, of tone {tones[wrong]}, gets {found[wrong]:.4f}; SP without it less SP of all is '
+        f'{truth[wrong]:.4f}.',
     )
     return 'The same as the library\'s: the commonest tone is blamed, the rare ones are praised.'
 
 
 @check
-def fairness_verdict(answer):
+def fairness_verdict(
+    answer: Callable,  # (base, tuned, floor, share of faces of both) -> (share of the gap, bool)
+):
     "8.3: the share of the gap that was closed, and whether that counts."
     cases = [
         ((0.5, 0.41, 0.2, (0.95, 0.94)), 0.3, True),
@@ -854,7 +936,9 @@ def fairness_verdict(answer):
 
 # %% ../../nbs/course/checks.ipynb #chk-09
 @check
-def paired_error(answer):
+def paired_error(
+    answer: Callable,  # (base (N,), tuned (N,)) -> number
+):
     "9.1: the standard error of a mean of paired differences."
     g = torch.Generator().manual_seed(9)
     common = torch.randn(100, generator=g)
@@ -877,7 +961,9 @@ def paired_error(answer):
 
 
 @check
-def prompt_interval(answer):
+def prompt_interval(
+    answer: Callable,  # (changes (N,), N prompts) -> (low, high)
+):
     "9.2: a bootstrap that draws prompts."
     from drl_toolkit.evaluation.evaluate import bootstrap, stretch
 
@@ -919,7 +1005,9 @@ def _pairs():
 
 
 @check
-def verdicts(*answers):
+def verdicts(
+    *answers: str,  # 'better', 'worse' or 'unknown', for each run
+):
     "9.3: better, worse or unknown, for each of six runs."
     from drl_toolkit.evaluation.evaluate import bootstrap
 
@@ -941,7 +1029,9 @@ def verdicts(*answers):
 
 
 @check
-def false_alarm(answer):
+def false_alarm(
+    answer: Callable,  # number of runs -> probability
+):
     "9.4: at least one of several null runs looks better."
     for runs in (1, 20):
         found, truth = float(answer(runs)), 1 - 0.975**runs
@@ -955,7 +1045,9 @@ def false_alarm(answer):
 
 # %% ../../nbs/course/checks.ipynb #chk-10
 @check
-def gaussian_kl(kl):
+def gaussian_kl(
+    kl: Callable,  # (mean p (B, D), std p, mean q, std q) -> (B,) nats
+):
     "10.1: against torch.distributions and the library's Gaussian."
     from ..sampling.transitions import Gaussian
 
@@ -988,7 +1080,9 @@ def gaussian_kl(kl):
 
 
 @check
-def tilted(tilt):
+def tilted(
+    tilt: Callable,  # (reference probabilities (N,), rewards (N,), beta) -> (N,)
+):
     "10.2: no rival is better under the penalty."
     draw = torch.Generator().manual_seed(0)
     p0, r = (
@@ -1015,7 +1109,9 @@ def tilted(tilt):
 
 
 @check
-def adapt(rule):
+def adapt(
+    rule: Callable,  # (weight, measured KL, target) -> weight
+):
     "10.3: the library's rule over a run."
     from ..algorithms.kl_penalty import KLPenalty
 
@@ -1032,7 +1128,9 @@ def adapt(rule):
 
 
 @check
-def held(share):
+def held(
+    share: Callable,  # (KL of each epoch, target) -> share in [0, 1]
+):
     "10.4: the share of epochs within the band."
     kls = [0.0, 1.2, 1.4, 2.0, 2.9, 3.1, 5.0, 1.0]
     found = share(kls, 2.0)
@@ -1044,7 +1142,9 @@ def held(share):
 
 # %% ../../nbs/course/checks.ipynb #chk-11
 @check
-def open_share(share):
+def open_share(
+    share: Callable,  # values (families, branches) -> share in [0, 1]
+):
     "11.1: one-way analysis of variance; the means of families carry the luck of their branches."
     draw = torch.Generator().manual_seed(0)
     values = 2 * torch.randn(4000, 1, generator=draw) + torch.randn(4000, 4, generator=draw)
@@ -1058,7 +1158,9 @@ def open_share(share):
 
 
 @check
-def progressive_schedule(schedule):
+def progressive_schedule(
+    schedule: Callable,  # (epoch, epochs, steps, first) -> number of trained steps
+):
     "11.2: B²-DiffuRL's backward progressive training."
     from drl_toolkit.algorithms.branching import trained_steps
 
@@ -1083,7 +1185,9 @@ def progressive_schedule(schedule):
 
 
 @check
-def branch_rows(network_rows):
+def branch_rows(
+    network_rows: Callable,  # (families, branches, steps, branching steps) -> rows of the network
+):
     "11.3: what families cost, counted."
     from drl_toolkit.algorithms.branching import branch_rollout
     from drl_toolkit.emoji.world import load_demo
@@ -1102,7 +1206,9 @@ def branch_rows(network_rows):
 
 
 @check
-def chosen_split(choose):
+def chosen_split(
+    choose: Callable,  # (share by branching steps, least share) -> branching steps
+):
     "11.4: the cheapest branch point with enough left to decide."
     shares = {10: 1.0, 9: 0.77, 8: 0.32, 7: 0.12}
     for least, wanted in ((0.5, 9), (0.3, 8), (0.9, 10)):
@@ -1116,7 +1222,9 @@ def chosen_split(choose):
 
 # %% ../../nbs/course/checks.ipynb #chk-12
 @check
-def gains(answer):
+def gains(
+    answer: Callable,  # (products of gradients (R, R), weights (R,)) -> (R,)
+):
     "12.1: the first-order gain of each task."
     g = torch.tensor([[3.0, 0.0, 1.0], [0.0, 1.0, 1.0], [-1.0, 0.5, 0.0]], dtype=torch.double)
     w = torch.tensor([0.5, 0.3, 0.2], dtype=torch.double)
@@ -1139,7 +1247,9 @@ def gains(answer):
 
 
 @check
-def projection(project):
+def projection(
+    project: Callable,  # two gradients (D,) -> the first one, without the conflict
+):
     "12.2: PCGrad's, against the library's mixture of two tasks."
     import random
 
@@ -1166,7 +1276,9 @@ def projection(project):
 
 
 @check
-def reading(read):
+def reading(
+    read: Callable,  # cosines -> 'conflict', 'agree' or 'unknown'
+):
     "12.3: a verdict on a mean of few numbers."
     cases = {
         (-0.3, -0.25, -0.35, -0.28): 'conflict',
@@ -1184,7 +1296,9 @@ def reading(read):
 
 
 @check
-def strategy(answer):
+def strategy(
+    answer: str,  # 'together', 'pcgrad' or 'mgda'
+):
     "12.4: the strategy whose worst-off task gains most, from the recorded cosines."
     import json, random
 
@@ -1219,7 +1333,10 @@ def _mean_cosines(rows):
 
 # %% ../../nbs/course/checks.ipynb #chk-13
 @check
-def two_gradients(score_gradient, pathwise_gradient):
+def two_gradients(
+    score_gradient: Callable,  # (reward, θ, σ, z (N,)) -> (N,)
+    pathwise_gradient: Callable,  # the same, through the reward
+):
     "13.1: both estimators of dE[r]/dθ for x = θ + σz."
     z = torch.randn(200_000, generator=torch.Generator().manual_seed(1))
     theta, sigma, wanted = 0.5, 0.7, 3.0  # of r = -(x - 2)²: -2 (θ - 2)
@@ -1250,7 +1367,9 @@ def _shape_of(value):
 
 
 @check
-def finite_difference(slope):
+def finite_difference(
+    slope: Callable,  # (function, x (D,), direction (D,), h) -> number
+):
     "13.2: the error of a central difference falls with h²."
     x, direction = torch.tensor([1.0, 2.0], dtype=torch.double), torch.tensor([0.6, 0.8], dtype=torch.double)
     exact = 3 * (x**2 * direction).sum()
@@ -1271,7 +1390,9 @@ def finite_difference(slope):
 
 
 @check
-def draft_1(draft1):
+def draft_1(
+    draft1: Callable,  # (policy, latents before the last step, prompts, reward) -> (B,)
+):
     "13.3: rewards through the last step, and their gradient."
     from drl_toolkit.algorithms.reward_gradients import rewards_of
     from drl_toolkit.emoji.world import load_demo
@@ -1322,7 +1443,9 @@ def _gradient_holds(policy, reward, again):
 
 
 @check
-def rewards_with_slope(has_slope):
+def rewards_with_slope(
+    has_slope: dict[str, bool],  # a reward's name -> whether it has a gradient
+):
     "13.4: which rewards DRaFT can train."
     from drl_toolkit.algorithms.reward_gradients import check_gradient
     from drl_toolkit.emoji.rewards import composition, fairness
@@ -1347,7 +1470,9 @@ def rewards_with_slope(has_slope):
 
 # %% ../../nbs/course/checks.ipynb #chk-14
 @check
-def own_reward(my_reward):
+def own_reward(
+    my_reward: Callable,  # (images (B, 3, H, W), prompts) -> (B,)
+):
     "14.1: finite, reproducible, of each image alone, and able to tell images apart."
     from ..rewards.lab import base_samples
 
@@ -1377,7 +1502,9 @@ def own_reward(my_reward):
 
 
 @check
-def enough_pairs(pairs_needed):
+def enough_pairs(
+    pairs_needed: Callable,  # (standard deviation, effect) -> number of pairs
+):
     "14.2: the power of a paired comparison, by simulation."
     draw = torch.Generator().manual_seed(0)
     for deviation, effect in ((1.0, 0.5), (0.2, 0.05)):
@@ -1398,7 +1525,9 @@ def enough_pairs(pairs_needed):
 
 
 @check
-def verdict(judge):
+def verdict(
+    judge: Callable,  # (low, high, margin) -> 'pass', 'fail' or 'unknown'
+):
     "14.3: what an interval says of a margin."
     cases = {
         (0.06, 0.1, 0.05): 'pass',
@@ -1421,7 +1550,9 @@ CLAIM = ('metric', 'margin', 'guard', 'guard_may_fall', 'pairs', 'seeds')  # par
 
 
 @check
-def claim(answer):
+def claim(
+    answer: dict,  # a value for each of `CLAIM`
+):
     "14.4: a claim that can fail."
     for name in CLAIM:
         require(not unfilled(answer.get(name)), f'The claim has no {name} yet.')

@@ -190,7 +190,11 @@ def tiny_ddim(
     return DDIMScheduler(prediction_type=prediction_type, **schedule | ending)
 
 # %% ../../nbs/emoji/02_tiny.ipynb #975cbb74
-def tiny_unet(image_size: int = 64, latent_channels: int = 4, width: int = 32) -> UNet2DConditionModel:
+def tiny_unet(
+    image_size: int = 64,  # pixels of a side
+    latent_channels: int = 4,  # C of its input and output
+    width: int = 32,  # features of a text embedding
+) -> UNet2DConditionModel:
     "A denoiser of two levels, the first with cross-attention to words of `width` features."
     return UNet2DConditionModel(
         sample_size=image_size // 8,

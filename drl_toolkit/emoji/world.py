@@ -297,8 +297,8 @@ class Placed:
     x: float  # centre, pixels from the left
     y: float  # centre, pixels from the top
     size: float  # side of the square sprite, pixels
-    tone: str | None = None
-    gender: str | None = None
+    tone: str | None = None  # of a person, one of `TONES`
+    gender: str | None = None  # of a person: 'person', 'man' or 'woman'
 
     @property
     def label(self) -> str:
@@ -327,7 +327,7 @@ class Scene:
 
     placed: tuple[Placed, ...]  # back to front
     background: str  # one of `BACKGROUNDS`
-    caption: str
+    caption: str  # what pretraining reads
     blur: float = 0.0  # radius of a Gaussian blur, pixels
     contrast: float = 1.0  # 1 is full; less is washed out towards light gray
 

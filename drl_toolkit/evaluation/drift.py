@@ -92,9 +92,9 @@ def high_frequency(
 class Measure:
     "One way to see drift."
 
-    name: str
+    name: str  # as the tables show it
     of: Callable  # images (B, 3, H, W) -> (B,)
-    unit: str
+    unit: str  # of its values
 
 
 MEASURES = (

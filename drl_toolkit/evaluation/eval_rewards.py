@@ -22,7 +22,7 @@ ALL_KINDS = ('portraits', 'objects', 'pairs')
 class EvalReward:
     "A reward, and the kinds of prompts that it can judge."
 
-    reward: Reward
+    reward: Reward  # that judges
     kinds: tuple = ALL_KINDS  # of prompt sets; all where it is empty
 
     def asked(

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
-from ..rewards.reward import headline_of
+from ..rewards.reward import headline_of, keep_nonfinite
 from ..sampling.rollout import rollout
 from ..sampling.policy import Policy
 
@@ -63,8 +63,8 @@ def sample_prompt_sets(
 class Interval(NamedTuple):
     "A confidence interval."
 
-    low: float
-    high: float
+    low: float  # lower end
+    high: float  # upper end
 
 
 def bootstrap(
@@ -163,13 +163,13 @@ def frechet(
 class Row:
     "One line of the table."
 
-    objective: str
+    objective: str  # what is measured
     prompts: str  # the prompt set, in words
     base: float  # mean of the base model
     tuned: float  # mean of the tuned model
     change: float  # tuned minus base
     low: float = None  # of the change, 95 %; None where there is no interval
-    high: float = None
+    high: float = None  # of the change, 95 %
     better: str = 'higher'  # or 'lower'
     floor: float = None  # the best that a perfect model would get, where that is not 0 or 1
     pictures: int = 0  # images behind it
@@ -182,7 +182,7 @@ class Comparison:
     rows: list  # of `Row`
     summary: dict  # what `summary.json` says of it
     tones: dict = field(default_factory=dict)  # prompt -> (base shares (5,), tuned shares (5,))
-    names: tuple = ('base', 'tuned')
+    names: tuple = ('base', 'tuned')  # of the two models
     pictures_per_prompt: int = 0  # behind each of `tones`, at least
 
 
@@ -225,9 +225,9 @@ def wins_of(
 class WinRate(NamedTuple):
     "A share of wins and its 95 % interval."
 
-    rate: float
-    low: float
-    high: float
+    rate: float  # mean over pairs; a tie is half a win
+    low: float  # lower end
+    high: float  # upper end
 
 
 def win_rate(
@@ -242,7 +242,9 @@ def win_rate(
     return WinRate(wins.mean().item(), max(0.0, low), min(1.0, high))
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #ff965af0
-def table(comparison: Comparison) -> str:
+def table(
+    comparison: Comparison,  # of `drl eval`
+) -> str:
     "The rows as text, aligned; also valid Markdown."
     head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures')
     cells = [head, *map(_cells, comparison.rows)]
@@ -320,6 +322,22 @@ def _measured(task, prompt_set, images):
     return _Measured(torch.tensor(values), name, better, metrics.get(f'{name}_floor'))
 
 
+def _finite_pairs(name, base, tuned, clusters):
+    "What both models have a finite value for, and its clusters."
+    good = base.values.isfinite() & tuned.values.isfinite()
+    if good.all():
+        return base, tuned, clusters
+    first = clusters[good.tolist().index(False)]
+    if not good.any():
+        raise ValueError(f'reward {name!r} must be finite for some image; it is for none, such as {first!r}')
+    print(
+        f'reward {name!r} gave {int((~good).sum())} of {len(good)} a value that is not finite; they are left out '
+        f'(the first: {first!r})'
+    )
+    kept = [cluster for cluster, g in zip(clusters, good.tolist()) if g]
+    return base._replace(values=base.values[good]), tuned._replace(values=tuned.values[good]), kept
+
+
 def compare_rewards(
     tasks: list,  # of `Task`
     prompt_sets: list,  # of `task_prompt_sets`, one for each task
@@ -329,14 +347,17 @@ def compare_rewards(
 ) -> Comparison:
     """Rows for the tasks' own rewards, or their headline metrics where they have one.
 
-    Prompts are drawn for the intervals."""
+    Prompts are drawn for the intervals. Values that are not finite are left out in pairs, and that is printed;
+    `ValueError` where no pair is left."""
     rows, summary = [], {}
     for task, prompt_set in zip(tasks, prompt_sets):
-        b, t = (_measured(task, prompt_set, images[prompt_set.name]) for images in (base, tuned))
-        clusters = prompt_set.prompts[:: len(prompt_set.prompts) // len(b.values)]
+        with keep_nonfinite():
+            b, t = (_measured(task, prompt_set, images[prompt_set.name]) for images in (base, tuned))
+        size = len(prompt_set.prompts) // len(b.values)  # images of a value
+        b, t, clusters = _finite_pairs(task.reward.name, b, t, prompt_set.prompts[::size])
         objective = objective_name(task.name, b.headline)
         row = paired_row(
-            objective, 'training', b.values, t.values, clusters, b.better, b.floor, len(prompt_set.prompts)
+            objective, 'training', b.values, t.values, clusters, b.better, b.floor, size * len(clusters)
         )
         sign = 1 if b.better == 'higher' else -1
         wins = win_rate(sign * b.values, sign * t.values, clusters)

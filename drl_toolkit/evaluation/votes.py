@@ -66,22 +66,22 @@ def make_ballot(
 class Pair:
     "Two pictures as one voter sees them."
 
-    id: str
-    prompt: str
-    left: Image.Image
-    right: Image.Image
+    id: str  # in the address of its images
+    prompt: str  # of both images
+    left: Image.Image  # as this voter sees it
+    right: Image.Image  # as this voter sees it
 
 
 @dataclass(frozen=True)
 class Count:
     "How the votes stand."
 
-    votes: int
-    voters: int
+    votes: int  # in all
+    voters: int  # who voted
     pairs: int  # that have a vote
     win_rate: float  # of the tuned model: mean over the pairs, a tie is half a win; .5 without votes
     low: float  # 95 %
-    high: float
+    high: float  # 95 %
 
 
 def _is_pair(pair):
@@ -333,11 +333,11 @@ class VoterRow(NamedTuple):
     "How one voter chose."
 
     name: str  # by the order in which they came; nobody is named
-    votes: int
+    votes: int  # in all
     tuned: int  # votes for the tuned model
-    base: int
-    tie: int
-    bad: int
+    base: int  # votes for the base model
+    tie: int  # votes for neither
+    bad: int  # votes that both are bad
     agrees: (
         float | None
     )  # share of others' votes on the same pairs that say the same; None where there are none
@@ -398,8 +398,8 @@ def complaint_of(
 class Interval(NamedTuple):
     "Of a share."
 
-    low: float
-    high: float
+    low: float  # lower end
+    high: float  # upper end
 
 
 def jeffreys(

@@ -72,6 +72,7 @@ class Rows(Source):
         self,
         blocks: list[int],  # indices
     ) -> list[list[str]]:  # in the order asked for
+        "The prompts of some blocks."
         rows = lambda b: enumerate(self._rows[b * BLOCK : (b + 1) * BLOCK], b * BLOCK + 1)
         return [[_text(value, f'{self.name}, row {i}') for i, value in rows(b)] for b in blocks]
 
@@ -157,6 +158,7 @@ class ParquetFile(Source):
         self,
         blocks: list[int],  # indices
     ) -> list[list[str]]:  # in the order asked for
+        "The prompts of some blocks; only the row groups that hold them are opened."
         wanted, found = {}, {}
         for b in blocks:
             group = bisect_right(self._ends, b)
@@ -293,6 +295,7 @@ class LineFile(Source):
         self,
         blocks: list[int],  # indices
     ) -> list[list[str]]:  # in the order asked for
+        "The prompts of some blocks; only their bytes are read."
         with open(self.path, 'rb') as file:
             return [self._block(file, *self._starts[b]) for b in blocks]
 
@@ -375,6 +378,7 @@ class Several(Source):
         self,
         blocks: list[int],  # indices
     ) -> list[list[str]]:  # in the order asked for
+        "The prompts of some blocks, each from its own file."
         where = {b: bisect_right(self._ends, b) for b in blocks}
         mine = lambda k: [b for b in blocks if where[b] == k]
         found = {}
@@ -401,7 +405,7 @@ class HubSet:
     "Where on the hub prompts lie."
 
     id: str  # 'owner/name'
-    column: str = 'prompt'
+    column: str = 'prompt'  # that holds the prompts
     split: str = 'train'  # of the set, where `datasets` reads it
     files: tuple = ()  # of the repository; all that `datasets` finds when empty
 
@@ -472,7 +476,9 @@ HUB = dict(
 )
 
 # %% ../../nbs/prompts/02_streams.ipynb #07eb77da
-def normalised(prompt: str) -> str:
+def normalised(
+    prompt: str,  # as it was typed
+) -> str:
     "The words of a prompt in lower case, without punctuation; spellings of one prompt become equal."
     folded = unicodedata.normalize('NFKC', prompt).casefold()
     return ' '.join(re.findall(r'\w+', folded)) or ' '.join(folded.split())  # some prompts are signs alone
@@ -651,6 +657,7 @@ class Mixed(Stream):
         return prompt
 
     def state_dict(self) -> dict[str, Any]:
+        "What a checkpoint must keep: the place in each stream."
         return dict(
             seed=self.seed,
             weights=self.weights,
@@ -702,10 +709,12 @@ class Filtered(Stream):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        "What a checkpoint must keep: the place in the stream behind it."
         return self.stream.state_dict()
 
     def load_state_dict(
         self,
         state: dict[str, Any],  # as `state_dict` gave it
     ):
+        "Take up a saved state."
         self.stream.load_state_dict(state)

@@ -219,7 +219,7 @@ class Draw(NamedTuple):
 class Task:
     "A set of prompts, the reward of their images, and how many are drawn in an epoch."
 
-    name: str
+    name: str  # in metrics, frames and checkpoints
     prompts: list | Stream  # of strings, when it is a list
     reward: Reward  # or a plain function; or a list of them, whose advantages are added
     group_size: int = 1  # samples that share one prompt

@@ -65,8 +65,8 @@ def epochs_of(
 class FailedRun(NamedTuple):
     "A run that ended with an error."
 
-    method: str
-    seed: int
+    method: str  # a name of `METHODS`
+    seed: int  # of the run
     error: str  # its last line
 
 
@@ -104,7 +104,7 @@ def _words(recipe, method, seed, options):
 class RunRequest(NamedTuple):
     "What a run is asked to be."
 
-    config: RunConfig
+    config: RunConfig  # with the method's and the command line's values
     model: str | None  # folder or hub id of the base model; None is the shipped one
 
 

@@ -305,7 +305,7 @@ PRESETS = ('paper',)  # sizes of a recipe beside its own, which is the emoji wor
 
 
 def preset_name(
-    recipe: str,
+    recipe: str,  # a name of `RECIPES`
     preset: str = '',  # one of `PRESETS`; the recipe's own size when empty
 ) -> str:  # of a recipe
     "The recipe that holds another's numbers for another size."

@@ -153,7 +153,7 @@ def make_tasks(
 
 
 def only_tasks(
-    tasks: list[Task],
+    tasks: list[Task],  # of a recipe
     only: str,  # names separated by commas; empty for all
 ) -> list[Task]:
     "The tasks that are trained."

@@ -25,7 +25,7 @@ from ..ui.plots import COLOURS, QUIET, styled
 class Metric(NamedTuple):
     "A line of the tables."
 
-    label: str
+    label: str  # as the tables show it
     of: tuple[str, ...]  # prompt sets
     name: str  # as the records have it
     better: str = 'higher'  # or 'lower'
@@ -64,7 +64,7 @@ TASK_METRICS = (
 
 def values_of(
     records: list[dict],  # of one arm, a run for each seed
-    metric: Metric,
+    metric: Metric,  # of `METRICS`
 ) -> torch.Tensor:  # (seeds, n) float64
     "A metric of every run, image by image or group by group."
     rows = [[v for name in metric.of for v in r['judged'][name][metric.name]] for r in records]
@@ -76,7 +76,10 @@ def _prompts():
     return {p.name: p.prompts for p in emoji_prompt_sets()}
 
 
-def clusters_of(metric: Metric, count: int) -> list[str]:
+def clusters_of(
+    metric: Metric,  # whose prompt sets are counted
+    count: int,  # values of the metric
+) -> list[str]:
     "The prompt of each value."
     if metric.of == (TASK,):
         each = 1 if metric.name in PER_PROMPT else EACH
@@ -88,18 +91,18 @@ def clusters_of(metric: Metric, count: int) -> list[str]:
 class Effect(NamedTuple):
     "What an arm did to a metric."
 
-    base: float
+    base: float  # mean of the base model
     tuned: float  # mean over seeds
     spread: float  # standard deviation over seeds
-    change: float
+    change: float  # tuned minus base
     interval: Interval  # of the change
-    seeds: int
+    seeds: int  # runs of the arm
 
 
 def effect(
     records: dict[str, list[dict]],  # of `read_records`
-    arm: str,
-    metric: Metric,
+    arm: str,  # a key of `records`
+    metric: Metric,  # of `METRICS`
 ) -> Effect:
     "An arm against the base, image by image."
     tuned, base = values_of(records[arm], metric), values_of(records['base'], metric)
@@ -129,7 +132,7 @@ def _effect(metric, base, tuned, sure_of):
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-table
 def effect_table(
     records: dict[str, list[dict]],  # of `read_records`
-    metrics: tuple[Metric, ...] = METRICS,
+    metrics: tuple[Metric, ...] = METRICS,  # a row each
 ) -> pd.DataFrame:  # a row for each metric; for each arm its mean, and the interval of its change
     "All arms against the base."
     arms = [arm for arm in records if arm != 'base']
@@ -153,10 +156,10 @@ def parity_drop(
 
 
 def win_rate_of(
-    records: dict[str, list[dict]],
-    arm: str,
-    against: str = 'base',
-    metric: Metric = METRIC['preference, objects and pairs'],
+    records: dict[str, list[dict]],  # of `read_records`
+    arm: str,  # a key of `records`
+    against: str = 'base',  # another key
+    metric: Metric = METRIC['preference, objects and pairs'],  # that decides which image wins
 ) -> Effect:
     "How often an arm's image is preferred to another's of the same prompt and noise. Both arms by seed."
     ours, theirs = values_of(records[arm], metric), values_of(records[against], metric)
@@ -167,10 +170,10 @@ def win_rate_of(
 
 
 def gain_kept(
-    records: dict[str, list[dict]],
+    records: dict[str, list[dict]],  # of `read_records`
     joint: str,  # an arm that trains all objectives
     specialist: str,  # an arm that trains one
-    metric: Metric,
+    metric: Metric,  # that the specialist was trained for
 ) -> float:  # nan where the specialist gained nothing
     "Share of a specialist's gain that joint training has too. [P Table 5 has ratios of raw scores]"
     sign = 1 if metric.better == 'higher' else -1
@@ -216,7 +219,7 @@ def effect_figure(
 
 
 def kept_table(
-    records: dict[str, list[dict]],
+    records: dict[str, list[dict]],  # of `read_records`
     joint: list[str],  # arms that train everything
     specialists: dict[str, Metric],  # arm that trains one objective -> how that objective is judged
 ) -> pd.DataFrame:  # shares of the specialist's gain: a row for each arm, a column for each objective

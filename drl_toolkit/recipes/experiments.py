@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class Arm:
     "One way to train."
 
-    name: str
-    recipe: str
+    name: str  # within its experiment
+    recipe: str  # a name of `RECIPES`
     options: tuple = ()  # further words for `drl train`
     words: str = ''  # what it is
 
@@ -23,8 +23,8 @@ class Arm:
 class Experiment:
     "A question, and the runs that answer it."
 
-    name: str
-    question: str
+    name: str  # a key of `EXPERIMENTS`
+    question: str  # one sentence
     arms: tuple  # of `Arm`
     seeds: int = 3  # runs of each arm
     judged_by: str = 'world'  # 'world': the emoji world's table; 'task': reward and diversity on its prompts

@@ -78,7 +78,7 @@ UNITS = dict(
 class Combined(NamedTuple):
     "A recipe by a method."
 
-    config: RunConfig
+    config: RunConfig  # of the run
     left: dict[str, float]  # fields of the recipe that were left behind -> their default
 
 

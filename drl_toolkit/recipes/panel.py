@@ -39,7 +39,7 @@ def check_prompt(
 
 
 def sheet_prompts(
-    run: Run,
+    run: Run,  # of a shipped recipe
 ) -> list[str]:  # by place on the sheets; empty where its recipe is not one of ours
     "The prompts of a run's sheets, as `drl train` chooses them."
     try:

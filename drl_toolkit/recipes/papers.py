@@ -63,7 +63,10 @@ def parity_reward() -> Reward:
 class FromHub(Source):
     "A set of prompts on the hub, fetched when the first prompt is asked for."
 
-    def __init__(self, where: HubSet):
+    def __init__(
+        self,
+        where: HubSet,  # a data set of the hub
+    ):
         self.where, self.name = where, where.id
 
     @cached_property
@@ -75,12 +78,17 @@ class FromHub(Source):
     blocks = property(lambda self: self.opened.blocks)
     mark = property(lambda self: self.opened.mark)
 
-    def read(self, blocks):
+    def read(
+        self,
+        blocks: list[int],  # indices
+    ) -> list[list[str]]:  # in the order asked for
+        "The prompts of some blocks; the data set is opened by the first call."
         return self.opened.read(blocks)
 
 
 def large_scale_paper_tasks(
-    prompts=None,  # of the preference task, a list or a stream; those of DiffusionDB, from the hub, when None
+    # of the preference task, a list or a stream; DiffusionDB's, from the hub, when None
+    prompts: list[str] = None,
 ) -> list[Task]:  # preference, fairness, composition
     "The first paper's three tasks for Stable Diffusion: 2,048 images of each in an iteration. [P §4]"
     typed = PromptStream(FromHub(HUB['diffusiondb'])) if prompts is None else prompts

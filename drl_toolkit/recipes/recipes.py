@@ -256,8 +256,8 @@ RECIPE_TASKS = dict(
 class Recipe(NamedTuple):
     "What `drl train NAME` starts."
 
-    tasks: list[Task]
-    config: RunConfig
+    tasks: list[Task]  # in the order in which they take turns
+    config: RunConfig  # the recipe's own values
 
 
 def load_recipe(

@@ -52,7 +52,9 @@ def _measures_of(prompt_set: PromptSet, images: torch.Tensor) -> dict[str, list[
 
 
 @torch.no_grad()
-def judge_by_world(policy: Policy) -> dict[str, dict]:
+def judge_by_world(
+    policy: Policy,  # of the emoji world
+) -> dict[str, dict]:
     "What the emoji world's table reads of a model: prompt set -> metric -> values."
     prompt_sets = emoji_prompt_sets()
     images = sample_prompt_sets(policy, prompt_sets)
@@ -85,19 +87,30 @@ def default_records() -> Path:
     return assets_dir() / 'experiments'
 
 
-def record_file(records: Path, experiment: str, arm: str, seed: int = None) -> Path:
-    "Of a run; of the base model without a seed."
+def record_file(
+    records: Path,  # folder
+    experiment: str,  # its name
+    arm: str,  # its name
+    seed: int = None,  # of the run
+) -> Path:
+    "Where a run's record lies; without a seed, the base model's."
     return Path(records) / experiment / (f'{arm}.json' if seed is None else f'{arm}-{seed}.json')
 
 
-def write_record(file: Path, record: dict):
+def write_record(
+    file: Path,  # of `record_file`
+    record: dict,  # in JSON's types
+):
     "One line of JSON, whole or not at all."
     text = json.dumps(record, separators=(',', ':'), ensure_ascii=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, lambda part: part.write_text(text + '\n', encoding='utf-8'))
 
 
-def train_words(arm: Arm, seed: int) -> list[str]:
+def train_words(
+    arm: Arm,  # that is trained
+    seed: int,  # of the run
+) -> list[str]:
     "The command line of a run, after `drl`."
     return ['train', arm.recipe, *arm.options, '--seed', str(seed), '--frames', '0']
 
@@ -123,7 +136,12 @@ def _judged(experiment: Experiment, policy: Policy, recipe: str):
     return judge_by_task(policy, load_recipe(recipe).tasks[0])
 
 
-def make_record(experiment: Experiment, arm: Arm, seed: int, folder: Path) -> dict[str, object]:
+def make_record(
+    experiment: Experiment,  # that says how it is judged
+    arm: Arm,  # that was trained
+    seed: int,  # of the run
+    folder: Path,  # of the run
+) -> dict[str, object]:
     "Judge a finished run."
     run = Run.open(folder)
     return dict(
@@ -138,7 +156,9 @@ def make_record(experiment: Experiment, arm: Arm, seed: int, folder: Path) -> di
     )
 
 
-def base_record(experiment: Experiment) -> dict[str, object]:
+def base_record(
+    experiment: Experiment,  # that says how it is judged
+) -> dict[str, object]:
     "The base model, sampled and judged as the arms are."
     recipe = experiment.arms[0].recipe
     config: RunConfig = load_recipe(recipe).config
@@ -146,7 +166,9 @@ def base_record(experiment: Experiment) -> dict[str, object]:
     return dict(experiment=experiment.name, arm='base', judged=_judged(experiment, policy, recipe))
 
 # %% ../../nbs/recipes/06_reproduce.ipynb #rep-all
-def find_experiment(name: str) -> Experiment:
+def find_experiment(
+    name: str,  # a key of `EXPERIMENTS`
+) -> Experiment:
     "An experiment by its name."
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}; got {name!r}")

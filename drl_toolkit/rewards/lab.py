@@ -194,8 +194,8 @@ def gradient_slopes(
 class RewardReport:
     "What `check_reward` found."
 
-    name: str
-    level: str
+    name: str  # of the reward
+    level: str  # 'sample' or 'group'
     values: torch.Tensor  # (B,) float32
     dtype: str  # what the function itself returned
     repeat: float  # largest difference between two calls
@@ -206,8 +206,8 @@ class RewardReport:
     reads_prompt: (
         bool | None
     )  # whether values change with the prompts; None for groups, and where all prompts are one
-    card: Card
-    metrics: dict = field(default_factory=dict)
+    card: Card  # what its author says of it
+    metrics: dict = field(default_factory=dict)  # that the reward gave with its values
     slopes: list = field(default_factory=list)  # of `Slope`
     ties: dict = field(default_factory=dict)  # of MEASURES: rank correlation
     others: dict = field(
@@ -519,10 +519,9 @@ def noise_share(
 ) -> float:  # 0 … 1; 0 where the values do not vary
     """Share of one call's variance that is the reward's own noise: half the mean square of the difference,
     over the variance."""
-    noise, variance = (
-        0.5 * (first - again).double().square().mean(),
-        0.5 * (first.double().var(correction=0) + again.double().var(correction=0)),
-    )
+    first, again = first.cpu().double(), again.cpu().double()  # some devices have no float64
+    noise = 0.5 * (first - again).square().mean()
+    variance = 0.5 * (first.var(correction=0) + again.var(correction=0))
     return (noise / variance).clamp(max=1).item() if variance else 0.0
 
 

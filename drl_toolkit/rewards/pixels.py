@@ -59,7 +59,10 @@ def colourfulness(
     )
 
 # %% ../../nbs/rewards/02_pixels.ipynb #99c40608
-def edits(a: str, b: str) -> int:
+def edits(
+    a: str,  # a text
+    b: str,  # another one
+) -> int:
     "Levenshtein's distance: insertions, deletions and changes of a letter."
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):

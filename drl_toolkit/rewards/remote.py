@@ -133,7 +133,7 @@ class Reply(NamedTuple):
     "What a server returns for a request."
 
     values: torch.Tensor  # (B,) float32
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # that the reward gave with its values
 
 
 def read_request(
@@ -554,9 +554,9 @@ class Pending:
 class ScoredRollout(NamedTuple):
     "Samples and their values."
 
-    trajectory: Trajectory
+    trajectory: Trajectory  # with its images
     values: torch.Tensor  # (B,) float32
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # that the reward gave with its values
 
 
 def scored_rollout(

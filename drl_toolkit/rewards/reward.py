@@ -156,7 +156,7 @@ _SUM, _PRODUCT, _ATOM = range(3)  # how closely a name holds together: `a + b`, 
 def call_on_rows(
     rows: list[int],  # indices of these images among all
     function: Callable,  # that may raise `NotFinite`
-    *args,  # of the function
+    *args: object,  # of the function
 ) -> Any:  # what the function returns
     "Call a function on some images; a `NotFinite` of it gets the image's index among all."
     try:
@@ -168,7 +168,7 @@ def call_on_rows(
 class HeadlineMetric(NamedTuple):
     "The metric that says how well a task goes."
 
-    name: str
+    name: str  # a key of a task's metrics
     better: str  # 'higher' or 'lower'
 
 
@@ -547,8 +547,8 @@ RESIZE_MODES = ('shortest', 'longest', 'squash')  # crop, pad with black, or cha
 
 def resized(
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    height: int,
-    width: int,
+    height: int,  # pixels
+    width: int,  # pixels
     mode: str = 'shortest',  # of `RESIZE_MODES`
 ) -> torch.Tensor:  # (B, 3, height, width)
     "Images of another size, by open_clip's three ways."

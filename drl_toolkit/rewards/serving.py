@@ -34,7 +34,7 @@ class EvalReward:
     """A reward, with the only thread that calls it: models are seldom safe in two, and its memory is there
     once."""
 
-    reward: Reward
+    reward: Reward  # that the server answers with
     limit: int  # bytes that the images of one request may take as floats
 
     def __post_init__(self):

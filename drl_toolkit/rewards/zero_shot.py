@@ -58,7 +58,7 @@ class Request:
     names: tuple[str, ...]  # in reading order
     counts: tuple[int, ...]  # of each
     relation: str | None = (
-        None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
+        None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
     )
 
 

@@ -14,6 +14,7 @@ from .run import Run, is_run
 from ..sampling.policy import Policy
 from ..utils.devices import best_device
 from ..utils.files import Damaged, check_manifest
+from ..utils.loading import recorded_run
 
 # %% ../../nbs/runs/09_models.ipynb #37927fae
 SAMPLER = (
@@ -52,11 +53,11 @@ def checked_weights(
 
 
 def open_policy(
-    name: str,  # a run's folder, a pipeline's folder, a hub id, or 'demo'
+    name: str,  # a run's folder, 'recorded/NAME', a pipeline's folder, a hub id, or 'demo'
     **options: Any,  # of `Policy`, in place of the run's own
 ) -> Policy:
     "A model by any name, on a GPU where there is one."
-    options = dict(device=best_device()) | options
+    options, name = dict(device=best_device()) | options, recorded_run(name)
     if not is_run(name):
         return Policy.from_pretrained(name, **options)
     run = Run.open(name)

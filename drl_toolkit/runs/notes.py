@@ -20,17 +20,17 @@ class Notes(NamedTuple):
     "What people say of a run."
 
     title: str = ''  # how it is shown; '' is by its folder
-    tags: tuple[str, ...] = ()
-    note: str = ''
+    tags: tuple[str, ...] = ()  # words to find it by
+    note: str = ''  # free text
 
 
 LONGEST = dict(title=80, tag=30, tags=12, note=2000)  # letters; of tags their number
 
 
 def tidy(
-    title: str = '',
+    title: str = '',  # one line
     tags: str = '',  # separated by commas or spaces
-    note: str = '',
+    note: str = '',  # of several lines
 ) -> Notes:
     "What somebody typed, as it is kept. `ValueError` names what is too long."
     words = tuple(dict.fromkeys(filter(None, re.split(r'[,\s]+', tags.strip()))))
@@ -46,7 +46,9 @@ def tidy(
     return found
 
 
-def read_notes(run: Run) -> Notes:
+def read_notes(
+    run: Run,  # whose folder is read
+) -> Notes:
     "What people say of a run; nothing where its file is missing or damaged."
     try:
         told = read_json(run.inside('panel.json'), 2**16, inside=run.folder)
@@ -55,7 +57,10 @@ def read_notes(run: Run) -> Notes:
         return Notes()
 
 
-def write_notes(run: Run, notes: Notes) -> Path:
+def write_notes(
+    run: Run,  # in whose folder they go
+    notes: Notes,  # of `tidy`
+) -> Path:
     "Keep what people say of a run."
     return write_json(run.place('panel.json'), notes._asdict() | dict(tags=list(notes.tags)))
 
@@ -72,7 +77,7 @@ class Deleted(NamedTuple):
 
 def delete(
     home: Path,  # folder of runs
-    run: Run,
+    run: Run,  # in this folder
 ) -> Deleted:
     "Move a run to the bin. `RunError` for one that is being trained."
     home = Path(home)
@@ -110,7 +115,7 @@ def deleted(home: Path) -> list:  # of `Deleted`, newest first
 
 
 def restore(
-    home: Path,
+    home: Path,  # folder of runs
     id: str,  # of the deletion
 ) -> str:  # name of the run
     "Put a run back where it was. `RunError` where something else is there now."

@@ -392,8 +392,8 @@ def save_weights(
 class Checkpoint(NamedTuple):
     "A checkpoint and what the metrics say of it."
 
-    folder: Path
-    value: float
+    folder: Path  # of the checkpoint
+    value: float  # of the metric by which it is the best
 
 
 @patch

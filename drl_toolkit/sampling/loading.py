@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'VOCABULARIES', 'PICKLES', 'OPTIONAL', 'demo_folder', 'find_model', 'unreachable', 'check_folder',
-           'readable', 'open_pipeline', 'read_note', 'base_of', 'noted_base']
+           'readable', 'open_pipeline', 'read_note', 'base_of', 'is_whole', 'noted_base']
 
 # %% ../../nbs/sampling/08_loading.ipynb #eca1ccad
 import os, re, socket
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -268,14 +268,16 @@ def read_note(
 def base_of(
     model: str | Path,  # folder of a pipeline or one written by `Policy.save`, a hub id, or 'demo'
 ) -> str:
-    "The pipeline that a model needs: a saved LoRA's is its base, and that may be one of a LoRA again."
+    """The pipeline that a model needs.
+
+    That of a saved LoRA, or of single parts, is its base, and that may be one of a LoRA again."""
     seen = set()
     while model != 'demo':
         note = Path(model) / 'policy.json'
         if not note.is_file():
             break
         saved = read_note(note)
-        if saved['train'] != 'lora':
+        if is_whole(model, saved):
             break
         if str(model) in seen:
             raise ValueError(
@@ -284,6 +286,14 @@ def base_of(
         seen.add(str(model))
         model = noted_base(saved['base'], model)
     return str(model)
+
+
+def is_whole(
+    model: str | Path,  # folder written by `Policy.save`
+    saved: dict[str, Any],  # what its policy.json holds
+) -> bool:
+    "Whether a folder is a pipeline, and not a LoRA or single parts for one."
+    return saved['train'] == 'full' and (Path(model) / 'model_index.json').is_file()
 
 
 def noted_base(

@@ -28,6 +28,7 @@ class OneProduct(torch.autograd.Function):
         up: torch.Tensor,  # B, (out, r)
         scale: float,  # s
     ) -> torch.Tensor:  # (…, out)
+        "The layer's output, x Wᵀ + b + s (x Aᵀ) Bᵀ."
         ctx.save_for_backward(x, weight, down, up)
         ctx.scale = scale
         return linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
@@ -40,6 +41,7 @@ class OneProduct(torch.autograd.Function):
     ) -> tuple[
         torch.Tensor | None, ...
     ]:  # one gradient for each input of `forward`; None for those that have none
+        "Gradients of x, A and B; those of W and b are not computed."
         x, weight, down, up = ctx.saved_tensors
         rows, g = x.flatten(0, -2), grad.flatten(0, -2)
         of_x = None

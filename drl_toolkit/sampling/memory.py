@@ -212,7 +212,7 @@ class Phase(NamedTuple):
 
     config: PolicyConfig  # without what does not change the peak, so that a peak is simulated once
     run: Callable  # of a policy and what follows
-    args: tuple
+    args: tuple[object, ...]  # that follow the policy
 
 
 def _phases(config, load):
@@ -367,8 +367,8 @@ def _decode(policy, rows):
 class Plan(NamedTuple):
     "A run whose memory is estimated."
 
-    config: PolicyConfig
-    load: Load
+    config: PolicyConfig  # how the policy is sampled and trained
+    load: Load  # what an epoch asks of the device
 
 
 def options_that_help(

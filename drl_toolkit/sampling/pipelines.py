@@ -239,6 +239,7 @@ class StableDiffusionXL(Adapter):
         self,
         prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
+        "Encode prompts with both encoders: token embeddings, and the pooled one of the second."
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, device=self.device, do_classifier_free_guidance=False
         )
@@ -248,6 +249,7 @@ class StableDiffusionXL(Adapter):
         self,
         prompt: str,  # may be empty
     ) -> dict[str, torch.Tensor]:  # name -> (1, …)
+        "Encode the negative prompt; the empty one as the pipeline does."
         negative = [prompt] if prompt else None
         _, embeds, _, pooled = self.pipeline.encode_prompt(
             [''], device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
@@ -261,6 +263,7 @@ class StableDiffusionXL(Adapter):
         embeddings: dict[str, torch.Tensor],  # name -> (B, …)
         guidance_scale: float,  # not used
     ) -> torch.Tensor:  # (B, C, H, W)
+        "Predict with the image's size and the pooled embedding as further conditions."
         size, pooled = (self.image_size, self.image_size), embeddings['pooled_prompt_embeds']
         ids = (
             torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
@@ -298,6 +301,7 @@ class StableDiffusion3(Adapter):
         self,
         num_steps: int,  # denoising steps
     ):
+        "Set the schedule; a dynamic shift depends on the number of image tokens."
         side = self.latent_shape[1] // self.network.config.patch_size
         self.pipeline.scheduler.set_timesteps(
             num_steps, **dynamic_shift(self.pipeline.scheduler, side * side)
@@ -307,6 +311,7 @@ class StableDiffusion3(Adapter):
         self,
         prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
+        "Encode prompts with three encoders: token embeddings and a pooled one."
         t5 = self.pipeline.tokenizer_3
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts,
@@ -326,6 +331,7 @@ class StableDiffusion3(Adapter):
         embeddings: dict[str, torch.Tensor],  # name -> (B, …)
         guidance_scale: float,  # not used
     ) -> torch.Tensor:  # (B, C, H, W)
+        "Predict the velocity."
         return self.network(
             hidden_states=latents,
             timestep=timestep,
@@ -341,19 +347,23 @@ class Flux(Adapter):
     text_components = ('text_encoder', 'tokenizer', 'text_encoder_2', 'tokenizer_2')
 
     def latent_channels(self) -> int:
+        "Channels of a latent, before two-by-two patches are packed into tokens."
         return self.network.config.in_channels // 4  # patches of two by two
 
     @property
     def guided_by_input(self) -> bool:
+        "Whether the network takes the guidance scale as an input, as FLUX.1-dev does."
         return bool(self.network.config.guidance_embeds)
 
     def own_size(self) -> int:
+        "Side in pixels that the pipeline was made for."
         return square_side(
             self.pipeline.vae.config.sample_size, 'vae'
         )  # the pipeline's own number is not saved with it
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        "(C, h, w) of a latent, unpacked."
         side = 2 * (self.image_size // (self.pipeline.vae_scale_factor * 2))
         return self.network.config.in_channels // 4, side, side
 
@@ -361,6 +371,7 @@ class Flux(Adapter):
         self,
         num_steps: int,  # denoising steps
     ):
+        "Set the schedule; its shift depends on the number of image tokens."
         tokens = (self.latent_shape[1] // 2) ** 2
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
         self.pipeline.scheduler.set_timesteps(sigmas=sigmas, **dynamic_shift(self.pipeline.scheduler, tokens))
@@ -369,6 +380,7 @@ class Flux(Adapter):
         self,
         prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
+        "Encode prompts with T5, token by token, and with CLIP, pooled."
         embeds, pooled, _ = self.pipeline.encode_prompt(prompts, None, device=self.device)
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 
@@ -379,6 +391,7 @@ class Flux(Adapter):
         embeddings: dict[str, torch.Tensor],  # name -> (B, …)
         guidance_scale: float,  # an input of the network
     ) -> torch.Tensor:  # (B, C, H, W)
+        "Pack latents into tokens, predict the velocity, and unpack it."
         count, channels, height, width = latents.shape
         prompt_embeds, device = embeddings['prompt_embeds'], latents.device
         image_ids = self.pipeline._prepare_latent_image_ids(
@@ -411,6 +424,7 @@ class PixArtSigma(Adapter):
         self,
         prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
+        "Encode prompts with T5; the mask says which tokens count."
         embeds, mask, _, _ = self.pipeline.encode_prompt(prompts, False, device=self.device)
         return dict(prompt_embeds=embeds, prompt_attention_mask=mask)
 
@@ -421,6 +435,7 @@ class PixArtSigma(Adapter):
         embeddings: dict[str, torch.Tensor],  # name -> (B, …)
         guidance_scale: float,  # not used
     ) -> torch.Tensor:  # (B, C, H, W)
+        "Predict the noise; the learnt variance is dropped."
         out = self.network(
             latents,
             encoder_hidden_states=embeddings['prompt_embeds'],

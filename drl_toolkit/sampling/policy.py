@@ -22,13 +22,22 @@ from ..utils.files import same_modes
 from ..utils.loading import no_progress_bars
 from ..utils.messages import say, say_once
 from .config import PolicyConfig
-from .loading import base_of, demo_folder, noted_base, open_pipeline, read_note, readable
+from drl_toolkit.sampling.loading import (
+    base_of,
+    demo_folder,
+    is_whole,
+    noted_base,
+    open_pipeline,
+    read_note,
+    readable,
+)
 from .lora import active_factors, add_lora, lora_disabled, merge_adapters, tuner_layers
 from .model_folders import forget_places, is_place
 from .pipelines import Conditions, adapt
 from drl_toolkit.sampling.saving import (
     LOADED,
     add_saved_lora,
+    add_saved_parts,
     config_fields,
     lora_options,
     model_card,
@@ -705,7 +714,8 @@ def _save_lora(self: Policy, folder):
 def from_pretrained(
     cls: Policy,
     model: str | Path,  # folder of a pipeline, folder written by `Policy.save`, or a hub id
-    base: str | Path = None,  # for a LoRA: the base model, when it is not where `policy.json` says
+    base: str
+    | Path = None,  # for a LoRA or single parts: the base model, when it is not where `policy.json` says
     **options: Any,  # of `Policy`; for the others a folder written by `Policy.save` knows its own
 ) -> Policy:
     "A policy from weights on disk or on the hub."
@@ -714,9 +724,12 @@ def from_pretrained(
         return cls(open_pipeline(model), **options)
     saved = read_note(note)
     options = config_fields(saved) | options
-    if saved['train'] == 'full':
+    if is_whole(model, saved):
         return cls(open_pipeline(model), **options)
     pipeline = open_pipeline(base_of(base or noted_base(saved['base'], model)))
     with readable(model):
-        add_saved_lora(pipeline, model, saved)
+        if saved['train'] == 'lora':
+            add_saved_lora(pipeline, model, saved)
+        else:
+            add_saved_parts(pipeline, model)
     return cls(pipeline, **options)

@@ -100,7 +100,9 @@ class Trajectory:
         return found
 
 # %% ../../nbs/sampling/12_rollout.ipynb #2592dcf4
-def batches_at_once(policy: Policy) -> int:
+def batches_at_once(
+    policy: Policy,  # that samples
+) -> int:
     "PyTorch's number of threads on a CPU; 1 elsewhere, and where a batch takes all threads."
     if policy.device.type != 'cpu' or policy.takes_all_threads:
         return 1

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOADED', 'LORA_FILE', 'PLAIN_LORA', 'LoraOptions', 'lora_options', 'save_lora', 'add_saved_lora', 'config_fields',
-           'model_card']
+           'save_parts', 'add_saved_parts', 'model_card']
 
 # %% ../../nbs/sampling/09_saving.ipynb #a1e5adfb
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from diffusers.utils import convert_state_dict_to_diffusers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .config import PolicyConfig
@@ -24,7 +26,9 @@ from drl_toolkit.sampling.lora import (
     pad_to_rank,
     stacked_factors,
 )
+from .loading import base_of, find_model, noted_base, read_note
 from .schedulers import conversion
+from ..utils.files import read_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,10 +38,10 @@ class LoraOptions(NamedTuple):
     """What a LoRA must have in common with another to be trained on in its place; the seed only as long as it
     is untrained."""
 
-    rank: int
-    alpha: float
+    rank: int  # r of the factors
+    alpha: float  # the update is scaled by alpha / rank
     targets: tuple  # ends of layers' names
-    seed: int
+    seed: int  # of the first factors
 
 
 def lora_options(
@@ -134,6 +138,63 @@ def _layers_as_in(module, factors):
         f'text_model.{name}' if wanted else name.removeprefix('text_model.'): pair
         for name, pair in factors.items()
     }
+
+# %% ../../nbs/sampling/09_saving.ipynb #80e8dfe1
+def save_parts(
+    folder: Path,  # that `Policy.save` wrote of a policy whose `train` is 'full'
+    out: Path,  # that is there
+) -> list[str]:  # their names
+    "Write the parts of a tuned pipeline that differ from the base's, in half precision."
+    note = read_note(Path(folder) / 'policy.json')
+    base, kept = Path(find_model(base_of(noted_base(note['base'], folder)))), []
+    for file in sorted(Path(folder).glob('*/*.safetensors')):
+        name = file.parent.name
+        state = {key: tensor.half() for key, tensor in load_file(file).items()}
+        if _is_same(state, base / name / file.name):
+            continue
+        (Path(out) / name).mkdir(parents=True)
+        save_file(state, Path(out) / name / file.name, metadata=dict(format='pt'))
+        shutil.copy(file.with_name('config.json'), Path(out) / name)
+        kept.append(name)
+    shutil.copy(Path(folder) / 'policy.json', out)
+    (Path(out) / 'README.md').write_text(_card_of_parts(note, kept, base), encoding='utf-8')
+    return kept
+
+
+def _is_same(state, file):
+    "Whether a file holds the same weights, in half precision."
+    other = load_file(file) if file.is_file() else {}
+    return other.keys() == state.keys() and all(torch.equal(t, other[k].half()) for k, t in state.items())
+
+
+def _card_of_parts(note, names, base):
+    "What the README.md of single parts says."
+    index = read_json(base / 'model_index.json', 2**20)
+    classes = [f'{index[name][1]}' for name in names]
+    load = [
+        f"pipeline.{name} = {kind}.from_pretrained('.', subfolder={name!r})"
+        for name, kind in zip(names, classes)
+    ]
+    lines = [f'from {index[name][0]} import {kind}' for name, kind in zip(names, classes)]
+    lines = [f'from diffusers import {note["pipeline"]}', *lines]
+    lines += [f'pipeline = {note["pipeline"]}.from_pretrained({note["base"]!r})', *load]
+    return (
+        '# Fine-tuned by reinforcement learning\n\n'
+        f'The parts that training changed ({", ".join(names)}), in half precision; the others are those of the base, '
+        f'{note["base"]!r}.\n\n```python\n{chr(10).join(lines)}\n```\n'
+    )
+
+
+def add_saved_parts(
+    pipeline: 'DiffusionPipeline',  # changed in place
+    folder: Path,  # that `save_parts` wrote
+):
+    "Put the parts that were kept of a tuned pipeline in place of the base's."
+    for file in sorted(Path(folder).glob('*/*.safetensors')):
+        module = pipeline.components.get(file.parent.name)
+        if not isinstance(module, nn.Module):
+            raise ValueError(f'{file.parent.name!r:.100} is no part of {type(pipeline).__name__}')
+        module.load_state_dict(load_file(file))
 
 # %% ../../nbs/sampling/09_saving.ipynb #ed9e0a6a
 def model_card(

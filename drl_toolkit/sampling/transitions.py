@@ -401,7 +401,7 @@ NO_SIGNAL = 1e-7  # signal-to-noise ratio; where diffusers needs a finite one, i
 
 @singledispatch
 def columns(
-    scheduler,  # of diffusers, its timesteps set
+    scheduler: 'SchedulerMixin',  # of diffusers, its timesteps set
     eta: torch.Tensor,  # (T,) share of the noise at each step
 ) -> dict[str, torch.Tensor]:  # fields of `SamplerCoefficients`
     "The coefficients of a scheduler's steps. That of flow matching takes `sde` and `noise_level` too."
@@ -594,8 +594,8 @@ def transition(
 
 def _index(timesteps, wanted):
     "Where these timesteps stand in the schedule."
-    wanted = torch.as_tensor(wanted, device=timesteps.device).reshape(-1)
-    gap, index = (timesteps[None].double() - wanted[:, None].double()).abs().min(1)
+    timesteps, wanted = timesteps.cpu().double(), torch.as_tensor(wanted).reshape(-1).cpu().double()
+    gap, index = (timesteps[None] - wanted[:, None]).abs().min(1)
     if (gap > 1e-3).any():
         known = ', '.join(f'{t:g}' for t in timesteps.tolist()[:4])
         raise ValueError(

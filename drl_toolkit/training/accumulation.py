@@ -23,7 +23,7 @@ from ..sampling.rollout import Trajectory, batches_at_once, in_parallel
 class BackwardStart(NamedTuple):
     "Where the backward pass of a part begins."
 
-    metrics: Metrics
+    metrics: Metrics  # of the part, to record
     tensor: torch.Tensor  # with a graph
     gradient: torch.Tensor = None  # of the loss with respect to it; 1 where it is the loss itself
 
@@ -31,7 +31,7 @@ class BackwardStart(NamedTuple):
 class BackwardParts(NamedTuple):
     "A minibatch in parts whose gradients are added."
 
-    parts: list
+    parts: list  # of the minibatch, in any form that `start` takes
     shares: list[float]  # of the minibatch's rows; None where the metrics of all parts are the same
     start: Callable  # part -> `BackwardStart`
 

@@ -120,7 +120,7 @@ class StopTraining(Exception):
 class Headline(NamedTuple):
     "What a person reads of a task."
 
-    label: str
+    label: str  # the metric, with the task where there are several
     number: str  # with its unit
 
 
@@ -145,6 +145,7 @@ class Progress(Callback):
         self,
         trainer: TrainerView,  # that begins
     ):
+        "Open the bar."
         self.bar = tqdm(total=trainer.config.epochs, initial=trainer.epoch, unit='epoch', dynamic_ncols=True)
 
     def after_epoch(
@@ -152,6 +153,7 @@ class Progress(Callback):
         trainer: TrainerView,  # after it
         record: dict[str, Any],  # metrics of the epoch
     ):
+        "Show each task's headline."
         rewards = {task.name: task.rewards[0] for task in trainer.tasks}
         shown = [headline(rewards[name], row, name) for name, row in record['tasks'].items()]
         self.bar.set_postfix(dict(shown))
@@ -161,4 +163,5 @@ class Progress(Callback):
         self,
         trainer: TrainerView,  # at the end
     ):
+        "Close the bar."
         self.bar.close()

@@ -79,7 +79,7 @@ class DataBatch(NamedTuple):
     "Images, or clean latents, with captions."
 
     images: torch.Tensor  # (count, 3, H, W) in [0, 1], or (count, C, h, w) latents
-    captions: list[str]
+    captions: list[str]  # one each
 
 
 class BaseSamples:

@@ -134,6 +134,7 @@ class Diagnostics(Callback):
         trainer: TrainerView,  # after it
         record: dict[str, Any],  # metrics of the epoch
     ):
+        "Report what `diagnose` found and has not been said before."
         for name, new in self.news(trainer, record).items():
             for sentence in new.values():
                 tqdm.write(f'epoch {record["epoch"]}, {name}: {sentence}')

@@ -137,6 +137,7 @@ class PolicyGradient(Objective):
         self,
         run: RunContext,  # of this epoch
     ) -> str:
+        "One sentence for the log: which steps are trained."
         able = sorted({self.config.train_steps or int(self.able(run, task).sum()) for task in run.tasks})
         counts = ' or '.join(map(str, able))
         clip = '/'.join(f'{c:.2g}' for c in objectives.clip_pair(self.clip_range)) if self.clip_range else ''

@@ -54,23 +54,32 @@ def ratio_error(
     return off_one(_rescored(policy, trajectory, rows), rows['old_log_prob']).item()
 
 
+def _sampled_batches(
+    policy, count
+):  # batch size -> network rows of one step of those that are computed at once
+    "The batch sizes that are in use; a rollout's own first."
+    sizes = sorted({batch_size_for(policy, count, most) for most in (1, 16, 64, count)}, reverse=True)
+    parts = {size: _computed_at_once(policy, count, size) for size in sizes}
+    cost = lambda part: max(len(part) * _branches(policy), policy.min_call_batch)
+    return {size: sum(map(cost, found)) for size, found in parts.items()}
+
+
+def _computed_at_once(policy, count, size):
+    return torch.arange(count).split(size)[: batches_at_once(policy)]
+
+
 def _as_sampled(policy, traj, rows=None):
-    """The same of batches of one step each, cut and computed as in a rollout, by the batch sizes that are in
-    use."""
+    "The same of batches of one step each, cut and computed as in a rollout, as far as the rows go."
     count, threads, cond = len(traj.prompts), batches_at_once(policy), policy.encode(traj.prompts)
     steps, found = policy.stochastic.nonzero().flatten().tolist(), []
-    sizes = sorted(
-        {batch_size_for(policy, count, most) for most in (1, 16, 64, count)}, reverse=True
-    )  # a rollout's own size first
-    for size in sizes:
-        parts = torch.arange(count).split(size)[:threads]  # those that are computed together first
-        each = sum(max(len(part) * _branches(policy), policy.min_call_batch) for part in parts)
-        most = (
-            len(steps) if rows is None else min(2, max(0, rows) // (len(sizes) * each))
-        )  # two calls of each size, where they are counted
-        replay = lambda part: _replayed(policy, traj, cond[part], steps[:most], part)
-        if steps[:most]:
-            found.append(max(in_parallel(replay, parts, threads)))
+    costs = _sampled_batches(policy, count)
+    if rows is not None:
+        steps = steps[: 2 if rows >= 2 * sum(costs.values()) else 1]
+    replay = lambda part: _replayed(policy, traj, cond[part], steps, part)
+    for size, cost in costs.items():
+        if rows is not None and (rows := rows - len(steps) * cost) < 0:
+            break
+        found.append(max(in_parallel(replay, _computed_at_once(policy, count, size), threads)))
     return min(found, default=float('inf'))
 
 
@@ -156,7 +165,7 @@ def rounding_of(
 class RatioExplanation(NamedTuple):
     "Why a ratio is not 1."
 
-    sentence: str
+    sentence: str  # for the log
     left: dict[str, float]  # suspect -> the largest |ratio - 1| that is left without it
 
 
@@ -186,24 +195,25 @@ class _Search:
         self.each = max(
             self.count * calls, policy.min_call_batch
         )  # rows of a trial; a small network fills up its batches
+        self.kept = next(iter(_sampled_batches(policy, len(trajectory.prompts)).values()))  # for a replay
         self.spent, self.failed, self.left = 0, [], {}
 
     def run(self, error):
         as_is = error
         if error is None or self.affordable:
             as_is = ratio_error(self.policy, self.trajectory, self.count)
+            self.spent += self.each
         self.error = as_is if error is None else error
-        self.spent += self.each
         if as_is <= 0.1 * self.error:
             self.left['batch shape'] = as_is  # the same rows in another batch: nothing else differs
         if not self.left:
             self._try_suspects()
         if not self.explained:
-            self._attempt('batch shape', lambda: min(as_is, self._as_sampled()))
+            self._attempt('batch shape', self._as_sampled)
 
     @property
     def affordable(self):
-        return self.rows is None or self.spent + self.each <= self.rows
+        return self.rows is None or self.spent + self.each + self.kept <= self.rows
 
     @property
     def explained(self):
@@ -241,9 +251,11 @@ def _verdict(policy, error, left):
     best = min(left, key=left.get, default=None)
     if best and left[best] <= 0.1 * error:
         return f'{off} because of {best}: without it the error is {left[best]:.1e}'
-    why = (
-        'so little is rounding' if error < rounding_of(policy) else 'were the weights changed since sampling?'
-    )
+    why = 'were the weights changed since sampling?'
+    if error < rounding_of(policy):
+        why = 'so little is rounding'
+    elif 'batch shape' not in left:
+        why = 'the batches of sampling were not tried again'
     return f'{off}, and none of {", ".join(left) or "what could be tried"} alone explains it; {why}'
 
 

@@ -18,12 +18,12 @@ from ..sampling.policy import Policy
 class ResolvedSettings:
     "The values that a configuration left to the model."
 
-    device: str
+    device: str  # of PyTorch
     scheduler: str  # class of the sampler's scheduler
     num_steps: int  # denoising steps T
     dims: int  # dimensions D of a latent: what a mean over them divides by
     lora_rank: int  # 0 in full fine-tuning
-    lora_alpha: float
+    lora_alpha: float  # the update is scaled by alpha / rank
     min_batch_size: int  # samples that a call of the network has at least
     clip_low: float | None  # how far the ratio may fall; None where nothing is clipped
     clip_high: float | None  # how far it may rise

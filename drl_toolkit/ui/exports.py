@@ -60,7 +60,9 @@ def _line(row):
     return [*told, row.says, ' '.join(notes.tags), notes.note]
 
 
-def metrics_csv(run: Run) -> bytes:
+def metrics_csv(
+    run: Run,  # whose metrics are written
+) -> bytes:
     "All of a run's metrics: a row for each line of metrics.jsonl, a column for each name."
     rows = metrics(run)
     if not rows:
@@ -69,7 +71,9 @@ def metrics_csv(run: Run) -> bytes:
     return as_csv(names, [[row.get(name) for name in names] for row in rows])
 
 
-def curves_png(run: Run) -> bytes:
+def curves_png(
+    run: Run,  # whose metrics are drawn
+) -> bytes:
     "A run's rewards through training, for a slide."
     rows = metrics(run)
     if not rows:
@@ -96,7 +100,7 @@ class _Pipe(io.RawIOBase):
 
 
 def weights_zip(
-    run: Run,
+    run: Run,  # whose `weights/` is packed
     part: int = 2**20,  # bytes that are held at a time
 ) -> Iterator[bytes]:
     "A run's weights as one ZIP, bit by bit."

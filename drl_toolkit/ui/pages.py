@@ -6,13 +6,13 @@
 __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'UNKNOWN', 'INK', 'CARD', 'SAYS', 'NOT_JUDGED', 'HUES', 'FIGURES',
            'PageContext', 'open_picture', 'thinned', 'Spark', 'spark', 'trend', 'boundary', 'has_changed', 'is_early',
            'Verdict', 'verdict', 'Goal', 'is_number', 'goals', 'Measured', 'measured', 'with_measured', 'Progress',
-           'progress', 'note', 'complaint', 'typed', 'nearest', 'frames_at', 'frames_with', 'sheets', 'metrics',
-           'DayNight', 'at_night', 'curve', 'no_frames', 'headline', 'evidence', 'Extremes', 'extremes', 'overview',
-           'paths_of', 'frames_with_paths', 'path_choices', 'trajectories', 'Group', 'groups_of', 'group_choices',
-           'branches', 'shares', 'MixRow', 'Mix', 'mixes', 'has_classes', 'fairness', 'Box', 'BoxedPicture', 'found_in',
-           'has_boxes', 'composition', 'Table', 'read_table', 'markdown_table', 'as_table', 'TaxTable', 'taxes',
-           'results_of', 'costs', 'weight_files', 'resume_command', 'NextStep', 'next_step', 'runs_page', 'Summary',
-           'summaries', 'title_of', 'ballot_of']
+           'progress', 'note', 'complaint', 'typed', 'is_recorded', 'eval_folder', 'eval_command', 'nearest',
+           'frames_at', 'frames_with', 'sheets', 'metrics', 'DayNight', 'at_night', 'curve', 'no_frames', 'headline',
+           'evidence', 'Extremes', 'extremes', 'overview', 'paths_of', 'frames_with_paths', 'path_choices',
+           'trajectories', 'Group', 'groups_of', 'group_choices', 'branches', 'shares', 'MixRow', 'Mix', 'mixes',
+           'has_classes', 'fairness', 'Box', 'BoxedPicture', 'found_in', 'has_boxes', 'composition', 'Table',
+           'read_table', 'markdown_table', 'as_table', 'TaxTable', 'taxes', 'results_of', 'costs', 'weight_files',
+           'resume_command', 'NextStep', 'next_step', 'runs_page', 'Summary', 'summaries', 'title_of', 'ballot_of']
 
 # %% ../../nbs/ui/04_pages.ipynb #f8118349
 import csv, math, re, shlex, statistics
@@ -28,9 +28,9 @@ from PIL import Image
 from . import plots
 from .words import explain  # noqa: F401 (the templates ask for words)
 from ..utils.files import read_json, read_picture, read_plain
-from ..utils.loading import assets_dir
+from ..utils.loading import RECORDED, assets_dir
 from ..utils.templates import EncodedImage, encode_figure, inline, number, render, shortened
-from ..runs.recordings import read_frames, recorded_epochs
+from ..runs.recordings import Frames, TaskFrames, read_frames, recorded_epochs
 from ..rewards.reward import Card, headline_of
 from ..runs.run import Run
 from ..runs.folder import RunError
@@ -49,7 +49,7 @@ class PageContext:
 
 
 def open_picture(
-    run: Run,
+    run: Run,  # in whose folder it lies
     *names: str,  # of a file below the run's folder
 ) -> Image.Image:
     "An image of a run; `RunError` names a file that is none."
@@ -125,7 +125,7 @@ def boundary(
 
 def has_changed(
     values: list,  # a number per epoch, in time
-    alpha: float = ALPHA,
+    alpha: float = ALPHA,  # share of noise series that may ever be called changed
 ) -> bool:
     """Whether a series has ever been too steep for noise.
 
@@ -136,7 +136,10 @@ def has_changed(
     return bool((np.abs(trend(values)[FIRST - 1 :]) > boundary(epochs, alpha)).any())
 
 
-def is_early(epochs: int, alpha: float = ALPHA) -> bool:
+def is_early(
+    epochs: int,  # that are done
+    alpha: float = ALPHA,  # as for `has_changed`
+) -> bool:
     "Whether not even a series that only rises could be told from noise."
     if epochs < FIRST:
         return True
@@ -176,7 +179,7 @@ def verdict(
 class Goal:
     "What one task is after, and how it stands."
 
-    name: str
+    name: str  # of the task
     what: str  # one sentence
     hacks: str  # how to please the reward and nobody else
     label: str  # of the number
@@ -205,7 +208,7 @@ UNKNOWN = Card('a reward of its author')  # where nobody gave its card
 
 
 def is_number(
-    value,  # of anything
+    value: object,  # of a metric
 ) -> bool:
     "Whether a metric is a finite number."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -253,12 +256,12 @@ def _goal(name, rows, card, count):
 class Measured(NamedTuple):
     "A row of `drl eval`'s table."
 
-    objective: str
-    base: float
-    tuned: float
-    low: float | None  # interval of the change
-    high: float | None
-    floor: float | None
+    objective: str  # as the table names it
+    base: float  # mean of the reference model
+    tuned: float  # mean of the tuned model
+    low: float | None  # lower end of the change's 95 % interval
+    high: float | None  # upper end
+    floor: float | None  # of a parity: what a fair model would measure
 
 
 def measured(run: Run) -> dict[str, Measured]:  # by objective, on the training prompts
@@ -334,7 +337,7 @@ class Progress:
 
 
 def progress(
-    run: Run,
+    run: Run,  # that is looked at
     rows: list,  # its metrics
 ) -> Progress:
     "How far a run is, and how long it will take."
@@ -349,8 +352,8 @@ def progress(
 
 # %% ../../nbs/ui/04_pages.ipynb #c71c62cb
 def note(
-    title: str,
-    *lines: str,
+    title: str,  # what is missing or wrong
+    *lines: str,  # sentences below the title
     command: str = '',  # what to type to get something to see
     kind: str = 'empty',  # or 'error'
     level: int = 1,  # of the heading: 1 where the note is the page
@@ -359,7 +362,10 @@ def note(
     return render('ui/templates/note.html', title=title, lines=lines, command=command, kind=kind, level=level)
 
 
-def complaint(error: Exception, run: Run) -> str:
+def complaint(
+    error: Exception,  # raised while the run was read
+    run: Run,  # that was read
+) -> str:
     """What is wrong with a run, without the place of its folder.
 
     Anything may lie in a runs folder, so an error may be of any kind."""
@@ -370,9 +376,28 @@ def complaint(error: Exception, run: Run) -> str:
     return words.replace(f'{run.folder.parent}/', '')
 
 
-def typed(run: Run) -> str:
+def typed(
+    run: Run,  # that a command shall name
+) -> str:
     "A run's folder as one would type it; where it lies on the server's disk is nobody's business."
+    if is_recorded(run):
+        return shlex.quote(f'{RECORDED}{run.folder.name}')
     return shlex.quote('/'.join(run.folder.parts[-2:]) if run.folder.is_absolute() else str(run.folder))
+
+
+def is_recorded(run: Run) -> bool:
+    "Whether a run came with the package."
+    return run.folder.resolve().is_relative_to(assets_dir().resolve())
+
+
+def eval_folder(run: Run) -> str:
+    "Where `drl eval` writes, as one would type it: into the run, but for one that came with the package."
+    return f'runs/{shlex.quote(run.folder.name)}-eval' if is_recorded(run) else f'{typed(run)}/eval'
+
+
+def eval_command(run: Run) -> str:
+    "What measures a run."
+    return f'drl eval {typed(run)} --out {eval_folder(run)}'
 
 # %% ../../nbs/ui/04_pages.ipynb #f6c8f49f
 def nearest(
@@ -386,20 +411,20 @@ def nearest(
 
 
 def frames_at(
-    run: Run,
+    run: Run,  # with recorded frames
     epoch: int = None,  # None is the newest
-):  # `Frames`, or None where nothing was kept
+) -> Frames | None:  # None where nothing was kept
     "What was kept at or before an epoch."
     found = nearest(epoch, recorded_epochs(run))
     return None if found is None else read_frames(run, found)
 
 
 def frames_with(
-    run: Run,
+    run: Run,  # with recorded frames
     epoch: int | None,  # None is the newest
-    kept: Callable,  # of `Frames`: what is looked for in them
+    kept: Callable[[Frames], bool],  # whether an epoch holds what is looked for
     most: int = 20,  # epochs that are opened
-):  # `Frames`; None where nothing was kept
+) -> Frames | None:  # None where nothing was kept
     "The frames nearest to an epoch in which something was kept, an earlier one of two; else those of the epoch."
     there, first = recorded_epochs(run), None
     at = nearest(epoch, there)
@@ -416,7 +441,7 @@ def sheets(run: Run) -> dict[int, Path]:  # by epochs done
     folder = run.inside('samples')
     if not folder.is_dir():
         return {}
-    named = [(re.fullmatch(r'epoch_(\d{4,9})\.png', p.name, re.ASCII), p) for p in folder.iterdir()]
+    named = [(re.fullmatch(r'epoch_(\d{4,9})\.(?:png|webp)', p.name, re.ASCII), p) for p in folder.iterdir()]
     return {int(found[1]): path for found, path in named if found}
 
 
@@ -442,8 +467,8 @@ def metrics(run: Run) -> list:  # of rows, not to be changed
 class DayNight(NamedTuple):
     "A figure for a light and for a dark page."
 
-    day: EncodedImage
-    night: EncodedImage
+    day: EncodedImage  # on white
+    night: EncodedImage  # on the dark style sheet's card
 
 
 INK, CARD = (0xE8, 0xEA, 0xED), (0x1B, 0x20, 0x27)  # of the dark style sheet
@@ -476,15 +501,15 @@ def _curve(draw, folder, version):
 
 
 def curve(
-    draw: Callable,  # makes a figure of rows of metrics
-    run: Run,
+    draw: Callable[[list], plots.Figure],  # makes a figure of rows of metrics
+    run: Run,  # whose metrics are drawn
 ) -> DayNight:
     "A figure of a run's metrics, drawn once while they stay the same."
     return _curve(draw, run.folder, _version(run, 'metrics.jsonl'))
 
 
 def no_frames(
-    run: Run,
+    run: Run,  # without frames
     what: str = 'pictures',  # that were not kept
 ) -> str:  # HTML
     "What to say where nothing was kept that a page could show."
@@ -580,17 +605,17 @@ def _face_words(rows, measured):
 class Extremes(NamedTuple):
     "The most praised and the most blamed picture of a task."
 
-    prompt: str
-    best: Image.Image
+    prompt: str  # of the most praised image
+    best: Image.Image  # the image of the highest advantage
     praise: float  # its advantage
-    worst: Image.Image
-    blame: float
+    worst: Image.Image  # the image of the lowest advantage
+    blame: float  # its advantage, below 0
     stages: list  # of images: noise, on the way, a finished picture; none where no path was kept
     samples: int  # pictures of the epoch
 
 
 def extremes(
-    frames,  # `Frames`, or None
+    frames: Frames | None,  # of an epoch; None where nothing was kept
 ) -> Extremes | None:  # None where no picture was praised and another blamed
     "The most praised and the most blamed picture among those that were kept, of one task."
     tasks = frames.tasks.values() if frames else ()
@@ -622,10 +647,10 @@ def _stages(paths):
 
 
 def overview(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
     pick: str = '',  # nothing is chosen on this page
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "What is being optimised, is it working, how does it go."
     rows, there, broken = metrics(run), sheets(run), []
@@ -666,7 +691,7 @@ def _diagnose(rows, most=4):
 
 # %% ../../nbs/ui/04_pages.ipynb #c1d4f94d
 def paths_of(
-    frames,  # `Frames`, or None
+    frames: Frames | None,  # of an epoch; None where nothing was kept
 ) -> dict[str, Any]:  # `Path` by 'task/sample'
     "The recorded paths of an epoch."
     tasks = frames.tasks.items() if frames else ()
@@ -674,15 +699,15 @@ def paths_of(
 
 
 def frames_with_paths(
-    run: Run,
+    run: Run,  # with recorded frames
     epoch: int = None,  # None is the newest
-):  # `Frames`; None where nothing was kept
+) -> Frames | None:  # None where nothing was kept
     "The frames nearest to an epoch in which a path was kept; an earlier one of two."
     return frames_with(run, epoch, paths_of)
 
 
 def path_choices(
-    run: Run,
+    run: Run,  # with recorded frames
     epoch: int = None,  # None is the newest
 ) -> list:  # of (label, value)
     "The paths that can be chosen."
@@ -721,10 +746,10 @@ def _steps(path):
 
 
 def trajectories(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
     pick: str = '',  # 'task/sample'; another one is taken where it was not kept
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "One picture's path."
     frames = frames_with_paths(run, epoch)
@@ -751,7 +776,7 @@ class Group(NamedTuple):
 
 
 def groups_of(
-    frames,  # `Frames`, or None
+    frames: Frames | None,  # of an epoch; None where nothing was kept
 ) -> dict[str, Group]:  # by 'task/group'
     "The groups of which all pictures were kept."
     found = {}
@@ -764,7 +789,7 @@ def groups_of(
 
 
 def group_choices(
-    run: Run,
+    run: Run,  # with recorded frames
     epoch: int = None,  # None is the newest
 ) -> list:  # of (label, value)
     "The groups that can be chosen."
@@ -776,10 +801,10 @@ def group_choices(
 
 
 def branches(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
     pick: str = '',  # 'task/group'; another one is taken where it was not kept
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "The pictures of one group, and where they part."
     frames = frames_with(run, epoch, groups_of)
@@ -793,7 +818,7 @@ def branches(
     leaves = [
         dict(image=task.pictures[i], reward=r[reward], advantage=r.advantage) for i, r in rows.iterrows()
     ]
-    within = plots.variance_shares(task.samples, reward)[1]
+    within = plots.variance_shares(task.samples, reward).within
     return render(
         'ui/templates/branches.html',
         image=context.address,
@@ -820,7 +845,7 @@ HUES = (*[plots.COLOURS[i] for i in (0, 4, 2, 3, 5, 1, 7)], '#999999')
 
 def shares(
     samples: pd.DataFrame,  # with a column `category`
-    category: str,
+    category: str,  # such as 'skin tone'; a column of `samples`
     names: tuple,  # of the classes
 ) -> list:  # a share for each class, of the readable ones
     "How often each class was drawn."
@@ -833,7 +858,7 @@ class MixRow(NamedTuple):
 
     prompt: str  # '' for all
     pictures: int  # that could be read
-    now: list
+    now: list[float]  # a share per class, in the chosen epoch
     base: list  # at the start; 0 where it was not kept
 
 
@@ -841,10 +866,10 @@ class MixRow(NamedTuple):
 class Mix:
     "Who is drawn: a task and a category."
 
-    task: str
-    category: str
+    task: str  # whose samples they are
+    category: str  # that its reward reads, such as 'skin tone'
     names: tuple  # of the classes
-    all: MixRow
+    all: MixRow  # over all prompts
     prompts: list  # of `MixRow`
     unread: float  # share of the pictures that could not be read
 
@@ -865,13 +890,21 @@ class Mix:
 
     @property
     def top(self) -> float:
-        "The share at the upper edge of the histograms."
-        return 1.1 * max(v for row in (self.all, *self.prompts) for v in (2 * self.even, *row.now, *row.base))
+        "The share at the upper edge of the prompts' histograms."
+        return self._edge(self.all, *self.prompts)
+
+    @property
+    def top_of_all(self) -> float:
+        "The share at the upper edge of the histogram over all prompts."
+        return self._edge(self.all)
+
+    def _edge(self, *rows):
+        return 1.1 * max(v for row in rows for v in (2 * self.even, *row.now, *row.base))
 
 
 def mixes(
-    frames,  # `Frames`
-    base=None,  # `Frames` of the start; None where nothing was kept
+    frames: Frames,  # of an epoch
+    base: Frames | None = None,  # of the first epoch; None where nothing was kept
 ) -> list:  # of `Mix`
     "For each task and category: shares over all and for each prompt, now and at the start."
     first = base.tasks if base else {}
@@ -898,17 +931,17 @@ def _mix(name, task, category, names, first):
 
 
 def has_classes(
-    frames,  # `Frames`
+    frames: Frames,  # of an epoch
 ) -> bool:
     "Whether a classifier has looked at the pictures."
     return any(task.categories for task in frames.tasks.values())
 
 
 def fairness(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
     pick: str = '',  # nothing is chosen on this page
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "Who is drawn."
     frames = frames_with(run, epoch, has_classes)
@@ -938,26 +971,26 @@ def fairness(
 class Box(NamedTuple):
     "What a detector found; place and size in percent of the picture."
 
-    name: str
-    score: float
-    left: float
-    top: float
-    width: float
-    height: float
-    hue: str
+    name: str  # of the class
+    score: float  # the detector's confidence, in [0, 1]
+    left: float  # percent of the image's width
+    top: float  # percent of its height
+    width: float  # percent of its width
+    height: float  # percent of its height
+    hue: str  # of the class, as CSS takes it
 
 
 class BoxedPicture(NamedTuple):
     "A picture with what was found in it."
 
-    prompt: str
-    reward: float
-    image: Image.Image
+    prompt: str  # it was drawn for
+    reward: float  # the task's first one
+    image: Image.Image  # without its boxes
     boxes: list  # of `Box`
 
 
 def found_in(
-    task,  # `TaskFrames`
+    task: TaskFrames,  # with detections
 ) -> list:  # of `BoxedPicture`, lowest reward first
     "The kept pictures with the boxes of what was found."
     reward = task.rewards[0]
@@ -977,17 +1010,17 @@ def _boxes(found):
 
 
 def has_boxes(
-    frames,  # `Frames`
+    frames: Frames,  # of an epoch
 ) -> bool:
     "Whether a detector has looked at the pictures."
     return any(task.boxes for task in frames.tasks.values())
 
 
 def composition(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
     pick: str = '',  # nothing is chosen on this page
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "What was found in the pictures."
     frames = frames_with(run, epoch, has_boxes)
@@ -1018,7 +1051,7 @@ def _text_of(run, *names):
 
 
 def read_table(
-    run: Run,
+    run: Run,  # in whose folder it lies
     *names: str,  # of a CSV file below the run's folder
 ) -> Table:  # empty where the file is not there
     "A CSV file as text."
@@ -1033,7 +1066,9 @@ def read_table(
     return Table(head, rows)
 
 
-def markdown_table(text: str) -> Table:
+def markdown_table(
+    text: str,  # with a table in it
+) -> Table:
     "The first table of a Markdown text."
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith('|')]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
@@ -1051,8 +1086,8 @@ def as_table(
 class TaxTable(NamedTuple):
     "Share of each specialist's gain that a model keeps."
 
-    name: str
-    objectives: list
+    name: str  # of the folder with tax.json
+    objectives: list[str]  # the columns
     rows: list  # of (model, shares; None where it was not measured)
 
 
@@ -1092,21 +1127,21 @@ FIGURES = dict(
 
 
 def results_of(
-    run: Run,
+    run: Run,  # that may have been measured
 ) -> tuple[str, ...]:  # names of the folder below the run's; None where nothing was measured
     "Where `drl eval` left what it found: eval/ in the run, or the run itself."
     return next((names for names in (('eval',), ()) if run.inside(*names, 'summary.json').is_file()), None)
 
 
 def costs(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # the same for all epochs
     pick: str = '',  # nothing is chosen on this page
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "What `drl eval` found."
     names, tax, curves = results_of(run), taxes(run), _joint_curves(run)
-    command = f'drl eval {typed(run)} --out {typed(run)}/eval'
+    command = eval_command(run)
     if names is None and not tax and not curves:
         return note(
             'Nothing has been measured yet',
@@ -1154,7 +1189,7 @@ def _figures(run, names):
     "Figures of an evaluation with their titles."
     if names is None:
         return []
-    files = sorted(run.inside(*names).glob('*.png'))
+    files = sorted(f for kind in ('png', 'webp') for f in run.inside(*names).glob(f'*.{kind}'))
     return [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_picture(run, *names, p.name)) for p in files]
 
 
@@ -1179,7 +1214,9 @@ def weight_files(run: Run) -> dict[str, int]:  # bytes, by name below weights/
     return {str(p.relative_to(folder)): p.stat().st_size for p in inside}
 
 
-def resume_command(run: Run) -> str:
+def resume_command(
+    run: Run,  # with a checkpoint
+) -> str:
     "What resumes a run."
     recipe, reward = run.about.get('recipe'), run.config.get('reward')
     words = ['drl', 'train', *([str(recipe)] if recipe else [])]
@@ -1190,16 +1227,18 @@ def resume_command(run: Run) -> str:
 class NextStep(NamedTuple):
     "What can be done with a run."
 
-    words: str
+    words: str  # a sentence
     command: str  # '' where there is nothing to type
 
 
-def next_step(run: Run) -> NextStep:
+def next_step(
+    run: Run,  # that is looked at
+) -> NextStep:
     "How to go on with a run: resume it where it can be resumed, else train its like."
     state = progress(run, metrics(run))
     if run.alive:
         return NextStep('It is being trained now.', '')
-    if not run.checkpoints() or run.folder.resolve().is_relative_to(assets_dir().resolve()):
+    if not run.checkpoints() or is_recorded(run):
         recipe = shlex.quote(str(run.about.get('recipe') or 'joint'))
         words = 'It cannot be resumed: no checkpoint of it was kept. A run of your own like it:'
         return NextStep(words, f'drl train {recipe}')
@@ -1215,16 +1254,17 @@ def _own_path(text):
 
 
 def runs_page(
-    runs: dict[str, Run],
+    runs: dict[str, Run],  # by name, newest first
     broken: dict[str, str],  # path -> what is wrong with it
     home: str,  # the runs folder, as one would type it
     here: str = None,  # the chosen run
     bin: list = (),  # of `Deleted`, which can be put back
-    editable: Callable[[str], bool]
-    | None = None,  # whether a run of this name may be changed; None: nothing may
+    # whether a run of this name may be changed; None: nothing may
+    editable: Callable[[str], bool] | None = None,
 ) -> str:  # HTML
     "All runs as a table, those that are broken, and what can be done with the chosen one."
     rows = summaries(runs)
+    own = [name for name, found in runs.items() if not is_recorded(found)]
     run, files, problem = runs.get(here), None, ''
     try:
         files = run and weight_files(run)
@@ -1233,6 +1273,7 @@ def runs_page(
     return render(
         'ui/templates/runs.html',
         rows=rows,
+        own=len(own),
         tags=sorted({tag for row in rows for tag in row.notes.tags}),
         bin=bin,
         editable=editable,
@@ -1264,12 +1305,12 @@ def _tried_step(run):
 class Summary(NamedTuple):
     "What the list says of a run."
 
-    name: str
-    recipe: str
-    progress: Progress
-    says: str
-    created: str = ''
-    notes: Notes = Notes()
+    name: str  # in the library
+    recipe: str  # that was trained
+    progress: Progress  # how far it is
+    says: str  # the headline, or what is wrong
+    created: str = ''  # ISO 8601, as run.json has it
+    notes: Notes = Notes()  # title, tags and text of a viewer
 
     @property
     def title(self) -> str:
@@ -1303,7 +1344,7 @@ def summaries(
 
 def title_of(
     name: str,  # of a run in the library
-    run: Run,
+    run: Run,  # that has the name
 ) -> str:
     "How a run is called in a menu."
     title = _notes(run.folder, _version(run, 'panel.json')).title

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['HOTTEST', 'ON_PAIRS', 'SHOWN', 'FIRST_SHOWN', 'change_of', 'heat_map', 'prompts_of_sheets', 'cells_at', 'Pair',
-           'Pairs', 'pairs_of', 'sheet_image', 'before_after']
+           'Pairs', 'pairs_of', 'sheet_image', 'before_after', 'most_changed', 'film', 'save_film']
 
 # %% ../../nbs/ui/07_pairs.ipynb #7a10c003
 from functools import lru_cache
+from pathlib import Path
 
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..runs.folder import RunError
 from ..runs.run import Run
 from . import plots
 from .pages import PageContext, note, open_picture, sheets
 from ..utils.files import read_json
+from ..utils.images import sheet
 from ..utils.templates import WEBP, EncodedImage, encode_image, render
 
 # %% ../../nbs/ui/07_pairs.ipynb #7a10c005
@@ -38,7 +40,7 @@ def _difference(before, after):
 
 
 def change_of(
-    before: Image.Image,
+    before: Image.Image,  # RGB
     after: Image.Image,  # of the same size
 ) -> float:  # in [0, 1]
     "Mean absolute difference of two images, as a share of the range of levels."
@@ -46,7 +48,7 @@ def change_of(
 
 
 def heat_map(
-    before: Image.Image,
+    before: Image.Image,  # RGB
     after: Image.Image,  # of the same size
 ) -> Image.Image:  # of the same size
     "Where two images differ: black is no difference, the brightest colour is `HOTTEST` or more."
@@ -56,8 +58,8 @@ def heat_map(
 
 # %% ../../nbs/ui/07_pairs.ipynb #7a10c008
 def prompts_of_sheets(
-    run: Run,
-    context: PageContext = PageContext(),
+    run: Run,  # with sheets
+    context: PageContext = PageContext(),  # knows the prompts where the run does not
 ) -> list[str]:  # by cell; empty where nobody knows
     "The prompts of a run's sheets."
     file = run.inside('samples', 'prompts.json')
@@ -84,7 +86,7 @@ def _cells(folder, name, version):
 
 
 def cells_at(
-    run: Run,
+    run: Run,  # with sheets
     epoch: int,  # epochs done; one of `pages.sheets`
 ) -> list[Image.Image]:
     "The images of a sheet, row by row; blank places at its end are among them."
@@ -113,9 +115,9 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(
-    run: Run,
+    run: Run,  # with sheets
     epoch: int = None,  # epochs done; None is the newest
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # knows the prompts where the run does not
 ) -> Pairs | None:  # None where there are no two sheets
     "The pairs of the first sheet and the last one at or before an epoch."
     there = sheets(run)
@@ -164,7 +166,7 @@ def _encoded(folder, names, cell, *versions):
 
 
 def sheet_image(
-    run: Run,
+    run: Run,  # with sheets
     epoch: int,  # epochs done
     cell: int,  # place on the sheet, row by row
     against: int = None,  # epochs done: the difference from this epoch in place of the picture
@@ -180,10 +182,10 @@ def sheet_image(
 
 
 def before_after(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # epochs done; None is the newest
     pick: str = '',  # nothing is chosen on this page by the server
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "Pairs of the base and the tuned model."
     found = pairs_of(run, epoch, context)
@@ -203,3 +205,61 @@ def before_after(
         counts=SHOWN,
         first=FIRST_SHOWN,
     )
+
+# %% ../../nbs/ui/07_pairs.ipynb #7a10c021
+def most_changed(found: Pairs) -> list[Pair]:  # in the order of the sheet
+    "Of each prompt the place that changed most."
+    first = {pair.prompt or pair.cell: pair for pair in reversed(found.pairs)}
+    return sorted(first.values(), key=lambda pair: pair.cell)
+
+
+def film(
+    run: Run,  # with two sheets or more
+    columns: int = 6,
+    scale: int = 2,  # pixels of a frame for each of a picture
+    context: PageContext = PageContext(),
+) -> list[Image.Image]:  # a frame for each sheet
+    "What a run drew for its prompts, epoch by epoch. `RunError` where there are no two sheets."
+    found = pairs_of(run, context=context)
+    if found is None:
+        raise RunError(f'run {str(run.folder)!r} must have two sheets in samples/; it has fewer')
+    chosen = most_changed(found)
+    return [_film_frame(run, chosen, epoch, found.epochs[-1], columns, scale) for epoch in found.epochs]
+
+
+def _film_frame(run, chosen, epoch, last, columns, scale):
+    "The chosen places of one sheet under their prompts, and how far training is."
+    cells, strips = cells_at(run, epoch), []
+    for start in range(0, len(chosen), columns):
+        part = chosen[start : start + columns]
+        images = sheet([cells[pair.cell] for pair in part], columns, scale)
+        strips += [
+            plots.prompt_strip([pair.prompt for pair in part], images.width / columns, images.width),
+            images,
+        ]
+    width = strips[0].width
+    canvas = Image.new('RGB', (width, sum(s.height + 4 for s in strips) + 30), 'white')
+    pen, y = ImageDraw.Draw(canvas), 30
+    pen.text(
+        (2, 4),
+        f'epoch {epoch} of {last}' if epoch else 'before training',
+        '#1b1f24',
+        ImageFont.load_default(15),
+    )
+    pen.rectangle((150, 11, width - 3, 16), fill='#e3e5e8')
+    pen.rectangle((150, 11, 150 + (width - 153) * epoch / last, 16), fill='#0072b2')
+    for strip in strips:
+        canvas.paste(strip, (0, y))
+        y += strip.height + 4
+    return canvas
+
+
+def save_film(
+    frames: list[Image.Image],  # of `film`
+    file: Path,  # .webp or .gif
+    seconds: float = 0.8,  # of a frame; the first and the last stay three times as long
+):
+    "A film that begins again at its end."
+    times = [round(1000 * seconds * (3 if frame in (frames[0], frames[-1]) else 1)) for frame in frames]
+    options = dict(quality=80, method=6) if Path(file).suffix == '.webp' else {}
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=times, loop=0, **options)

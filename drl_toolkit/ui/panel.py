@@ -6,9 +6,9 @@
 __all__ = ['WATCHED', 'IMAGES', 'PAGES', 'ON_PATH', 'ON_VOTE', 'LABELS', 'PICKERS', 'SCRIPTS', 'QUIET', 'CONTROLS', 'GRADIO',
            'OURS', 'OPEN', 'CONTENT', 'MOST', 'FORMS', 'EXPORTS', 'CLOSED', 'Runs', 'Library', 'stamp', 'last_epoch',
            'epoch_of', 'World', 'ImageStore', 'image_response', 'sheet_response', 'sample_response', 'series_response',
-           'DrawnPage', 'draw', 'Bench', 'no_runs', 'first_command', 'Panel', 'vote_frame', 'badge', 'options',
-           'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form', 'voting_page',
-           'FirstPage', 'make_app', 'serve']
+           'DrawnPage', 'draw', 'Bench', 'no_runs', 'first_command', 'Panel', 'no_weights', 'vote_frame', 'badge',
+           'options', 'chosen_of', 'Asked', 'Gate', 'plain_values', 'weights', 'export', 'change_run', 'runs_form',
+           'voting_page', 'FirstPage', 'make_app', 'serve']
 
 # %% ../../nbs/ui/05_panel.ipynb #3a144633
 import hashlib, json, re, shlex, signal, subprocess, sys, tempfile, threading, time
@@ -65,7 +65,7 @@ class Library:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path,  # that holds runs, or will
         home: str = None,  # how its name is shown; the folder's by default
         recorded: Path = None,  # runs that are shipped, listed after those of the folder
     ):
@@ -80,7 +80,10 @@ class Library:
                 self._seen, self._at = self._look(), time.monotonic()
             return self._seen
 
-    def hide(self, words: str) -> str:
+    def hide(
+        self,
+        words: str,  # of an error
+    ) -> str:
         "Words without the place of a folder."
         for folder in filter(None, (self.folder, self.recorded)):
             words = words.replace(f'{folder}/', '')
@@ -117,7 +120,10 @@ class Library:
         path = Path(path)
         return self.folder.name if path == self.folder else str(path.relative_to(self.folder))
 
-    def run(self, name: str) -> Run:
+    def run(
+        self,
+        name: str,  # as `scan` gives it
+    ) -> Run:
         "A run by its name. `RunError` where there is none."
         runs = self.scan().runs
         if isinstance(name, str) and name in runs:
@@ -137,7 +143,9 @@ WATCHED = (
 )  # of a run's folder
 
 
-def stamp(run: Run) -> tuple[object, ...]:
+def stamp(
+    run: Run,  # that a page is about
+) -> tuple[object, ...]:  # times and sizes of its files
     "Changes whenever a page about the run would."
     return *(_stat(run.folder / name) for name in WATCHED), run.alive
 
@@ -150,7 +158,9 @@ def _stat(path):
     return found.st_mtime_ns, found.st_size
 
 
-def last_epoch(run: Run) -> int:
+def last_epoch(
+    run: Run,  # with metrics or frames
+) -> int:
     "The newest epoch, counted from 0 as the metrics count: where the slider ends."
     numbered = [r['epoch'] for r in pages.metrics(run)]
     drawn_after = [epochs - 1 for epochs in pages.sheets(run)]
@@ -158,7 +168,7 @@ def last_epoch(run: Run) -> int:
 
 
 def epoch_of(
-    value,  # from an address or a slider; what a browser sends may be anything
+    value: object,  # from an address or a slider; what a browser sends may be anything
 ) -> int | None:  # None where it is no epoch
     "An epoch that a browser asks for."
     found = re.fullmatch(r'(\d{1,9})(\.0)?', str(value), re.ASCII)
@@ -247,7 +257,7 @@ def _response(library, run, read):
 
 
 def sheet_response(
-    library: Library,
+    library: Library,  # that holds the run
     run: str,  # its name
     epoch: int,  # epochs done
     cell: int,  # place on the sheet
@@ -258,10 +268,10 @@ def sheet_response(
 
 
 def sample_response(
-    library: Library,
+    library: Library,  # that holds the run
     run: str,  # its name
     epoch: int,  # as in metrics.jsonl
-    task: str,
+    task: str,  # its name
     sample: int,  # in the task's epoch
 ) -> Response:
     "A picture of an epoch that was kept."
@@ -269,7 +279,7 @@ def sample_response(
 
 
 def series_response(
-    library: Library,
+    library: Library,  # that holds the runs
     run: str = '',  # its name; the names of all runs where it is empty
     name: str = '',  # of a number of the metrics; all about the run where it is empty
 ) -> Response:
@@ -300,7 +310,7 @@ _drawing = threading.Lock()
 class DrawnPage(NamedTuple):
     "A page, and the images that it names."
 
-    html: Markup
+    html: Markup  # of the page
     images: list  # of `EncodedImage`
 
 
@@ -318,11 +328,11 @@ def _drawn(page, folder, epoch, pick, stamp, world, name):
 
 
 def draw(
-    page: str,
-    run: Run,
+    page: str,  # a key of `PAGES`
+    run: Run,  # that the page is about
     epoch: int = None,  # None is the newest
     pick: str = '',  # what is chosen on the page
-    world: World = World(),
+    world: World = World(),  # what the recipes know and the run does not
     name: str = '',  # of the run in the library
 ) -> str:  # HTML
     "A page, or the sentence that says why there is none."
@@ -341,7 +351,7 @@ def _is_whole(value):
 class Bench:
     "Where viewers train: one run at a time, short, and no more than `most` in all."
 
-    folder: Path
+    folder: Path  # of runs, where new ones go
     recipes: tuple[str, ...] = ()  # that may be trained
     epochs: int = 20  # at most
     minutes: float = 10.0  # at most
@@ -505,9 +515,9 @@ class Panel:
 
     def __init__(
         self,
-        library: Library,
+        library: Library,  # the runs that are shown
         bench: Bench = None,  # where viewers train; nowhere by default
-        world: World = World(),
+        world: World = World(),  # what the recipes know and the runs do not
         edit: bool = False,  # viewers may name, tag and delete runs
     ):
         self.library, self.bench, self.world, self.edit = library, bench, world, edit
@@ -559,7 +569,7 @@ class Panel:
             *(self.buttons.values() if self.bench else ()),
         ]
         moved = [self.epoch.input, *(p.input for p in self.pick.values())]
-        self.blocks.load(self.open, None, out, **QUIET)
+        self.blocks.load(self.open, None, [*out, *self.asked[0]], **QUIET)
         self.clock.tick(self.tick, view, out, **QUIET)
         self.run.input(self.choose, view, out, **QUIET)
         # A run that was started here is chosen by the panel itself.
@@ -581,7 +591,7 @@ class Panel:
 @patch
 def look(
     self: Panel,
-    page: str,
+    page: str,  # a key of `LABELS`
     name: str,  # of a run; None is the newest
     epoch: int = None,  # None is the newest
     pick: str = '',  # what is chosen on the page
@@ -607,7 +617,10 @@ def look(
 
 
 @patch
-def table(self: Panel, name):
+def table(
+    self: Panel,
+    name: str | None,  # of the chosen run
+) -> str:  # HTML
     "The page of all runs."
     (runs, broken), library = self.library.scan(), self.library
     bin = deleted(library.folder) if self.edit else ()
@@ -616,7 +629,15 @@ def table(self: Panel, name):
 
 
 @patch
-def look_at(self: Panel, page, run, epoch, pick, now, seen):
+def look_at(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    run: Run,  # that is shown
+    epoch: int | None,  # None is the newest
+    pick: str,  # what is chosen on the page
+    now: dict,  # what `seen` becomes; filled here
+    seen: dict,  # what the viewer has before them
+) -> dict[object, object]:  # component -> value
     "What has to change for a run that is there."
     now['last'] = last = self.last(run)
     change = {self.badge: badge(run)}
@@ -636,7 +657,10 @@ def _menu(runs, name):
 
 
 @patch
-def missing(self: Panel, name):
+def missing(
+    self: Panel,
+    name: str | None,  # of the run that was asked for
+) -> str:  # HTML
     "In place of a run that is not there."
     if not name:
         return no_runs(self.library.home)
@@ -644,7 +668,15 @@ def missing(self: Panel, name):
 
 
 @patch
-def content(self: Panel, page, run, epoch, pick, now, seen):
+def content(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    run: Run,  # that is shown
+    epoch: int | None,  # None is the newest
+    pick: str,  # what is chosen on the page
+    now: dict,  # what `seen` becomes; filled here
+    seen: dict,  # what the viewer has before them
+) -> dict[object, object]:  # component -> value
     "The page itself."
     html = self.html[page]
     if page == 'vote':
@@ -652,12 +684,7 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
     if page == 'train':
         return self.bench_page()
     if page == 'compare' and not pages.weight_files(run):
-        return {
-            html: note(
-                'This run has no weights yet',
-                'They are written when it ends. Then both models draw here what you type.',
-            )
-        }
+        return {html: no_weights(run)}
     if page == 'compare':
         name, now['compared'] = now['names'][0], now['names'][0]
         return {} if seen.get('compared') == name else {html: compare.invitation(run, self.context(name))}
@@ -675,30 +702,52 @@ def content(self: Panel, page, run, epoch, pick, now, seen):
 
 
 @patch
-def welcome(self: Panel, name):
+def welcome(
+    self: Panel,
+    name: str,  # of the run in the library
+) -> str:  # HTML; empty for other runs
     "Above a run that came with the package: what adds a run of one's own."
     if not self.library.is_recorded(name):
         return ''
     return render('ui/templates/welcome.html', command=first_command(self.library.home))
 
 
+def no_weights(run: Run) -> str:  # HTML
+    "In place of the page that draws: why nothing can."
+    if run.alive:
+        return note(
+            'This run has no weights yet',
+            'They are written when it ends. Then both models draw here what you type.',
+        )
+    step = pages.next_step(run)
+    return note(
+        'This run has no weights',
+        f'They are written when a run ends; then both models draw here what you type. {step.words}',
+        command=step.command,
+    )
+
+
 def vote_frame(
-    run: Run,
+    run: Run,  # with or without a ballot
     name: str,  # of the run in the library
 ) -> str:  # HTML
     "Where the voting page appears, or what brings a ballot."
     if pages.ballot_of(run):
         return render('ui/templates/vote_frame.html', run=name)
-    typed = pages.typed(run)
+    alone = f' Its own page is drl vote {pages.eval_folder(run)}/ballot.' if pages.is_recorded(run) else ''
     return note(
         'There is nothing to vote on yet',
-        'drl eval draws pairs of pictures and leaves a ballot.',
-        command=f'drl eval {typed} --out {typed}/eval',
+        f'drl eval draws pairs of pictures and leaves a ballot.{alone}',
+        command=pages.eval_command(run),
     )
 
 
 @patch
-def moment(self: Panel, page, name):
+def moment(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    name: str | None,  # of the chosen run
+) -> tuple[object, ...]:
     "Changes whenever the page would."
     runs, broken = self.library.scan()
     here = stamp(runs[name]) if name in runs else None
@@ -711,7 +760,10 @@ def moment(self: Panel, page, name):
 
 
 @patch
-def last(self: Panel, run):
+def last(
+    self: Panel,
+    run: Run,  # that is shown
+) -> int:  # an epoch
     "Where the slider ends; a damaged run has no end."
     try:
         return last_epoch(run)
@@ -725,8 +777,8 @@ def badge(run: Run) -> str:  # HTML
 
 
 def options(
-    page: str,
-    run: Run,
+    page: str,  # a key of `PICKERS`
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
 ) -> list:  # of (label, value)
     "What can be chosen on a page; nothing where the run is damaged, which the page itself says."
@@ -753,7 +805,7 @@ def chosen_of(
 class Asked(NamedTuple):
     "What an address asks for."
 
-    page: str
+    page: str  # a key of `LABELS`
     run: str | None  # None is the newest
     epoch: int | None  # None is the newest
     pick: str  # what is chosen on the page
@@ -772,10 +824,14 @@ def asked_for(
 
 
 @patch
-def open(self: Panel, request: gr.Request):
+def open(
+    self: Panel,
+    request: gr.Request,  # of the first load
+) -> dict[object, object]:  # component -> value
     "The first answer to a browser."
     asked = self.asked_for(request.query_params)
-    return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)}
+    typed = self.compare_asked(request.query_params) if asked.page == 'compare' else {}
+    return self.look(*asked) | {self.tabs: gr.Tabs(selected=asked.page)} | typed
 
 
 def _at_end(epoch, seen):
@@ -785,7 +841,12 @@ def _at_end(epoch, seen):
 
 
 @patch
-def picked(self: Panel, page, picks):
+def picked(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    picks: tuple,  # values of the dropdowns, in the order of `self.pick`
+) -> str | None:  # None where nothing is chosen on the page
+    "The value of a page's own dropdown."
     return dict(zip(self.pick, picks)).get(page)
 
 
@@ -799,7 +860,10 @@ def _early(name, seen):
 
 
 @patch
-def turning(self: Panel, page):
+def turning(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+) -> Callable:  # takes what `move` takes
     "Another page of the same run."
 
     def turn(old, name, epoch, seen, *picks):
@@ -811,7 +875,14 @@ def turning(self: Panel, page):
 
 
 @patch
-def move(self: Panel, page, name, epoch, seen, *picks):
+def move(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    name: str | None,  # of the chosen run
+    epoch: object,  # the slider's value, as a browser sends it
+    seen: dict,  # what the viewer has before them
+    *picks: str,  # values of the dropdowns
+) -> dict[object, object]:  # component -> value
     "Another epoch, or another thing on the page."
     change = self.look(page, name, epoch_of(epoch), self.picked(page, picks), seen)
     if self.epoch in change:  # its value is in the viewer's hand
@@ -820,13 +891,27 @@ def move(self: Panel, page, name, epoch, seen, *picks):
 
 
 @patch
-def choose(self: Panel, page, name, epoch, seen, *picks):
+def choose(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    name: str,  # of the run that was chosen
+    epoch: object,  # of the run before; not used
+    seen: dict,  # what the viewer has before them; not used
+    *picks: str,  # values of the dropdowns; not used
+) -> dict[object, object]:  # component -> value
     "Another run, at its newest epoch."
     return self.look(page, name)
 
 
 @patch
-def tick(self: Panel, page, name, epoch, seen, *picks):
+def tick(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    name: str | None,  # of the chosen run
+    epoch: object,  # the slider's value, as a browser sends it
+    seen: dict,  # what the viewer has before them
+    *picks: str,  # values of the dropdowns
+) -> dict[object, object]:  # component -> value
     "What has happened since; mostly nothing."
     if _early(name, seen) or page in ('vote', 'compare') or self._is_current(page, name, seen):
         return gr.skip()
@@ -851,7 +936,8 @@ def _compare(self: Panel):
     "What is drawn, along which axes, and a button."
     _words(
         '<header class="lead"><h1>Let the models of this run draw, from the same noise</h1>'
-        '<p>Rows and columns are any two of prompt, seed, epoch and guidance; of the others one value counts.</p></header>'
+        '<p>Rows and columns are any two of prompt, seed, epoch and guidance; of the others one value '
+        'counts.</p></header>'
     )
     with gr.Row():
         prompts = gr.Textbox(
@@ -876,6 +962,17 @@ def _compare(self: Panel):
 
 
 @patch
+def compare_asked(
+    self: Panel,
+    query: dict,  # of an address
+) -> dict:  # component -> value
+    "What an address asks the models to draw."
+    given = {field: query[name][:2000] for field, name in zip(self.asked[0], compare.ASKED) if name in query}
+    rows, columns = self.asked[0][-2:]
+    return {field: v for field, v in given.items() if field not in (rows, columns) or v in compare.AXES}
+
+
+@patch
 def context(
     self: Panel,
     name: str,  # of a run
@@ -888,7 +985,7 @@ def context(
 def sides(
     self: Panel,
     name: str,  # of a run
-    *asked,  # what was typed, and the two axes
+    *asked: str,  # what was typed, and the two axes
 ) -> str:  # HTML
     "The grid that is asked for, or the sentence that says why there is none."
     try:
@@ -896,12 +993,25 @@ def sides(
     except (ValueError, OSError) as e:
         return note('This could not be drawn', str(e), kind='error')
     try:
-        context = self.context(name)
-        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
-        images = compare.draw_grid(run, grid, self.world.check_prompt)
-        return compare.grid_page(run, grid, images, context)
+        return self.grid(run, self.context(name), asked)
     except Exception as e:  # of any kind, as weights may be of any kind
         return note('This could not be drawn', complaint(e, run), kind='error')
+
+
+@patch
+def grid(
+    self: Panel,
+    run: Run,
+    context: PageContext,
+    asked: tuple,  # what was typed, and the two axes
+) -> str:  # HTML
+    "The grid that is asked for, or what would have been right, beside what can be drawn."
+    try:
+        grid = compare.grid_of(run, compare.offered_prompts(run, context), *asked)
+        images = compare.draw_grid(run, grid, self.world.check_prompt)
+    except ValueError as e:
+        return compare.problem_page(run, complaint(e, run), context, getattr(e, 'instead', ''))
+    return compare.grid_page(run, grid, images, context)
 
 # %% ../../nbs/ui/05_panel.ipynb #7f1f37c0
 CONTROLS = dict(
@@ -959,7 +1069,11 @@ def live_buttons(self: Panel):
 
 
 @patch
-def on_bench(self: Panel, act, *args):
+def on_bench(
+    self: Panel,
+    act: Callable,  # a method of the bench
+    *args: object,  # its arguments, as a browser sends them
+) -> dict[object, object]:  # component -> value
     "Do something on the bench, and say how it stands."
     try:
         act(*args)
@@ -971,7 +1085,12 @@ def on_bench(self: Panel, act, *args):
 
 
 @patch
-def follow_start(self: Panel, page, name, seen):
+def follow_start(
+    self: Panel,
+    page: str,  # a key of `LABELS`
+    name: str | None,  # of the chosen run
+    seen: dict,  # what the viewer has before them
+) -> dict[object, object]:  # component -> value
     "What chooses the run that was started here, once it is there; nothing where that was done."
     started = self.bench.out and self.bench.out.name
     if not self.bench.busy or started in (name, (seen or {}).get('started')):
@@ -987,8 +1106,11 @@ def follow_start(self: Panel, page, name, seen):
 def connect_actions(self: Panel):
     "Compare and train. Where nobody may train, there is no event for it."
     asked, button = self.asked
+    events = [button.click, *(field.submit for field in asked[:4])]
+    for event in events:
+        event(None, list(asked), js='(...asked) => drl.compare.asked(asked)')
     gr.on(
-        [button.click, *(field.submit for field in asked[:4])],
+        events,
         self.sides,
         [self.run, *asked],
         self.html['compare'],
@@ -1036,7 +1158,10 @@ FORMS = ('/vote', '/runs')  # pages that take forms
 class Gate(Guard):
     "Lets through who may ask for what a panel needs, and says to browsers that nothing comes from elsewhere."
 
-    def refusal(self, request):
+    def refusal(
+        self,
+        request: fastapi.Request,  # of a client
+    ) -> Refusal | None:
         "Why a request is not for this panel."
         why, path = super().refusal(request), request.scope['path']
         if why:
@@ -1049,7 +1174,13 @@ class Gate(Guard):
             return Refusal(415, f'calls are {wanted}')
         return None
 
-    async def admit(self, request, scope, receive, send):
+    async def admit(
+        self,
+        request: fastapi.Request,  # of a client
+        scope: dict,  # of ASGI, as `receive` and `send`
+        receive: Callable,  # of ASGI
+        send: Callable,  # of ASGI
+    ):
         "A call is read here, up to a limit."
         if request.method == 'GET' and 'token' in request.query_params:
             return await with_cookie(request, self.access)(scope, receive, send)
@@ -1076,7 +1207,7 @@ def plain_values(
 ) -> bool:
     """Whether a call sends words and numbers only.
 
-    A dict may be what Gradio takes for a file, which a mounted application copies into its cache from wherever it lies."""
+    Gradio may take a dict for a file, and a mounted application copies files into its cache from wherever they lie."""
     try:
         sent = json.loads(body) if body else {}
     except (ValueError, RecursionError):
@@ -1098,7 +1229,7 @@ def _again(body, receive):
 
 
 def weights(
-    library: Library,
+    library: Library,  # that holds the run
     run: str,  # its name
     file: str,  # below weights/
 ) -> Response:
@@ -1130,7 +1261,7 @@ EXPORTS = {
 
 
 def export(
-    library: Library,
+    library: Library,  # that holds the runs
     what: str,  # 'runs.csv', or one of `EXPORTS`
     run: str = '',  # its name
 ) -> Response:
@@ -1151,7 +1282,7 @@ def export(
 
 
 def change_run(
-    library: Library,
+    library: Library,  # that holds the run
     form: dict,  # field -> what was sent
 ) -> str:  # of what was done
     "Name, tag, delete or put back a run. `ValueError` or `OSError` where that cannot be."
@@ -1169,7 +1300,10 @@ def change_run(
     return name
 
 
-def runs_form(library: Library, edit: bool):
+def runs_form(
+    library: Library,  # that holds the runs
+    edit: bool,  # whether viewers may change them
+) -> Callable:  # an endpoint of FastAPI
     "What takes the forms of the page of runs."
 
     async def take(request: fastapi.Request):
@@ -1190,7 +1324,9 @@ def runs_form(library: Library, edit: bool):
     return take
 
 
-def voting_page(library: Library) -> VotingPage:
+def voting_page(
+    library: Library,  # that holds the runs
+) -> VotingPage:
     "The voting page of the run that an address names."
 
     def ballot_of(request):
@@ -1229,12 +1365,18 @@ class FirstPage:
 
     def __init__(
         self,
-        app,  # of ASGI
-        panel: Panel,
+        app: Callable,  # of ASGI: Gradio's
+        panel: Panel,  # that knows the first page
     ):
         self.app, self.panel = app, panel
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(
+        self,
+        scope: dict,  # of ASGI, as `receive` and `send`
+        receive: Callable,  # of ASGI
+        send: Callable,  # of ASGI
+    ):
+        "Answer a request for the page with its first content; hand every other one on."
         if scope['type'] != 'http' or scope['path'] != '/':
             return await self.app(scope, receive, send)
         request, messages = fastapi.Request(scope), []

@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'GOOD', 'BAD', 'QUIET', 'DARK', 'STYLE', 'LABELS', 'SPENT', 'MOST_BANDS', 'SKIN_COLOURS', 'SKIN_TONES',
-           'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'film_strip',
-           'variance_shares', 'branch_tree', 'demographics', 'parity_over_time', 'tone_bars', 'boxed',
-           'composition_sheet', 'objective_shares', 'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution',
-           'before_after']
+           'styled', 'colour_of', 'nothing', 'png', 'reward_curves', 'method_curves', 'beside', 'label_points',
+           'StepwisePath', 'film_strip', 'SampledTask', 'VarianceShares', 'variance_shares', 'branch_tree',
+           'demographics', 'parity_over_time', 'tone_bars', 'DetectedTask', 'boxed', 'composition_sheet',
+           'objective_shares', 'gradient_cosines', 'tax_matrix', 'cells_of_sheet', 'evolution', 'before_after',
+           'prompt_strip']
 
 # %% ../../nbs/ui/01_plots.ipynb #e73f285a
 import io, math, textwrap
+from collections.abc import Callable, Sequence
 from functools import wraps
 from textwrap import wrap
 from threading import RLock
+from typing import NamedTuple, Protocol
 
 import numpy as np, pandas as pd, torch
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont
 
 from ..rewards.reward import headline_of
@@ -71,7 +75,9 @@ STYLE = {k: v for k, v in rcParamsDefault.items() if k.split('.')[0] in _RESET} 
 _ONE_AT_A_TIME = RLock()
 
 
-def styled(draw):
+def styled(
+    draw: Callable,  # returns a `Figure`
+) -> Callable:
     "A function that makes a figure, in our look."
 
     @wraps(draw)
@@ -82,7 +88,9 @@ def styled(draw):
     return inner
 
 
-def colour_of(i: int) -> dict:  # for `plot`
+def colour_of(
+    i: int,  # of the curve, from 0
+) -> dict[str, str]:  # arguments of `Axes.plot`
     "A colour for each of eight curves; the next eight are dashed, then dotted."
     return dict(color=COLOURS[i % len(COLOURS)], ls=('-', '--', ':')[i // len(COLOURS) % 3])
 
@@ -98,7 +106,7 @@ def nothing(
 
 
 def png(
-    figure: Figure,
+    figure: Figure,  # of matplotlib
     dpi: int = 100,  # pixels per inch; figures are up to nine inches wide
 ) -> bytes:
     "A figure as a PNG file."
@@ -240,9 +248,9 @@ def _band(ax, x, found, alpha, label=None, **look):
 def method_curves(
     # columns method, seed, epoch, reward and those of `over`; a row for each epoch, spent so far
     rows: pd.DataFrame,
-    over: tuple = ('images', 'nfe', 'cpu_seconds'),
+    over: tuple = ('images', 'nfe', 'cpu_seconds'),  # columns of `rows`, a panel each
     width: int = 1,  # epochs that are averaged
-    ylabel: str = 'mean reward',
+    ylabel: str = 'mean reward',  # of the first panel
 ) -> Figure:
     """Reward against what it cost, a panel for each currency; with the seeds' spread where there are few
     methods, see `beside` for many."""
@@ -272,9 +280,9 @@ def method_curves(
 @styled
 def beside(
     curves: pd.DataFrame,  # as for `method_curves`
-    methods: list,
-    reference: str = 'ppo',
-    ylabel: str = 'mean reward',
+    methods: list[str],  # a panel each, beside the reference
+    reference: str = 'ppo',  # the method that every panel has in gray
+    ylabel: str = 'mean reward',  # of the first panel
 ) -> Figure:
     """A small panel for each method, with the reference in gray: mean over seeds, and from the worst to the
     best of them."""
@@ -292,7 +300,73 @@ def beside(
     fig.supylabel(ylabel, fontsize=9)
     return fig
 
+# %% ../../nbs/ui/01_plots.ipynb #a1c28l01
+def _place(ax, name, at, offset, size, line):
+    "A name beside a point, by an offset in points of the page."
+    side = lambda d, low, middle, high: low if d > 2 else high if d < -2 else middle
+    return ax.annotate(
+        name,
+        at,
+        offset,
+        textcoords='offset points',
+        fontsize=size,
+        ha=side(offset[0], 'left', 'center', 'right'),
+        va=side(offset[1], 'bottom', 'center', 'top'),
+        arrowprops=dict(arrowstyle='-', lw=0.4, color='0.6', shrinkA=0, shrinkB=2) if line else None,
+        in_layout=False,
+    )
+
+
+def _is_free(ax, box, taken):
+    "Whether a box lies in the axes and on nothing that is there."
+    inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+    return inside and not any(box.overlaps(other) for other in taken)
+
+
+def label_points(
+    ax,  # matplotlib axes with everything else in them
+    points: dict[str, tuple[float, float]],  # name -> (x, y)
+    size: float = 7,  # of the letters
+) -> list:  # of `Annotation`s, in the order of the points
+    "Name points: each name at the nearest place where it covers no point, no other name and no legend."
+    ax.figure.draw_without_rendering()  # a layout moves axes
+    unit, notes = ax.figure.dpi / 72, []
+    taken = [Bbox([xy - 3 * unit, xy + 3 * unit]) for xy in ax.transData.transform(list(points.values()))]
+    taken += [ax.get_legend().get_window_extent()] if ax.get_legend() else []
+    turns = [2 * math.pi * i / 16 for i in range(16)]
+    places = [(r * math.cos(a), r * math.sin(a)) for r in (5, 10, 16, 24, 34, 46, 60) for a in turns]
+    for name, at in points.items():
+        for place in places:
+            note = _place(ax, name, at, place, size, line=False)
+            if free := _is_free(ax, box := note.get_window_extent(), taken):
+                break
+            note.remove()
+        place = place if free else places[0]
+        if free:
+            note.remove()
+        notes.append(_place(ax, name, at, place, size, line=math.hypot(*place) > 6))
+        taken.append(box)
+    return notes
+
 # %% ../../nbs/ui/01_plots.ipynb #bb350455
+class StepwisePath(Protocol):
+    "A denoising path that can be drawn: a `recordings.Path` or a `widgets.LivePath`."
+
+    sample: int  # its index
+    prompt: str  # it was drawn for
+    advantage: float  # its weight in the gradient
+    noisy: list[Image.Image]  # T+1 decoded latents
+    predicted: list[Image.Image]  # T predictions of the finished image
+    steps: np.ndarray  # (T,), as all that follow
+    timesteps: np.ndarray  # as the network takes them
+    log_prob: np.ndarray  # nats per latent dimension
+    kl: np.ndarray  # nats, from the reference; NaN where it is not known
+    noise_std: np.ndarray  # of each step's Gaussian
+    ratio: np.ndarray  # likelihood after the epoch over before
+    trained: np.ndarray  # whether an update learnt from the step
+    clipped: np.ndarray  # whether its ratio left the clip range
+
+
 def _row(ax, images, left, y, side, pad=0.05) -> list:  # of x
     """Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each.
 
@@ -388,7 +462,7 @@ def _rows_of(heights, width, xlim):
 
 @styled
 def film_strip(
-    path,  # of `TaskFrames.paths`
+    path: StepwisePath,  # recorded, or in memory
 ) -> Figure:
     "A path from noise to picture, with what each step weighed under it."
     count, first = len(path.steps), path.noisy[0]
@@ -439,15 +513,37 @@ def _marks(fig, path):
     )
 
 # %% ../../nbs/ui/01_plots.ipynb #6959ef71
+class SampledTask(Protocol):
+    "Samples of a task's epoch that can be drawn: `recordings.TaskFrames` or `widgets.LiveTask`."
+
+    samples: pd.DataFrame  # a row each: prompt, seed, group, advantage and the rewards
+    rewards: Sequence[str]  # columns of `samples`
+    shown: list[int]  # samples whose image was kept
+    pictures: dict[int, Image.Image]  # sample -> image
+    split: int | None  # steps that a group shares; None where samples are independent
+    paths: Sequence[StepwisePath]  # of a few samples
+
+
+class VarianceShares(NamedTuple):
+    "Two shares of a variance that add up to 1; NaN where nothing varies."
+
+    between: float  # groups
+    within: float  # groups
+
+
 def variance_shares(
     samples: pd.DataFrame,  # of a `TaskFrames`
     reward: str,  # a column
-) -> tuple:  # (between groups, within groups), summing to 1; NaN where nothing varies
+) -> VarianceShares:
     "Where a reward's variance lies."
     values, groups = samples[reward].dropna(), samples['group']
     within = (values - values.groupby(groups).transform('mean')).pow(2).mean()
     whole = values.var(ddof=0)
-    return (1 - within / whole, within / whole) if whole > 0 else (math.nan, math.nan)
+    return (
+        VarianceShares(1 - within / whole, within / whole)
+        if whole > 0
+        else VarianceShares(math.nan, math.nan)
+    )
 
 
 def _group_of(task, which):
@@ -481,8 +577,8 @@ def _trunk(task, members):
 
 @styled
 def branch_tree(
-    task,  # `TaskFrames`
-    which=None,  # a group's number or a prompt; the group of the first path when None
+    task: SampledTask,  # with a group whose images were kept
+    which: int | str | None = None,  # a group's number or a prompt; the group of the first path when None
 ) -> Figure:
     "What the samples of a group share, where they part, and what became of each."
     if not task.shown:
@@ -653,7 +749,7 @@ def _short(prompt, most=24):
 def demographics(
     samples: pd.DataFrame,  # of a `TaskFrames`
     category: str,  # a column, such as 'skin tone'
-    target=None,  # as in `attributes.target_shares`; uniform by default
+    target: dict | Sequence[float] | None = None,  # as in `attributes.target_shares`; uniform by default
     base: pd.DataFrame = None,  # the same of the first epoch
     # of the classes, in order, as in `TaskFrames.categories`; those that occur by default
     names: tuple = None,
@@ -760,8 +856,8 @@ def parity_over_time(
 def tone_bars(
     tones: dict,  # prompt -> (base shares (5,), tuned shares (5,))
     pictures: int = 0,  # per prompt and model, for the band
-    names: tuple = ('base', 'tuned'),
-    columns: int = 8,
+    names: tuple = ('base', 'tuned'),  # of the two models
+    columns: int = 8,  # panels beside each other
 ) -> Figure:
     """Tone histograms, a panel per prompt: left bars of a pair are the base's, right ones (black edge) the
     tuned model's."""
@@ -781,8 +877,14 @@ def tone_bars(
     return fig
 
 # %% ../../nbs/ui/01_plots.ipynb #5664b203
+class DetectedTask(SampledTask, Protocol):
+    "The same, with what a detector found."
+
+    boxes: dict[int, list]  # sample -> (name, confidence, (x0, y0, x1, y1)) each, corners as shares
+
+
 def boxed(
-    image: Image.Image,
+    image: Image.Image,  # RGB
     boxes: list,  # of (name, confidence, (x0, y0, x1, y1)), the corners as shares, as in `TaskFrames.boxes`
     side: int = 192,  # pixels of the result's width at least
 ) -> Image.Image:
@@ -804,7 +906,7 @@ def boxed(
 
 @styled
 def composition_sheet(
-    task,  # `TaskFrames`
+    task: DetectedTask,  # whose images are shown
     most: int = 16,  # pictures
     columns: int = 4,  # beside each other
 ) -> Figure:
@@ -953,7 +1055,7 @@ def tax_matrix(
 # %% ../../nbs/ui/01_plots.ipynb #dfd0f9cd
 def cells_of_sheet(
     image: Image.Image,  # as `images.sheet` makes it
-    columns: int = 8,
+    columns: int = 8,  # pictures beside each other
     pad: int = 2,  # pixels between its pictures
 ) -> list[Image.Image]:  # row by row; blank places are among them
     "The pictures of a sheet."
@@ -1006,11 +1108,11 @@ def _label(canvas, text, y, size):
 
 
 def before_after(
-    base,  # tensor (B, 3, H, W) in [0, 1] or list of PIL images
-    tuned,  # the same prompts and seeds
-    names: tuple = ('base', 'tuned'),
-    columns: int = 12,
-    scale: int = 1,
+    base: torch.Tensor | list,  # (B, 3, H, W) in [0, 1], or PIL images
+    tuned: torch.Tensor | list,  # the same prompts and seeds
+    names: tuple = ('base', 'tuned'),  # of the two models
+    columns: int = 12,  # pairs beside each other
+    scale: int = 1,  # pixels of the result for each of an image
     prompts: list = None,  # of B strings, that stand below each pair
 ) -> Image.Image:
     "Rows of base and tuned pictures, one above the other, with their names, and their prompts where they are given."
@@ -1022,7 +1124,7 @@ def before_after(
         ]
         if prompts:
             pitch = strips[-1][1].width / columns
-            strips.append(('', _prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
+            strips.append(('', prompt_strip(prompts[start : start + columns], pitch, strips[-1][1].width)))
     width, height = max(s.width for _, s in strips), sum(s.height + gap for _, s in strips)
     canvas, y = Image.new('RGB', (width, height), 'white'), 0
     for name, strip in strips:
@@ -1033,10 +1135,15 @@ def before_after(
     return canvas
 
 
-def _prompt_strip(prompts, pitch, width, size=11):
-    "Prompts under their columns, in lines as wide as a picture."
+def prompt_strip(
+    prompts: list[str],
+    pitch: float,  # pixels from one picture to the next
+    width: int,  # pixels of the result
+    size: int = 11,  # pixels of a letter
+) -> Image.Image:
+    "Prompts of a row of pictures, each in lines as wide as its picture."
     font = ImageFont.load_default(size)
-    wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.56 * size))))[:5] for prompt in prompts]
+    wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.6 * size))))[:5] for prompt in prompts]
     strip = Image.new('RGB', (width, (size + 3) * max(map(len, wrapped)) + 4), 'white')
     pen = ImageDraw.Draw(strip)
     for column, lines in enumerate(wrapped):

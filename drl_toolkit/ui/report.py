@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd, torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from . import plots
 from ..evaluation.drift import alarms
@@ -40,7 +41,7 @@ DRIFT = {
 
 def forest(
     rewards: pd.DataFrame,  # of `evaluate_rewards`
-    names: tuple = ('base', 'tuned'),
+    names: tuple = ('base', 'tuned'),  # of the two models
 ) -> Figure:
     "Effect of the change on every reward, with its interval."
     rows = rewards.iloc[::-1].reset_index(drop=True)
@@ -122,20 +123,20 @@ def _reward_lines(ax, looks):
 class CaptionedFigure(NamedTuple):
     "A figure of the page."
 
-    figure: Figure
-    caption: str
+    figure: Figure  # of matplotlib
+    caption: str  # one sentence below it
 
 
 @dataclass
 class Evaluation:
     "Base against tuned, with everything that was found."
 
-    comparison: Comparison
+    comparison: Comparison  # of the evaluation rewards, with intervals
     rewards: pd.DataFrame  # of `evaluate_rewards`
     drift: pd.DataFrame  # of `drift`
     prompt_sets: list  # of `PromptSet`
     base: dict  # prompt_set's name -> images
-    tuned: dict
+    tuned: dict  # the same of the tuned model
     models: tuple  # what base and tuned are, as the command was given them
     seed: int = 0  # of the noise
     run: Run = None  # of the tuned model, where it is one
@@ -199,10 +200,14 @@ def sentences(found: Evaluation) -> list:  # of strings
     return [f'{title}: {"; ".join(items)}.' for title, items in lists if items]
 
 
-def verdict_sentence(found: Evaluation) -> str:
+def verdict_sentence(
+    found: Evaluation,  # of `drl eval`
+) -> str:
     "What was found, in one sentence: of how many rewards the change is more than luck."
     base, tuned = found.names
-    trained, held_out = (found.rewards[found.rewards['trained'] == is_trained] for is_trained in (True, False))
+    trained, held_out = (
+        found.rewards[found.rewards['trained'] == is_trained] for is_trained in (True, False)
+    )
     parts = [_counted(trained, 'rewards that it was trained on'), _counted(held_out, 'held-out ones')]
     told = [part for part in parts if part]
     if not told:
@@ -228,20 +233,20 @@ def _named(rows):
 class ReportFigure(NamedTuple):
     "A figure as the page holds it."
 
-    address: str
-    caption: str
+    address: str  # a data URI
+    caption: str  # one sentence below it
 
 
 class SheetPair(NamedTuple):
     "A picture of each model, as the page holds it."
 
-    prompt: str
-    base: str
-    tuned: str
+    prompt: str  # of both images
+    base: str  # a data URI
+    tuned: str  # a data URI
 
 
 def data_uri(
-    picture,  # a Figure, or a PIL image
+    picture: Figure | Image.Image,  # that the page holds
     most: int = 256,  # longest side of an image; a figure keeps its size
 ) -> str:
     "The address of a picture in a page that stands alone: it holds the picture."
@@ -262,8 +267,8 @@ def _first_prompts(prompt_set, count):
 
 
 def first_pairs(
-    found: Evaluation,
-    count: int = 4,
+    found: Evaluation,  # of `drl eval`
+    count: int = 4,  # pairs at most
 ) -> list:  # of `SheetPair`
     "The pairs that changed most, each of another prompt."
     every = []
@@ -326,7 +331,7 @@ def _reward_table(rewards, names):
 
 
 def page(
-    found: Evaluation,
+    found: Evaluation,  # of `drl eval`
     command: str = '',  # that makes it
 ) -> str:  # HTML
     "The whole evaluation as one file."
@@ -360,8 +365,8 @@ def page(
 
 # %% ../../nbs/ui/02_report.ipynb #afbb6f22
 def write_report(
-    out: Path,
-    found: Evaluation,
+    out: Path,  # folder that gets the files
+    found: Evaluation,  # of `drl eval`
     command: str = '',  # that makes it
 ) -> list:  # of the files' names
     "The page, and the same for programs."

@@ -26,9 +26,9 @@ from ..utils.templates import WEBP, EncodedImage, encode_image, render
 class Noise(NamedTuple):
     "Where the noise of a sample comes from, as `rollout` takes it."
 
-    seed: int
-    epoch: int
-    first: int
+    seed: int  # of the run, mixed with the task's place
+    epoch: int  # as in metrics.jsonl
+    first: int  # index of the sample within its task's epoch
 
 
 class Again(NamedTuple):
@@ -39,10 +39,10 @@ class Again(NamedTuple):
 
 
 def noise_of(
-    run: Run,
-    epoch: int,
-    task: TaskFrames,
-    sample: int,
+    run: Run,  # that drew the sample
+    epoch: int,  # as in metrics.jsonl
+    task: TaskFrames,  # the task's frames of that epoch
+    sample: int,  # in the task's epoch
     tasks: int = 1,  # of the epoch
 ) -> Noise | None:  # None where the recorded seed is of another kind
     "The noise of a sample, where it follows from the run's seed."
@@ -57,10 +57,10 @@ def noise_of(
 
 
 def again_of(
-    run: Run,
-    epoch: int,
-    task: TaskFrames,
-    sample: int,
+    run: Run,  # that drew the sample
+    epoch: int,  # as in metrics.jsonl
+    task: TaskFrames,  # the task's frames of that epoch
+    sample: int,  # in the task's epoch
     tasks: int = 1,  # of the epoch
 ) -> Again:
     "The command that draws a sample again, and by which model."
@@ -87,14 +87,14 @@ class Sample(NamedTuple):
     "A picture that was kept, and what was made of it."
 
     index: int  # in its task's epoch
-    prompt: str
-    seed: int
-    group: int
-    advantage: float
+    prompt: str  # it was drawn for
+    seed: int  # of its noise
+    group: int  # samples of one prompt share it
+    advantage: float  # its weight in the gradient
     rewards: dict  # name -> value
     classes: dict  # category -> class, or None
     path: bool  # whether its way from noise to picture was kept
-    again: Again
+    again: Again  # how to draw it once more
 
     @property
     def reward(self) -> float:
@@ -105,8 +105,8 @@ class Sample(NamedTuple):
 class Bar(NamedTuple):
     "A bin of a histogram."
 
-    low: float
-    high: float
+    low: float  # lower edge, in the reward's unit
+    high: float  # upper edge
     count: int  # samples in it
     kept: int  # of them with a picture
     height: float  # percent of the highest
@@ -115,10 +115,10 @@ class Bar(NamedTuple):
 class TaskSamples(NamedTuple):
     "The samples of a task's epoch."
 
-    name: str
+    name: str  # of the task
     rewards: tuple  # names
     categories: dict  # category -> names of its classes
-    drawn: int
+    drawn: int  # samples in all, with or without a picture
     samples: list  # of `Sample`, the highest reward first
     bars: list  # of `Bar`, over all that were drawn
 
@@ -139,8 +139,8 @@ def histogram(
 
 
 def samples_of(
-    run: Run,
-    frames: Frames,
+    run: Run,  # that drew them
+    frames: Frames,  # of one epoch
 ) -> list[TaskSamples]:
     "The samples of an epoch, task by task."
     return [_task_samples(run, frames, task) for task in frames.tasks.values()]
@@ -190,9 +190,9 @@ def _version(run, epoch):
 
 
 def sample_image(
-    run: Run,
+    run: Run,  # with recorded frames
     epoch: int,  # as in metrics.jsonl
-    task: str,
+    task: str,  # its name
     sample: int,  # in the task's epoch
 ) -> EncodedImage:
     "A picture that was kept, as a browser gets it. `RunError` where there is none."
@@ -204,10 +204,10 @@ def sample_image(
 
 
 def samples(
-    run: Run,
+    run: Run,  # that is shown
     epoch: int = None,  # None is the newest
     pick: str = '',  # nothing is chosen on this page by the server
-    context: PageContext = PageContext(),
+    context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "Every picture of an epoch that was kept."
     found = nearest(epoch, recorded_epochs(run))

@@ -23,7 +23,7 @@ from ..utils.web import Access, access_to
 
 # %% ../../nbs/ui/06_voting.ipynb #9102008e
 def ballot_page(
-    ballot: Ballot,
+    ballot: Ballot,  # that is voted on
     voter: str,  # name
     address: str,  # of the page: the form is sent there
     pictures: str,  # their address is PICTURES/ID/left.png
@@ -66,7 +66,7 @@ class VotingPage:
     ]  # which ballot a request is about; `ValueError` or `OSError` where there is none
     path: str  # of the page
     pictures: str  # of the pictures
-    voters: Voters = field(default_factory=Voters)
+    voters: Voters = field(default_factory=Voters)  # names for those who vote
     hide: Callable[[str], str] = str  # takes the place of a folder out of an error
 
     def router(self) -> APIRouter:
@@ -79,7 +79,10 @@ class VotingPage:
         )
         return router
 
-    def show(self, request: Request) -> Response:
+    def show(
+        self,
+        request: Request,  # of the page
+    ) -> Response:
         "The next pair."
         try:
             ballot = self.ballot_of(request)
@@ -93,7 +96,10 @@ class VotingPage:
         answer.set_cookie('voter', cookie, max_age=31536000, httponly=True, samesite='strict')
         return answer
 
-    async def vote(self, request: Request) -> Response:
+    async def vote(
+        self,
+        request: Request,  # with the form's fields `pair` and `choice`
+    ) -> Response:
         "Write a vote down, and show the next pair."
         body = await read_body(request.receive, request.headers.get('content-length'), MOST)
         if body.refusal:
@@ -114,7 +120,12 @@ class VotingPage:
             return self._failed('This vote could not be written', e, 400)
         return RedirectResponse(self._address(request), 303)
 
-    def picture(self, request: Request, id: str, side: str) -> Response:
+    def picture(
+        self,
+        request: Request,  # of a picture
+        id: str,  # of the pair
+        side: str,  # 'left' or 'right'
+    ) -> Response:
         "The left or the right picture of a pair, as its file is."
         try:
             ballot = self.ballot_of(request)
@@ -154,14 +165,21 @@ CONTENT = (
 class VoteGuard(Guard):
     "Lets in who may vote; a token moves from the address into a cookie."
 
-    async def admit(self, request, scope, receive, send):
+    async def admit(
+        self,
+        request: Request,  # of a client
+        scope: dict,  # of ASGI, as `receive` and `send`
+        receive: Callable,  # of ASGI
+        send: Callable,  # of ASGI
+    ):
+        "Hand a request on; one with a token in its address gets a cookie first."
         if request.method == 'GET' and 'token' in request.query_params:
             return await with_cookie(request, self.access)(scope, receive, send)
         await self.app(scope, receive, send)
 
 
 def vote_app(
-    ballot: Ballot,
+    ballot: Ballot,  # that is voted on
     access: Access = Access(),  # who may come in
     voters: Voters = None,  # new ones by default
 ) -> FastAPI:
@@ -176,7 +194,7 @@ def vote_app(
 
 
 def vote_server(
-    ballot: Ballot,
+    ballot: Ballot,  # that is voted on
     host: str = '127.0.0.1',  # '0.0.0.0' opens it to the network, for those who have the token
     port: int = 8200,  # 0 takes any free one
     access: Access = None,  # who may come in; of the host by default

@@ -10,7 +10,7 @@ __all__ = ['BUTTONS', 'STATES', 'WIDE', 'EXAMPLE', 'encoded', 'img', 'stacked', 
 
 # %% ../../nbs/ui/03_widgets.ipynb #2c1c2006
 import ast, base64, inspect, io, math, sys, textwrap, threading, time, traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +29,11 @@ from . import plots
 from ..rewards import reward as rewards
 
 from ..algorithms.branching import branch_rollout
+from ..algorithms.interfaces import Batch
+from ..algorithms.minibatches import Transitions
+from ..prompts.task import Task
+from ..training.callbacks import TrainerView
+from ..training.trainer import Trainer
 from ..runs.recordings import read_frames, recorded_epochs
 from ..rewards.lab import base_samples, check_reward
 from ..sampling.rollout import Trajectory
@@ -47,7 +52,7 @@ _html = environment.get_template('ui/templates/widgets.html').module  # its macr
 
 
 def encoded(
-    picture,  # a matplotlib `Figure` or a PIL image
+    picture: Figure | Image.Image,  # of matplotlib or PIL
 ) -> EncodedImage:
     "A picture as a PNG file."
     if isinstance(picture, Figure):
@@ -56,7 +61,7 @@ def encoded(
 
 
 def img(
-    picture,  # a matplotlib `Figure` or a PIL image
+    picture: Figure | Image.Image,  # of matplotlib or PIL
     alt: str,  # what is seen, in words
     width: int = 0,  # pixels on the page; its own when 0
 ) -> Markup:  # HTML
@@ -99,7 +104,10 @@ class View:
         "Bring the box up to date."
         raise NotImplementedError
 
-    def redraw(self, change=None):
+    def redraw(
+        self,
+        change: object = None,  # the event of a widget; not used
+    ):
         "Draw, if somebody could be looking."
         if not unattended():
             self.draw()
@@ -143,7 +151,10 @@ class Mailbox:
             if not self.handled(message):
                 self.held.append(message)
 
-    def handled(self, message) -> bool:
+    def handled(
+        self,
+        message: list,  # frames of ZeroMQ
+    ) -> bool:
         "Whether it came from a widget."
         session = self.kernel.session
         idents, parts = session.feed_identities(message, copy=False) if len(message) > 1 else (None, None)
@@ -168,20 +179,25 @@ class Mailbox:
 
 # %% ../../nbs/ui/03_widgets.ipynb #372fdf68
 class RunCommand:
-    """What the buttons want of a run, for a `ControlCallback`: 'run', 'pause' or 'stop', and 'save' as long as that is not done.
+    """What the buttons want of a run, for a `ControlCallback`.
 
-    Reading it lets waiting clicks through."""
+    It is 'run', 'pause' or 'stop', and 'save' until that is done. Reading it lets waiting clicks through."""
 
     def __init__(self):
         self.mail, self.lasting, self.save = Mailbox(), 'run', False
 
     @property
     def want(self) -> str:  # one of `RUN_COMMANDS`
+        "The latest command, after the clicks that wait."
         self.mail.read()
         return 'save' if self.save else self.lasting
 
     @want.setter
-    def want(self, value):
+    def want(
+        self,
+        value: str,  # one of `RUN_COMMANDS`
+    ):
+        "A listener begins: what it sets is forgotten."
         self.met(value)  # a listener that begins; no lasting wish is forgotten by that
 
     def met(
@@ -205,7 +221,7 @@ class RunCommand:
 
 
 def time_left(
-    trainer,  # that runs
+    trainer: TrainerView,  # that runs
 ) -> float:  # seconds
     "That the epochs still to come take if they are like the last five; 0 before the first one."
     last, config = [record['seconds'] for record in trainer.history[-5:]], trainer.config
@@ -362,7 +378,10 @@ def accounted(self: Monitor):
 
 
 @patch
-def before_fit(self: Monitor, trainer):
+def before_fit(
+    self: Monitor,
+    trainer: TrainerView,  # that begins
+):
     "Show the controls, and the curves of a run that goes on."
     self.rows, self.state = [row for record in trainer.history for row in rows_of(record)], 'training'
     self.bar.max, self.bar.value = trainer.config.epochs, trainer.epoch
@@ -384,7 +403,14 @@ def _small(images, most=128):
 
 
 @patch
-def after_sample(self: Monitor, trainer, task, trajectory, rewards, advantage):
+def after_sample(
+    self: Monitor,
+    trainer: TrainerView,  # in this epoch
+    task: Task,  # that was sampled
+    trajectory: Trajectory,  # of this process's samples
+    rewards: torch.Tensor,  # (B,) values of the task's first reward
+    advantage: torch.Tensor,  # (B,)
+):
     "Small copies of some pictures, and the rewards."
     with self.accounted():
         shown = self.pictures
@@ -394,7 +420,12 @@ def after_sample(self: Monitor, trainer, task, trajectory, rewards, advantage):
 
 
 @patch
-def after_plan(self: Monitor, trainer, batch, minibatches):
+def after_plan(
+    self: Monitor,
+    trainer: TrainerView,  # in this epoch
+    batch: Batch,  # of one task
+    minibatches: list[Transitions],  # in the order of the updates
+):
     "The classes that a reward saw, if it did."
     with self.accounted():
         for seen in batch.observations.values():
@@ -403,7 +434,11 @@ def after_plan(self: Monitor, trainer, batch, minibatches):
 
 
 @patch
-def after_epoch(self: Monitor, trainer, record):
+def after_epoch(
+    self: Monitor,
+    trainer: TrainerView,  # after it
+    record: dict,  # metrics of the epoch
+):
     "Draw what can be afforded; then do what the buttons want."
     self.trained += record['seconds']
     with self.accounted():
@@ -421,7 +456,10 @@ def after_epoch(self: Monitor, trainer, record):
 
 
 @patch
-def after_fit(self: Monitor, trainer):
+def after_fit(
+    self: Monitor,
+    trainer: TrainerView,  # at the end
+):
     "The last picture, and the end of the buttons."
     self.control.mail.put_back()
     self._enable(False)
@@ -435,7 +473,11 @@ def after_fit(self: Monitor, trainer):
 
 # %% ../../nbs/ui/03_widgets.ipynb #5c95bb12
 @patch
-def tell(self: Monitor, trainer, over: bool = False):
+def tell(
+    self: Monitor,
+    trainer: TrainerView,  # that runs
+    over: bool = False,  # at the end: no time is left
+):
     "How far it is, in words."
     words, left = [f'epoch {trainer.epoch} of {trainer.config.epochs}'], time_left(trainer)
     if left > 0 and not over:
@@ -483,8 +525,11 @@ def still(self: Monitor):
 
 # %% ../../nbs/ui/03_widgets.ipynb #d720f53e
 @patch
-def save(self: Monitor, trainer):
-    "As `Listener` does, if there is a run."
+def save(
+    self: Monitor,
+    trainer: TrainerView,  # after an epoch
+):
+    "As `ControlCallback` does, if there is a run."
     if not self.run:
         return
     ControlCallback.save(self, trainer)
@@ -494,7 +539,7 @@ def save(self: Monitor, trainer):
 @patch
 def start(
     self: Monitor,
-    trainer,  # which has this monitor among its callbacks
+    trainer: Trainer,  # which has this monitor among its callbacks
     epochs: int = None,  # in all, as for `fit`
 ):
     """`fit` in a thread: the notebook stays free, and buttons work in every front end.
@@ -553,7 +598,7 @@ def _known(value, form):
 
 
 def step_words(
-    path,  # of `TaskFrames.paths`
+    path: plots.StepwisePath,  # recorded, or in memory
     step: int,  # steps that are done
 ) -> str:
     "What is known of a step, in words."
@@ -606,7 +651,10 @@ class PathExplorer(View):
         path = self.path
         return f'sample {path.sample}, {path.prompt!r}, {self.step.value} of {len(path.steps)} steps done'
 
-    def turn(self, change=None):
+    def turn(
+        self,
+        change: object = None,  # the event of a widget; not used
+    ):
         "Another sample, which may have another number of steps."
         self.step.max = self.play.max = len(self.path.steps)
         self.redraw()
@@ -631,27 +679,27 @@ class PathExplorer(View):
 class LivePath:
     "A path in memory, with the names of a `frames.Path`."
 
-    sample: int
-    prompt: str
-    advantage: float
+    sample: int  # its index in the trajectory
+    prompt: str  # it was drawn for
+    advantage: float  # its weight in the gradient
     noisy: list  # of T+1 PIL images
     predicted: list  # of T PIL images
     steps: np.ndarray  # (T,), as all that follow
-    timesteps: np.ndarray
-    log_prob: np.ndarray
+    timesteps: np.ndarray  # as the network takes them
+    log_prob: np.ndarray  # nats per latent dimension
     kl: np.ndarray  # nats, to the base; NaN where the policy has none at hand
-    noise_std: np.ndarray
+    noise_std: np.ndarray  # of each step's Gaussian
     ratio: np.ndarray  # 1: nothing was updated
     trained: np.ndarray  # no step was
-    clipped: np.ndarray
+    clipped: np.ndarray  # no ratio was
 
 
 @torch.no_grad()
 def live_path(
-    policy: Policy,
+    policy: Policy,  # that drew the trajectory
     traj: Trajectory,  # drawn by this policy
-    sample: int = 0,
-    advantage: float = 0.0,
+    sample: int = 0,  # its index
+    advantage: float = 0.0,  # that is shown
 ) -> LivePath:
     "A sample's path, computed again by the policy that drew it."
     count, tables = policy.num_steps, policy.coefficients
@@ -678,8 +726,9 @@ class Sliders(View):
 
     def __init__(
         self,
-        figure: Callable,  # (name=value, …) -> a matplotlib `Figure`; its defaults are where the sliders start
-        **values,  # name -> the values that its slider steps through
+        # (name=value, …) -> a matplotlib `Figure`; its defaults are where the sliders start
+        figure: Callable,
+        **values: Sequence,  # name -> the values that its slider steps through
     ):
         self.figure, self.page = figure, W.HTML()
         start = {name: p.default for name, p in inspect.signature(figure).parameters.items()}
@@ -727,12 +776,12 @@ class LiveTask:
 
 
 def family(
-    policy: Policy,
-    reward,  # a `Reward`, or a plain function
-    prompt: str,
+    policy: Policy,  # draws them
+    reward: Reward | Callable,  # scores them; a plain function becomes a `Reward`
+    prompt: str,  # of all branches
     split: int,  # steps that are shared
     count: int,  # branches
-    seed: int = 0,
+    seed: int = 0,  # of the noise
 ) -> LiveTask:
     "Branches of one path, scored; their advantage is the z-score within the family."
     reward = reward if isinstance(reward, Reward) else Reward(reward)
@@ -753,11 +802,11 @@ class BranchExplorer(View):
 
     def __init__(
         self,
-        policy: Policy,
-        reward,  # a `Reward`, or a plain function
-        prompt: str = 'a portrait of a doctor',
+        policy: Policy,  # draws the branches
+        reward: Reward | Callable,  # scores them; a plain function becomes a `Reward`
+        prompt: str = 'a portrait of a doctor',  # at first
         branches: int = 6,  # at first
-        seed: int = 0,
+        seed: int = 0,  # of the first family
     ):
         if branches < 2:
             raise ValueError(f'branches must be 2 or more; branches is {branches!r}')
@@ -783,7 +832,10 @@ class BranchExplorer(View):
         shared = f'{self.split.value} of {self.policy.num_steps} steps'
         return f'{self.count.value} branches of {self.prompt.value!r} that share {shared}'
 
-    def resample(self, button=None):
+    def resample(
+        self,
+        button: W.Button = None,  # that was pressed; not used
+    ):
         "The next family."
         self.seed += 1
         self.grow()
@@ -794,7 +846,10 @@ class BranchExplorer(View):
             self.policy, self.reward, self.prompt.value, self.split.value, self.count.value, self.seed
         )
 
-    def grow(self, change=None):
+    def grow(
+        self,
+        change: object = None,  # the event of a widget; not used
+    ):
         "Sample, score and draw; what cannot be scored is said in the place of the picture."
         self.again.disabled, self.again.description = True, 'sampling …'
         try:
@@ -820,7 +875,7 @@ class Demographics(View):
 
     def __init__(
         self,
-        run: Run,
+        run: Run,  # with the frames of a fairness task
         target: tuple = None,  # the shares that are wanted; even ones when None
     ):
         self.run, self.target, self.epochs, self.page = run, target, recorded_epochs(run), W.HTML()
@@ -862,7 +917,10 @@ class Demographics(View):
         found = read_frames(self.run, epoch).tasks[self.category.value[0]].samples
         return found if self.prompt.value == 'all prompts' else found[found['prompt'] == self.prompt.value]
 
-    def turn(self, change=None):
+    def turn(
+        self,
+        change: object = None,  # the event of a widget; not used
+    ):
         "Another task may have other prompts."
         prompts = read_frames(self.run, self.epochs[0]).tasks[self.category.value[0]].samples['prompt']
         self.prompt.options = ['all prompts', *dict.fromkeys(prompts)]
@@ -903,7 +961,9 @@ def function_in(
     return made if isinstance(made, Reward) else Reward(made)
 
 
-def mistake(error: BaseException) -> str:
+def mistake(
+    error: BaseException,  # raised by the text
+) -> str:
     "An error in one line, with the line of the text where it happened."
     if isinstance(error, SyntaxError):
         line, words = error.lineno, error.msg
@@ -991,7 +1051,7 @@ class RewardLab(View):
 
     def attempt(
         self,
-        page,  # a function that returns HTML
+        page: Callable[[], str],  # makes the HTML that is shown
     ):
         "Show a page, or the mistake that was made in the text."
         try:
@@ -1023,7 +1083,7 @@ class RewardLab(View):
 # %% ../../nbs/ui/03_widgets.ipynb #3ca3f5af
 def spent_so_far(
     runs: dict,  # name -> `Run`
-    task: str,
+    task: str,  # that is trained in each run
 ) -> pd.DataFrame:  # as `plots.method_curves` takes it
     "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
     return pd.DataFrame([row for name, run in runs.items() for row in _spent_rows(name, run.metrics(), task)])
@@ -1102,4 +1162,5 @@ class RunComparison(View):
 
 def _sheet_files(run):
     "Files by the number of epochs done."
-    return {int(p.stem.split('_')[1]): p for p in (run.folder / 'samples').glob('epoch_*.png')}
+    found = (run.folder / 'samples').glob('epoch_*')
+    return {int(p.stem.split('_')[1]): p for p in found if p.suffix in ('.png', '.webp')}

@@ -52,7 +52,8 @@ TERMS = {
     ),
     'group': Term('Pictures of one prompt that are compared with each other.', 5),
     'ratio': Term(
-        'How likely the tuned model is to take a step, over how likely it was before this epoch: 1.02 is 2 % more readily.',
+        'How likely the tuned model is to take a step, over how likely it was before this epoch: 1.02 is 2 % '
+        'more readily.',
         6,
     ),
     'clip limit': Term(
@@ -71,7 +72,8 @@ TERMS = {
         'How far the shares of the classes are from an even mix: 0 is even, and larger is less even.', 8
     ),
     'floor': Term(
-        'What even a perfectly even model would measure, because few pictures are never exactly even; lower cannot be reached.',
+        'What even a perfectly even model would measure, because few pictures are never exactly even; lower '
+        'cannot be reached.',
         8,
     ),
     'readable': Term('The share of faces in which the program that reads skin tones could see one.', 8),
@@ -105,7 +107,8 @@ TERMS = {
         'How far the pictures have moved from those of the base model in what no reward asked for.', 10
     ),
     'branch': Term(
-        'Pictures that share their first steps and part later, so that a difference in reward comes from the later steps.',
+        'Pictures that share their first steps and part later, so that a difference in reward comes from the '
+        'later steps.',
         11,
     ),
     'weight of a goal': Term('How much of the push of all goals together comes from this one.', 12),
@@ -117,7 +120,8 @@ TERMS = {
         'Pairs of pictures, one by each model, on which people vote without being told which is which.', 9
     ),
     'agreement': Term(
-        'How often two voters chose the same on the same pair, beyond what chance would give: 1 is always, 0 is chance.',
+        'How often two voters chose the same on the same pair, beyond what chance would give: 1 is always, 0 '
+        'is chance.',
         9,
     ),
 }
@@ -125,15 +129,16 @@ TERMS = {
 # %% ../../nbs/ui/03b_words.ipynb #538c6d84
 GUIDES = dict(
     overview=(
-        'A model that draws pictures was trained further: it draws, a program scores the pictures, and whatever led to high '
-        'scores is made likelier. This page says what it was scored for and whether that worked.',
-        'The large sentence is the result. Each card is one goal: the first number is from before, the bold one from now. '
-        '“No clear change” means that luck could explain it.',
+        'A model that draws pictures was trained further: it draws, a program scores the pictures, and '
+        'whatever led to high scores is made likelier. This page says what it was scored for and whether that '
+        'worked.',
+        'The large sentence is the result. Each card is one goal: the first number is from before, the bold '
+        'one from now. “No clear change” means that luck could explain it.',
         'A score can rise while pictures get worse. So look at the pictures too, before and after.',
     ),
     costs=(
-        'Here the trained model and the one it started from drew the same prompts from the same noise, and everything that '
-        'can be measured about the two sets was.',
+        'Here the trained model and the one it started from drew the same prompts from the same noise, and '
+        'everything that can be measured about the two sets was.',
         'Look at the column “change” and the interval beside it: an interval that holds 0 is no result.',
         'Rows of rewards that were trained on should be up. The others are guards: a guard that fell is the price.',
     ),
@@ -147,7 +152,8 @@ GUIDES = dict(
     ),
     samples=(
         'The pictures that the model drew while it was trained, with the score of each.',
-        'Look at the best and the worst first: are they what a person would call good and bad? If not, the reward is wrong.',
+        'Look at the best and the worst first: are they what a person would call good and bad? If not, the '
+        'reward is wrong.',
     ),
     trajectories=(
         'How one picture comes about: from noise to the end, a step at a time. Move the slider or press play.',
@@ -159,7 +165,8 @@ GUIDES = dict(
         'Where they share a beginning, what differs can only come from the steps after it.',
     ),
     fairness=(
-        'Who is drawn when a prompt does not say: the share of each class, at the start and in the epoch that is chosen above.',
+        'Who is drawn when a prompt does not say: the share of each class, at the start and in the epoch that '
+        'is chosen above.',
         'The dashed line is an even mix. Bars that come closer to it are the aim.',
         'A program looks at the faces to count; it can be wrong, and what it cannot read is left out.',
     ),
@@ -172,7 +179,8 @@ GUIDES = dict(
         'Try prompts that were not trained on: what the model learnt may help there too, or hurt.',
     ),
     vote=(
-        'You see two pictures of one prompt, one by each model, and nobody tells you which is which. Choose the better one.',
+        'You see two pictures of one prompt, one by each model, and nobody tells you which is which. Choose '
+        'the better one.',
         'After thirty votes you are told what you preferred; when you have seen all pairs, what everybody preferred.',
     ),
     runs=(
@@ -196,7 +204,9 @@ def guide(
 _marks = itertools.count()
 
 
-def slug(name: str) -> str:
+def slug(
+    name: str,  # of a term
+) -> str:
     "A name as it stands in an address."
     return re.sub(r'[^a-z0-9]+', '-', name.lower())
 
@@ -246,8 +256,8 @@ environment.filters['explained'] = explained
 class Lesson(NamedTuple):
     "A lesson of the course."
 
-    number: int
-    title: str
+    number: int  # from 1
+    title: str  # without its number
     terms: dict  # name -> `Term`
     course: dict  # term of the course's glossary -> Markdown
 
@@ -281,7 +291,9 @@ def lessons() -> list:  # of `Lesson`, without those that explain no word
     return found
 
 
-def plain_markdown(text: str) -> Markup:
+def plain_markdown(
+    text: str,  # of the glossary; not trusted as HTML
+) -> Markup:
     "Bold, code, formulas and list items of Markdown; everything else is text."
     safe = str(Markup.escape(re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text)))
     safe = re.sub(r'\*\*(.+?)\*\*', r'<b>\1</b>', safe, flags=re.S)

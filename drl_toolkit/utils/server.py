@@ -50,6 +50,7 @@ class Guard:
         receive: Callable,  # of ASGI
         send: Callable,  # of ASGI
     ):
+        "Answer or refuse a request within its time."
         if scope['type'] == 'lifespan':
             return await self.app(scope, receive, send)
         if scope['type'] != 'http':
@@ -118,7 +119,7 @@ def with_cookie(
 class Body(NamedTuple):
     "What was read of a body."
 
-    data: bytes
+    data: bytes  # what came, up to the limit
     refusal: Refusal | None  # why it is not all that was sent
 
 
@@ -174,6 +175,7 @@ class TimedProtocol(H11Protocol):
         self,
         transport: asyncio.Transport,  # as of asyncio
     ):
+        "Start the clock of a connection."
         super().connection_made(transport)
         self._watch()
 
@@ -181,10 +183,12 @@ class TimedProtocol(H11Protocol):
         self,
         data: bytes,  # as of asyncio
     ):
+        "Hand bytes on; the clock starts with the first ones of a request."
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self):
+        "Start the clock of the next request."
         super().on_response_complete()
         self._watch()
 
@@ -192,6 +196,7 @@ class TimedProtocol(H11Protocol):
         self,
         exc: Exception,  # as of asyncio
     ):
+        "Stop the clock."
         self._stop()
         super().connection_lost(exc)
 

@@ -21,7 +21,10 @@ def setting(
     return field(default=default, metadata=dict(help=help, within=within, choices=tuple(choices)))
 
 # %% ../../nbs/utils/09_settings.ipynb #6d1cb7b0
-def is_within(value: float, interval: str) -> bool:
+def is_within(
+    value: float,  # that is checked
+    interval: str,  # with round brackets where an end is not part of it
+) -> bool:
     "Whether a number lies in an interval such as '[0, 1)'."
     low, high = map(float, interval[1:-1].split(','))
     above = value > low if interval[0] == '(' else value >= low

@@ -162,7 +162,7 @@ def render(
 class EncodedImage:
     "An image as a file holds it."
 
-    data: bytes
+    data: bytes  # of the file
     media_type: str  # such as 'image/webp'
 
     @property

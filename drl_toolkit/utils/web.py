@@ -177,12 +177,14 @@ class TimedReader(io.RawIOBase):
         self.connection, self.end = connection, end
 
     def readable(self) -> bool:
+        "As `io.RawIOBase` asks."
         return True
 
     def readinto(
         self,
         buffer: memoryview,  # that is filled
     ) -> int:  # bytes that were read
+        "Read what is there, within the time that is left. `TimeoutError` after it."
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError('timed out')

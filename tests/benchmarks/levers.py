@@ -109,7 +109,7 @@ LEVERS = {
     'no skipping': Lever(
         'the same, computed all the same', half=True, during=without_skipping, against='half of them'
     ),
-    'leash': Lever('KL to the base, whose predictions are made once per epoch', config=dict(kl_weight=0.1)),
+    'KL penalty': Lever('KL to the base, whose predictions are made once per epoch', config=dict(kl_weight=0.1)),
     'no prompt cache': Lever('text encoder asked in every call', during=prompts_read_every_time),
     'branches': Lever(
         'groups share half of their path (B²-DiffuRL)', sampler=lambda: BranchSampler(0.5, grow=False)

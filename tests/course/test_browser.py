@@ -1,7 +1,7 @@
 """A lesson in JupyterLab, in a real browser: it runs from top to bottom, a wrong answer that is typed into a stub shows its sentence,
 and the right one a tick. Screenshots go where SCREENSHOTS says."""
 
-import json, os, re, time
+import json, os, re, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -48,19 +48,19 @@ class Notebook:
 
     def run_all(self, seconds=300):
         "Run, Run All Cells; wait until each has its number."
-        end = time.time() + SLOW * seconds
-        while not any(re.search(r'[*\d]', text) for text in self.prompts()):
-            assert time.time() < end, 'no cell runs'
-            self.page.locator('.lm-MenuBar-item', has_text='Run').first.click()
-            self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-            time.sleep(5)  # a kernel that is just starting may drop a request
-        while left := sum(not re.search(r'\d', text) for text in self.prompts()):
-            assert time.time() < end, f'{left} cells of {self.lesson.stem} have not run'
-            time.sleep(0.5)
+        self.page.locator('.lm-MenuBar-item', has_text='Run').first.click()
+        self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        until(lambda: self.left() == 0 or self.errors(), seconds, lambda: f'{self.left()} cells have not run')
+        assert not self.errors(), self.errors()
 
-    def prompts(self):
-        "'[3]:' of a cell that has run, '[*]:' of one that waits, '[ ]:' of others."
-        return self.page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').all_inner_texts()
+    def left(self):
+        "How many code cells have no number, as in '[3]:', yet: '[*]:' waits, '[ ]:' was never asked for."
+        prompts = self.page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').all_inner_texts()
+        return sum(not re.search(r'\d', text) for text in prompts)
+
+    def errors(self):
+        "What was printed in red: exceptions, warnings."
+        return self.page.locator(f'[data-mime-type="{ERROR}"], [data-mime-type="{STDERR}"]').all_inner_texts()
 
     def run(self, exercise, role, source=None):
         "Shift and Enter in a cell, with another source if there is one."
@@ -72,9 +72,8 @@ class Notebook:
 
     def shows(self, exercise, text):
         "Wait until the check of an exercise says so."
-        self.cell(exercise, 'check').locator('.jp-OutputArea', has_text=text).first.wait_for(
-            timeout=60_000 * SLOW
-        )
+        found = self.cell(exercise, 'check').locator('.jp-OutputArea', has_text=text)
+        found.first.wait_for(timeout=60_000 * SLOW)
 
     def shot(self, exercise, name):
         "A picture of the page at an exercise, for people to look at."
@@ -84,25 +83,58 @@ class Notebook:
             self.page.screenshot(path=Path(folder) / f'{self.lesson.stem}_{name}.png')
 
 
+ERROR, STDERR = 'application/vnd.jupyter.error', 'application/vnd.jupyter.stderr'
+
+
+def until(holds, seconds, what):
+    "Wait for something to hold; `what` says what does not."
+    end = time.time() + SLOW * seconds
+    while not holds():
+        assert time.time() < end, what()
+        time.sleep(0.5)
+
+
+class Sessions:
+    "What the server says of notebooks and their kernels: unlike the page it is not idle before there is a kernel."
+
+    def __init__(self, address):
+        self.address = f'{address}/api/sessions'
+
+    def of(self, lesson):
+        found = json.load(urllib.request.urlopen(self.address))
+        return next((session for session in found if session['path'] == lesson.name), None)
+
+    def idle(self, lesson):
+        "Whether a page is connected to its kernel, which waits for it."
+        kernel = (self.of(lesson) or {}).get('kernel') or {}
+        return kernel.get('execution_state') == 'idle' and kernel.get('connections', 0) > 0
+
+    def end(self, lesson):
+        "A kernel keeps a gigabyte of memory."
+        if session := self.of(lesson):
+            address = f'{self.address}/{session["id"]}'
+            urllib.request.urlopen(urllib.request.Request(address, method='DELETE')).close()
+
+
 @pytest.fixture
 def notebook(address, chromium, lesson):
-    page = chromium.new_page(viewport=dict(width=1280, height=1000))
+    page, sessions = chromium.new_page(viewport=dict(width=1280, height=1000)), Sessions(address)
     page.set_default_timeout(30_000 * SLOW)
     page.goto(f'{address}/lab/tree/{lesson.name}', wait_until='domcontentloaded')
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=90_000 * SLOW)
+    page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=90_000 * SLOW)
+    until(lambda: sessions.idle(lesson), 90, lambda: f'no kernel: {sessions.of(lesson)}')
     yield Notebook(page, lesson)
     page.close()
+    sessions.end(lesson)
 
 
 @long
 @pytest.mark.parametrize('lesson', LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_in_jupyterlab(notebook, lesson):
     notebook.run_all()
-    notebook.shot(min(lessons.wrong_answers(lesson)), 'whole')
     wrong = lessons.wrong_answers(lesson)
-    page = notebook.page
-    assert page.locator('.jp-OutputArea', has_text='✓').count() == len(wrong)
-    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    notebook.shot(min(wrong), 'whole')
+    assert notebook.page.locator('.jp-OutputArea', has_text='✓').count() == len(wrong)
     exercise = min(wrong)
     notebook.run(exercise, 'stub', wrong[exercise].source.strip())
     notebook.run(exercise, 'check')

@@ -9,7 +9,7 @@ from drl_toolkit.emoji import world
 from drl_toolkit.rewards.fairness import fairness_reward, parity_floor, statistical_parity
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.prompts.task import Task
-from drl_toolkit.rewards.reward import jpeg_compressibility
+from drl_toolkit.rewards.reward import jpeg_compressibility, reward
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.emoji.evaluation import (
     compare,
@@ -153,6 +153,26 @@ def test_any_model_by_its_tasks():
     )
     result = E.compare_rewards([task], prompt_sets, images, images)
     assert result.summary['small']['change'] == 0 and result.summary['small']['win_rate'] == 0.5
+
+
+def test_values_that_are_not_finite_are_left_out_in_pairs(capsys):
+    "As in training by on_nonfinite='skip': what is undefined for some images ends no evaluation."
+    names = ('a cat', 'a dog', 'a key', 'a bus')
+    sets = [E.PromptSet('odd/train', names * 2)]
+    images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean = lambda x: x.mean((1, 2, 3))
+    faceless = lambda x: torch.where(mean(x) == mean(images)[1], torch.nan, mean(x))
+    task = lambda f: Task('odd', ['a cat'], reward(lambda x, p: f(x), name='faceless'))
+    found = E.compare_rewards([task(faceless)], sets, {'odd/train': images}, {'odd/train': images / 2})
+    kept = mean(images)[[0, 2, 3, 4, 5, 6, 7]]
+    (row,) = found.rows
+    assert (row.base, row.tuned) == pytest.approx((kept.mean().item(), kept.mean().item() / 2), rel=1e-5)
+    assert row.pictures == 7 and found.summary['odd']['win_rate'] == 0
+    told = capsys.readouterr().out
+    assert told.count("reward 'faceless' gave 1 of 8 a value") == 1 and "the first: 'a dog'" in told
+    with pytest.raises(ValueError, match="reward 'faceless' must be finite for some image.*'a cat'"):
+        never = task(lambda x: mean(x) * torch.nan)
+        E.compare_rewards([never], sets, {'odd/train': images}, {'odd/train': images})
 
 
 def test_a_fairness_task_is_judged_by_its_parity():

@@ -2,10 +2,14 @@
 and the numbers are the CPU's."""
 
 import pytest, torch
+from diffusers import DDIMScheduler
 
 from drl_toolkit.rewards.composition import shipped_detector
 from drl_toolkit.rewards.fairness import shipped_reader
+from drl_toolkit.rewards.lab import check_reward
+from drl_toolkit.rewards.reward import Reward
 from drl_toolkit.sampling.rollout import rollout
+from drl_toolkit.sampling.transitions import transition
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.recipes.recipes import composition_task, fairness_task, make_trainer, preference_task
 from drl_toolkit.recipes.methods import METHODS, method_fields
@@ -187,6 +191,22 @@ def test_every_reward_judges_there(name, tmp_path_factory, readers):
     with fake_cuda():
         there = make()(pictures().to('cuda'), asked)
     assert isinstance(there, Far) and torch.allclose(there.elem, here, atol=1e-4)
+
+
+def test_what_is_for_looking_works_there():
+    "A step's distribution from the first page, and the lab's report of a reward."
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    noisy = Reward(lambda x, p: x.mean((1, 2, 3)) + 0.01 * x.flatten(1).std(1), 'mean')
+    scheduler, x = DDIMScheduler(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(10)
+    looked = lambda device: transition(scheduler, x.to(device), 600, x.to(device)).log_prob(x.to(device))
+    report = lambda images: check_reward(noisy, images, ['a cat', 'a dog'] * 2, others=[])
+    here = looked('cpu'), report(images)
+    with fake_cuda():
+        assert torch.allclose(looked('cuda').cpu(), here[0], atol=1e-6)
+        there = report(images.to('cuda'))
+    assert torch.allclose(there.values, here[1].values) and there.noise_share == here[1].noise_share == 0
+    assert there.problems == here[1].problems and there.ties == pytest.approx(here[1].ties)
 
 
 @pytest.mark.parametrize('train', some(['lora', 'full'], ['full']))

@@ -96,6 +96,19 @@ def test_every_precision_is_explained(precision, train):
     assert 0 < sum(rows) <= 100
 
 
+def test_the_cause_is_found_within_the_rows_of_an_update(capsys):
+    "However few they are: the batches of sampling, the likeliest cause, have their rows kept."
+    t, rows = noisy_trainer()
+    assert 'because of batch shape: without it the error is 0' in t.fit()[0]['tasks']['red']['ratio_cause']
+    traj = rollout(t.policy, ['a cat', 'a dog'] * 8)
+    for budget in (16, 48, 200):
+        rows.clear()
+        sentence, _ = explain_ratio(t.policy, traj, 2e-4, budget)
+        assert 'because of batch shape' in sentence and 0 < sum(n for n, _ in rows) <= budget
+    sentence, left = explain_ratio(t.policy, traj, 2e-4, 8)
+    assert 'the batches of sampling were not tried again' in sentence and not left
+
+
 def test_no_diagnosis_ends_a_run(monkeypatch, capsys):
     def fails(*args):
         raise RuntimeError('mat1 and mat2 must have the same dtype')

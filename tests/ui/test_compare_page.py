@@ -62,8 +62,12 @@ def test_every_model_of_a_run_draws(trained):
     for image, epoch in zip(found, (0, 2, 3), strict=True):
         assert far(image, drawn[epoch]) <= 1
     assert far(drawn[0], drawn[2]) > 3 and far(drawn[2], drawn[3]) > 3
-    with pytest.raises(ValueError, match='base, 2, tuned; got .1'):
-        compare.grid_of(run, [], 'a cat', '0', '1')
+    with pytest.raises(compare.NotKept, match='base, 2, tuned; got .1.*nearest are base, 2') as pruned:
+        compare.grid_of(run, [], 'a cat', '0', '1, 2')  # as near to the base as to 2: the earlier one
+    assert pruned.value.instead == 'base, 2'
+    with pytest.raises(ValueError, match='base, 2, tuned; got .4') as never:
+        compare.grid_of(run, [], 'a cat', '0', '1, 4')
+    assert not isinstance(never.value, compare.NotKept)  # never trained
     swapped = compare.draw_grid(run, grid._replace(down='seed', across='epoch'))
     assert all(a is b for a, b in zip(swapped, found))  # nothing was drawn again
     strong = compare.draw_grid(
@@ -110,8 +114,9 @@ class Pencil:
     guidance_scale = 1.0
 
 
-def test_a_first_grid_is_drawn_at_once(look, tmp_path, monkeypatch):
-    "Of the run's own prompt; then a click on another one, more seeds, rows and columns exchanged, and a wrong word."
+@pytest.fixture
+def pencils(monkeypatch):
+    "What the models were asked to draw, and did at once."
     asked = []
 
     def draw(policy, wanted, batch=16):
@@ -120,6 +125,12 @@ def test_a_first_grid_is_drawn_at_once(look, tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare, '_policies', lambda folder, stamp: [Pencil(), Pencil()])
     monkeypatch.setattr(compare, 'draw_pictures', draw)
+    return asked
+
+
+def test_a_first_grid_is_drawn_at_once(look, tmp_path, pencils):
+    "Of the run's own prompt; then a click on another one, more seeds, rows and columns exchanged, and a wrong word."
+    asked = pencils
     add_weights(make_run(tmp_path / 'runs/joint', epochs=3, sheets=False))
     from drl_toolkit.ui.panel import World
 
@@ -143,3 +154,50 @@ def test_a_first_grid_is_drawn_at_once(look, tmp_path, monkeypatch):
         page.click('#draw')
         page.wait_for_selector('#compare .note.error')
         assert 'seeds must be whole numbers' in page.inner_text('#compare')
+        page.fill('#seeds input, #seeds textarea', '5')
+        page.fill('#epochs-drawn input, #epochs-drawn textarea', '1, tuned')
+        page.click('#draw')
+        page.get_by_role(
+            'button', name='Draw base, tuned'
+        ).click()  # epoch 1 left no weights; the base is nearest
+        page.wait_for_function("document.querySelectorAll('.picture-grid img').length === 2")
+
+
+def test_a_grid_has_an_address(look, tmp_path, pencils):
+    "What is asked for is in it; back and forward and a copied address bring each grid again."
+    add_weights(make_run(tmp_path / 'runs/joint', epochs=3, sheets=False))
+    from drl_toolkit.ui.panel import World
+
+    with serving(tmp_path / 'runs', world=World()) as (address, _):
+        page = look(f'{address}/?run=joint&view=compare', '.picture-grid img')
+        heads = lambda n: page.wait_for_function(
+            f"document.querySelectorAll('.picture-grid th').length === {n}"
+        )
+        assert 'seeds' not in page.url
+        page.fill('#prompt textarea', 'a red car\na blue car')
+        page.fill('#seeds input, #seeds textarea', '7')
+        page.click('#draw')  # two prompts, but rows are epochs and columns are seeds
+        page.wait_for_selector('#compare .note.error')
+        page.fill('#prompt textarea', 'a red car')
+        page.click('#draw')
+        heads(3)
+        assert 'prompts=a+red+car' in page.url and 'seeds=7' in page.url and 'rows' not in page.url
+        page.fill('#seeds input, #seeds textarea', '0-3')
+        page.click('#draw')
+        heads(6)
+        page.go_back()
+        heads(3)
+        assert 'seeds=7' in page.url and page.input_value('#seeds :is(input, textarea)') == '7'
+        page.get_by_role('tab', name='Runs', exact=True).click()
+        page.wait_for_selector('#runs table.list')
+        assert 'seeds' not in page.url
+        page.go_back()
+        page.wait_for_url('**seeds=7*')
+        page.go_forward()
+        page.wait_for_selector('#runs table.list')
+        other = look(
+            f'{address}/?run=joint&view=compare&prompts=a+red+car%0Aa+cat&seeds=7&epochs=tuned&rows=prompt&columns=colour',
+            '.picture-grid img',
+        )
+        shown = [h.strip() for h in other.locator('.picture-grid th').all_inner_texts()]
+        assert shown == ['seed 7', '“a red car”', '“a cat”']  # an axis that is none is left as it is

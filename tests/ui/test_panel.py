@@ -172,6 +172,70 @@ def test_back_and_forward_and_an_address_with_a_step(look, panel):
     assert 'Step 3 of 4' in page.inner_text('.told')
 
 
+def test_every_view_keeps_its_state_in_the_address(look, panel):
+    "And only its own; back brings the view as it was left, and an address that was copied brings all of it."
+    page = look(f'{panel}/?run=joint&view=pairs', '#pairs .pair-grid')
+    page.wait_for_selector('#first', state='detached')
+    page.locator('.tools input[value=drag]').check()
+    page.fill('.pairs-page [name=find]', 'a')
+    turn(page, 'Samples')
+    page.wait_for_selector('.samples-page')
+    assert 'show=' not in page.url and 'find=' not in page.url
+    assert page.input_value('.samples-page [name=find]') == ''
+    page.locator('.samples-page section:not([hidden]) .bars button').last.click()
+    assert re.search(r'bar=\d', page.url)
+    kept = page.inner_text('.samples-page section:not([hidden]) .tally')
+    again = look(page.url, '.samples-page .tally')
+    again.wait_for_selector('#first', state='detached')
+    again.wait_for_function(f"document.querySelector('.samples-page .tally').innerText === '{kept}'")
+    turn(page, 'Runs')
+    page.wait_for_selector('#runs table.list')
+    assert 'bar=' not in page.url
+    page.fill('#runs .filter', 'odd')
+    page.click('#runs th button >> text=epochs')
+    assert 'words=odd' in page.url and 'by=-epochs' in page.url
+    again = look(page.url, '#runs table.list')
+    again.wait_for_selector('#first', state='detached')
+    again.wait_for_function("document.querySelector('#runs .filter').value === 'odd'")
+    assert again.get_attribute('#runs th:nth-child(3)', 'aria-sort') == 'descending'
+    page.go_back()
+    page.wait_for_url('**bar=*')
+    page.go_back()
+    page.wait_for_url('**show=drag*')
+    page.wait_for_function("document.querySelector('.pair-grid').dataset.show === 'drag'")
+
+
+def test_tabs_follow_the_pattern_of_tabs(look, panel):
+    "WAI-ARIA's: one stop for the tab key, arrows, Home and End move and turn; the panel is named by its tab."
+    page = look(f'{panel}/?run=joint')
+    page.wait_for_selector('#first', state='detached')
+    tabs = page.locator('#pages [role=tab]:visible')
+    names = tabs.all_inner_texts()
+    tabs.first.focus()
+    focused = lambda: page.evaluate('document.activeElement.innerText')
+    for key, name in (
+        ('ArrowRight', names[1]),
+        ('End', names[-1]),
+        ('ArrowRight', names[0]),
+        ('ArrowLeft', names[-1]),
+        ('Home', names[0]),
+    ):
+        page.keyboard.press(key)
+        page.wait_for_function(f'document.activeElement.innerText === {json.dumps(name)}')
+        assert page.get_attribute('#pages [role=tab][aria-selected=true]', 'id') == page.evaluate(
+            'document.activeElement.id'
+        )
+    assert focused() == names[0]
+    stops = page.evaluate(
+        "[...document.querySelectorAll('#pages [role=tab]')].filter(t => t.offsetParent && t.tabIndex === 0).map(t => t.innerText)"
+    )
+    assert stops == [names[0]]
+    chosen = page.locator('#pages [role=tab][aria-selected=true]')
+    shown = page.locator(f'#{chosen.get_attribute("aria-controls")}')
+    assert shown.get_attribute('role') == 'tabpanel' and shown.is_visible()
+    assert shown.get_attribute('aria-labelledby') == chosen.get_attribute('id')
+
+
 @pytest.mark.parametrize('path', ['glossary', 'vote?run=joint'])
 def test_pages_that_stand_alone_can_be_used_by_everybody(look, panel, shots, path):
     page = look(f'{panel}/?run=joint', width=390, scheme='dark')

@@ -396,3 +396,35 @@ def test_threads_may_draw_at_once():
     with ThreadPoolExecutor(4) as pool:
         same = list(pool.map(lambda _: P.png(P.gradient_cosines(metrics()), 50), range(8)))
     assert len(set(same)) == 1 and dict(matplotlib.rcParams) == before
+
+
+# Names beside points
+
+
+@pytest.mark.parametrize('legend', [False, True])
+def test_names_of_a_crowd_lie_on_nothing(legend):
+    draws = random.Random(3)
+    points = {f'method_{i}': (draws.gauss(0, 0.1), draws.gauss(0, 0.1)) for i in range(16)}
+    fig = Figure(figsize=(7.5, 4.2), layout='constrained')
+    ax = fig.subplots()
+    ax.scatter(*zip(*points.values()), s=20, label='methods')
+    ax.scatter([-1, 1], [-1, 1])  # the crowd is in the middle
+    if legend:
+        ax.legend()
+    notes = P.label_points(ax, points)
+    fig.draw_without_rendering()
+    assert [note.get_text() for note in notes] == list(points)
+    boxes = [matplotlib.text.Text.get_window_extent(note) for note in notes]  # without the lines
+    at = ax.transData.transform(list(points.values()))
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :]), notes[i].get_text()
+        assert not any(box.contains(*xy) for xy in at), notes[i].get_text()
+        assert ax.bbox.containsx(box.x0) and ax.bbox.containsx(box.x1)
+        assert not legend or not box.overlaps(ax.get_legend().get_window_extent())
+
+
+def test_a_lone_point_has_its_name_beside_it():
+    ax = Figure().subplots()
+    ax.plot([0, 1], [0, 1], 'o')
+    (note,) = P.label_points(ax, {'here': (0.5, 0.5)})
+    assert note.xy == (0.5, 0.5) and note.xyann == (5, 0) and note.arrow_patch is None

@@ -80,7 +80,7 @@ def edges(
 
 
 def codec_loss(
-    vae: AutoencoderKL,
+    vae: AutoencoderKL,  # in training
     x: torch.Tensor,  # (B, 3, 64, 64) in [-1, 1]
 ) -> tuple[torch.Tensor, dict[str, float]]:  # the loss, and what to log of it
     "The VAE's loss: pixels, edges, and a small pull of the latents to zero."
@@ -222,7 +222,11 @@ def new_scheduler() -> DDIMScheduler:
 class Denoiser(nn.Module):
     "UNet and text encoder as one module, so that one optimiser and one file hold both."
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,  # predicts velocities
+        text_encoder: CLIPTextModel,  # encodes the captions
+    ):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
@@ -255,7 +259,7 @@ class Velocities(NamedTuple):
 
 
 def velocities(
-    model: Denoiser,
+    model: Denoiser,  # in training
     scheduler: DDIMScheduler,  # that noises
     latents: torch.Tensor,  # (B, C, H, W), scaled
     tokens: torch.Tensor,  # (B, L) long
@@ -268,7 +272,7 @@ def velocities(
 
 
 def denoiser_loss(
-    model: Denoiser,
+    model: Denoiser,  # in training
     scheduler: DDIMScheduler,  # that noises
     latents: torch.Tensor,  # (B, C, H, W), scaled
     tokens: torch.Tensor,  # (B, L) long
@@ -307,9 +311,9 @@ def train_unet(
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #2e23b0c9
 def export_pipeline(
-    vae: AutoencoderKL,
-    model: Denoiser,
-    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,  # trained
+    model: Denoiser,  # trained
+    tokenizer: CLIPTokenizer,  # of its text encoder
     scale: float,  # the VAE's scaling factor: 1 / standard deviation of its latents
     folder: Path = None,  # of the pipeline; that of the shipped one when None
 ) -> StableDiffusionPipeline:

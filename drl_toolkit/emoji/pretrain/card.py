@@ -122,7 +122,7 @@ def milliseconds(
 class BaseMeasures(NamedTuple):
     "What the base model's samples show."
 
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # by name, as the card lists them
     images: dict[str, torch.Tensor]  # name of a prompt set -> (B, 3, 64, 64) in [0, 1]
 
 

@@ -70,10 +70,10 @@ def shown(
 class Content(NamedTuple):
     "What is asked for apart from the background, in a form that can be compared."
 
-    kind: str
-    names: tuple[str, ...]
-    relation: str | None
-    count: int
+    kind: str  # of the scene
+    names: tuple[str, ...]  # objects or an occupation
+    relation: str | None  # of the first to the second; None where there is one
+    count: int  # copies of an object
 
 
 @cache
@@ -94,7 +94,7 @@ def is_true(
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #662dc0a5
 def another(
-    rng: random.Random,
+    rng: random.Random,  # draws it
     names: Iterable[str],  # to pick from
     *but: str,  # these are not picked
 ) -> str:
@@ -310,8 +310,8 @@ def train(
 class LoadedClip(NamedTuple):
     "A model in eval mode and what its texts go through."
 
-    model: CLIP
-    tokenizer: HFTokenizer
+    model: CLIP  # in eval mode
+    tokenizer: HFTokenizer  # of its text tower
 
 
 @cache

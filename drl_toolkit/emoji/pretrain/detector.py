@@ -321,7 +321,7 @@ def refresh_batch_norm(
 # %% ../../../nbs/emoji/pretrain/02_detector.ipynb #be1bdb35
 def save(
     model: PreTrainedModel,  # in half precision afterwards
-    processor: BaseImageProcessor,
+    processor: BaseImageProcessor,  # of the model's inputs
     name: str,  # of the folder in the assets
     run: str,  # name of the training's folder
 ) -> Path:

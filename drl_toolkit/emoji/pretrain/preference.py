@@ -65,8 +65,8 @@ class Picture:
     speckle: float = 0.0  # share of the pixels
     smear: int = 0  # pixels
     ghost: float = 0.0  # share of `other`
-    other: Scene | None = None
-    ruin: bool = False
+    other: Scene | None = None  # that shines through
+    ruin: bool = False  # whether its object is scrambled
     shift: float = 0.0  # pixels
 
 
@@ -105,7 +105,7 @@ def utility(
 def scramble(
     pixels: np.ndarray,  # (64, 64, 3), changed in place
     placed: world.Placed,  # the object that is scrambled
-    rng: random.Random,
+    rng: random.Random,  # chooses the blocks
 ) -> None:
     "Exchange small blocks within the middle of an object; of a portrait, this is the face."
     side, block = max(12, int(placed.size * 0.55)), rng.choice((3, 4, 5))
@@ -228,7 +228,7 @@ class RaterGroup(NamedTuple):
     "What raters see at once."
 
     asked: Wanted  # by the prompt
-    pictures: list[Picture]
+    pictures: list[Picture]  # of one prompt
 
 
 def random_group(

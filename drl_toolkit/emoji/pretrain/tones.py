@@ -84,10 +84,10 @@ SKIN = {
 class FaceBox(NamedTuple):
     "Edges of a face, in shares of the sprite's square."
 
-    left: float
-    top: float
-    right: float
-    bottom: float
+    left: float  # from the left
+    top: float  # from the top
+    right: float  # from the left
+    bottom: float  # from the top
 
 
 @cache
@@ -179,7 +179,7 @@ def inlay(
 
 def patched(
     scene: Scene,  # a portrait
-    rng: random.Random,
+    rng: random.Random,  # chooses tones and places
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "Patches of another tone on the face."
     p = scene.placed[0]
@@ -191,7 +191,7 @@ def patched(
 
 def eyeless(
     scene: Scene,  # a portrait
-    rng: random.Random,
+    rng: random.Random,  # chooses how
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "Both eyes gone under skin, or hollow: light, gray or black blotches where they were."
     p, image = scene.placed[0], picture(scene)
@@ -212,7 +212,7 @@ def eyeless(
 def eye_holes(
     h: int,  # pixels
     w: int,  # pixels
-    rng: random.Random,
+    rng: random.Random,  # chooses their place
 ) -> torch.Tensor:  # (h, w) in [0, 1]
     "Two soft round holes where eyes are."
     ys, xs = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing='ij')
@@ -223,7 +223,7 @@ def eye_holes(
 
 def two_faces(
     scene: Scene,  # a portrait
-    rng: random.Random,
+    rng: random.Random,  # chooses the other person
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "Two people in one place."
     p = scene.placed[0]
@@ -232,7 +232,7 @@ def two_faces(
 
 def smeared(
     scene: Scene,  # a portrait
-    rng: random.Random,
+    rng: random.Random,  # chooses the warp
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "The face, or the whole person, warped away."
     image, at = picture(scene), (slice(None),) + face_slices(scene.placed[0])
@@ -243,7 +243,7 @@ def smeared(
 
 def hazy(
     scene: Scene,  # a portrait
-    rng: random.Random,
+    rng: random.Random,  # chooses blur or noise
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "Blur or noise that leaves no eyes."
     image = picture(scene)
@@ -254,7 +254,7 @@ def hazy(
 
 def tinted(
     scene: Scene,  # a portrait
-    rng: random.Random,
+    rng: random.Random,  # chooses the colour
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "A face in a colour that skin does not have, or painted over."
     image, at = picture(scene), (slice(None),) + face_slices(scene.placed[0])
@@ -266,7 +266,7 @@ def tinted(
 
 def faceless(
     scene: Scene,  # not used
-    rng: random.Random,
+    rng: random.Random,  # chooses what is there instead
 ) -> torch.Tensor:  # (3, 64, 64) in [0, 1]
     "No person at all: objects, or blotches of colour."
     if rng.random() < 0.8:

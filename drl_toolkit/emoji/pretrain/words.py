@@ -41,7 +41,7 @@ def own_words(
 
 
 def tokens_of(
-    pipeline: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,  # whose tokenizer is asked
     names: list[str],  # of occupations
 ) -> torch.Tensor:  # (W,) long
     "Tokens of the own words of occupations."
@@ -130,7 +130,7 @@ EARLIEST = 3
 
 
 def tone_losses(
-    model: Denoiser,
+    model: Denoiser,  # in training
     scheduler: DDIMScheduler,  # that noises
     latents: torch.Tensor,  # (B, 5, C, H, W): the same image in five tones
     tokens: torch.Tensor,  # (B, L)

@@ -10,9 +10,7 @@ drl.curves = {
   // Runs where the component of the page is made.
   follow(element, watch) {
     this.root = element;
-    const asked = new URL(location).searchParams;
-    this.state = {...this.defaults};
-    for (const key in this.defaults) if (asked.has(key)) this.state[key] = asked.get(key);
+    this.state = drl.begin('curves', this);
     element.addEventListener('input', event => this.changed(event.target));
     element.addEventListener('click', event => {
       const remove = event.target.closest('.remove'), run = event.target.closest('.chosen button');

@@ -9,9 +9,7 @@ drl.pairs = {
   // Runs where the component of the page is made.
   follow(element, watch) {
     this.root = element;
-    const asked = new URL(location).searchParams;
-    this.state = {...this.defaults};
-    for (const key in this.defaults) if (asked.has(key)) this.state[key] = asked.get(key);
+    this.state = drl.begin('pairs', this);
     element.addEventListener('input', event => this.changed(event.target));
     element.addEventListener('click', event => {
       const button = event.target.closest('.open');

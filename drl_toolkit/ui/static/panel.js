@@ -3,6 +3,7 @@ window.drl = {
   step: 1,
   timer: null,
   here: new URL(location), // what was shown last
+  views: {}, // view -> what keeps its state in the address: {defaults, state}
 
   // Write what is seen into the address; an empty value leaves it. What is pushed can be gone back to.
   note(values, push = false) {
@@ -22,10 +23,32 @@ window.drl = {
     return asked.get('view') || (asked.get('sample') ? 'trajectories' : 'overview');
   },
 
+  // What a view begins with: its own words of the address, where the address is about it.
+  begin(view, page) {
+    this.views[view] = page;
+    const asked = this.asked() === view ? new URL(location).searchParams : new URLSearchParams();
+    return Object.fromEntries(Object.entries(page.defaults).map(([key, value]) => [key, asked.get(key) ?? value]));
+  },
+
+  // What the address says of a view, and nothing of another's.
+  stateOf(view) {
+    const said = {};
+    for (const page of Object.values(this.views)) for (const key in page.defaults) said[key] = null;
+    const {defaults = {}, state = {}} = this.views[view] || {};
+    for (const key in defaults) if (state[key] !== defaults[key]) said[key] = state[key];
+    return said;
+  },
+
+  // Whether a view is as the address says.
+  asSaid(view) {
+    const asked = new URL(location).searchParams;
+    return Object.entries(this.stateOf(view)).every(([key, value]) => asked.get(key) === (value ?? null));
+  },
+
   // Another page was chosen.
   turn(view) {
     document.body.dataset.view = view;
-    if (view !== this.asked()) this.note({view, sample: null, step: null}, true);
+    if (view !== this.asked()) this.note({sample: null, step: null, pair: null, ...this.stateOf(view), view}, true);
   },
 
   // Back and forward: another tab of the same thing is turned to; anything else is loaded anew.
@@ -33,7 +56,8 @@ window.drl = {
     const now = new URL(location);
     const same = ['run', 'epoch'].every(key => now.searchParams.get(key) === this.here.searchParams.get(key));
     const tab = document.getElementById(`tab-${this.asked()}-button`);
-    if (!same || !tab || now.searchParams.get('sample') || now.searchParams.get('step')) return location.reload();
+    const deeper = ['sample', 'step', 'pair'].some(key => now.searchParams.get(key));
+    if (!same || !tab || deeper || !this.asSaid(this.asked())) return location.reload();
     this.here = now;
     document.body.dataset.view = this.asked();
     tab.click();
@@ -106,6 +130,24 @@ addEventListener('popstate', () => drl.follow());
 const mark = () => { document.body.dataset.view = drl.asked(); };
 if (document.body) mark();
 else document.addEventListener('DOMContentLoaded', mark);
+
+// The tab key stops at the tab that is chosen, and arrow keys lead to the others; each page is named by its tab.
+drl.nameTabs = pages => {
+  const set = (element, name, value) => { if (element.getAttribute(name) !== value) element.setAttribute(name, value); };
+  for (const tab of pages.querySelectorAll('[role=tab]')) {
+    set(tab, 'tabindex', tab.getAttribute('aria-selected') === 'true' ? '0' : '-1');
+    const panel = document.getElementById(tab.getAttribute('aria-controls'));
+    if (panel) set(panel, 'aria-labelledby', tab.id);
+  }
+};
+new MutationObserver((_, watch) => {
+  const pages = document.getElementById('pages');
+  if (!pages?.querySelector('[role=tab]')) return;
+  watch.disconnect();
+  const tidy = () => drl.nameTabs(pages);
+  new MutationObserver(tidy).observe(pages, {subtree: true, childList: true, attributeFilter: ['aria-selected', 'tabindex']});
+  tidy();
+}).observe(document, {childList: true, subtree: true});
 
 // Arrow keys turn to the next tab, and take the focus along.
 document.addEventListener('keydown', event => {

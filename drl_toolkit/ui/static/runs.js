@@ -1,20 +1,20 @@
 // The table of runs: it is sorted and filtered here; what is changed goes to the server, which then draws it anew.
 window.drlRuns = {
-  words: '',
-  tag: '',
-  sort: null, // {column, kind, up}
+  defaults: {words: '', tag: '', by: ''}, // by: the name of a column, with a minus where it falls
+  state: null,
 
   follow(element, watch) {
+    this.state = drl.begin('runs', this);
     element.addEventListener('input', event => {
       if (!event.target.matches('.filter')) return;
-      this.words = event.target.value;
+      this.set('words', event.target.value);
       this.show(element);
     });
     element.addEventListener('click', event => {
       const button = event.target.closest('button');
       if (!button) return;
       if (button.dataset.sort) this.choose(button);
-      if (button.dataset.tag) this.tag = this.tag === button.dataset.tag ? '' : button.dataset.tag;
+      if (button.dataset.tag) this.set('tag', this.state.tag === button.dataset.tag ? '' : button.dataset.tag);
       if (button.dataset.restore) this.send({action: 'restore', id: button.dataset.restore});
       if (button.dataset.edit) this.edit(button);
       this.show(element);
@@ -23,18 +23,31 @@ window.drlRuns = {
     this.show(element);
   },
 
+  set(key, value) {
+    this.state[key] = value;
+    drl.note(drl.stateOf('runs'));
+  },
+
+  // A column was chosen to sort by; once more turns it round.
   choose(button) {
-    const column = button.closest('th').cellIndex;
-    const up = this.sort?.column === column ? !this.sort.up : button.dataset.sort === 'text';
-    this.sort = {column, kind: button.dataset.sort, up};
+    const name = button.textContent, up = button.dataset.sort === 'text' ? name : `-${name}`;
+    const turned = this.state.by.startsWith('-') ? name : `-${name}`;
+    this.set('by', this.state.by.replace('-', '') === name ? turned : up);
+  },
+
+  // The column that is sorted by: {column, kind, up}; none where the address names no column.
+  sort(element) {
+    const name = this.state.by.replace('-', '');
+    const button = name && [...element.querySelectorAll('[data-sort]')].find(b => b.textContent === name);
+    if (button) return {column: button.closest('th').cellIndex, kind: button.dataset.sort, up: !this.state.by.startsWith('-')};
   },
 
   // Sort and filter as was chosen, also after the server has drawn the table anew.
   show(element) {
     const body = element.querySelector('table.list tbody');
     if (!body) return;
-    const rows = [...body.rows], {column, kind, up} = this.sort || {};
-    if (this.sort) {
+    const rows = [...body.rows], sort = this.sort(element), {column, kind, up} = sort || {};
+    if (sort) {
       const value = row => kind === 'number' ? +row.cells[column].dataset.value : row.cells[column].innerText.trim().toLowerCase();
       rows.sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0) * (up ? 1 : -1));
       body.append(...rows);
@@ -42,17 +55,17 @@ window.drlRuns = {
         if (th.querySelector('[data-sort]')) th.setAttribute('aria-sort', i !== column ? 'none' : up ? 'ascending' : 'descending');
       });
     }
-    const words = this.words.toLowerCase().split(/\s+/).filter(Boolean);
+    const {words: asked, tag} = this.state, words = asked.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
       const tags = [...row.querySelectorAll('td:last-child .chip')].map(chip => chip.textContent);
-      row.hidden = !words.every(word => text.includes(word)) || (this.tag && !tags.includes(this.tag));
+      row.hidden = !words.every(word => text.includes(word)) || (tag !== '' && !tags.includes(tag));
       shown += !row.hidden;
     }
     const field = element.querySelector('.filter');
-    if (field.value !== this.words) field.value = this.words;
-    element.querySelectorAll('[data-tag]').forEach(b => b.setAttribute('aria-pressed', b.dataset.tag === this.tag));
+    if (field.value !== asked) field.value = asked;
+    element.querySelectorAll('[data-tag]').forEach(b => b.setAttribute('aria-pressed', b.dataset.tag === tag));
     element.querySelector('.tools output').textContent = shown < rows.length ? `${shown} of ${rows.length}` : '';
   },
 

@@ -1,16 +1,13 @@
 // The samples of an epoch: which are shown, and in which order.
 drl.samples = {
-  defaults: {task: '', sort: 'best', find: '', only: 'all', class: ''},
+  defaults: {task: '', sort: 'best', find: '', only: 'all', class: '', bar: ''},  // bar: which bin of the histogram
   state: null,
-  bar: null,   // the bin of the histogram that is chosen: [low, high], or none
   root: null,
 
   // Runs where the component of the page is made.
   follow(element, watch) {
     this.root = element;
-    const asked = new URL(location).searchParams;
-    this.state = {...this.defaults};
-    for (const key in this.defaults) if (asked.has(key)) this.state[key] = asked.get(key);
+    this.state = drl.begin('samples', this);
     element.addEventListener('input', event => this.set(event.target.name, event.target.value));
     element.addEventListener('click', event => {
       const bar = event.target.closest('.bars button'), copy = event.target.closest('.copy');
@@ -24,19 +21,15 @@ drl.samples = {
   set(key, value) {
     if (!(key in this.state)) return;
     this.state[key] = value;
-    if (key === 'task') {
-      this.bar = null;
-      this.state.class = '';
-    }
-    drl.note({[key]: value === this.defaults[key] ? null : value});
+    if (key === 'task') this.state.bar = this.state.class = '';
+    drl.note(drl.stateOf('samples'));
     this.draw();
   },
 
   // A bar shows the pictures of its bin; pressed again, all.
   choose(bar) {
-    const bin = [bar.dataset.low, bar.dataset.high];
-    this.bar = this.bar && this.bar[0] === bin[0] ? null : bin;
-    this.draw();
+    const at = String([...bar.parentElement.children].indexOf(bar));
+    this.set('bar', this.state.bar === at ? '' : at);
   },
 
   async copy(button) {
@@ -61,7 +54,7 @@ drl.samples = {
   },
 
   // Whether a sample is among those that are asked for.
-  fits(item, last) {
+  fits(item, bin) {
     const {find, only} = this.state, data = item.dataset, reward = +data.reward;
     if (!data.prompt.toLowerCase().includes(find.trim().toLowerCase())) return false;
     if (only === 'path' ? !data.path : only !== 'all' && data.side !== only) return false;
@@ -69,9 +62,7 @@ drl.samples = {
       const classes = Object.values(JSON.parse(data.classes)), wanted = this.state.class;
       if (wanted === '?' ? !classes.includes(null) : !classes.includes(wanted)) return false;
     }
-    if (!this.bar) return true;
-    const [low, high] = this.bar.map(Number);
-    return reward >= low && (reward < high || last && reward <= high);
+    return !bin || reward >= bin.low && (reward < bin.high || bin.last && reward <= bin.high);
   },
 
   // The page as the controls say.
@@ -90,9 +81,9 @@ drl.samples = {
       }
     }
     const bars = [...shown.querySelectorAll('.bars button')];
-    const chosen = bars.find(bar => this.bar && bar.dataset.low === this.bar[0]);
+    const chosen = bars[this.state.bar === '' ? -1 : +this.state.bar];
+    const bin = chosen && {low: +chosen.dataset.low, high: +chosen.dataset.high, last: chosen === bars.at(-1)};
     for (const bar of bars) bar.setAttribute('aria-pressed', bar === chosen);
-    if (!chosen) this.bar = null;
     const grid = shown.querySelector('.sample-grid'), items = [...grid.children];
     const key = item => ({index: +item.dataset.index, reward: +item.dataset.reward, advantage: +item.dataset.advantage, seed: +item.dataset.seed});
     const order = this.sorts[this.state.sort] || this.sorts.best;
@@ -100,7 +91,7 @@ drl.samples = {
     if (sorted.some(([, item], i) => item !== items[i])) grid.append(...sorted.map(([, item]) => item));
     let count = 0;
     for (const item of items) {
-      item.hidden = !this.fits(item, chosen === bars.at(-1));
+      item.hidden = !this.fits(item, bin);
       count += !item.hidden;
     }
     shown.querySelector('.tally').textContent = `${count} of ${items.length} pictures`;
