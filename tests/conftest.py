@@ -41,7 +41,7 @@ def interrupts():
 
 @pytest.fixture
 def few_prompt_sets(monkeypatch):
-    "`drl eval` asks for sixteen pictures of each prompt_set at most."
+    "`drl eval` asks for sixteen images of each prompt_set at most."
     from drl_toolkit.emoji import evaluation
     from drl_toolkit.evaluation.evaluate import PromptSet
 

@@ -12,7 +12,7 @@ the exit status is 1."""
 # the repository:
 #     echo /wheels/ >> .git/info/exclude
 #     python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#         diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
+#         diffusers==0.42.1 fastcore==1.14.5 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4
 # There, with `wheels` carried and a limit of 420 s:
 # python3 -m pip install -q --no-index --no-deps --target /tmp/site wheels/*.whl && PYTHONPATH=/tmp/site:.
 # python3 tests/gpu.py --out $OUT/gpu.json
@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / 'benchmarks')]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), *(str(HERE / name) for name in ('.', 'benchmarks', 'sampling'))]
 import test_matrix as matrix
 
 from drl_toolkit.sampling.policy import Policy
@@ -36,7 +37,7 @@ from drl_toolkit.training.config import TrainConfig
 
 
 def case(build, precision, train, device):
-    "One row: seconds, the ratio's error, and whether both ways of reloading give the same picture."
+    "One row: seconds, the ratio's error, and whether both ways of reloading give the same image."
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         base, weights = Path(folder) / 'base', Path(folder) / 'weights'
@@ -49,7 +50,7 @@ def case(build, precision, train, device):
         plain = matrix.plain(base, weights, train)
         there = Policy(plain, num_steps=4, train=train, precision=precision, lora_rank=4, device=device)
         found = dict(
-            here=bool(matrix.same_pictures(policy, again)), plain=bool(matrix.same_pictures(policy, there))
+            here=bool(matrix.same_images(policy, again)), plain=bool(matrix.same_images(policy, there))
         )
     errors = [row['tasks']['red']['ratio_error'] for row in history]
     return found | dict(

@@ -144,7 +144,7 @@ def long_run(folder, epochs=1000):
 
 
 def add_frames_only(run, epoch):
-    "Pictures of an epoch whose numbers are there."
+    "Images of an epoch whose numbers are there."
     before = (run.folder / 'metrics.jsonl').read_bytes()
     add_epoch(run, epoch)
     (run.folder / 'metrics.jsonl').write_bytes(before)

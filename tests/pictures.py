@@ -1,4 +1,4 @@
-"""The pictures of README.md, from the runs that are shipped: `python tests/pictures.py`, or `make pictures`.
+"""The images of README.md, from the runs that are shipped: `python tests/pictures.py`, or `make pictures`.
 
 The film of the joint run, and the panel's pages in Chromium. Whoever makes them anew looks at them."""
 
@@ -17,11 +17,13 @@ from panel import serving
 IMAGES = Path(__file__).parent.parent / 'nbs/images'
 RUNS = assets_dir() / 'runs'
 PAGES = dict(overview='joint', trajectories='joint', fairness='joint', branches='branches')  # page -> its run
+# All images that are seen have come.
+SEEN = "[...document.images].filter(i => i.offsetParent && i.loading !== 'lazy').every(i => i.complete)"
 WIDTH, HEIGHT = 1180, 820  # pixels of a page; what is lower is cut off
 
 
 def pictures_of_the_panel(folder):
-    "A picture of each page, on a light ground."
+    "An image of each page, on a light ground."
     nowhere = Path(tempfile.gettempdir()) / 'no-runs-here'
     with serving(nowhere, home='runs', recorded=RUNS) as (address, _), sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -29,9 +31,8 @@ def pictures_of_the_panel(folder):
         for name, run in PAGES.items():
             page.goto(f'{address}/?run=recorded/{run}&view={name}', wait_until='domcontentloaded')
             page.wait_for_selector('#first', state='detached')
-            page.wait_for_function(
-                f"document.querySelector('#{name} h1') && [...document.images].every(i => i.complete)"
-            )
+            page.wait_for_selector(f'#{name} h1')
+            page.wait_for_function(SEEN)
             shot = Image.open(io.BytesIO(page.screenshot()))
             shot.convert('RGB').save(folder / f'panel_{name}.webp', 'WEBP', quality=82, method=6)
             print(folder / f'panel_{name}.webp')

@@ -1,4 +1,4 @@
-"""README.md is nbs/index.ipynb in Markdown, with its pictures beside it. `python tests/readme.py` writes it; `--check` compares.
+"""README.md is nbs/index.ipynb in Markdown, with its images beside it. `python tests/readme.py` writes it; `--check` compares.
 
 The index's sections "The course" and "The chapters" are made of the rooms of nbs/architecture.ipynb and of the title and first sentence of
 every notebook."""
@@ -15,7 +15,7 @@ PICTURES = 'nbs/index_files'
 
 
 def rendered(notebook=ROOT / 'nbs/index.ipynb'):
-    "{path: bytes} of README.md and of the pictures that its outputs hold."
+    "{path: bytes} of README.md and of the images that its outputs hold."
     nb = nbformat.read(notebook, as_version=4)
     nb.cells = [c for c in nb.cells if not re.search(r'^#\| *(hide|default_exp)', c.source, re.M)]
     for c in nb.cells:

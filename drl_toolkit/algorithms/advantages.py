@@ -51,7 +51,7 @@ def batch(
 def _moments(r, groups):
     "Per sample: the mean and variance of its group, and the group's size."
     if groups is None:
-        raise ValueError('groups is None; (B,) group ids are right for a group-relative advantage')
+        raise ValueError('groups must be (B,) group ids for a group-relative advantage; got None')
     if len(groups) != len(r):
         raise ValueError(f'groups has {len(groups)} ids for {len(r)} rewards; one each is right')
     _, index = groups.to(r.device).unique(return_inverse=True)
@@ -249,14 +249,14 @@ class PerPrompt:
 class Contrastive:
     """B²-DiffuRL's advantages: the z-score of the best and of the worst of each group, 0 for the others.
 
-    Call it once an epoch."""
+    Call it once an epoch. The defaults are those of B²'s code. [B², run_select.py]"""
 
     high: float = 0.5  # the best is kept at this z-score or more
     low: float = -0.5  # the worst below this one
     rounds: int = 8  # earlier rounds that a prompt's mean and deviation remember
-    # 'prompt': the last rounds in which the prompt came; 'run': the last rounds of the run (B²'s code)
-    history: str = 'prompt'
-    correction: int = 0  # of the deviation's degrees of freedom; 1 is the unbiased one (B²'s code)
+    # 'run': the last rounds of the run; 'prompt': the last rounds in which the prompt came
+    history: str = 'run'
+    correction: int = 1  # of the deviation's degrees of freedom; 1 is the unbiased one
     clamp: float = 5.0  # largest absolute advantage
     memory: dict = field(
         default_factory=dict, repr=False

@@ -117,7 +117,7 @@ def scale_clip(
 ) -> float:  # ε for ratios of mean log-probs over `dims`
     "The clip range that allows the same change of the summed log-prob, in nats."
     if dims < 1:
-        raise ValueError(f'dims is {dims}; the number of latent dimensions, C·H·W, is right')
+        raise ValueError(f'dims must be the number of latent dimensions, C·H·W; got {dims}')
     return math.expm1(math.log1p(reference_clip) * reference_dims / dims)
 
 # %% ../../nbs/algorithms/02_objectives.ipynb #878c4709
@@ -145,7 +145,8 @@ def kl_penalty(
 def encode_images(
     policy: Policy,  # whose VAE encodes
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
-    noise: torch.Tensor = None,  # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
+    # (B, C, h, w) standard normal, of a draw from the VAE's distribution; its mean when None
+    noise: torch.Tensor = None,
 ) -> torch.Tensor:  # (B, C, h, w) clean latents
     "Encode images into scaled latents by the policy's own VAE."
     return policy.adapter.to_latents(images, noise)
@@ -489,14 +490,14 @@ class Guarded(Surrogate):
 # %% ../../nbs/algorithms/02_objectives.ipynb #ec7458b9
 @dataclass
 class NegativeAware(Surrogate):
-    "A positive and a negative branch on noised clean pictures. [DiffusionNFT]"
+    "A positive and a negative branch on noised clean images. [DiffusionNFT]"
 
     beta: float = 1.0  # how far the branches go
     # advantage that is wholly good; the release takes 5, so that most of its images are of both branches
     advantage_clip: float = 1.0
     likelihoods = ('matching',)
     memory = ('old_output',)
-    skip_zero_advantage = False  # without advantage a row still holds the policy to its picture
+    skip_zero_advantage = False  # without advantage a row still holds the policy to its image
 
     def remembers(
         self,

@@ -22,7 +22,7 @@ MODEL = (
     "a run, recorded/joint (a run that came with the package), a pipeline's folder, weights saved by drl, a hub id, "
     'or demo (the shipped model)'
 )
-SIZE = '1 is 1,152 pictures of each model; less is quicker and less sure'
+SIZE = '1 is 1,152 images of each model; less is quicker and less sure'
 
 
 def build_parser(
@@ -52,10 +52,10 @@ def build_parser(
     _reproduce_options(
         add('reproduce', 'the experiments of the evidence, again: trains and judges what has no record yet')
     )
-    _sample_options(add('sample', 'draw pictures of prompts'))
+    _sample_options(add('sample', 'draw images of prompts'))
     _eval_options(add('eval', 'compare a tuned model with its base, same prompts and seeds'))
     _tax_options(add('tax', 'what each objective costs the others: a table of runs and objectives'))
-    _vote_options(add('vote', 'a page for people to vote on pairs of pictures, blind'))
+    _vote_options(add('vote', 'a page for people to vote on pairs of images, blind'))
     _app_options(add('app', 'the panel: runs in a browser, also while they train'))
     _doctor_options(
         add(
@@ -112,11 +112,11 @@ def _sample_options(sample):
         default='prompt',
         help='column of the prompts file, where it has several',
     )
-    sample.add_argument('--n', type=int, default=4, help='pictures per prompt')
+    sample.add_argument('--n', type=int, default=4, help='images per prompt')
     sample.add_argument(
         '--again',
         metavar='DIR/images.jsonl:LINE',
-        help='draw one picture of an earlier call again: a line of its images.jsonl, or its DIR/0003_01.png',
+        help='draw one image of an earlier call again: a line of its images.jsonl, or its DIR/0003_01.png',
     )
     _add_sampling(sample, None)
 
@@ -199,7 +199,7 @@ def _doctor_options(doctor, config):
         metavar='PATH_OR_HUB_ID',
         help='the base model; only its configuration is read, but with --try',
     )
-    doctor.add_argument('--batch', type=int, default=64, help='pictures in an epoch of the largest task')
+    doctor.add_argument('--batch', type=int, default=64, help='images in an epoch of the largest task')
     doctor.add_argument(
         '--try',
         dest='attempt',
@@ -240,7 +240,7 @@ def _add_address(command, port):
 
 
 def _add_sampling(command, seed):
-    "Options of commands that draw pictures."
+    "Options of commands that draw images."
     command.add_argument('--out', required=True, metavar='DIR', help='folder of the results')
     command.add_argument('--seed', type=int, default=seed, help=f'of the noise; {seed or 0} by default')
     for name, kind, what in (
@@ -509,7 +509,7 @@ def _tell_where(out, trainer):
         _tell_ruin(run)
     for kept in (c for c in trainer.callbacks if isinstance(c, FrameRecorder)):
         print(
-            f"paths and pictures to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the "
+            f"paths and images to look at: {out / 'frames'} (keeping them took {kept.overhead:.1%} of the "
             "training time)"
         )
 
@@ -569,9 +569,8 @@ def _equip(trainer, config, run):
         [p for t in trainer.tasks for p in t.examples(4) for _ in range(4)],
     )
     new, run = callable(run), run() if callable(run) else run  # made when nothing can be refused any more
-    frames = (
-        [FrameRecorder(run, share=config.frames)] if config.frames else []
-    )  # before the checkpoints: what a kill cuts off is written again
+    # before the checkpoints: what a kill cuts off is written again
+    frames = [FrameRecorder(run, share=config.frames)] if config.frames else []
     trainer.callbacks += [
         Progress(),
         Diagnostics(),
@@ -622,7 +621,7 @@ def compare(
     "`drl compare`"
     for name in ('seeds', 'jobs'):
         if getattr(args, name) < 1:
-            raise ValueError(f'{name} is {getattr(args, name)}; it should be 1 or more')
+            raise ValueError(f'{name} must be 1 or more; got {getattr(args, name)}')
     from drl_toolkit.ui import plots
     from drl_toolkit.recipes.compare import compare_methods, read_comparison
     from drl_toolkit.utils.settings import comma_separated
@@ -631,9 +630,7 @@ def compare(
 
     methods = list(dict.fromkeys(comma_separated(args.methods)))
     if not methods:
-        raise ValueError(
-            f'methods is {args.methods!r}; names separated by commas, such as ppo,raft, are right'
-        )
+        raise ValueError(f'methods must be names separated by commas, such as ppo,raft; got {args.methods!r}')
     with _no_empty_folders(Path(args.out)):
         out = check_out(args.out)
         compare_methods(args.recipe, methods, out, args.seeds, args.jobs, args.options)
@@ -679,7 +676,7 @@ def _record(policy, model, out) -> dict[str, object]:  # what all images of a ca
     )
 
 
-def _write_pictures(out, rows, images):
+def _write_images(out, rows, images):
     "The PNG files, and a line of images.jsonl for each."
     from drl_toolkit.utils.atomic import atomic_write
 
@@ -695,31 +692,38 @@ def sample(
     if args.again:
         return _sample_again(args)
     if args.n < 1:
-        raise ValueError(f'n is {args.n}; it should be 1 or more')
+        raise ValueError(f'n must be 1 or more; got {args.n}')
     for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
         if getattr(args, name) is None:
-            raise ValueError(f'{name} is missing; {right} is right, or --again DIR/images.jsonl:LINE')
+            raise ValueError(
+                f'{name} must be {right}, or --again DIR/images.jsonl:LINE be given; got nothing'
+            )
     from drl_toolkit.emoji.world import parse as parse_scene
     from drl_toolkit.emoji.evaluation import speaks_emoji
-    from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.prompts.task import load_prompts
     from drl_toolkit.runs.models import open_policy
     from drl_toolkit.runs.folder import check_out
+
+    load_prompts(
+        args.prompts, column=args.prompt_column
+    )  # a missing file is refused before a model is loaded
+    policy = open_policy(args.model, **_options(args, {}))
+    check = parse_scene if speaks_emoji(policy) else None
+    prompts = load_prompts(args.prompts, check=check, column=args.prompt_column)
+    out = check_out(args.out)
+    _draw(policy, prompts, args.n, args.seed or 0, _record(policy, args.model, out), out)
+    print(f'{len(prompts) * args.n} images of {len(prompts)} prompts: {out}')
+
+
+def _draw(policy, prompts, n, seed, record, out):
+    "PNGs of every prompt, and images.jsonl with what draws each again."
+    from drl_toolkit.sampling.rollout import rollout
     from drl_toolkit.utils.atomic import atomic_write
     from drl_toolkit.utils.images import to_pil
 
-    load_prompts(args.prompts, column=args.prompt_column)  # a missing file is told before a model is loaded
-    policy, seed = open_policy(args.model, **_options(args, {})), args.seed or 0
-    prompts, out, lines = (
-        load_prompts(
-            args.prompts, check=parse_scene if speaks_emoji(policy) else None, column=args.prompt_column
-        ),
-        check_out(args.out),
-        [],
-    )
-    record = _record(policy, args.model, out)
+    lines = []
     for i, prompt in enumerate(prompts):
-        traj = rollout(policy, [prompt] * args.n, seed=seed, epoch=i)
+        traj = rollout(policy, [prompt] * n, seed=seed, epoch=i)
         rows = [
             dict(
                 file=f'{i:04d}_{j:02d}.png',
@@ -727,14 +731,13 @@ def sample(
                 sample=j,
                 seed=traj.seeds[j],
                 rollout=dict(seed=seed, epoch=i, first=j),
-                batch=args.n,
+                batch=n,
                 **record,
             )
-            for j in range(args.n)
+            for j in range(n)
         ]
-        lines.append(_write_pictures(out, rows, to_pil(traj.images)))
+        lines.append(_write_images(out, rows, to_pil(traj.images)))
     atomic_write(out / 'images.jsonl', lambda part: part.write_text(''.join(lines), encoding='utf-8'))
-    print(f'{len(prompts) * args.n} pictures of {len(prompts)} prompts: {out}')
 
 
 class _Line(NamedTuple):
@@ -745,13 +748,13 @@ class _Line(NamedTuple):
 
 
 def _line_of(place) -> _Line:
-    "The record of a picture: `DIR/images.jsonl:LINE`, lines from 1, or `DIR/0003_01.png`."
+    "The record of an image: `DIR/images.jsonl:LINE`, lines from 1, or `DIR/0003_01.png`."
     from drl_toolkit.utils.files import parse_json, read_plain
 
     name, _, number = place.rpartition(':')
     file = Path(place).with_name('images.jsonl') if place.endswith('.png') else Path(name)
     if not place.endswith('.png') and not (name and number.isdecimal()):
-        raise ValueError(f"again is {place!r}; DIR/images.jsonl:LINE or DIR/0003_01.png is right")
+        raise ValueError(f"again must be DIR/images.jsonl:LINE or DIR/0003_01.png; got {place!r}")
     rows = [
         parse_json(line, f'{str(file)!r}, line {i}')
         for i, line in enumerate(read_plain(file, 2**28).splitlines(), 1)
@@ -766,8 +769,7 @@ def _line_of(place) -> _Line:
     ]
     if not found:
         raise ValueError(
-            f"again is {place!r}, but {str(file)!r} has no such picture; one of its {len(rows)} lines is "
-            "right"
+            f"again is {place!r}, but {str(file)!r} has no such image; one of its {len(rows)} lines is right"
         )
     return _Line(file, _checked_record(found[0], place))
 
@@ -799,7 +801,7 @@ def _checked_record(row, place):
 
 
 def _sample_again(args):
-    """One picture of an earlier call.
+    """One image of an earlier call.
 
     It is drawn among the others of its prompt, since rounding may depend on the rows beside it."""
     for name in ('model', 'prompts', 'seed'):
@@ -825,9 +827,7 @@ def _sample_again(args):
     )
     noise = row['rollout']
     traj = rollout(policy, [row['prompt']] * row['batch'], seed=noise['seed'], epoch=noise['epoch'])
-    line = _write_pictures(
-        out, [row | _record(policy, model, out)], to_pil(traj.images[noise['first'] :][:1])
-    )
+    line = _write_images(out, [row | _record(policy, model, out)], to_pil(traj.images[noise['first'] :][:1]))
     atomic_write(out / 'images.jsonl', lambda part: part.write_text(line, encoding='utf-8'))
     print(f"{out / row['file']}: {row['prompt']!r}")
 
@@ -879,8 +879,13 @@ def _one_reward_each(task):
     return [replace(task, name=r.name, reward=r, weight=1.0) for r in task.rewards]
 
 
-def _judges(tasks, names, emoji):
-    "Who is asked: all that know emoji, or what the recipe and the command name."
+def _check_size(size):
+    if not 0 < size < 100:
+        raise ValueError(f'size must be in (0, 100), where 1 is 1,152 images of each model; got {size}')
+
+
+def _eval_rewards(tasks, names, emoji):
+    "What measures: all rewards that know emoji, or those that the recipe and the command name."
     from dataclasses import replace
     from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
     from drl_toolkit.evaluation.eval_rewards import EvalReward, eval_reward_of
@@ -919,15 +924,13 @@ def _nats(policies, prompt_sets, seed, count=64):
 
 
 def _evaluation(args):
-    "Sample, read, judge."
-    import torch
+    "Sample both models, measure their images, compare."
     from drl_toolkit.emoji import evaluation as emoji_world
     from drl_toolkit.evaluation import evaluate as E
-    from drl_toolkit.evaluation.drift import drift
     from drl_toolkit.evaluation.eval_rewards import evaluate_rewards, eval_reward_of
-    from drl_toolkit.ui.report import Evaluation
-    from drl_toolkit.runs.run import Run, is_run
     from drl_toolkit.runs.models import open_policy
+    from drl_toolkit.runs.run import Run, is_run
+    from drl_toolkit.ui.report import Evaluation
 
     run = Run.open(args.model) if is_run(args.model) else None
     tasks = _run_tasks(run, args.rewards) if run else []
@@ -936,47 +939,47 @@ def _evaluation(args):
     emoji = all(map(emoji_world.speaks_emoji, policies))
     if not emoji and not tasks:
         raise ValueError(
-            f'model {args.model!r} is neither of the emoji world nor a run, so there is no reward to '
-            'compare by; give a run'
+            f'model must be a run, or one of the emoji world; got {args.model!r}, for which there is no '
+            'reward to compare by'
         )
-    judges = _judges(tasks, args.rewards, emoji)
+    eval_rewards = _eval_rewards(tasks, args.rewards, emoji)
     world = emoji_world.emoji_prompt_sets(args.size) if emoji else []
-    own = (
-        E.task_prompt_sets(tasks, max(1, round(64 * args.size)))
-        if not emoji or run and run.config.get('prompts')
-        else []
-    )
+    needs_own = not emoji or run and run.config.get('prompts')
+    own = E.task_prompt_sets(tasks, max(1, round(64 * args.size))) if needs_own else []
     prompt_sets = world + own
     names = ('base', 'tuned') if not args.against else ('against', 'model')
-    print(
-        f"{sum(len(p.prompts) for p in prompt_sets)} pictures of each: {names[0]} is {base}, {names[1]} is "
-        f"{args.model}",
-        flush=True,
-    )
-    pictures = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
-    result = (
-        emoji_world.compare(
-            world,
-            *({p.name: emoji_world.read_pictures(p, x[p.name]) for p in world} for x in pictures),
-            names,
-        )
-        if emoji
-        else E.compare_rewards(tasks, own, *pictures, names)
-    )
-    if emoji and own:
-        _add_own(result, E.compare_rewards(tasks, own, *pictures, names))
-    rewards = evaluate_rewards(
-        judges,
-        prompt_sets,
-        *pictures,
-        trained=tuple(eval_reward_of(r, judges).reward.name for t in tasks for r in t.rewards),
-    )
-    moved = drift(
-        *(torch.cat([x[p.name] for p in prompt_sets]) for x in pictures),
-        [q for p in prompt_sets for q in p.prompts],
-        _nats(policies, prompt_sets, args.seed),
-    )
-    return Evaluation(result, rewards, moved, prompt_sets, *pictures, (base, args.model), args.seed, run)
+    count = sum(len(p.prompts) for p in prompt_sets)
+    print(f'{count} images of each: {names[0]} is {base}, {names[1]} is {args.model}', flush=True)
+    images = [E.sample_prompt_sets(p, prompt_sets, args.seed, n) for p, n in zip(policies, names)]
+    result = _compared(policies, tasks, world, own, images, names)
+    trained = tuple(eval_reward_of(r, eval_rewards).reward.name for t in tasks for r in t.rewards)
+    rewards = evaluate_rewards(eval_rewards, prompt_sets, *images, trained=trained)
+    moved = _moved(policies, prompt_sets, images, args.seed)
+    return Evaluation(result, rewards, moved, prompt_sets, *images, (base, args.model), args.seed, run)
+
+
+def _compared(policies, tasks, world, own, images, names):
+    "The emoji world's table where both models know it, with the run's own rewards; else those alone."
+    from drl_toolkit.emoji import evaluation as emoji_world
+    from drl_toolkit.evaluation import evaluate as E
+
+    if not world:
+        return E.compare_rewards(tasks, own, *images, names)
+    read = [{s.name: emoji_world.read_images(s, of_model[s.name]) for s in world} for of_model in images]
+    result = emoji_world.compare(world, *read, names)
+    if own:
+        _add_own(result, E.compare_rewards(tasks, own, *images, names))
+    return result
+
+
+def _moved(policies, prompt_sets, images, seed):
+    "How far the tuned model has drifted from the base, over all prompt sets."
+    import torch
+    from drl_toolkit.evaluation.drift import drift
+
+    both = [torch.cat([of_model[s.name] for s in prompt_sets]) for of_model in images]
+    prompts = [prompt for s in prompt_sets for prompt in s.prompts]
+    return drift(*both, prompts, _nats(policies, prompt_sets, seed))
 
 
 def _add_own(result, own):
@@ -989,8 +992,7 @@ def evaluate(
     args: argparse.Namespace,  # of `parse`
 ):
     "`drl eval`"
-    if not 0 < args.size < 100:
-        raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
+    _check_size(args.size)
     from drl_toolkit.evaluation.evaluate import table
     from drl_toolkit.ui.report import sentences, write_report
     from drl_toolkit.runs.folder import check_out
@@ -1012,79 +1014,86 @@ def evaluate(
     )
 
 # %% ../../nbs/cli/02_main.ipynb #28d7cd1c
+def _runs_of_one_base(names):
+    "(runs by their folder's name, base model that all were tuned from)."
+    from drl_toolkit.runs.run import Run
+
+    runs = {Path(r).resolve().name: Run.open(r) for r in names}
+    if len(runs) < len(names):
+        raise ValueError(f"runs must have different names; got {', '.join(names)}")
+    bases = {run.about['model'] or 'demo' for run in runs.values()}
+    if len(bases) > 1:
+        raise ValueError(f"runs must be tuned from one base model; got {' and '.join(sorted(bases))}")
+    return runs, bases.pop()
+
+
+def _specialists(runs, rewards):
+    "(objective -> run that trained it alone, objective -> `EvalReward`)."
+    from drl_toolkit.emoji.evaluation import EMOJI_EVAL_REWARDS
+    from drl_toolkit.evaluation.eval_rewards import eval_reward_of
+
+    tasks = {name: _run_tasks(run, rewards) for name, run in runs.items()}
+    alone = {name: own[0] for name, own in tasks.items() if len(own) == 1}
+    if not alone:
+        raise ValueError('runs must hold one at least that was trained for one objective alone; got none')
+    objectives = {task.name: eval_reward_of(task.reward, EMOJI_EVAL_REWARDS) for task in alone.values()}
+    return {task.name: name for name, task in alone.items()}, objectives
+
+
+def _tax_policies(args, runs, base):
+    "The base model and every run's, by name; only models of the emoji world."
+    from drl_toolkit.emoji.evaluation import speaks_emoji
+    from drl_toolkit.runs.models import open_policy
+
+    first = next(iter(runs.values()))
+    policies = dict(base=open_policy(base, **_options(args, first.config)))
+    policies |= {name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()}
+    unknowing = [name for name, policy in policies.items() if not speaks_emoji(policy)]
+    if unknowing:
+        raise ValueError(
+            "runs must be of models that know the emoji world's prompts, which this table is made of; got "
+            + ', '.join(map(repr, unknowing))
+        )
+    return policies
+
+
+def _write_tax(args, out, scores, kept, specialists):
+    "tax.json and tax.png."
+    from drl_toolkit.ui import plots
+    from drl_toolkit.utils.atomic import write_json, atomic_write
+
+    found = dict(
+        scores=scores.to_dict('index'),
+        kept=json.loads(kept.to_json(orient='index')),
+        specialists=specialists,
+        size=args.size,
+        seed=args.seed,
+    )
+    write_json(out / 'tax.json', found)
+    atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
+
+
 def tax(
     args: argparse.Namespace,  # of `parse`
 ):
     "`drl tax`"
-    if not 0 < args.size < 100:
-        raise ValueError(f'size is {args.size}; it should be above 0; 1 is 1,152 pictures of each model')
-    from drl_toolkit.emoji import evaluation as emoji_world
+    _check_size(args.size)
+    from drl_toolkit.emoji.evaluation import emoji_prompt_sets
     from drl_toolkit.evaluation import evaluate as E
-    from drl_toolkit.ui import plots
-    from drl_toolkit.evaluation.eval_rewards import eval_reward_of
-    from drl_toolkit.runs.run import Run
-    from drl_toolkit.runs.models import open_policy
-    from drl_toolkit.runs.folder import check_out
-    from drl_toolkit.utils.atomic import write_json, atomic_write
     from drl_toolkit.evaluation.alignment_tax import score_table, share_kept, tax_sentences
+    from drl_toolkit.runs.folder import check_out
 
-    runs = {Path(r).resolve().name: Run.open(r) for r in args.runs}
-    if len(runs) < len(args.runs):
-        raise ValueError(
-            f"runs: two of {', '.join(args.runs)} have the same name; folders of different names are right"
-        )
-    bases = {run.about['model'] or 'demo' for run in runs.values()}
-    if len(bases) > 1:
-        raise ValueError(
-            f"runs: they were tuned from different models, {' and '.join(sorted(bases))}; runs of one base "
-            "are right"
-        )
-    alone = {name: _run_tasks(run, args.rewards) for name, run in runs.items()}
-    judges = {
-        tasks[0].name: eval_reward_of(tasks[0].reward, emoji_world.EMOJI_EVAL_REWARDS)
-        for tasks in alone.values()
-        if len(tasks) == 1
-    }
-    specialists = {tasks[0].name: name for name, tasks in alone.items() if len(tasks) == 1}
-    if not judges:
-        raise ValueError(
-            'runs: none of them was trained for one objective alone; at least one such specialist is right'
-        )
-    policies = {'base': open_policy(bases.pop(), **_options(args, next(iter(runs.values())).config))} | {
-        name: open_policy(run.folder, **_options(args, run.config)) for name, run in runs.items()
-    }
-    if not all(map(emoji_world.speaks_emoji, policies.values())):
-        raise ValueError(
-            'runs: a model does not know the prompts of the emoji world, which this table is made of'
-        )
-    out, prompt_sets = check_out(args.out), emoji_world.emoji_prompt_sets(args.size)
-    scores = score_table(
-        judges,
-        prompt_sets,
-        {
-            name: E.sample_prompt_sets(policy, prompt_sets, args.seed, name)
-            for name, policy in policies.items()
-        },
-    )
-    kept = share_kept(
-        scores, specialists, lower=tuple(o for o, j in judges.items() if j.reward.headline.startswith('-'))
-    )
-    scores = scores.rename(
-        columns={
-            o: E.objective_name(o, j.reward.headline.removeprefix('-') or 'reward') for o, j in judges.items()
-        }
-    )
-    write_json(
-        out / 'tax.json',
-        dict(
-            scores=scores.to_dict('index'),
-            kept=json.loads(kept.to_json(orient='index')),
-            specialists=specialists,
-            size=args.size,
-            seed=args.seed,
-        ),
-    )
-    atomic_write(out / 'tax.png', lambda part: plots.tax_matrix(kept).savefig(part, format='png', dpi=110))
+    runs, base = _runs_of_one_base(args.runs)
+    specialists, objectives = _specialists(runs, args.rewards)
+    policies = _tax_policies(args, runs, base)
+    out, prompt_sets = check_out(args.out), emoji_prompt_sets(args.size)
+    images = {n: E.sample_prompt_sets(p, prompt_sets, args.seed, n) for n, p in policies.items()}
+    scores = score_table(objectives, prompt_sets, images)
+    lower = tuple(o for o, r in objectives.items() if r.reward.headline.startswith('-'))
+    kept = share_kept(scores, specialists, lower=lower)
+    metric = {o: r.reward.headline.removeprefix('-') or 'reward' for o, r in objectives.items()}
+    scores = scores.rename(columns={o: E.objective_name(o, name) for o, name in metric.items()})
+    _write_tax(args, out, scores, kept, specialists)
     print(
         '\nscores, training and held-out prompts together (of a distance, less is '
         f'better):\n{scores.round(3).to_string()}\n\nshare of the specialist\'s gain '
@@ -1183,7 +1192,7 @@ def _print_memory(args, found):
     load, (parts, saved) = found
     gb = lambda b: f'{b / 1e9:8.2f} GB'
     print(
-        f'\nmemory of training {args.model!r}, {load.samples} pictures an epoch, {load.micro_batch} '
+        f'\nmemory of training {args.model!r}, {load.samples} images an epoch, {load.micro_batch} '
         'transitions at once:'
     )
     for name, size in parts.items():
@@ -1232,7 +1241,7 @@ def doctor(
 ) -> int:  # exit status
     "`drl doctor`"
     if args.batch < 1:
-        raise ValueError(f'batch is {args.batch}; it should be 1 or more')
+        raise ValueError(f'batch must be 1 or more; got {args.batch}')
     if args.attempt and args.run:
         raise ValueError(
             f'run is {str(args.run)!r} with --try, which is for a run that has not begun; leave one of them '

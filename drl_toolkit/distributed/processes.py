@@ -332,7 +332,7 @@ def whole(
 
 @patch
 @torch.no_grad()
-def copy_from_main(
+def broadcast_tensors(
     self: Processes,
     tensors: list[torch.Tensor],  # of the same shapes in all processes
 ):

@@ -85,7 +85,7 @@ class Shards:
         self.example = None  # arguments of the first call
         self.pending: torch.Tensor | None = None  # an output whose gradient is still to come
         self.exchanged = []  # weights that others stand in for
-        processes.copy_from_main(policy.parameters())
+        processes.broadcast_tensors(policy.parameters())
         names = list(policy.named_parameters())
         base = policy.base_weights() if policy.knows_base else None
         _shard(self.network, processes)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIR_COUNTS', 'OCCUPATION_PROMPTS', 'OBJECT_PROMPTS', 'PAIR_METRICS', 'GUARDS', 'EMOJI_EVAL_REWARDS', 'speaks_emoji',
-           'emoji_prompt_sets', 'named_by_clip', 'both_present', 'read_pictures', 'real_pictures', 'group_parities',
+           'emoji_prompt_sets', 'named_by_clip', 'both_present', 'read_images', 'real_images', 'group_parities',
            'compare', 'ToneShares', 'tone_histograms', 'summarise']
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011c3
@@ -124,7 +124,7 @@ def _of_pairs(images, prompts):
 
 
 @torch.no_grad()
-def read_pictures(
+def read_images(
     prompt_set: PromptSet,  # that the images were made of
     images: torch.Tensor,  # (B, 3, H, W), one for each prompt
 ) -> dict[str, torch.Tensor]:  # metric -> (B,) or, for features, (B, D)
@@ -136,7 +136,7 @@ def read_pictures(
     return values | (special(images, prompts) if special else {})
 
 # %% ../../nbs/emoji/05_evaluation.ipynb #2f1011cb
-def real_pictures(
+def real_images(
     prompt_set: PromptSet,  # whose prompts are drawn
     seed: int = 0,  # of the scenes
 ) -> torch.Tensor:  # (B, 3, 64, 64)
@@ -177,7 +177,7 @@ GUARDS = dict(
 
 def compare(
     prompt_sets: list[PromptSet],  # as `emoji_prompt_sets` makes them
-    base: dict[str, dict],  # prompt set's name -> what `read_pictures` returned
+    base: dict[str, dict],  # prompt set's name -> what `read_images` returned
     tuned: dict[str, dict],  # the same of the other model
     names: tuple[str, str] = ('base', 'tuned'),  # of the models
 ) -> Comparison:
@@ -211,7 +211,7 @@ def _guard_change(prompt_sets, base, tuned, key):
 
 def _frechet_change(prompt_sets, base, tuned):
     "The row of the distance from clean scenes of the same prompts."
-    real = torch.cat([image_features(real_pictures(p)) for p in prompt_sets])
+    real = torch.cat([image_features(real_images(p)) for p in prompt_sets])
     before, after = (
         frechet(torch.cat([model[p.name]['features'] for p in prompt_sets]), real) for model in (base, tuned)
     )

@@ -184,9 +184,8 @@ def tiny_ddim(
 ) -> DDIMScheduler:
     "DDIM with the settings of a model family."
     zero_snr = prediction_type != 'epsilon' if zero_snr is None else zero_snr
-    ending = (
-        ZERO_SNR if zero_snr else dict(set_alpha_to_one=False)
-    )  # SD 1.x and 2.x leave noise in the last step
+    # SD 1.x and 2.x leave noise in the last step
+    ending = ZERO_SNR if zero_snr else dict(set_alpha_to_one=False)
     return DDIMScheduler(prediction_type=prediction_type, **schedule | ending)
 
 # %% ../../nbs/emoji/02_tiny.ipynb #975cbb74
@@ -406,9 +405,8 @@ def tiny_flux(
         tokenizer_2=t5,
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(**FLUX_SHIFT),
     )
-    pipeline.default_sample_size = (
-        image_size // 8
-    )  # latents; the class says 128 and saves nothing: give a loaded one height and width
+    # latents; the class says 128 and saves nothing: give a loaded one height and width
+    pipeline.default_sample_size = image_size // 8
     return ready(pipeline)
 
 # %% ../../nbs/emoji/02_tiny.ipynb #fcd13570

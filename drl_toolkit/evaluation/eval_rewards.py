@@ -127,7 +127,7 @@ def evaluate_rewards(
                 reward=judge.reward.name,
                 trained=judge.reward.name in trained,
                 prompts=label,
-                pictures=sum(len(p.prompts) for p in mine),
+                images=sum(len(p.prompts) for p in mine),
             )
             rows.append(about | eval_row(values, clusters))
     return pd.DataFrame(rows)

@@ -29,7 +29,7 @@ class PromptSet:
     "Prompts that are read together."
 
     name: str  # such as 'portraits/train'
-    prompts: tuple  # one per picture
+    prompts: tuple  # one per image
 
     @property
     def kind(self) -> str:
@@ -183,7 +183,7 @@ class Comparison:
     summary: dict  # what `summary.json` says of it
     tones: dict = field(default_factory=dict)  # prompt -> (base shares (5,), tuned shares (5,))
     names: tuple = ('base', 'tuned')  # of the two models
-    pictures_per_prompt: int = 0  # behind each of `tones`, at least
+    images_per_prompt: int = 0  # behind each of `tones`, at least
 
 
 def paired_row(
@@ -246,7 +246,7 @@ def table(
     comparison: Comparison,  # of `drl eval`
 ) -> str:
     "The rows as text, aligned; also valid Markdown."
-    head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'pictures')
+    head = ('objective', 'prompts', *comparison.names, 'change', '95 % interval', 'floor', 'images')
     cells = [head, *map(_cells, comparison.rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     aligned = [

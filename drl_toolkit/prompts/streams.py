@@ -49,7 +49,7 @@ def _hash(*parts) -> str:
 def _text(value, here: str) -> str:
     "A value as a prompt; nothing is a blank one."
     if value is not None and not isinstance(value, str):
-        raise TypeError(f'{here}: the prompt is {value!r:.60}; text is right')
+        raise TypeError(f'{here}: the prompt must be text; got {value!r:.60}')
     if value and '\0' in value:
         raise ValueError(f'{here}: the prompt holds a NUL; text without is right')
     return (value or '').strip()
@@ -349,7 +349,7 @@ def _one_file(path, column):
     if kind not in FORMATS:
         raise ValueError(f"{here}: its name ends with {kind!r}; one of {', '.join(FORMATS)} is right")
     if not path.stat().st_size:
-        raise ValueError(f'{here}: it is empty; one prompt or more is right')
+        raise ValueError(f'{here}: it must hold one prompt or more; got none')
     return (
         ParquetFile(path, column)
         if kind == '.parquet'
@@ -412,7 +412,7 @@ class HubSet:
     def open(self) -> Source:
         "Fetch it, once, and read it from the disk."
         if not re.fullmatch(r'[\w.-]+/[\w.-]+', self.id):
-            raise ValueError(f"hub dataset: id is {self.id!r}; 'owner/name' is right")
+            raise ValueError(f"hub dataset: id must be 'owner/name'; got {self.id!r}")
         if not self.files:
             return self._rows()
         from huggingface_hub import hf_hub_download
@@ -510,12 +510,12 @@ class PromptStream(Stream):
         passes: int = 0,  # over the source; 0 is without end
     ):
         if split not in ('all', 'train', 'held_out'):
-            raise ValueError(f"split is {split!r}; it should be 'all', 'train' or 'held_out'")
+            raise ValueError(f"split must be 'all', 'train' or 'held_out'; got {split!r}")
         if not isinstance(held_out, float) or not 0 < held_out < 1:
             raise ValueError(f'held_out is {held_out!r}; it should lie in (0, 1)')
         for name, value in dict(seed=seed, passes=passes).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f'{name} is {value!r}; it should be a whole number of 0 or more')
+                raise ValueError(f'{name} must be a whole number of 0 or more; got {value!r}')
         if isinstance(source, (str, Path)):
             source = prompt_files(source, column=column)
         self.source = source if isinstance(source, Source) else Rows(source)
@@ -639,14 +639,14 @@ class Mixed(Stream):
             0,
         )
         if not self.streams or not all(isinstance(s, Stream) for s in self.streams):
-            raise TypeError(f'streams is {streams!r}; a list of one or more streams is right')
+            raise TypeError(f'streams must be a list of one or more streams; got {streams!r}')
         if len(self.weights) != len(self.streams):
             raise ValueError(
                 f'{len(self.weights)} weights for {len(self.streams)} streams; one each is right'
             )
         for w in self.weights:
             if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'):
-                raise ValueError(f'a weight is {w!r}; a number above 0 is right')
+                raise ValueError(f'a weight must be a number above 0; got {w!r}')
 
     def __str__(self):
         return ' + '.join(f'{w / sum(self.weights):.0%} {s}' for s, w in zip(self.streams, self.weights))
@@ -691,9 +691,9 @@ class Filtered(Stream):
         patience: int = 100_000,  # so many refused in a row are an error
     ):
         if not isinstance(stream, Stream):
-            raise TypeError(f'stream is {stream!r:.60}; a stream is right')
+            raise TypeError(f'stream must be a stream; got {stream!r:.60}')
         if not callable(keep):
-            raise TypeError(f'keep is {keep!r:.60}; a function of a prompt is right')
+            raise TypeError(f'keep must be a function of a prompt; got {keep!r:.60}')
         self.stream, self.keep, self.patience = stream, keep, patience
 
     def __str__(self):

@@ -28,7 +28,7 @@ def part_of_split(
 ) -> Any:  # one of the values
     "The part that a split names. Raises `ValueError` with the splits that there are."
     if split not in parts:
-        raise ValueError(f"{name}: split is {split!r}; one of {', '.join(map(repr, parts))} is right")
+        raise ValueError(f"{name}: split must be one of {', '.join(map(repr, parts))}; got {split!r}")
     return parts[split]
 
 # %% ../../nbs/prompts/01_task.ipynb #4d2cb324
@@ -73,7 +73,7 @@ class Compositions(Sequence):
         if len(self.names) < 2:
             raise ValueError(f'names holds {len(self.names)}; a pair needs 2 or more that differ')
         if not self.relations:
-            raise ValueError('relations is empty; one or more is right')
+            raise ValueError('relations must hold one or more; got none')
 
     def __len__(self):
         return len(self.names) * (len(self.names) - 1) * len(self.relations)
@@ -138,7 +138,9 @@ def animal_counts(
 ) -> list[str]:  # prompts
     "'seven cats'. [DDPO]"
     if not 1 <= low <= high <= 9:
-        raise ValueError(f'animal_counts: low is {low!r} and high {high!r}; 1 <= low <= high <= 9 is right')
+        raise ValueError(
+            f'animal_counts: low and high must be 1 <= low <= high <= 9; got low {low!r} and high {high!r}'
+        )
     return [
         f"{_NUMBERS[n - 1]} {animal if n == 1 else plural(animal)}"
         for n in range(low, high + 1)
@@ -233,7 +235,7 @@ class Task:
     def __post_init__(self):
         here = f'task {self.name!r}'
         if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f'task: name is {self.name!r}; a word is right')
+            raise ValueError(f'task: name must be a word; got {self.name!r}')
         if not isinstance(self.prompts, Stream):
             self.prompts = self._check_prompts(here)
         self._check_rewards(here)
@@ -241,7 +243,7 @@ class Task:
             self._check_whole(here, field)
         if self.advantage is not None and not callable(self.advantage):
             raise TypeError(
-                f'{here}: advantage is {self.advantage!r}; a function such as advantages.batch is right'
+                f'{here}: advantage must be a function such as advantages.batch; got {self.advantage!r}'
             )
         if self.window is not None:
             self._check_window(here)
@@ -270,7 +272,7 @@ class Task:
                 f'{here}: prompts are not a list of non-empty strings; that or a stream would be right'
             )
         if not len(self.prompts):
-            raise ValueError(f'{here}: prompts is empty; a list of strings is right')
+            raise ValueError(f'{here}: prompts must be a list of strings; got an empty one')
         return list(self.prompts)
 
     def _check_rewards(self, here):
@@ -279,7 +281,7 @@ class Task:
         given = list(self.reward) if several else [self.reward]
         for r in given:
             if not callable(r):
-                raise TypeError(f'{here}: reward is {r!r}; a function made by @reward is right')
+                raise TypeError(f'{here}: reward must be a function made by @reward; got {r!r}')
         self.rewards = [r if isinstance(r, Reward) else Reward(r) for r in given]
         if not given or len({r.name for r in self.rewards}) < len(given):
             raise ValueError(
@@ -296,7 +298,7 @@ class Task:
             )
         for w in self.weights:
             if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w < float('inf'):
-                raise ValueError(f'{here}: weight is {w!r}; a number above 0 is right')
+                raise ValueError(f'{here}: weight must be a number above 0; got {w!r}')
 
     @property
     def reward_names(self) -> list:  # of strings
@@ -306,7 +308,7 @@ class Task:
     def _check_whole(self, here, field):
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f'{here}: {field} is {value!r}; a whole number of 1 or more is right')
+            raise ValueError(f'{here}: {field} must be a whole number of 1 or more; got {value!r}')
 
     def _check_window(self, here):
         numbers = (
@@ -316,7 +318,7 @@ class Task:
         )
         if not numbers or not 0 <= self.window[0] < self.window[1] <= 1:
             raise ValueError(
-                f'{here}: window is {self.window!r}; (start, stop) with 0 <= start < stop <= 1 is right'
+                f'{here}: window must be (start, stop) with 0 <= start < stop <= 1; got {self.window!r}'
             )
 
     def _round_up(self, here):

@@ -11,7 +11,7 @@ __all__ = ['DECISIVE', 'FREE', 'run_folder', 'is_whole', 'epochs_of', 'FailedRun
 import hashlib, json, os, subprocess, sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +25,12 @@ from ..sampling.rollout import rollout
 from ..sampling.policy import Policy
 from .recipes import load_recipe
 from .methods import combined, method_fields
-from .config import FREE_ON_RESUME, RunConfig, recipe_config
+from .config import FREE_ON_RESUME, RunConfig, preset_name, recipe_config
 from .options import parse_train_options, said_fields
 from ..prompts.task import Task
 from ..rewards.reward import Reward, image_features
 from ..runs.run import Run, is_run
-from ..runs.models import checked_weights
+from ..runs.models import checked_weights, sampler_of
 from ..runs.folder import RunError
 from ..utils.atomic import write_json
 
@@ -85,8 +85,8 @@ def train_all(
         for method in methods
     }
     for job, asked in every.items():
-        check_made_with(run_folder(out, *job), recipe, *asked)
-    wanted = [job for job, (config, _) in every.items() if not is_whole(run_folder(out, *job), config.epochs)]
+        check_made_with(run_folder(out, *job), asked)
+    wanted = [job for job, asked in every.items() if not is_whole(run_folder(out, *job), asked.config.epochs)]
 
     def train(job):
         method, seed = job
@@ -104,6 +104,7 @@ def _words(recipe, method, seed, options):
 class RunRequest(NamedTuple):
     "What a run is asked to be."
 
+    recipe: str  # its name, of the size that `--preset` says
     config: RunConfig  # with the method's and the command line's values
     model: str | None  # folder or hub id of the base model; None is the shipped one
 
@@ -116,8 +117,9 @@ def requested_run(
 ) -> RunRequest:
     "What `drl train` makes of these options."
     args = parse_train_options(_words(recipe, method, seed, options))
-    made, _ = combined(recipe_config(recipe), method, said_fields(args))
-    return RunRequest(made, args.model)
+    name = preset_name(recipe, args.preset)
+    made, _ = combined(recipe_config(name), method, said_fields(args))
+    return RunRequest(name, made, args.model)
 
 
 # Fields that a resumed run may have other values of, although they decide what is learnt or when the run ends.
@@ -127,18 +129,19 @@ FREE = frozenset(FREE_ON_RESUME) - frozenset(DECISIVE)  # fields that two compar
 
 def check_made_with(
     folder: Path,  # of the run
-    recipe: str,  # its name
-    config: RunConfig,  # that is asked for
-    model: str = None,  # folder or hub id of the base model; None is the shipped one
+    asked: RunRequest,  # of `requested_run`
 ):
     """Refuse a run that is there and was made with other options; one line says which.
 
     A run with fewer epochs is accepted: it goes on."""
     if not is_run(folder):
         return
-    run = Run.open(folder)
+    run, config = Run.open(folder), asked.config
     here = lambda name: str(Path(name).resolve()) if name and Path(name).exists() else name or 'demo'
-    pairs = {'recipe': (run.about['recipe'], recipe), 'model': (here(run.about['model']), here(model))}
+    pairs = {
+        'recipe': (run.about['recipe'], asked.recipe),
+        'model': (here(run.about['model']), here(asked.model)),
+    }
     pairs |= {
         f.name: (run.config.get(f.name, f.default), getattr(config, f.name))
         for f in fields(config)
@@ -340,9 +343,10 @@ def compare_methods(
     options: list[str] = (),  # further words for `drl train`, such as ['--epochs', '20']
 ) -> dict[str, object]:  # recipe, options, curves and verdicts, as `compare.json` has them
     "Train what is missing, measure each run, and write compare.json."
-    tasks, config = load_recipe(recipe)
     for method in methods:
         method_fields(method)  # an unknown one is refused before hours are spent
+    asked = requested_run(recipe, methods[0], 0, options)
+    task = load_recipe(asked.recipe).tasks[0]
     for failed in train_all(recipe, methods, seeds, out, options, jobs):
         print(f'{failed.method}, seed {failed.seed} failed: {failed.error}')
     curves = read_runs(out, methods, seeds)
@@ -350,12 +354,9 @@ def compare_methods(
         raise ValueError(
             f'no run of {recipe!r} came to anything; see what `drl train {recipe} --method {methods[0]}` says'
         )
-    base = judge(
-        Policy.from_pretrained('demo', num_steps=config.num_steps),
-        tasks[0].reward,
-        judged_prompts(tasks[0]),
-    )
-    table = verdicts(out, methods, seeds, tasks[0], base)
+    model = Policy.from_pretrained(asked.model or 'demo', **sampler_of(asdict(asked.config)))
+    base = judge(model, task.reward, judged_prompts(task))
+    table = verdicts(out, methods, seeds, task, base)
     found = dict(
         recipe=recipe,
         options=list(options),

@@ -21,6 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..algorithms import advantages, names
+from ..algorithms.advantages import Contrastive
 
 from ..emoji import prompts as P
 
@@ -43,7 +44,7 @@ from ..algorithms.interfaces import Objective, RolloutSampler, Strategy
 from ..algorithms.async_rewards import AsyncRewardSampler
 from ..training.data_loss import BaseSamples
 from .config import RunConfig, parse_splits, preset_name, recipe_config
-from .papers import b2_advantage, b2_paper_tasks, large_scale_paper_tasks
+from .papers import b2_paper_tasks, large_scale_paper_tasks
 from ..utils.images import to_tensor
 
 # %% ../../nbs/recipes/01_recipes.ipynb #455d6fdb
@@ -198,7 +199,7 @@ def b2_task(
     samples: int = 320,  # in a round: 4 groups of 5 branches for each of 16 prompts; the paper's are 1,280
 ) -> Task:
     "B²-DiffuRL on sixteen portraits, for a reward that is decided late: how good the image looks. [B²]"
-    return Task('looks', few_portraits(), preference, group_size=5, samples=samples, advantage=b2_advantage())
+    return Task('looks', few_portraits(), preference, group_size=5, samples=samples, advantage=Contrastive())
 
 
 def joint_tasks() -> list[Task]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..emoji.evaluation import emoji_prompt_sets, group_parities, read_pictures, real_pictures
+from ..emoji.evaluation import emoji_prompt_sets, group_parities, read_images, real_images
 from ..evaluation.evaluate import PromptSet, frechet, sample_prompt_sets
 from ..prompts.task import Task
 from .compare import epochs_of, fresh_samples, judged_prompts, run_several, run_training
@@ -42,7 +42,7 @@ def _rounded(values, digits=3):
 
 def _measures_of(prompt_set: PromptSet, images: torch.Tensor) -> dict[str, list[float]]:
     "Values of one prompt set: of every image, and parities of every group of sixteen."
-    read = read_pictures(prompt_set, images)
+    read = read_images(prompt_set, images)
     found = {name: _rounded(read[name]) for name in read if name not in ('features', 'tone')}
     found['clip_score'] = _rounded(clip_score(images, list(prompt_set.prompts)))
     if 'tone' in read:
@@ -60,7 +60,7 @@ def judge_by_world(
     images = sample_prompt_sets(policy, prompt_sets)
     found = {p.name: _measures_of(p, images[p.name]) for p in prompt_sets}
     features = torch.cat([image_features(images[p.name]) for p in prompt_sets])
-    real = torch.cat([image_features(real_pictures(p)) for p in prompt_sets])
+    real = torch.cat([image_features(real_images(p)) for p in prompt_sets])
     return found | {'all': dict(frechet=[round(frechet(features, real), 5)])}
 
 

@@ -106,7 +106,7 @@ class Detector:
     def __init__(
         self,
         model: str = None,  # folder or hub id; the shipped detector when None
-        device: str = None,  # where it computes; where the pictures are when None
+        device: str = None,  # where it computes; where the images are when None
     ):
         source = model or assets_dir() / 'detector'
         self.model, self.processor = load_frozen('AutoModelForObjectDetection', source, 'AutoImageProcessor')
@@ -138,9 +138,8 @@ class Detector:
 
     def _some(self, images):
         out = self.model(**self.pixels(together(self.model, images, self.device)))
-        nothing = (
-            out.logits.shape[-1] == len(self.names) + 1
-        )  # DETR's last class; the others have a focal loss and none
+        # DETR's last class; the others have a focal loss and none
+        nothing = out.logits.shape[-1] == len(self.names) + 1
         confidence = out.logits.softmax(-1)[..., :-1] if nothing else out.logits.sigmoid()
         return *sorted_boxes(confidence, out.pred_boxes), confidence
 

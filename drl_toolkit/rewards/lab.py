@@ -153,7 +153,7 @@ def _gradient(r, images, prompts):
         with torch.enable_grad():
             total = _total(r, x, prompts)
     except RuntimeError:
-        return None  # numpy, for one, refuses pictures that carry a gradient
+        return None  # numpy, for one, refuses images that carry a gradient
     return torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
 
 
@@ -201,8 +201,8 @@ class RewardReport:
     repeat: float  # largest difference between two calls
     noise_share: float  # of the values' variance, how much is the reward's own noise
     order: float  # largest difference when the batch is shuffled
-    alone: float | None  # largest difference when pictures are scored by themselves; None for groups
-    milliseconds: float  # per picture
+    alone: float | None  # largest difference when images are scored by themselves; None for groups
+    milliseconds: float  # per image
     reads_prompt: (
         bool | None
     )  # whether values change with the prompts; None for groups, and where all prompts are one
@@ -212,10 +212,10 @@ class RewardReport:
     ties: dict = field(default_factory=dict)  # of MEASURES: rank correlation
     others: dict = field(
         default_factory=dict
-    )  # other reward's name: rank correlation, NaN where it cannot judge these pictures
+    )  # other reward's name: rank correlation, NaN where it cannot judge these images
     edits: dict = field(
         default_factory=dict
-    )  # of EDITS: (mean change in standard deviations, share of pictures that gain)
+    )  # of EDITS: (mean change in standard deviations, share of images that gain)
     images: torch.Tensor = None  # (B, 3, H, W), for the figure
     prompts: list = field(default_factory=list)  # of B strings
 
@@ -231,7 +231,7 @@ class RewardReport:
 
     @property
     def tied(self) -> list:
-        "Measures of the picture that it follows."
+        "Measures of the image that it follows."
         return [name for name, c in self.ties.items() if abs(c) >= 0.8]
 
     @property
@@ -241,7 +241,7 @@ class RewardReport:
 
     @property
     def raised_by(self) -> list:
-        "Edits that raise nearly every picture, by half a standard deviation or more."
+        "Edits that raise nearly every image, by half a standard deviation or more."
         return [name for name, (gain, share) in self.edits.items() if gain >= 0.5 and share >= 0.9]
 
 # %% ../../nbs/rewards/12_lab.ipynb #d0902a3e
@@ -262,7 +262,7 @@ def problems(self: RewardReport) -> list:
         found.append(f'it depends on the order of the batch, by up to {self.order:.3g}')
     elif self.alone is not None and self.alone > small:
         found.append(
-            f"a picture's value depends on its neighbours, by up to {self.alone:.3g}; if that is meant, use "
+            f"an image's value depends on its neighbours, by up to {self.alone:.3g}; if that is meant, use "
             "level='group'"
         )
     if self.slopes and self.slopes[0].measured.isnan().any():
@@ -284,12 +284,12 @@ def suspicions(self: RewardReport) -> list:
     reach = 0.01 * (v.max() - v.min())
     top, bottom = (v >= v.max() - reach).float().mean().item(), (v <= v.min() + reach).float().mean().item()
     if top >= 0.25:
-        found.append(f'it is saturated: {top:.0%} of the pictures have the highest value already')
+        found.append(f'it is saturated: {top:.0%} of the images have the highest value already')
     if bottom >= 0.75:
-        found.append(f'it is silent: {bottom:.0%} of the pictures have the lowest value')
+        found.append(f'it is silent: {bottom:.0%} of the images have the lowest value')
     found += [f'it is tied to {name}: their rank correlation is {self.ties[name]:+.2f}' for name in self.tied]
     found += [
-        f'{name} alone raises it, in {self.edits[name][1]:.0%} of the pictures, by '
+        f'{name} alone raises it, in {self.edits[name][1]:.0%} of the images, by '
         f'{self.edits[name][0]:.1f} standard deviations'
         for name in self.raised_by
     ]
@@ -374,7 +374,7 @@ def _bars(ax, values, marked, label):
 
 
 def _strip(axes, images, values, prompts, label):
-    "Pictures with their values above and their prompts below."
+    "Images with their values above and their prompts below."
     for ax, image, value, prompt in zip(axes, images, values.tolist(), prompts):
         ax.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation='nearest')
         ax.set_title(f'{value:.3g}', fontsize=7, pad=2)
@@ -388,15 +388,15 @@ def _strip(axes, images, values, prompts, label):
 @patch
 def figure(
     self: RewardReport,
-    show: int = 10,  # worst and best pictures each
+    show: int = 10,  # worst and best images each
 ) -> Figure:
-    "Histogram, correlations, edits, and the worst and best pictures."
+    "Histogram, correlations, edits, and the worst and best images."
     fig = Figure(figsize=(10, 5), layout='constrained')
     plots, strips = fig.subfigures(2, 1, height_ratios=(1, 1.15))
     spread, related, edited = plots.subplots(1, 3)
     spread.hist(self.values.numpy(), bins=20, color='tab:blue')
     spread.set_xlabel(_short(self.name, 45), fontsize=8)
-    spread.set_ylabel('pictures', fontsize=8)
+    spread.set_ylabel('images', fontsize=8)
     spread.tick_params(labelsize=7)
     _bars(related, self.ties | self.others, self.tied + self.same, 'rank correlation, within prompts')
     related.set_xlim(-1, 1)
@@ -447,7 +447,7 @@ def _raw_dtype(r, images, prompts):
 
 
 def _some(level, prompts, groups, count):
-    "Rows of about `count` pictures: spread over the prompts, or whole groups of a group-level reward."
+    "Rows of about `count` images: spread over the prompts, or whole groups of a group-level reward."
     if level == 'sample':
         return torch.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().long()
     wanted = groups.unique()[: max(1, count // max(1, (groups == groups[0]).sum().item()))]
@@ -455,7 +455,7 @@ def _some(level, prompts, groups, count):
 
 
 def _edits(r, images, prompts, groups, std):
-    "Change by each edit, in standard deviations, and the share of pictures that gain."
+    "Change by each edit, in standard deviations, and the share of images that gain."
     if not std > 0:
         return {}
     plain = r(images, prompts, groups)
@@ -468,7 +468,7 @@ def _edits(r, images, prompts, groups, std):
 
 
 def _reads_prompt(r, images, prompts, values):
-    "Whether the values change when each picture is judged for the next picture's prompt."
+    "Whether the values change when each image is judged for the next image's prompt."
     turned = sorted(set(prompts))
     turned = [turned[(turned.index(p) + 1) % len(turned)] for p in prompts]
     return (
@@ -477,7 +477,7 @@ def _reads_prompt(r, images, prompts, values):
 
 
 def _related(r, values, images, prompts, groups, others):
-    "Rank correlation with other rewards; NaN for one that cannot judge these pictures or prompts."
+    "Rank correlation with other rewards; NaN for one that cannot judge these images or prompts."
     found = {}
     for other in others:
         if other is r or other.name == r.name:
@@ -499,7 +499,7 @@ def check_reward(
     groups: torch.Tensor = None,  # (B,) long, for a group-level reward; equal prompts by default
     others: list = None,  # rewards to compare with; `OTHERS` by default
 ) -> RewardReport:
-    "Try a reward on pictures: whether it is fit for training, what it likes, and how it would be hacked."
+    "Try a reward on images: whether it is fit for training, what it likes, and how it would be hacked."
     r = r if isinstance(r, Reward) else Reward(r)
     if (images is None) != (prompts is None):
         raise ValueError(
@@ -514,7 +514,7 @@ def check_reward(
 
 
 def noise_share(
-    first: torch.Tensor,  # (B,) values of some pictures
+    first: torch.Tensor,  # (B,) values of some images
     again: torch.Tensor,  # (B,) of the same, by another call
 ) -> float:  # 0 … 1; 0 where the values do not vary
     """Share of one call's variance that is the reward's own noise: half the mean square of the difference,

@@ -38,7 +38,7 @@ def sharpness(
 # %% ../../nbs/rewards/02_pixels.ipynb #ff0a72d8
 @reward(
     card=Card(
-        'how colourful people would call the picture',
+        'how colourful people would call the image',
         'their M',
         '0 … about 150',
         'a formula of Hasler and Süsstrunk',
@@ -99,7 +99,7 @@ def _ocr():
 def rapid_reader(
     images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
 ) -> list:  # of B strings
-    "What is written, by PP-OCR. About half a second a picture on a CPU."
+    "What is written, by PP-OCR. About half a second an image on a CPU."
     bgr = [np.asarray(image)[:, :, ::-1] for image in to_pil(images)]  # as OpenCV has it
     return [' '.join(_ocr()(image).txts or ()) for image in bgr]
 

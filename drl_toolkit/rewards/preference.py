@@ -39,7 +39,7 @@ def preference_reward(
 
     what = f'open_clip {model}' if model else 'a CLIP fine-tuned on synthetic pairs; no person was asked'
     card = Card(
-        'how much raters like the picture for its prompt',
+        'how much raters like the image for its prompt',
         'log-odds',
         'comparable within a prompt',
         what,
@@ -76,7 +76,7 @@ def pick_score(
         return clip.logit_scale.exp() * (out.image_embeds * out.text_embeds).sum(1)
 
     card = Card(
-        'how much people like the picture for its prompt',
+        'how much people like the image for its prompt',
         'log-odds',
         'comparable within a prompt',
         model,

@@ -100,19 +100,19 @@ def _from_npz(text, limit):
     with np.load(buffer, allow_pickle=False) as found:
         array = found['images']
     if array.dtype != np.float32:
-        raise ValueError(f'images are {array.dtype}; float32 is right')
+        raise ValueError(f'images must be float32; got {array.dtype}')
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _from_png(texts, limit):
-    "RGB pictures of one size; the size in each header is read before its pixels."
+    "RGB images of one size; the size in each header is read before its pixels."
     if not isinstance(texts, list) or not texts:
-        raise ValueError(f'images are {type(texts).__name__}; a list with a PNG for each prompt is right')
+        raise ValueError(f'images must be a list with a PNG for each prompt; got {type(texts).__name__}')
     opened = [Image.open(_bytes(t), formats=['PNG']) for t in texts]
     _check_size(sum(12 * im.width * im.height for im in opened), limit)
     kinds = {(im.mode, im.size) for im in opened}
     if len(kinds) > 1 or opened[0].mode != 'RGB':
-        raise ValueError(f'images are {sorted(kinds)[:2]}; 8-bit RGB of one size is right')
+        raise ValueError(f'images must be 8-bit RGB of one size; got {sorted(kinds)[:2]}')
     (width, height), images = opened[0].size, None
     for i, image in enumerate(opened):  # one at a time: nothing but the floats is ever held for all of them
         with image:
@@ -144,9 +144,9 @@ def read_request(
     asked = _json_object(body, 'the request')
     prompts, format = asked.get('prompts'), asked.get('format')
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise ValueError('prompts are not a list of strings; one for each picture is right')
+        raise ValueError('prompts are not a list of strings; one for each image is right')
     if format not in FORMATS:
-        raise ValueError(f"format is {str(format)[:40]!r}; 'npz' or 'png' is right")
+        raise ValueError(f"format must be 'npz' or 'png'; got {str(format)[:40]!r}")
     return Request(decode_images(asked.get('images'), format, len(prompts), limit), prompts)
 
 
@@ -325,7 +325,9 @@ def _address(url):
     except ValueError:
         good = False  # a port that is no number
     if not good:
-        raise ValueError(f"remote reward: url is {url!r}; such as 'http://localhost:8100' is right")
+        raise ValueError(
+            f"remote reward: url must be an address such as 'http://localhost:8100'; got {url!r}"
+        )
     return address
 
 
@@ -359,19 +361,19 @@ def remote_reward(
     "A reward that `drl serve` computes on another machine."
     address = _address(url)
     if not (_is_number(timeout) and timeout > 0):
-        raise ValueError(f'timeout is {timeout!r}; a number of seconds above 0 is right')
+        raise ValueError(f'timeout must be a number of seconds above 0; got {timeout!r}')
     for name, value, least in (('retries', retries, 0), ('batch_size', batch_size, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f'{name} is {value!r}; a whole number of {least} or more is right')
+            raise ValueError(f'{name} must be a whole number of {least} or more; got {value!r}')
     if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; 'npz' or 'png' is right")
+        raise ValueError(f"format must be 'npz' or 'png'; got {format!r}")
     about, url = _about(address, timeout, retries), _shown(address)
 
     def ask(images, prompts):
         size, limit = 4 * images.numel(), about['limit']
         if size > limit:
             raise ValueError(
-                f'remote reward {url}: {len(images)} pictures take {size} bytes, and the server takes '
+                f'remote reward {url}: {len(images)} images take {size} bytes, and the server takes '
                 f'{limit}; '
                 f'{smaller} is right'
             )
@@ -533,7 +535,7 @@ class Pending:
         "The same as `result`, with the observations."
         missing = len(self.prompts) - len(self.asked)
         if missing:
-            raise ValueError(f'pending: {missing} of {len(self.prompts)} pictures have not been handed over')
+            raise ValueError(f'pending: {missing} of {len(self.prompts)} images have not been handed over')
         parts = [rows for rows, _ in self.parts]
         outputs = [scored.result() for _, scored in self.parts]
         values = outputs[0].values.new_zeros(len(self.prompts))
@@ -570,9 +572,9 @@ def scored_rollout(
 ) -> ScoredRollout:
     "`rollout` and `Reward.report`, with the reward at work on each batch while the next is sampled."
     if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f'prompts is {prompts!r}; a list of strings is right')
+        raise ValueError(f'prompts must be a list of strings; got {prompts!r}')
     if batch_size < 0:
-        raise ValueError(f'batch_size is {batch_size}; it should be 0 or more')
+        raise ValueError(f'batch_size must be 0 or more; got {batch_size}')
     with Pending(reward, prompts, groups) as pending:
         trajectory = rollout_in_parts(policy, prompts, pending.add, seed, epoch, batch_size)
         return ScoredRollout(trajectory, *pending.result())

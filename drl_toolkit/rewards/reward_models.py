@@ -75,7 +75,7 @@ def aesthetic_reward(
         score,
         name,
         card=Card(
-            'the mark that people would give the picture; the prompt is not read',
+            'the mark that people would give the image; the prompt is not read',
             'marks',
             'about 1 … 10',
             f'{head} on {model}',
@@ -114,7 +114,7 @@ def hps_reward(
         clip_reward(model, weights, resize_mode=resize_mode).score,
         name,
         card=Card(
-            'how much people like the picture for its prompt',
+            'how much people like the image for its prompt',
             'cosine',
             'about 0.1 … 0.4',
             f'{weights or model}',
@@ -139,7 +139,7 @@ _PARTS = (
 
 
 def _vision_name(name):
-    "What transformers calls a part of BLIP's picture encoder."
+    "What transformers calls a part of BLIP's image encoder."
     if name.startswith('norm.'):
         return 'post_layer' + name
     for theirs, ours in _PARTS:
@@ -276,7 +276,7 @@ def image_reward(
         score,
         name,
         card=Card(
-            'how much people like the picture for its prompt',
+            'how much people like the image for its prompt',
             'standard deviations',
             'about -2.5 … 2',
             str(model),

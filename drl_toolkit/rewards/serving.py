@@ -129,7 +129,7 @@ def _refusal(request, limit):
     if len(length) > 15 or int(length) > 1.5 * limit:
         return Refusal(
             413,
-            f'the request is larger than this server takes ({limit} bytes of pictures); use a smaller '
+            f'the request is larger than this server takes ({limit} bytes of images); use a smaller '
             'batch_size',
         )
     return None

@@ -47,7 +47,7 @@ SIDES = {
 }
 PERSON = 'person'  # what a portrait shows, whatever the occupation
 _RELATION = re.compile(r'\s+(' + '|'.join(sorted(SIDES, key=len, reverse=True)) + r')\s+')
-_STYLE = re.compile(r'^(an?|the) ([a-z]+ )?(photo|photograph|picture|image|drawing|painting|portrait) of ')
+_STYLE = re.compile(r'^(an?|the) ([a-z]+ )?(photo|photograph|image|image|drawing|painting|portrait) of ')
 _GROUND = re.compile(r' (on|in front of|against|with) (an?|the) [a-z ]*background$')
 
 
@@ -57,9 +57,8 @@ class Request:
 
     names: tuple[str, ...]  # in reading order
     counts: tuple[int, ...]  # of each
-    relation: str | None = (
-        None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None  # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
-    )
+    # of the first to the second: 'left', 'right', 'above', 'below', 'beside' or None
+    relation: str | None = None
 
 
 def _thing(text, prompt):
@@ -135,7 +134,7 @@ class ZeroShotDetector:
         self,
         # folder or hub id, for instance also 'IDEA-Research/grounding-dino-tiny'
         model: str = 'google/owlv2-base-patch16-ensemble',
-        device: str = None,  # where it computes; where the pictures are when None
+        device: str = None,  # where it computes; where the images are when None
     ):
         self.model, self.processor = load_frozen('AutoModelForZeroShotObjectDetection', model)
         families = {
@@ -154,7 +153,7 @@ class ZeroShotDetector:
         images: torch.Tensor,  # (B, 3, H, W) in [0, 1]
         names: list,  # to look for, in the singular
     ) -> Detections:
-        "Every box with its best name, sorted by confidence; with a gradient where the pictures have one."
+        "Every box with its best name, sorted by confidence; with a gradient where the images have one."
         confidence, boxes = self.confidence(together(self.model, images, self.device), list(names))
         scores, labels, boxes, confidence = (
             found.to(images.device) for found in (*sorted_boxes(confidence, boxes), confidence)
@@ -188,7 +187,7 @@ def detection_reward(
 ) -> Reward:
     "Composition for prompts of plain English."
     if not 0 <= threshold < 1:
-        raise ValueError(f'threshold is {threshold}; 0 to 1 is right')
+        raise ValueError(f'threshold must be 0 to 1; got {threshold}')
 
     def score(images, prompts):
         values, finder = images.new_zeros(len(images)), detector or shipped_detector()

@@ -15,7 +15,7 @@ from .folder import RunError
 from .metrics import rows_of
 from .run import Run
 from ..training.callbacks import Callback, TrainerView
-from ..utils.files import read_picture
+from ..utils.files import read_image
 from ..utils.settings import comma_separated
 
 # %% ../../nbs/runs/07_trackers.ipynb #0e9582fe
@@ -109,7 +109,7 @@ class Trackers(Callback):
         file = self.run.inside('samples', f'epoch_{epoch:04d}.png')
         if not file.exists():
             return
-        image = read_picture(file, 'PNG').convert('RGB')
+        image = read_image(file, 'PNG').convert('RGB')
         for tracker in self.accelerator.trackers:
             _send_image(tracker, 'samples', image, epoch)
 

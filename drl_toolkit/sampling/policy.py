@@ -52,9 +52,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/sampling/10_policy.ipynb #dff10e26
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 CLIP_TARGETS = ['q_proj', 'k_proj', 'v_proj', 'out_proj']  # layers that LoRA joins in CLIP's text encoders
-LARGE = (
-    100_000_000  # weights of a network that is too dear for padding batches, and for one batch beside another
-)
+# weights of a network that is too dear for padding batches, and for one batch beside another
+LARGE = 100_000_000
 
 
 class Policy:
@@ -270,11 +269,10 @@ def _join_lora(self: Policy, module, targets):
     from drl_toolkit.sampling.lora_layer import in_one_product
 
     if not tuner_layers(module):
-        config = LoraConfig(
-            r=self.lora_rank, lora_alpha=self.lora_alpha or self.lora_rank, target_modules=targets
-        )
-        add_lora(module, config, max(0, self.lora_seed))
-        module.lora_options = lora_options(self)
+        options = lora_options(self)
+        config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+        add_lora(module, config, options.seed)
+        module.lora_options = options
     in_one_product(module)
     for name, p in module.named_parameters():
         p.requires_grad_('lora_' in name)
@@ -704,9 +702,8 @@ def _save_lora(self: Policy, folder):
         prefix.rstrip('.') or self.adapter.network_name: module
         for prefix, module in self.trainable_modules.items()
     }
-    rank = save_lora(
-        self.pipeline, folder, trained, self.merged_lora, self.lora_rank, self.lora_alpha or self.lora_rank
-    )
+    own = lora_options(self)
+    rank = save_lora(self.pipeline, folder, trained, self.merged_lora, own.rank, own.alpha)
     return dict(lora_rank=rank, lora_alpha=0.0) if self.merged_lora else {}
 
 

@@ -115,9 +115,7 @@ def add_saved_lora(
         if module is None:
             raise ValueError(f'{name!r:.100} is no part of {type(pipeline).__name__}')
         own = {key.partition('.')[2]: tensor for key, tensor in state.items() if key.startswith(f'{name}.')}
-        add_factors(
-            module, _layers_as_in(module, factors_of_file(own)), config.lora_alpha or config.lora_rank
-        )
+        add_factors(module, _layers_as_in(module, factors_of_file(own)), lora_options(config).alpha)
         is_trained = config.train_text_encoder or not name.startswith('text_encoder')
         module.lora_options = lora_options(config) if is_trained else LOADED
 
@@ -146,7 +144,7 @@ def save_parts(
 ) -> list[str]:  # their names
     "Write the parts of a tuned pipeline that differ from the base's, in half precision."
     note = read_note(Path(folder) / 'policy.json')
-    base, kept = Path(find_model(base_of(noted_base(note['base'], folder)))), []
+    base, kept = Path(find_model(base_of(noted_base(str(note['base']), folder)))), []
     for file in sorted(Path(folder).glob('*/*.safetensors')):
         name = file.parent.name
         state = {key: tensor.half() for key, tensor in load_file(file).items()}
@@ -204,8 +202,8 @@ def model_card(
 ) -> str:  # Markdown
     "What a README.md says of saved weights."
     lora = policy.train == 'lora'
-    rank, alpha = about['lora_rank'], about['lora_alpha'] or about['lora_rank']
-    what = f'LoRA of rank {rank}, alpha {alpha:g},' if lora else 'All weights'
+    options = lora_options(PolicyConfig(**config_fields(about)))
+    what = f'LoRA of rank {options.rank}, alpha {options.alpha:g},' if lora else 'All weights'
     encoders = ' and the text encoders' if policy.train_text_encoder else ''
     imports, load = _loading_code(policy, about)
     scheduler = type(policy.pipeline.scheduler).__name__

@@ -41,7 +41,7 @@ def _of_advantages(get, grouped):
         )
     if group < 2.05 and get('no_credit') < 0.5:
         found['group'] = (
-            f'the pictures of a prompt weigh as much as {group:.1f} equal ones: such a group says who won, '
+            f'the images of a prompt weigh as much as {group:.1f} equal ones: such a group says who won, '
             'and not by how much; give the task a larger group_size'
         )
     if flat > 0.5:

@@ -46,7 +46,7 @@ def check_trajectory(
     bad = (~finite).nonzero().flatten().tolist()
     precision = ', precision bf16 or fp32' if half else ''
     raise NotFinite(
-        f'{len(bad)} of {len(finite)} pictures have pixels or log-probs that are no finite numbers (the '
+        f'{len(bad)} of {len(finite)} images have pixels or log-probs that are no finite numbers (the '
         'first shows '
         f'{trajectory.prompts[bad[0]]!r}); a lower lr{precision} or an earlier checkpoint is right',
         bad[0],

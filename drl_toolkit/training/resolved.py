@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..algorithms.interfaces import Objective
 from ..algorithms.objectives import clip_pair
 from ..sampling.policy import Policy
+from ..sampling.saving import lora_options
 
 # %% ../../nbs/training/01m_resolved.ipynb #res-class
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def resolved(
         num_steps=policy.num_steps,
         dims=math.prod(policy.latent_shape),
         lora_rank=policy.lora_rank if lora else 0,
-        lora_alpha=float(policy.lora_alpha or policy.lora_rank) if lora else 0.0,
+        lora_alpha=float(lora_options(policy).alpha) if lora else 0.0,
         min_batch_size=policy.min_call_batch,
         clip_low=low,
         clip_high=high,

@@ -107,9 +107,8 @@ def task_advantage(
         for name, weight, v in weighted
     ]
     limit = clip * sum(task.weights)
-    total = (
-        sum(each).clamp(-limit, limit).to(values[0].device)
-    )  # made in float64, which only a CPU surely has
+    # made in float64, which only a CPU surely has
+    total = sum(each).clamp(-limit, limit).to(values[0].device)
     if len(each) == 1:
         return TaskAdvantage(total, {})
     variances = [a.var(correction=0).item() for a in each]

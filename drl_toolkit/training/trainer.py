@@ -39,7 +39,7 @@ from .nonfinite import check_finite, check_trajectory, finite_samples
 from .optimization import scheduled_lr
 from .policy_gradient import PolicyGradient, steps_generator, task_seed
 from .scoring import Scores, TaskAdvantage, gather_scores, make_estimators, task_advantage
-from .state import atomic_epoch, sync_from_main
+from .state import atomic_epoch, broadcast_state
 from .updates import Updater
 
 # %% ../../nbs/training/02_trainer.ipynb #01760cb2
@@ -134,7 +134,7 @@ class Trainer:
         "Train until the epochs are done."
         if epochs is not None:
             self.config.epochs = epochs
-        sync_from_main(self, self.updates, self.processes, self.shards)
+        broadcast_state(self, self.updates, self.processes, self.shards)
         self._notify('before_fit')
         try:
             while self.epoch < self.config.epochs and self.has_time():
@@ -144,7 +144,7 @@ class Trainer:
         finally:
             self._notify('after_fit')
         if not self.shards:
-            self.processes.copy_from_main(self.params)  # a callback may have put back better ones
+            self.processes.broadcast_tensors(self.params)  # a callback may have put back better ones
         return self.history
 
     def whole_epoch(self) -> dict[str, object]:  # its record

@@ -112,8 +112,8 @@ class Updater:
         for _ in range(self.config.inner_epochs):
             with self.processes.raise_together():
                 transitions = self._transitions(run, batch, generator)
-                useful = self._useful(batch, transitions)
-            minibatches += self._cut(batch, transitions, useful, generator)
+                trained = self._trained(batch, transitions)
+            minibatches += self._cut(batch, transitions, trained, generator)
         batch.minibatches, batch.on_policy = minibatches, on_policy
         with self.processes.raise_together():
             self.objective.prepare(run, minibatches, on_policy)
@@ -128,20 +128,24 @@ class Updater:
             return dict.fromkeys(('row', 'sample', 'step', 'weight'), torch.zeros(0, dtype=torch.long))
         return self.objective.transitions(run, batch, generator)
 
-    def _useful(self, batch, transitions):  # (N,) bool
+    def _trained(self, batch, transitions):  # (N,) bool
         "Which rows have a gradient, and belong to samples with finite rewards."
         if not batch.rank_slice.size:
             return torch.zeros(0, dtype=torch.bool)
-        useful = self.objective.has_gradient(transitions).cpu()
-        return useful if batch.finite is None else useful & batch.finite.cpu()[transitions['sample'].cpu()]
+        has_gradient = self.objective.has_gradient(transitions).cpu()
+        return (
+            has_gradient
+            if batch.finite is None
+            else has_gradient & batch.finite.cpu()[transitions['sample'].cpu()]
+        )
 
-    def _cut(self, batch, transitions, useful, generator):
+    def _cut(self, batch, transitions, trained, generator):
         "Shuffle all processes' rows and cut them; each process keeps its own."
-        numbers, useful = self.processes.whole(transitions['row']), self.processes.whole(useful)
+        numbers, trained = self.processes.whole(transitions['row']), self.processes.whole(trained)
         by_row = numbers.argsort()
         order = torch.randperm(len(numbers), generator=generator)
-        self.processes.copy_from_main([order])
-        order = order[useful[by_row][order]]
+        self.processes.broadcast_tensors([order])
+        order = order[trained[by_row][order]]
         kinds = self._kinds(batch, transitions)
         parts, count = cut_minibatches(self.config, order, None if kinds is None else kinds[by_row])
         if batch.rank_slice.size:

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALPHA', 'FIRST', 'PARITY', 'OBJECTIVES', 'UNKNOWN', 'INK', 'CARD', 'SAYS', 'NOT_JUDGED', 'HUES', 'FIGURES',
-           'PageContext', 'open_picture', 'thinned', 'Spark', 'spark', 'trend', 'boundary', 'has_changed', 'is_early',
+           'PageContext', 'open_image', 'thinned', 'Spark', 'spark', 'trend', 'boundary', 'has_changed', 'is_early',
            'Verdict', 'verdict', 'Goal', 'is_number', 'goals', 'Measured', 'measured', 'with_measured', 'Progress',
            'progress', 'note', 'complaint', 'typed', 'is_recorded', 'eval_folder', 'eval_command', 'nearest',
            'frames_at', 'frames_with', 'sheets', 'metrics', 'DayNight', 'at_night', 'curve', 'no_frames', 'headline',
            'evidence', 'Extremes', 'extremes', 'overview', 'paths_of', 'frames_with_paths', 'path_choices',
            'trajectories', 'Group', 'groups_of', 'group_choices', 'branches', 'shares', 'MixRow', 'Mix', 'mixes',
-           'has_classes', 'fairness', 'Box', 'BoxedPicture', 'found_in', 'has_boxes', 'composition', 'Table',
+           'has_classes', 'fairness', 'Box', 'BoxedImage', 'found_in', 'has_boxes', 'composition', 'Table',
            'read_table', 'markdown_table', 'as_table', 'TaxTable', 'taxes', 'results_of', 'costs', 'weight_files',
            'resume_command', 'NextStep', 'next_step', 'runs_page', 'Summary', 'summaries', 'title_of', 'ballot_of']
 
@@ -27,7 +27,7 @@ from PIL import Image
 
 from . import plots
 from .words import explain  # noqa: F401 (the templates ask for words)
-from ..utils.files import read_json, read_picture, read_plain
+from ..utils.files import read_json, read_image, read_plain
 from ..utils.loading import RECORDED, assets_dir
 from ..utils.templates import EncodedImage, encode_figure, inline, number, render, shortened
 from ..runs.recordings import Frames, TaskFrames, read_frames, recorded_epochs
@@ -48,16 +48,16 @@ class PageContext:
     sheet_prompts: Callable[[Run], list] = lambda run: []
 
 
-def open_picture(
+def open_image(
     run: Run,  # in whose folder it lies
     *names: str,  # of a file below the run's folder
 ) -> Image.Image:
     "An image of a run; `RunError` names a file that is none."
     file = run.inside(*names)
     try:
-        return read_picture(file, 'PNG', 'WEBP', 'JPEG', inside=run.folder)
+        return read_image(file, 'PNG', 'WEBP', 'JPEG', inside=run.folder)
     except (OSError, ValueError):
-        raise RunError(f"{'/'.join(names)!r} is not a picture that can be read") from None
+        raise RunError(f"{'/'.join(names)!r} is not an image that can be read") from None
 
 # %% ../../nbs/ui/04_pages.ipynb #d10201e7
 def thinned(
@@ -188,7 +188,7 @@ class Goal:
     first: float  # epoch 0, before anything was learnt; or the base, where it was measured
     last: float  # mean of the last epochs; or the tuned model, where it was measured
     verdict: str  # of `verdict`, or of the measured interval
-    floor: float = None  # what a perfect model would get with as few pictures
+    floor: float = None  # what a perfect model would get with as few images
     kl: float = None  # nats a step from the base, in the last epoch
     measured: tuple = ()  # interval of the change, where `drl eval` measured it
 
@@ -385,17 +385,23 @@ def typed(
     return shlex.quote('/'.join(run.folder.parts[-2:]) if run.folder.is_absolute() else str(run.folder))
 
 
-def is_recorded(run: Run) -> bool:
+def is_recorded(
+    run: Run,  # of the library
+) -> bool:
     "Whether a run came with the package."
     return run.folder.resolve().is_relative_to(assets_dir().resolve())
 
 
-def eval_folder(run: Run) -> str:
+def eval_folder(
+    run: Run,  # that is measured
+) -> str:
     "Where `drl eval` writes, as one would type it: into the run, but for one that came with the package."
     return f'runs/{shlex.quote(run.folder.name)}-eval' if is_recorded(run) else f'{typed(run)}/eval'
 
 
-def eval_command(run: Run) -> str:
+def eval_command(
+    run: Run,  # with weights
+) -> str:
     "What measures a run."
     return f'drl eval {typed(run)} --out {eval_folder(run)}'
 
@@ -437,7 +443,7 @@ def frames_with(
 
 
 def sheets(run: Run) -> dict[int, Path]:  # by epochs done
-    "The pictures of fixed prompts and seeds through training."
+    "The images of fixed prompts and seeds through training."
     folder = run.inside('samples')
     if not folder.is_dir():
         return {}
@@ -510,18 +516,16 @@ def curve(
 
 def no_frames(
     run: Run,  # without frames
-    what: str = 'pictures',  # that were not kept
+    what: str = 'images',  # that were not kept
 ) -> str:  # HTML
     "What to say where nothing was kept that a page could show."
     recipe = shlex.quote(str(run.about.get('recipe') or 'joint'))
     if recorded_epochs(run):
-        why = f'This run kept pictures of its epochs, and none of them has {what}.'
+        why = f'This run kept images of its epochs, and none of them has {what}.'
     elif run.alive:
         why = 'The first are kept when the first epoch ends. This page shows them by itself.'
     else:
-        why = (
-            f'Runs of drl train keep some pictures and {what} of their epochs, unless they are asked not to.'
-        )
+        why = f'Runs of drl train keep some images and {what} of their epochs, unless they are asked not to.'
     return note(f'No {what} were kept in this run', why, command='' if run.alive else f'drl train {recipe}')
 
 # %% ../../nbs/ui/04_pages.ipynb #49bad1ae
@@ -531,7 +535,7 @@ SAYS = dict(better='better', worse='worse', unclear='no clear change', early='to
 def headline(
     found: list,  # of `Goal`
 ) -> str:
-    "How the rewards of a run stand, in one sentence. It says nothing of the pictures."
+    "How the rewards of a run stand, in one sentence. It says nothing of the images."
     if not found:
         return 'No epoch has ended yet.'
     words = [g.verdict for g in found]
@@ -540,6 +544,8 @@ def headline(
         return f'It is too early to say whether anything changes: that takes {fewest} epochs at least.'
     by = ', by drl eval' if any(g.measured for g in found) else ''
     start = 'than the base' if by else 'than at the start'
+    if len(found) > 1 and set(words) == {'better'}:
+        return f'All {len(found)} training rewards are clearly better {start}{by}.'
     if len(found) > 1:
         return f'Of {len(found)} training rewards, {_counted(words, start)}{by}.'
     if words[0] not in ('better', 'worse'):
@@ -562,7 +568,7 @@ def evidence(
     rows: list,  # of `Run.metrics`
     table: dict[str, Measured] = None,  # of `measured`
 ) -> list:  # of sentences
-    "What else is known of a run than its training rewards: a reward can rise while the pictures get worse."
+    "What else is known of a run than its training rewards: a reward can rise while the images get worse."
     held_out, kl = _last(rows, 'watch/watched'), _last(rows, 'kl')
     found = [_held_out_words(held_out)] if held_out else []
     found += _face_words(rows, (table or {}).get('readable face'))
@@ -571,12 +577,12 @@ def evidence(
     if not held_out and not table:
         found.append(NOT_JUDGED)
     elif not table:
-        found.append('drl eval judges the pictures themselves.')
+        found.append('drl eval judges the images themselves.')
     return found
 
 
 NOT_JUDGED = (
-    'Whether the pictures are better was not judged, only the training rewards: drl eval judges them, and '
+    'Whether the images are better was not judged, only the training rewards: drl eval judges them, and '
     'drl train … --watch looks on while it trains.'
 )
 
@@ -603,21 +609,21 @@ def _face_words(rows, measured):
 
 # %% ../../nbs/ui/04_pages.ipynb #49bad1b0
 class Extremes(NamedTuple):
-    "The most praised and the most blamed picture of a task."
+    "The most praised and the most blamed image of a task."
 
     prompt: str  # of the most praised image
     best: Image.Image  # the image of the highest advantage
     praise: float  # its advantage
     worst: Image.Image  # the image of the lowest advantage
     blame: float  # its advantage, below 0
-    stages: list  # of images: noise, on the way, a finished picture; none where no path was kept
-    samples: int  # pictures of the epoch
+    stages: list  # of images: noise, on the way, a finished image; none where no path was kept
+    samples: int  # images of the epoch
 
 
 def extremes(
     frames: Frames | None,  # of an epoch; None where nothing was kept
-) -> Extremes | None:  # None where no picture was praised and another blamed
-    "The most praised and the most blamed picture among those that were kept, of one task."
+) -> Extremes | None:  # None where no image was praised and another blamed
+    "The most praised and the most blamed image among those that were kept, of one task."
     tasks = frames.tasks.values() if frames else ()
     for task in tasks:
         shown = task.samples.loc[list(task.pictures)].sort_values('advantage')
@@ -639,7 +645,7 @@ def extremes(
 
 
 def _stages(paths):
-    "Four pictures of the first path, from noise to the end."
+    "Four images of the first path, from noise to the end."
     if not paths:
         return []
     noisy = paths[0].noisy
@@ -662,11 +668,11 @@ def overview(
             broken.append(complaint(e, run))
 
     def sheet(e):
-        return tried(lambda: open_picture(run, 'samples', there[e].name)) if e in there else None
+        return tried(lambda: open_image(run, 'samples', there[e].name)) if e in there else None
 
     table = tried(lambda: measured(run)) or {}
     found = with_measured(goals(rows, context.cards(run.about.get('recipe'))), table)
-    shown = nearest(None if epoch is None else epoch + 1, sorted(there))  # its pictures come after the epoch
+    shown = nearest(None if epoch is None else epoch + 1, sorted(there))  # its images come after the epoch
     return render(
         'ui/templates/overview.html',
         image=context.address,
@@ -751,7 +757,7 @@ def trajectories(
     pick: str = '',  # 'task/sample'; another one is taken where it was not kept
     context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
-    "One picture's path."
+    "One image's path."
     frames = frames_with_paths(run, epoch)
     paths = paths_of(frames)
     if not paths:
@@ -769,7 +775,7 @@ def trajectories(
 
 # %% ../../nbs/ui/04_pages.ipynb #9a7fc1d4
 class Group(NamedTuple):
-    "The samples of a group, all of whose pictures were kept."
+    "The samples of a group, all of whose images were kept."
 
     task: Any  # `TaskFrames`
     rows: pd.DataFrame  # of its samples
@@ -778,7 +784,7 @@ class Group(NamedTuple):
 def groups_of(
     frames: Frames | None,  # of an epoch; None where nothing was kept
 ) -> dict[str, Group]:  # by 'task/group'
-    "The groups of which all pictures were kept."
+    "The groups of which all images were kept."
     found = {}
     for name, task in frames.tasks.items() if frames else ():
         for group, rows in task.samples.groupby('group'):
@@ -806,7 +812,7 @@ def branches(
     pick: str = '',  # 'task/group'; another one is taken where it was not kept
     context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
-    "The pictures of one group, and where they part."
+    "The images of one group, and where they part."
     frames = frames_with(run, epoch, groups_of)
     groups = groups_of(frames)
     if not groups:
@@ -834,7 +840,7 @@ def branches(
 
 
 def _trunk(task, rows):
-    "Pictures of the steps that a group shares; none where no path of it was kept."
+    "Images of the steps that a group shares; none where no path of it was kept."
     if task.split is None:
         return []
     return next((p.noisy[: task.split + 1] for p in task.paths if p.sample in rows.index), [])
@@ -871,7 +877,7 @@ class Mix:
     names: tuple  # of the classes
     all: MixRow  # over all prompts
     prompts: list  # of `MixRow`
-    unread: float  # share of the pictures that could not be read
+    unread: float  # share of the images that could not be read
 
     @property
     def even(self) -> float:
@@ -933,7 +939,7 @@ def _mix(name, task, category, names, first):
 def has_classes(
     frames: Frames,  # of an epoch
 ) -> bool:
-    "Whether a classifier has looked at the pictures."
+    "Whether a classifier has looked at the images."
     return any(task.categories for task in frames.tasks.values())
 
 
@@ -969,7 +975,7 @@ def fairness(
 
 # %% ../../nbs/ui/04_pages.ipynb #a97374aa
 class Box(NamedTuple):
-    "What a detector found; place and size in percent of the picture."
+    "What a detector found; place and size in percent of the image."
 
     name: str  # of the class
     score: float  # the detector's confidence, in [0, 1]
@@ -980,8 +986,8 @@ class Box(NamedTuple):
     hue: str  # of the class, as CSS takes it
 
 
-class BoxedPicture(NamedTuple):
-    "A picture with what was found in it."
+class BoxedImage(NamedTuple):
+    "An image with what was found in it."
 
     prompt: str  # it was drawn for
     reward: float  # the task's first one
@@ -991,12 +997,12 @@ class BoxedPicture(NamedTuple):
 
 def found_in(
     task: TaskFrames,  # with detections
-) -> list:  # of `BoxedPicture`, lowest reward first
-    "The kept pictures with the boxes of what was found."
+) -> list:  # of `BoxedImage`, lowest reward first
+    "The kept images with the boxes of what was found."
     reward = task.rewards[0]
     rows = task.samples.loc[sorted(task.boxes)].sort_values(reward)
     return [
-        BoxedPicture(row.prompt, row[reward], task.pictures[i], _boxes(task.boxes[i]))
+        BoxedImage(row.prompt, row[reward], task.pictures[i], _boxes(task.boxes[i]))
         for i, row in rows.iterrows()
         if i in task.pictures
     ]
@@ -1012,7 +1018,7 @@ def _boxes(found):
 def has_boxes(
     frames: Frames,  # of an epoch
 ) -> bool:
-    "Whether a detector has looked at the pictures."
+    "Whether a detector has looked at the images."
     return any(task.boxes for task in frames.tasks.values())
 
 
@@ -1022,7 +1028,7 @@ def composition(
     pick: str = '',  # nothing is chosen on this page
     context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
-    "What was found in the pictures."
+    "What was found in the images."
     frames = frames_with(run, epoch, has_boxes)
     if frames is None:
         return no_frames(run)
@@ -1123,6 +1129,8 @@ FIGURES = dict(
     samples='The same prompts and seeds, base above tuned',
     tones='Who is drawn, base beside tuned',
     curves='The rewards through training',
+    rewards='How far each reward moved, with its interval',
+    watched='Training and held-out rewards, through training',
 )
 
 
@@ -1178,7 +1186,7 @@ def _tables(run, names):
     if run.inside(*names, 'table.md').is_file():
         found.append(('Base against tuned', markdown_table(_text_of(run, *names, 'table.md'))))
     titles = {
-        'drift.csv': 'How far the pictures have drifted',
+        'drift.csv': 'How far the images have drifted',
         'rewards.csv': 'Training and held-out rewards',
     }
     found += [(title, read_table(run, *names, file)) for file, title in titles.items()]
@@ -1190,7 +1198,7 @@ def _figures(run, names):
     if names is None:
         return []
     files = sorted(f for kind in ('png', 'webp') for f in run.inside(*names).glob(f'*.{kind}'))
-    return [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_picture(run, *names, p.name)) for p in files]
+    return [(FIGURES.get(p.stem, p.stem.replace('_', ' ')), open_image(run, *names, p.name)) for p in files]
 
 
 def _joint_curves(run):

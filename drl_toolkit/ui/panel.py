@@ -263,7 +263,7 @@ def sheet_response(
     cell: int,  # place on the sheet
     against: int | None = None,  # epochs done: the difference from this epoch
 ) -> Response:
-    "A picture of a run's sheets."
+    "An image of a run's sheets."
     return _response(library, run, lambda found: pairs.sheet_image(found, epoch, cell, against))
 
 
@@ -274,7 +274,7 @@ def sample_response(
     task: str,  # its name
     sample: int,  # in the task's epoch
 ) -> Response:
-    "A picture of an epoch that was kept."
+    "An image of an epoch that was kept."
     return _response(library, run, lambda found: samples.sample_image(found, epoch, task, sample))
 
 
@@ -737,7 +737,7 @@ def vote_frame(
     alone = f' Its own page is drl vote {pages.eval_folder(run)}/ballot.' if pages.is_recorded(run) else ''
     return note(
         'There is nothing to vote on yet',
-        f'drl eval draws pairs of pictures and leaves a ballot.{alone}',
+        f'drl eval draws pairs of images and leaves a ballot.{alone}',
         command=pages.eval_command(run),
     )
 
@@ -965,7 +965,7 @@ def _compare(self: Panel):
 def compare_asked(
     self: Panel,
     query: dict,  # of an address
-) -> dict:  # component -> value
+) -> dict[object, object]:  # component -> value
     "What an address asks the models to draw."
     given = {field: query[name][:2000] for field, name in zip(self.asked[0], compare.ASKED) if name in query}
     rows, columns = self.asked[0][-2:]
@@ -1001,8 +1001,8 @@ def sides(
 @patch
 def grid(
     self: Panel,
-    run: Run,
-    context: PageContext,
+    run: Run,  # whose models draw
+    context: PageContext,  # of the page
     asked: tuple,  # what was typed, and the two axes
 ) -> str:  # HTML
     "The grid that is asked for, or what would have been right, beside what can be drawn."

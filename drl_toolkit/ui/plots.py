@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np, pandas as pd, torch
 from matplotlib import rc_context, rcParamsDefault
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -194,11 +195,11 @@ def _smooth(values, width):
 
 
 def _spread(ax, rows, x, y):
-    "A band: two thirds of the single pictures lie in it."
+    "A band: two thirds of the single images lie in it."
     at, std = _points(rows, 'reward_std')
     if len(at) != len(x) or len(x) < 2:
         return
-    ax.fill_between(x, y - std, y + std, color=COLOURS[0], alpha=0.1, lw=0, label='single pictures, ±1 std')
+    ax.fill_between(x, y - std, y + std, color=COLOURS[0], alpha=0.1, lw=0, label='single images, ±1 std')
 
 
 def _tasks(rows):
@@ -324,7 +325,7 @@ def _is_free(ax, box, taken):
 
 
 def label_points(
-    ax,  # matplotlib axes with everything else in them
+    ax: Axes,  # with everything else in them
     points: dict[str, tuple[float, float]],  # name -> (x, y)
     size: float = 7,  # of the letters
 ) -> list:  # of `Annotation`s, in the order of the points
@@ -368,7 +369,7 @@ class StepwisePath(Protocol):
 
 
 def _row(ax, images, left, y, side, pad=0.05) -> list:  # of x
-    """Pictures `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each.
+    """Images `side` wide in a row, from x = `left` on, with their middle at `y`; returns the middle of each.
 
     One image for all: many are slow to draw."""
     gap = max(1, round(pad * images[0].width))
@@ -381,7 +382,7 @@ def _row(ax, images, left, y, side, pad=0.05) -> list:  # of x
 
 
 def _frame(ax, x, y, side, shape, colour):
-    "A coloured frame around a picture."
+    "A coloured frame around an image."
     w, h = side / 2, side * shape / 2
     ax.plot(
         [x - w, x + w, x + w, x - w, x - w],
@@ -431,11 +432,11 @@ def _step_bars(ax, values, colours, label):
 
 
 def _one_apart(image):
-    "The width with which pictures in a `_row` have their middles one apart."
+    "The width with which images in a `_row` have their middles one apart."
     return 1 / (1 + max(1, round(0.05 * image.width)) / image.width)
 
 
-def _row_of_pictures(ax, images, label):
+def _row_of_images(ax, images, label):
     side = _one_apart(images[0])
     ax.set(yticks=[], ylim=(-side / 2 * _shape(images[0]), side / 2 * _shape(images[0])))
     _row(ax, images, -side / 2, 0, side)
@@ -464,14 +465,14 @@ def _rows_of(heights, width, xlim):
 def film_strip(
     path: StepwisePath,  # recorded, or in memory
 ) -> Figure:
-    "A path from noise to picture, with what each step weighed under it."
+    "A path from noise to image, with what each step weighed under it."
     count, first = len(path.steps), path.noisy[0]
     cell = min(1.0, 7.37 / (count + 1))
     fig, axes = _rows_of(
         [cell * _one_apart(first) * _shape(first)] * 2 + [0.5] * 4, cell * (count + 1), (-0.5, count + 0.5)
     )
-    _row_of_pictures(axes[0], path.noisy, 'latents,\ndecoded')
-    _row_of_pictures(axes[1], path.predicted, 'predicted\npicture')
+    _row_of_images(axes[0], path.noisy, 'latents,\ndecoded')
+    _row_of_images(axes[1], path.predicted, 'predicted\nimage')
     learnt = [COLOURS[0] if t else '#c8c8c8' for t in path.trained]
     _step_bars(axes[2], path.noise_std, QUIET, 'added noise σ')
     _step_bars(axes[3], path.log_prob, learnt, 'log-prob, nats\nper dimension')
@@ -491,7 +492,7 @@ def film_strip(
         axes[4].plot(i, 100 * (path.ratio[i] - 1), 'x', color=BAD, ms=8, mew=2)
     labels = [f'{s + 1}\nt={t:.4g}' for s, t in zip(path.steps, path.timesteps)]
     axes[-1].set(
-        xticks=range(count + 1), xticklabels=[*labels, 'picture'], xlabel='denoising step (training timestep)'
+        xticks=range(count + 1), xticklabels=[*labels, 'image'], xlabel='denoising step (training timestep)'
     )
     _marks(fig, path)
     return fig
@@ -561,12 +562,12 @@ def _group_of(task, which):
     found = shown[shown[column] == which]
     if not len(found):
         there = ', '.join(map(repr, dict.fromkeys(shown[column].tolist())))
-        raise ValueError(f'no picture of {column} {which!r} was kept; of these there are some: {there}')
+        raise ValueError(f'no image of {column} {which!r} was kept; of these there are some: {there}')
     return found[found['group'] == found['group'].iloc[0]]
 
 
 def _trunk(task, members):
-    """Pictures of the steps that a group shares, and what they promised at their end; both empty where no
+    """Images of the steps that a group shares, and what they promised at their end; both empty where no
     path of it was kept."""
     path = next((p for p in task.paths if p.sample in members.index), None)
     if path is None or task.split is None:
@@ -582,7 +583,7 @@ def branch_tree(
 ) -> Figure:
     "What the samples of a group share, where they part, and what became of each."
     if not task.shown:
-        return nothing('no pictures were kept of this epoch')
+        return nothing('no images were kept of this epoch')
     members, reward = _group_of(task, which), task.rewards[0]
     trunk, promised = _trunk(task, members)
     count, width = len(members), 9.0
@@ -627,7 +628,7 @@ def _draw_trunk(ax, trunk, promised, side, split, y):
 
 
 def _draw_leaves(ax, task, members, reward, knot, side, y):
-    "The finished pictures in the order in which they were drawn, best and worst marked."
+    "The finished images in the order in which they were drawn, best and worst marked."
     values, count, width, images = (
         members[reward],
         len(members),
@@ -720,7 +721,7 @@ def _indices(samples, category, names):
 
 
 def _shares(samples, category, names):
-    "The share of each class, and of pictures that could not be read."
+    "The share of each class, and of images that could not be read."
     if samples is None or not len(samples):
         return None
     found = _indices(samples, category, names)
@@ -735,7 +736,7 @@ def _distance_text(samples, base, category, names, target):
     floor = measure_floor(len(samples), tuple(target.tolist()))
     text = (
         f'{category}: {far(samples):.2f} from the target now, {floor:.2f} is the floor for {len(samples)} '
-        'pictures'
+        'images'
     )
     return text if base is None else f'{text}, {far(base):.2f} at first'
 
@@ -770,7 +771,7 @@ def demographics(
     of = lambda s, prompt: None if s is None else s[s['prompt'] == prompt]
     _demographic(whole, samples, base, category, names, target)
     whole.set(
-        title=f'all {len(samples)} pictures',
+        title=f'all {len(samples)} images',
         ylabel='share',
         xticks=range(len(names) + 1),
         xticklabels=[*names, 'unreadable'],
@@ -823,7 +824,7 @@ def _demographic(ax, samples, base, category, names, target):
 def parity_over_time(
     rows: list,  # of a run's `metrics()`
 ) -> Figure:
-    """How evenly the classes are spread, epoch by epoch, and how many pictures could be read; of every task
+    """How evenly the classes are spread, epoch by epoch, and how many images could be read; of every task
     that measures it."""
     first = {task: next(r for r in rows if r['task'] == task) for task in _tasks(rows)}
     measured = [
@@ -847,7 +848,7 @@ def parity_over_time(
     _title(
         fig,
         'How uneven the classes are, mean over the groups of an epoch,',
-        'and how many of the pictures could be read',
+        'and how many of the images could be read',
     )
     return fig
 
@@ -888,7 +889,7 @@ def boxed(
     boxes: list,  # of (name, confidence, (x0, y0, x1, y1)), the corners as shares, as in `TaskFrames.boxes`
     side: int = 192,  # pixels of the result's width at least
 ) -> Image.Image:
-    "A picture with its boxes drawn, each class in a colour of its own."
+    "An image with its boxes drawn, each class in a colour of its own."
     scale = max(1, math.ceil(side / image.width))
     canvas = image.convert('RGB').resize((image.width * scale, image.height * scale), Image.NEAREST)
     draw, names = ImageDraw.Draw(canvas), sorted({name for name, *_ in boxes})
@@ -907,13 +908,13 @@ def boxed(
 @styled
 def composition_sheet(
     task: DetectedTask,  # whose images are shown
-    most: int = 16,  # pictures
+    most: int = 16,  # images
     columns: int = 4,  # beside each other
 ) -> Figure:
-    "Pictures with the detector's boxes, their prompt and their reward."
+    "Images with the detector's boxes, their prompt and their reward."
     shown = task.shown[:most]
     if not shown:
-        return nothing('no pictures were kept of this epoch')
+        return nothing('no images were kept of this epoch')
     reward, columns = task.rewards[0], min(columns, len(shown))
     images, side = [boxed(task.pictures[i], task.boxes.get(i, [])) for i in shown], 2.15
     rows, high = -(-len(shown) // columns), side * _shape(images[0])
@@ -930,7 +931,7 @@ def composition_sheet(
 
 
 def _boxed_row(ax, task, reward, shown, images, side, y):
-    "Some pictures beside each other, with their prompts above and what they were worth."
+    "Some images beside each other, with their prompts above and what they were worth."
     top = y + side * _shape(images[0]) / 2
     for i, x in zip(shown, _row(ax, images, 0.08, y, side)):
         lines = [*wrap(task.samples['prompt'][i], 34)[:2], f'{task.samples[reward][i]:.2f}']
@@ -1055,10 +1056,10 @@ def tax_matrix(
 # %% ../../nbs/ui/01_plots.ipynb #dfd0f9cd
 def cells_of_sheet(
     image: Image.Image,  # as `images.sheet` makes it
-    columns: int = 8,  # pictures beside each other
-    pad: int = 2,  # pixels between its pictures
+    columns: int = 8,  # images beside each other
+    pad: int = 2,  # pixels between its images
 ) -> list[Image.Image]:  # row by row; blank places are among them
-    "The pictures of a sheet."
+    "The images of a sheet."
     side = (image.width + pad) // columns - pad
     if side < 1:
         return [image]  # no sheet of so many columns
@@ -1081,7 +1082,7 @@ def evolution(
     pictures: int = 10,  # of each sheet
     rows: int = 6,  # sheets
     columns: int = 8,  # of the sheets
-    pad: int = 2,  # pixels between their pictures
+    pad: int = 2,  # pixels between their images
 ) -> Figure:
     "A column for each prompt and seed, a row for each of some epochs."
     if not sheets:
@@ -1115,7 +1116,7 @@ def before_after(
     scale: int = 1,  # pixels of the result for each of an image
     prompts: list = None,  # of B strings, that stand below each pair
 ) -> Image.Image:
-    "Rows of base and tuned pictures, one above the other, with their names, and their prompts where they are given."
+    "Rows of base and tuned images, one above the other, with their names, and their prompts where they are given."
     gap, strips = 14, []
     for start in range(0, len(base), columns):
         strips += [
@@ -1129,19 +1130,19 @@ def before_after(
     canvas, y = Image.new('RGB', (width, height), 'white'), 0
     for name, strip in strips:
         _label(canvas, name, y, 11)
-        lift = 0 if name else gap  # prompts belong to the pictures above them
+        lift = 0 if name else gap  # prompts belong to the images above them
         canvas.paste(strip, (0, y + gap - lift))
         y += strip.height + gap
     return canvas
 
 
 def prompt_strip(
-    prompts: list[str],
-    pitch: float,  # pixels from one picture to the next
+    prompts: list[str],  # one for each column
+    pitch: float,  # pixels from one image to the next
     width: int,  # pixels of the result
     size: int = 11,  # pixels of a letter
 ) -> Image.Image:
-    "Prompts of a row of pictures, each in lines as wide as its picture."
+    "Prompts of a row of images, each in lines as wide as its image."
     font = ImageFont.load_default(size)
     wrapped = [textwrap.wrap(prompt, max(6, int(pitch / (0.6 * size))))[:5] for prompt in prompts]
     strip = Image.new('RGB', (width, (size + 3) * max(map(len, wrapped)) + 4), 'white')

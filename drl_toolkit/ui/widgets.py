@@ -9,7 +9,7 @@ __all__ = ['BUTTONS', 'STATES', 'WIDE', 'EXAMPLE', 'encoded', 'img', 'stacked', 
            'worst_and_best', 'RewardLab', 'spent_so_far', 'RunComparison']
 
 # %% ../../nbs/ui/03_widgets.ipynb #2c1c2006
-import ast, base64, inspect, io, math, sys, textwrap, threading, time, traceback
+import ast, base64, inspect, io, math, sys, textwrap, threading, time, traceback, uuid
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 import ipywidgets as W
 import numpy as np, pandas as pd, torch
 from IPython import get_ipython
-from IPython.display import display
+from IPython.display import HTML, display
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
@@ -54,7 +54,7 @@ _html = environment.get_template('ui/templates/widgets.html').module  # its macr
 def encoded(
     picture: Figure | Image.Image,  # of matplotlib or PIL
 ) -> EncodedImage:
-    "A picture as a PNG file."
+    "An image as a PNG file."
     if isinstance(picture, Figure):
         return EncodedImage(plots.png(picture), 'image/png')
     return encode_image(picture, 'PNG')
@@ -65,7 +65,7 @@ def img(
     alt: str,  # what is seen, in words
     width: int = 0,  # pixels on the page; its own when 0
 ) -> Markup:  # HTML
-    """A picture as part of a page.
+    """An image as part of a page.
 
     It shrinks with the page, and is decoded before it is shown, so that it does not flicker."""
     return _html.img(encoded(picture).uri, alt, width)
@@ -74,7 +74,7 @@ def img(
 def stacked(
     pictures: list,  # of figures and PIL images
 ) -> Image.Image:
-    "Pictures one below the other."
+    "Images one below the other."
     images = [Image.open(io.BytesIO(encoded(p).data)).convert('RGB') for p in pictures]
     canvas = Image.new('RGB', (max(im.width for im in images), sum(im.height for im in images)), 'white')
     y = 0
@@ -94,7 +94,7 @@ class View:
     "Controls in a `box`, and a `still` of them."
 
     box: W.Widget  # what is shown where widgets are
-    what: str  # one line of text, where not even pictures are
+    what: str  # one line of text, where not even images are
 
     def still(self):  # a matplotlib `Figure` or a PIL image
         "What the controls would show now."
@@ -120,6 +120,19 @@ class View:
         file = io.BytesIO()
         still.save(file, 'PNG')
         return live | {'text/plain': repr(self), 'image/png': base64.b64encode(file.getvalue()).decode()}
+
+    def _ipython_display_(self):
+        """Controls, after a still that they hide.
+
+        A saved notebook keeps both; where it is opened without a kernel there are no controls, and the still is seen."""
+        bundle = self._repr_mimebundle_()
+        if unattended():
+            display(bundle, raw=True)
+            return
+        mark = f'drl-still-{uuid.uuid4().hex}'
+        uri = f'data:image/png;base64,{bundle["image/png"]}'
+        display(HTML(f'<div class="{mark}">{_html.img(uri, self.what)}</div>'))
+        display(W.VBox([self.box, W.HTML(f'<style>.{mark} {{ display: none }}</style>')]))
 
     def __repr__(self):
         return f'{type(self).__name__}: {self.what}'
@@ -158,9 +171,8 @@ class Mailbox:
         "Whether it came from a widget."
         session = self.kernel.session
         idents, parts = session.feed_identities(message, copy=False) if len(message) > 1 else (None, None)
-        kind = (
-            parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']
-        )  # a glance; a message can be opened once only
+        # a glance; a message can be opened once only
+        kind = parts and session.deserialize(parts, content=False, copy=False)['header']['msg_type']
         if kind not in ('comm_msg', 'comm_close'):
             return False
         message = session.deserialize(parts, copy=False)
@@ -255,7 +267,7 @@ def _class_bars(ax, first, now, names):
     )
     ax.axhline(1 / count, color='k', lw=0.6)
     ax.set_xticks(range(count), names, rotation=30, ha='right')
-    ax.set_ylabel('share of pictures')
+    ax.set_ylabel('share of images')
 
 
 def _reward_bars(ax, first, now):
@@ -263,7 +275,7 @@ def _reward_bars(ax, first, now):
     edges = torch.linspace(min(first.min(), now.min()), max(first.max(), now.max()) + 1e-9, 21).tolist()
     ax.hist(now.tolist(), edges, color=plots.COLOURS[0])
     ax.hist(first.tolist(), edges, histtype='step', color=plots.QUIET, lw=1.5)
-    ax.set(xlabel='reward', ylabel='pictures')
+    ax.set(xlabel='reward', ylabel='images')
 
 
 class Spread(NamedTuple):
@@ -307,6 +319,8 @@ STATES = dict(
 
 class Monitor(ControlCallback, View):
     "Shows a run while it trains, and lets it be paused, stopped and saved. The last of the callbacks."
+
+    _ipython_display_ = None  # one output, which is replaced when the run is over
 
     def __init__(
         self,
@@ -411,7 +425,7 @@ def after_sample(
     rewards: torch.Tensor,  # (B,) values of the task's first reward
     advantage: torch.Tensor,  # (B,)
 ):
-    "Small copies of some pictures, and the rewards."
+    "Small copies of some images, and the rewards."
     with self.accounted():
         shown = self.pictures
         images = _small(trajectory.images[:shown].float())
@@ -460,7 +474,7 @@ def after_fit(
     self: Monitor,
     trainer: TrainerView,  # at the end
 ):
-    "The last picture, and the end of the buttons."
+    "The last image, and the end of the buttons."
     self.control.mail.put_back()
     self._enable(False)
     self.redraw()
@@ -495,7 +509,7 @@ def _task_words(name, row):
 
 @patch
 def draw(self: Monitor):
-    "Curves, spreads and pictures as they are now."
+    "Curves, spreads and images as they are now."
     began = time.perf_counter()
     if self.rows:
         self.curves.value = img(plots.reward_curves(self.rows), f'curves of the rewards, {self.what}')
@@ -509,7 +523,7 @@ def draw(self: Monitor):
 
 @patch
 def _sheet(self: Monitor, name):
-    "A task's newest pictures, as HTML."
+    "A task's newest images, as HTML."
     images, prompts, rewards = self.sheets[name]
     words = '; '.join(f'{p} ({r:.2f})' for p, r in zip(prompts, rewards))
     return _html.sheet(name, img(sheet(images, len(images)), words))
@@ -517,7 +531,7 @@ def _sheet(self: Monitor, name):
 
 @patch
 def still(self: Monitor):
-    "Curves, spreads and pictures in one picture; a blank one before there is anything."
+    "Curves, spreads and images in one image; a blank one before there is anything."
     parts = [plots.reward_curves(self.rows)] if self.rows else [Image.new('RGB', (300, 20), 'white')]
     if self.first:
         parts.append(spreads(self.first, self.now))
@@ -624,7 +638,7 @@ class PathExplorer(View):
     def __init__(
         self,
         paths: list,  # of `frames.Path`, such as `read_frames(run, epoch).tasks[name].paths`
-        width: int = 192,  # pixels of a picture on the page
+        width: int = 192,  # pixels of an image on the page
     ):
         if not paths:
             raise ValueError('paths must be a list of recorded paths; paths is empty')
@@ -660,12 +674,12 @@ class PathExplorer(View):
         self.redraw()
 
     def draw(self):
-        "Latents and predicted picture, and the words below; at the end the picture alone."
+        "Latents and predicted image, and the words below; at the end the image alone."
         path, step = self.path, min(self.step.value, len(self.path.steps))
         shown = (
-            [(path.noisy[step], 'latents, decoded'), (path.predicted[step], 'predicted picture')]
+            [(path.noisy[step], 'latents, decoded'), (path.predicted[step], 'predicted image')]
             if step < len(path.steps)
-            else [(path.noisy[step], 'finished picture')]
+            else [(path.noisy[step], 'finished image')]
         )
         pictures = [(img(picture, f'{name}, {self.what}', self.width), name) for picture, name in shown]
         self.page.value = str(_html.step(path, pictures, step_words(path, step)))
@@ -798,7 +812,7 @@ def family(
 
 
 class BranchExplorer(View):
-    "Grows a family of pictures from a common beginning."
+    "Grows a family of images from a common beginning."
 
     def __init__(
         self,
@@ -850,7 +864,7 @@ class BranchExplorer(View):
         self,
         change: object = None,  # the event of a widget; not used
     ):
-        "Sample, score and draw; what cannot be scored is said in the place of the picture."
+        "Sample, score and draw; what cannot be scored is said in the place of the image."
         self.again.disabled, self.again.description = True, 'sampling …'
         try:
             self.sample()
@@ -983,21 +997,21 @@ def _line_of(error):
 def worst_and_best(
     images: torch.Tensor,  # (B, 3, H, W)
     values: torch.Tensor,  # (B,)
-    show: int = 10,  # pictures of each
+    show: int = 10,  # images of each
 ) -> Figure:
-    "The pictures that a reward likes least and most, with its values, and how the values are spread."
+    "The images that a reward likes least and most, with its values, and how the values are spread."
     order, show = values.argsort(), min(show, len(values))
     fig = Figure(figsize=(10, 2.6), layout='constrained')
     axes = fig.subplot_mosaic([['spread', 'worst'], ['spread', 'best']], width_ratios=(1, 3.4))
     axes['spread'].hist(values.tolist(), bins=20, color=plots.COLOURS[0])
-    axes['spread'].set(xlabel='reward', ylabel='pictures')
+    axes['spread'].set(xlabel='reward', ylabel='images')
     _valued_row(axes['worst'], 'worst', images, values, order[:show])
     _valued_row(axes['best'], 'best', images, values, order[-show:])
     return fig
 
 
 def _valued_row(ax, name, images, values, rows):
-    "Some pictures beside each other, with their values below."
+    "Some images beside each other, with their values below."
     canvas = sheet(images[rows].cpu(), len(rows))
     ax.imshow(canvas, interpolation='nearest', aspect='equal')
     middles = [(i + 0.5) * canvas.width / len(rows) for i in range(len(rows))]
@@ -1073,11 +1087,11 @@ class RewardLab(View):
         return check_reward(self.reward, self.images, self.prompts, others=self.others)._repr_html_()
 
     def scored(self) -> str:  # HTML
-        "Worst and best pictures, and how the values are spread."
+        "Worst and best images, and how the values are spread."
         v, name = self.values, self.reward.name
         words = f'mean {v.mean():.4g}, std {v.std():.3g}, from {v.min():.4g} to {v.max():.4g}'
         return str(
-            _html.scored(name, words, img(self.still(), f'the pictures that {name} likes least and most'))
+            _html.scored(name, words, img(self.still(), f'the images that {name} likes least and most'))
         )
 
 # %% ../../nbs/ui/03_widgets.ipynb #3ca3f5af

@@ -27,30 +27,30 @@ class Term(NamedTuple):
 
 TERMS = {
     'epoch': Term(
-        'One round of training: the model draws pictures, they are scored, and it is nudged once.', 1
+        'One round of training: the model draws images, they are scored, and it is nudged once.', 1
     ),
     'seed': Term(
-        'The number that chooses the noise a picture begins as: same prompt, same seed, same picture.', 1
+        'The number that chooses the noise an image begins as: same prompt, same seed, same image.', 1
     ),
     'base model': Term('The model before this training; “tuned” is the same model after it.', 1),
     'reward': Term(
-        'The number that a program gives a finished picture; training makes large ones likelier.', 1
+        'The number that a program gives a finished image; training makes large ones likelier.', 1
     ),
     'step': Term(
-        'A picture begins as noise and is cleaned in a fixed number of steps; each is a small random choice.',
+        'An image begins as noise and is cleaned in a fixed number of steps; each is a small random choice.',
         2,
     ),
     'log-prob': Term(
         'How likely the model was to take exactly this step, on a logarithmic scale; only changes of it matter.',
         2,
     ),
-    'path': Term('All steps of one picture, from noise to the end.', 3),
+    'path': Term('All steps of one image, from noise to the end.', 3),
     'advantage': Term(
-        'How much better (+) or worse (−) a picture was than the others of its group, in standard deviations: '
+        'How much better (+) or worse (−) an image was than the others of its group, in standard deviations: '
         'the praise or blame that its steps get.',
         5,
     ),
-    'group': Term('Pictures of one prompt that are compared with each other.', 5),
+    'group': Term('Images of one prompt that are compared with each other.', 5),
     'ratio': Term(
         'How likely the tuned model is to take a step, over how likely it was before this epoch: 1.02 is 2 % '
         'more readily.',
@@ -61,7 +61,7 @@ TERMS = {
         6,
     ),
     'cheating': Term(
-        'A reward measures part of what one wants, so it can rise while the pictures get worse.', 7
+        'A reward measures part of what one wants, so it can rise while the images get worse.', 7
     ),
     'log-odds': Term(
         'The logarithm of how much likelier yes is than no: 0 is even, 1 is about 73 %, 3 is about 95 %.', 7
@@ -72,7 +72,7 @@ TERMS = {
         'How far the shares of the classes are from an even mix: 0 is even, and larger is less even.', 8
     ),
     'floor': Term(
-        'What even a perfectly even model would measure, because few pictures are never exactly even; lower '
+        'What even a perfectly even model would measure, because few images are never exactly even; lower '
         'cannot be reached.',
         8,
     ),
@@ -82,32 +82,32 @@ TERMS = {
         9,
     ),
     'interval': Term(
-        'If the measurement were made again with other pictures, the true change would lie in 95 of 100 such ranges.',
+        'If the measurement were made again with other images, the true change would lie in 95 of 100 such ranges.',
         9,
     ),
     'effect': Term(
         'The mean change in standard deviations of the base model: 0.2 is small, 0.8 is large.', 9
     ),
     'wins': Term(
-        'The share of pairs, of one prompt and one seed, in which the tuned picture scores higher.', 9
+        'The share of pairs, of one prompt and one seed, in which the tuned image scores higher.', 9
     ),
     'held-out reward': Term(
         'A reward that was only looked at and not trained on: it tells whether the gain is real.', 9
     ),
     'signal to noise': Term(
-        'How much of the direction of an update the pictures agree on; near 0 the update is mostly chance.',
+        'How much of the direction of an update the images agree on; near 0 the update is mostly chance.',
         10,
     ),
     'nats': Term(
         'The unit of how far the tuned model has moved from the base: 0 is no difference, and above about 0.1 a step '
-        'pictures often change beyond what was asked for.',
+        'images often change beyond what was asked for.',
         10,
     ),
     'drift': Term(
-        'How far the pictures have moved from those of the base model in what no reward asked for.', 10
+        'How far the images have moved from those of the base model in what no reward asked for.', 10
     ),
     'branch': Term(
-        'Pictures that share their first steps and part later, so that a difference in reward comes from the '
+        'Images that share their first steps and part later, so that a difference in reward comes from the '
         'later steps.',
         11,
     ),
@@ -117,7 +117,7 @@ TERMS = {
     ),
     'weights': Term('The numbers that training changed, as files that diffusers loads.', 1),
     'ballot': Term(
-        'Pairs of pictures, one by each model, on which people vote without being told which is which.', 9
+        'Pairs of images, one by each model, on which people vote without being told which is which.', 9
     ),
     'agreement': Term(
         'How often two voters chose the same on the same pair, beyond what chance would give: 1 is always, 0 '
@@ -129,12 +129,12 @@ TERMS = {
 # %% ../../nbs/ui/03b_words.ipynb #538c6d84
 GUIDES = dict(
     overview=(
-        'A model that draws pictures was trained further: it draws, a program scores the pictures, and '
+        'A model that draws images was trained further: it draws, a program scores the images, and '
         'whatever led to high scores is made likelier. This page says what it was scored for and whether that '
         'worked.',
         'The large sentence is the result. Each card is one goal: the first number is from before, the bold '
         'one from now. “No clear change” means that luck could explain it.',
-        'A score can rise while pictures get worse. So look at the pictures too, before and after.',
+        'A score can rise while images get worse. So look at the images too, before and after.',
     ),
     costs=(
         'Here the trained model and the one it started from drew the same prompts from the same noise, and '
@@ -151,17 +151,17 @@ GUIDES = dict(
         'Only a curve that goes on in one direction tells something: single peaks are noise.',
     ),
     samples=(
-        'The pictures that the model drew while it was trained, with the score of each.',
+        'The images that the model drew while it was trained, with the score of each.',
         'Look at the best and the worst first: are they what a person would call good and bad? If not, the '
         'reward is wrong.',
     ),
     trajectories=(
-        'How one picture comes about: from noise to the end, a step at a time. Move the slider or press play.',
-        'In every step the model chose a little. If the picture was praised, each of these choices is made likelier.',
+        'How one image comes about: from noise to the end, a step at a time. Move the slider or press play.',
+        'In every step the model chose a little. If the image was praised, each of these choices is made likelier.',
         'The bars under the steps show how much: up is likelier, down is less likely.',
     ),
     branches=(
-        'The pictures of one group, best first. They are compared with each other: better than the group is praise.',
+        'The images of one group, best first. They are compared with each other: better than the group is praise.',
         'Where they share a beginning, what differs can only come from the steps after it.',
     ),
     fairness=(
@@ -171,7 +171,7 @@ GUIDES = dict(
         'A program looks at the faces to count; it can be wrong, and what it cannot read is left out.',
     ),
     composition=(
-        'What a program found in each picture, and where. The score is made of that.',
+        'What a program found in each image, and where. The score is made of that.',
         'Compare the frames with what you see yourself: where it is wrong, the training learns the wrong thing.',
     ),
     compare=(
@@ -179,7 +179,7 @@ GUIDES = dict(
         'Try prompts that were not trained on: what the model learnt may help there too, or hurt.',
     ),
     vote=(
-        'You see two pictures of one prompt, one by each model, and nobody tells you which is which. Choose '
+        'You see two images of one prompt, one by each model, and nobody tells you which is which. Choose '
         'the better one.',
         'After thirty votes you are told what you preferred; when you have seen all pairs, what everybody preferred.',
     ),

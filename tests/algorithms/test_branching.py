@@ -92,7 +92,7 @@ def test_the_prefix_is_computed_once():
 def test_selection_by_hand():
     prompts, groups = ['p'] * 4 + ['q'] * 4, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     rewards = torch.tensor([10.0, 0.0, 6.0, 4.0, 1.0, 1.0, 1.0, 1.0])
-    z = (rewards[:4] - 5) / rewards[:4].std(correction=0)
+    z = (rewards[:4] - 5) / rewards[:4].std()
     credit = Contrastive()(rewards, groups=groups, prompts=prompts)
     assert (
         torch.allclose(credit[:2], z[:2]) and (credit[2:] == 0).all()
@@ -103,11 +103,11 @@ def test_selection_by_hand():
 
 
 def test_history_is_remembered_per_prompt_and_comes_back():
-    c, groups = Contrastive(rounds=2, high=0.0, low=0.0), torch.tensor([0, 0])
+    c, groups = Contrastive(rounds=2, high=0.0, low=0.0, correction=0), torch.tensor([0, 0])
     first, second = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 4.0])
     c(first, groups=groups, prompts=['p', 'p'])
     known = torch.tensor([3.0, 4.0, 0.0, 1.0])
-    again = Contrastive(rounds=2, high=0.0, low=0.0)
+    again = Contrastive(rounds=2, high=0.0, low=0.0, correction=0)
     again.load_state_dict(c.state_dict())
     for one in (c, again):  # the worse of the second round is still above the mean: it is not blamed
         assert torch.allclose(

@@ -7,9 +7,9 @@ from drl_toolkit.algorithms.reward_gradients import (
     DRaFT,
     DRaFTLV,
     ReFL,
-    noise_of_steps,
+    randn_of_steps,
     rewards_of,
-    walk_with_graph,
+    denoise_with_graph,
 )
 from drl_toolkit.sampling.rollout import rollout, sample_seed
 from drl_toolkit.sampling.policy import Policy
@@ -44,11 +44,11 @@ def trainer(objective, steps=5, **told):
 def test_walking_again_gives_the_same_picture(depth, eta):
     policy = Policy(tiny_sd(), num_steps=5, eta=eta)
     traj, steps = rollout(policy, PROMPTS, seed=2), range(5 - depth, 5)
-    again, told = walk_with_graph(
+    again, told = denoise_with_graph(
         policy,
         traj.latents[5 - depth],
         policy.encode(PROMPTS),
-        noise_of_steps(policy, traj.seeds, steps),
+        randn_of_steps(policy, traj.seeds, steps),
         steps,
     )
     assert torch.equal(again, traj.latents[-1]) and told.shape[1] == depth

@@ -478,7 +478,7 @@ def arguments():
     parser.add_argument('--repeats', type=whole, default=5)
     parser.add_argument('--samples', type=whole, default=16)
     parser.add_argument('--steps', type=whole, default=10)
-    parser.add_argument('--pixels', type=int, default=0, help="side of a picture; 0 is the model's own")
+    parser.add_argument('--pixels', type=int, default=0, help="side of an image; 0 is the model's own")
     parser.add_argument(
         '--batches',
         type=whole,

@@ -144,7 +144,7 @@ LEVERS = {
         against='bf16',
     ),
     'bf16 decoding': Lever(
-        "bf16, and pictures decoded in it (a time alone: not for a VAE that says `force_upcast`)",
+        "bf16, and images decoded in it (a time alone: not for a VAE that says `force_upcast`)",
         policy=dict(precision='bf16'),
         prepare=lambda t: t.policy.vae.bfloat16(),
         against='bf16',

@@ -1,7 +1,7 @@
 """Pipelines with random weights in the shapes of Stable Diffusion 1.5, 2 and XL: as large and as slow as the published
 ones, with nothing to download.
 
-Denoiser and codec have the published sizes; a prompt has 77 tokens of the published width. The text encoders
+Denoiser and VAE have the published sizes; a prompt has 77 tokens of the published width. The text encoders
 themselves have one layer, since an epoch reads each prompt once."""
 
 from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -33,8 +33,8 @@ UNETS = dict(  # what differs from UNet2DConditionModel's defaults, as published
 )
 
 
-def codec(pixels):
-    "Stable Diffusion's codec."
+def published_vae(pixels):
+    "Stable Diffusion's VAE."
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
@@ -57,7 +57,7 @@ def random_pipeline(name):
     unet = UNet2DConditionModel(**UNETS[name])
     parts = dict(
         unet=unet,
-        vae=codec(8 * unet.config.sample_size),
+        vae=published_vae(8 * unet.config.sample_size),
         scheduler=tiny_ddim('epsilon'),
         tokenizer=tokenizer(),
     )

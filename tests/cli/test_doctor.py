@@ -383,7 +383,7 @@ def test_as_few_samples_as_fill_a_micro_batch(micro, steps, most, want):
     'options, words',
     [
         (('--model', 'no/where/at-all'), 'no/where/at-all'),
-        (('--image-size', '60'), 'image_size is 60'),
+        (('--image-size', '60'), 'image_size must be'),
         (('RUN',), 'with --try'),
     ],
 )

@@ -93,7 +93,7 @@ def test_sample(run, tmp_path):
     for r in rows:
         assert (tmp_path / 'two' / r['file']).read_bytes() == (
             tmp_path / 'three' / r['file']
-        ).read_bytes()  # more pictures change none
+        ).read_bytes()  # more images change none
     assert Image.open(tmp_path / 'two/0000_00.png').size == (64, 64)
 
 
@@ -252,7 +252,7 @@ def test_what_cannot_be_drawn_again_is_one_line(tmp_path, capsys):
         ('images.jsonl:2', (), 'one of its 1 lines is right'),
         ('images.jsonl', (), 'images.jsonl:LINE or'),
         ('none.jsonl:1', (), 'none.jsonl'),
-        ('0000_07.png', (), 'no such picture'),
+        ('0000_07.png', (), 'no such image'),
         ('images.jsonl:1', ('demo',), "model is 'demo' beside --again"),
         ('images.jsonl:1', ('--seed', '3'), 'seed is 3 beside --again'),
     ):
@@ -261,7 +261,7 @@ def test_what_cannot_be_drawn_again_is_one_line(tmp_path, capsys):
         assert words in error and error.strip().count('\n') == 0 and not (tmp_path / 'out').exists(), error
     assert (
         status(['sample', '--out', str(tmp_path / 'out')]) == 2
-        and 'model is missing' in capsys.readouterr().err
+        and 'model must be a run, a folder or demo' in capsys.readouterr().err
     )
 
 
@@ -322,11 +322,11 @@ def test_eval(run, tiny, tmp_path, few_prompt_sets, capsys):
         (['fly'], 'fly'),
         ([], 'required'),
         (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x'], 'none.txt'),
-        (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n is 0'),
-        (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size is -1'),
+        (['sample', 'demo', '--prompts', 'none.txt', '--out', 'x', '--n', '0'], 'n must be 1 or more; got 0'),
+        (['eval', 'demo', '--out', 'x', '--size', '-1'], 'size must be in (0, 100), where 1 is 1,152 images of each model; got -1'),
         (['eval', 'no-such-model', '--out', '/proc/x'], '/proc/x'),
         (['doctor', '--fast'], '--fast'),
-        (['doctor', '--batch', '0'], 'batch is 0'),
+        (['doctor', '--batch', '0'], 'batch must be 1 or more; got 0'),
         (['doctor', '--model', 'nowhere'], "got 'nowhere', which is no folder"),
         (['doctor', '--precision', 'fp8'], "got 'fp8'"),
         (['train', 'compressibility', '--progressive', '2'], 'progressive must be in [0, 1]; got 2.0'),

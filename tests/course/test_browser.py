@@ -76,7 +76,7 @@ class Notebook:
         found.first.wait_for(timeout=60_000 * SLOW)
 
     def shot(self, exercise, name):
-        "A picture of the page at an exercise, for people to look at."
+        "An image of the page at an exercise, for people to look at."
         if folder := os.environ.get('SCREENSHOTS'):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.cell(exercise, 'check').scroll_into_view_if_needed()

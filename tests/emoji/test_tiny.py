@@ -27,7 +27,7 @@ def weights(pipeline):
 
 
 def draw(pipeline, prompts=PROMPTS, **settings):
-    "Two steps of the pipeline's own `__call__`, every picture from the same noise."
+    "Two steps of the pipeline's own `__call__`, every image from the same noise."
     if 'PixArt' in type(pipeline).__name__:
         settings |= dict(use_resolution_binning=False, clean_caption=False)
     return pipeline(

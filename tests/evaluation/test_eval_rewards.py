@@ -68,7 +68,7 @@ def test_effect_and_wins_of_a_known_shift(pictures):
         row['effect'] == pytest.approx(((t - b).mean() / b.std()).item(), rel=1e-5)
         and row['win_rate'] == 1 == row['win_low']
         and bool(row['trained'])
-        and row['pictures'] == 40
+        and row['images'] == 40
     )
     assert (
         table.index.tolist() == ['training', 'never seen']

@@ -14,8 +14,8 @@ from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.emoji.evaluation import (
     compare,
     emoji_prompt_sets,
-    read_pictures,
-    real_pictures,
+    read_images,
+    real_images,
     speaks_emoji,
 )
 
@@ -24,7 +24,7 @@ PROBES = emoji_prompt_sets(0.1)
 
 @pytest.fixture(scope='module')
 def clean():
-    return {p.name: read_pictures(p, real_pictures(p, seed=5)) for p in PROBES}
+    return {p.name: read_images(p, real_images(p, seed=5)) for p in PROBES}
 
 
 def test_splits_do_not_mix():
@@ -80,7 +80,7 @@ def test_bootstrap_is_the_normal_interval_of_a_large_sample_and_respects_cluster
 
 @pytest.mark.parametrize('prompts', [4, 12])
 def test_an_interval_of_few_prompts_covers_the_truth(prompts):
-    "Pictures of one prompt share half of their variance; the truth is 0."
+    "Images of one prompt share half of their variance; the truth is 0."
     g, hits = torch.Generator().manual_seed(5), 0
     for trial in range(400):
         x = torch.randn(prompts, 1, generator=g) + torch.randn(prompts, 4, generator=g)

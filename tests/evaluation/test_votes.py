@@ -13,7 +13,7 @@ from drl_toolkit.ui.voting import vote_server
 from drl_toolkit.cli.main import main
 from drl_toolkit.runs.folder import RunError
 
-PROMPTS = [f'picture {i}' for i in range(12)]
+PROMPTS = [f'image {i}' for i in range(12)]
 BLACK, WHITE = torch.zeros(12, 3, 8, 8), torch.ones(12, 3, 8, 8)
 
 

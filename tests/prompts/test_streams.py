@@ -123,7 +123,7 @@ def test_several_files_are_one_source(tmp_path):
 
 BAD = [
     ('none.txt', None, 'there is none'),
-    ('empty.parquet', b'', 'it is empty'),
+    ('empty.parquet', b'', 'it must hold one prompt or more; got none'),
     ('p.xlsx', b'x', "ends with '.xlsx'; one of .txt"),
     ('blank.csv', b'prompt\n', 'no prompt in it'),
     ('head.csv', b'id,text\n1,a\n', "no column 'prompt'.*must be one of 'id', 'text'"),
@@ -137,10 +137,10 @@ BAD = [
         b'{"prompt": "a"}\n{"text": "a"}\n',
         "line 2: there is no column 'prompt'.*must be one of 'text'",
     ),
-    ('type.jsonl', b'{"prompt": ["a"]}\n', r"line 1: the prompt is \['a'\]; text is right"),
+    ('type.jsonl', b'{"prompt": ["a"]}\n', r"line 1: the prompt must be text; got \['a'\]"),
     ('list.json', b'{"a": 1}', 'holds dict; a list'),
     ('bad.json', b'[1', 'is no JSON'),
-    ('number.json', b'["a", 3]', 'entry 2: the prompt is 3'),
+    ('number.json', b'["a", 3]', 'entry 2: the prompt must be text; got 3'),
     ('noise.parquet', b'PAR1' + b'x' * 200, 'torn or no Parquet'),
     ('long.txt', b'a' * (streams.LONGEST + 1), 'line 1: it is longer'),
 ]
@@ -181,12 +181,12 @@ def test_a_parquet_file_torn_anywhere_is_an_error_and_never_other_prompts(tmp_pa
 @pytest.mark.parametrize(
     'options, words',
     [
-        (dict(split='test'), "split is 'test'"),
+        (dict(split='test'), "split must be .*; got 'test'"),
         (dict(held_out=1.0), 'held_out is 1.0'),
         (dict(held_out=0), 'held_out is 0'),
-        (dict(seed=-1), 'seed is -1'),
-        (dict(passes=True), 'passes is True'),
-        (dict(seed=0.5), 'seed is 0.5'),
+        (dict(seed=-1), 'seed must be .*; got -1'),
+        (dict(passes=True), 'passes must be .*; got True'),
+        (dict(seed=0.5), 'seed must be .*; got 0.5'),
     ],
 )
 def test_bad_options_are_one_line(options, words):
@@ -322,13 +322,13 @@ def test_mixed_and_filtered_streams_keep_weights_and_resume():
 @pytest.mark.parametrize(
     'make, words',
     [
-        (lambda s: Mixed([]), 'streams is'),
-        (lambda s: Mixed([['a']]), 'streams is'),
+        (lambda s: Mixed([]), 'streams must be'),
+        (lambda s: Mixed([['a']]), 'streams must be'),
         (lambda s: Mixed([s], [1, 2]), '2 weights for 1'),
-        (lambda s: Mixed([s], [0]), 'weight is 0'),
-        (lambda s: Mixed([s], [float('nan')]), 'weight is nan'),
-        (lambda s: Filtered(['a'], len), 'stream is'),
-        (lambda s: Filtered(s, 'a'), 'keep is'),
+        (lambda s: Mixed([s], [0]), 'weight must be a number above 0; got 0'),
+        (lambda s: Mixed([s], [float('nan')]), 'weight must be a number above 0; got nan'),
+        (lambda s: Filtered(['a'], len), 'stream must be'),
+        (lambda s: Filtered(s, 'a'), 'keep must be'),
         (lambda s: Filtered(s, lambda p: False, patience=9).take(1), 'refused 9 prompts in a row'),
     ],
 )

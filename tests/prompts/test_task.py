@@ -38,7 +38,7 @@ def test_sets_follow_the_worlds_lists_and_all_prompts_parse():
     assert len(pairs()) == 4 * len(world.TRAIN_PAIRS) and len(objects()) == 24 and len(counts()) == 48
     for ps in (portraits(backgrounds=True), objects(True), counts(True), pairs(backgrounds=True)):
         assert len(ps) == len(set(ps)) and all(world.parse(p).background for p in ps)
-    with pytest.raises(ValueError, match="split is 'test'"):
+    with pytest.raises(ValueError, match="split must be .*; got 'test'"):
         pairs('test')
 
 
@@ -75,7 +75,7 @@ def test_compositions_are_all_ordered_pairs_written_when_asked_for():
     for names, relations, words in (
         (['a'], ('on',), 'names holds 1'),
         (['a', 'a'], ('on',), 'names holds 1'),
-        (['a', 'b'], (), 'relations is empty'),
+        (['a', 'b'], (), 'relations must hold one or more'),
     ):
         with pytest.raises(ValueError, match=words):
             Compositions(names, relations)
@@ -102,9 +102,9 @@ def test_the_sets_of_ddpo_and_b2():
         and animal_counts(1, 1)[0] == 'one cat'
     )
     for call, words in (
-        (lambda: animal_activities('test'), "split is 'test'"),
-        (lambda: coloured_fruits('x'), "split is 'x'"),
-        (lambda: animal_counts(3, 2), 'low is 3'),
+        (lambda: animal_activities('test'), "split must be .*; got 'test'"),
+        (lambda: coloured_fruits('x'), "split must be .*; got 'x'"),
+        (lambda: animal_counts(3, 2), 'low and high must be .*; got low 3'),
         (lambda: animal_counts(1, 10), 'high 10'),
     ):
         with pytest.raises(ValueError, match=words):
@@ -116,16 +116,16 @@ def test_the_sets_of_ddpo_and_b2():
     [
         (dict(name=''), 'name'),
         (dict(prompts='a cat'), 'prompts'),
-        (dict(prompts=[]), 'prompts is empty'),
+        (dict(prompts=[]), 'prompts must be a list of strings'),
         (dict(prompts=['a cat', ' ']), 'prompts'),
-        (dict(samples=0), 'samples is 0'),
+        (dict(samples=0), 'samples must be .*; got 0'),
         (dict(samples=True), 'samples'),
-        (dict(group_size=-2), 'group_size is -2'),
+        (dict(group_size=-2), 'group_size must be .*; got -2'),
         (dict(group_size=1.5), 'group_size'),
-        (dict(weight=0), 'weight is 0'),
+        (dict(weight=0), 'weight must be .*; got 0'),
         (dict(weight=float('nan')), 'weight'),
         (dict(weight='1'), 'weight'),
-        (dict(reward=3), 'reward is 3'),
+        (dict(reward=3), 'reward must be .*; got 3'),
         (dict(reward=grouped), "'grouped' judges a group"),
         (dict(advantage='batch'), 'advantage'),
     ],

@@ -146,8 +146,8 @@ def test_two_short_runs_and_what_goes_wrong(tmp_path, capsys):
     for argv, word in (
         (['clip', '--methods', 'fame'], "got 'fame'"),
         (['beauty', '--methods', 'ppo'], "got 'beauty'"),
-        (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds is 0'),
-        (['clip', '--methods', ','], "methods is ','"),
+        (['clip', '--methods', 'ppo', '--seeds', '0'], 'seeds must be 1 or more; got 0'),
+        (['clip', '--methods', ','], "got ','"),
     ):
         assert main(['compare', *argv, '--out', str(tmp_path / 'x')]) == 2
         assert word in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import pytest, torch
 
+from drl_toolkit.algorithms import advantages
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.recipes.recipes import load_recipe, make_trainer
 from drl_toolkit.recipes.methods import METHODS, combined, left_behind, method_fields
@@ -57,7 +58,7 @@ def test_the_reward_rises(name):
     'name', some(['ppo', 'branch_grpo', 'raft', 'nft', 'draft', 'alignprop', 'refl'], ['nft', 'refl'])
 )
 def test_every_regulariser_goes_with_every_objective(name):
-    """The KL penalty with its target, the base's own pictures as data, decay to the base, averaged weights: all at
+    """The KL penalty with its target, the base's own images as data, decay to the base, averaged weights: all at
     once."""
     t = trainer(
         name,
@@ -198,3 +199,13 @@ def test_the_kl_of_another_likelihood_no_longer_holds_the_path(capsys):
         _train_config(parse(['train', 'composition', '--method', 'awm']), None)[0].kl_weight == 0.4
         and not capsys.readouterr().out
     )
+
+
+def test_method_b2_is_the_recipe_b2():
+    "One estimator, that of B²'s code, by its name in the table and in the recipes."
+    recipe = load_recipe('b2')
+    named = advantages.ADVANTAGES[METHODS['b2']['advantage']]()
+    assert named == recipe.tasks[0].advantage == load_recipe('b2', 'paper').tasks[0].advantage
+    assert (named.rounds, named.history, named.correction, named.clamp) == (8, 'run', 1, 5.0)
+    for name in ('progressive', 'branching', 'grow', 'likelihood', 'surrogate'):
+        assert method_fields('b2')[name] == getattr(recipe.config, name)

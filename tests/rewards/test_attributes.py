@@ -108,11 +108,11 @@ def test_faces_on_a_photograph_and_the_rules_for_none_and_several():
     assert SkinTone(faces, monk_class)(halves).tolist() == [1] and SkinTone(faces, several='unreadable')(
         halves
     ).tolist() == [-1]
-    with pytest.raises(ValueError, match="several is 'first'"):
+    with pytest.raises(ValueError, match="several must be .*; got 'first'"):
         SkinTone(several='first')
     for box in ((1.2, 1.2, 1.3, 1.4), (-0.5, -0.5, -0.1, -0.1)):
-        assert SkinTone(lambda x: [[box]])(photo).tolist() == [-1]  # outside the picture
-    with pytest.raises(ValueError, match='names is None'):
+        assert SkinTone(lambda x: [[box]])(photo).tolist() == [-1]  # outside the image
+    with pytest.raises(ValueError, match='names must be .*; got None'):
         SkinTone(classify=lambda lab: lab[:, 0].long())
     with pytest.raises(TypeError, match='without `names`'):
         balance_reward(lambda images: images)
@@ -232,7 +232,7 @@ def test_soft_credit_moves_the_crowd_towards_the_target():
 @pytest.mark.parametrize(
     'more, words',
     [
-        (dict(credit='all'), "credit is 'all'"),
+        (dict(credit='all'), "credit must be .*; got 'all'"),
         (dict(credit='soft', measure=absence), 'no use for absence'),
         (dict(target={'a': 1}, measure=divergence), 'would be infinite'),
         (dict(reader=SkinTone(), credit='soft'), 'SkinTone has none'),

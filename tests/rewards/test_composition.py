@@ -12,7 +12,7 @@ from drl_toolkit.utils.images import to_pil, to_tensor
 
 
 def found(*objects):
-    "Detections of one picture from (name, confidence, centre x, centre y)."
+    "Detections of one image from (name, confidence, centre x, centre y)."
     objects = sorted(objects, key=lambda o: -o[1])
     boxes = torch.tensor([[(x - 0.15, y - 0.15, x + 0.15, y + 0.15) for _, _, x, y in objects]])
     return Detections(

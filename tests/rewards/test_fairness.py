@@ -37,7 +37,7 @@ def test_a_ruined_face_never_improves_parity(values, data):
 
 
 def test_ruining_faces_never_pays():
-    "An unreadable picture makes parity worse and has the lowest credit."
+    "An unreadable image makes parity worse and has the lowest credit."
     tones = torch.tensor([0, 1, 2, 3, 4] * 3 + [0])
     ruined = tones.clone()
     ruined[15] = -1
@@ -62,7 +62,7 @@ def test_reward_sees_groups_whole():
         and metrics['readable'] == 1
         and metrics['parity_floor'] == pytest.approx(parity_floor(4))
     )
-    with pytest.raises(ValueError, match="credit is 'all'"):
+    with pytest.raises(ValueError, match="credit must be .*; got 'all'"):
         fairness_reward(credit='all')
 
 

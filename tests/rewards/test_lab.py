@@ -131,7 +131,7 @@ def test_a_warning_about_constants_is_left_to_the_report():
 
 
 def test_the_judges_share_of_the_variance():
-    "Two calls, as independent draws of noise of variance 1 on pictures of variance 3."
+    "Two calls, as independent draws of noise of variance 1 on images of variance 3."
     g = torch.Generator().manual_seed(0)
     true = 3**0.5 * torch.randn(20000, generator=g)
     assert lab.noise_share(*(true + torch.randn(20000, generator=g) for _ in range(2))) == pytest.approx(

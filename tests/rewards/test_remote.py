@@ -77,7 +77,7 @@ ABOUT = (
 )
 told = lambda values, **more: (200, json.dumps(dict(protocol=1, values=values) | more).encode())
 
-# pictures
+# images
 
 
 @settings(max_examples=40, deadline=None)

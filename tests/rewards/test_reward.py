@@ -259,7 +259,7 @@ def test_a_sum_of_differentiable_rewards_is_differentiable():
         (lambda: bright / 0, ValueError, '/ 0'),
         (lambda: bright.clip(), ValueError, 'clip'),
         (lambda: bright.clip(min=1, max=0), ValueError, 'min 1 and max 0'),
-        (lambda: bright.standardised(0, 0), ValueError, 'std is 0'),
+        (lambda: bright.standardised(0, 0), ValueError, 'std must be a number above 0; got 0'),
         (lambda: bright.standardised('0', 1), TypeError, "'0'"),
         (
             lambda: bright + reward(lambda x, p: mean(x), name='bright'),

@@ -124,7 +124,7 @@ def test_the_shipped_detector_goes_the_same_way():
     ).all()
     with pytest.raises(ValueError, match="does not know 'unicorn'"):
         detection_reward()(images[:1], ['a unicorn'])
-    with pytest.raises(ValueError, match='threshold is 2'):
+    with pytest.raises(ValueError, match='threshold must be 0 to 1; got 2'):
         detection_reward(threshold=2)
 
 

@@ -202,7 +202,7 @@ def test_numbers_are_those_of_the_policy(run, options):
             whose = lambda image: np.abs(all_of_them - np.asarray(image)).mean((1, 2, 3)).argmin()
             assert (
                 whose(p.noisy[-1]) == whose(task.pictures[i]) == whose(p.predicted[-1]) == i
-            )  # the last step has no noise: its picture is what was predicted
+            )  # the last step has no noise: its image is what was predicted
     assert not options.get('clip_range') or any(
         p.clipped.any() for p in task.paths
     )  # else the test of clips would be of nothing

@@ -76,7 +76,7 @@ def fit(folder, epochs, **options):
 def without_clocks(run):
     return [
         {k: v for k, v in row.items() if k not in ('seconds', 'cpu_seconds', 'nfe')} for row in run.metrics()
-    ]  # a resumed run draws the base's pictures once more
+    ]  # a resumed run draws the base's images once more
 
 
 def same(a, b, folder_a, folder_b):

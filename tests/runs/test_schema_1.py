@@ -2,7 +2,7 @@
 
 `schema_1/` was written by commit 70a99b1, the last with the old names: drl train compressibility --epochs 2
 --num-steps 2 --samples 8 --train lora --lora-rank 1 --frames 0 --updates 1 --average .5 --credit per_prompt
---train-steps 1 (its older checkpoint and its pictures were left out)."""
+--train-steps 1 (its older checkpoint and its images were left out)."""
 
 import json, shutil
 from pathlib import Path

@@ -1,12 +1,12 @@
 """Every model, precision and way of training, with a network that rounds by its batch: two epochs, saved, and reloaded
-here and in plain diffusers to the same picture.
+here and in plain diffusers to the same image.
 
 Plain diffusers loads the weights (`from_pretrained`, `load_lora_weights`); both are then sampled from the same
 seeds by the same sampler, so that what differs is the weights.
 
 `make test` runs a cover in which every model, precision and way of training occurs; the long form has all of them."""
 
-import json, sys
+import json, os, subprocess, sys
 from itertools import product
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def plain(base, saved, train):
     return pipeline
 
 
-def same_pictures(policy, other):
+def same_images(policy, other):
     """Both draw the same latents of the same seeds, in fp32's rounding where the policy computes in fp32 and
     to a few roundings of its precision otherwise."""
     mine, others = (rollout(p, PROMPTS, seed=3, epoch=0) for p in (policy, other))
@@ -100,29 +100,28 @@ def test_trained_saved_and_reloaded_to_the_same_picture(build, precision, train,
     policy, _ = trained(tmp_path / 'base', precision, train)
     saved = policy.save(tmp_path / 'weights', base=str(tmp_path / 'base'))
     again = Policy.from_pretrained(saved, **(dict(base=str(tmp_path / 'base')) if train == 'lora' else {}))
-    assert again.precision == precision and same_pictures(policy, again)
+    assert again.precision == precision and same_images(policy, again)
     there = plain(tmp_path / 'base', saved, train)
-    assert same_pictures(policy, Policy(there, num_steps=4, train=train, precision=precision, lora_rank=4))
+    assert same_images(policy, Policy(there, num_steps=4, train=train, precision=precision, lora_rank=4))
     untrained = Policy.from_pretrained(
         tmp_path / 'base', num_steps=4, train=train, precision=precision, lora_rank=4
     )
-    assert not same_pictures(policy, untrained)  # or the comparison would say nothing
+    assert not same_images(policy, untrained)  # or the comparison would say nothing
 
 
 def test_the_script_for_a_gpu_runs_here(tmp_path):
-    "In its quick form, to its end."
+    "As a command, from anywhere, in its quick form, to its end."
     import gpu
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(
-            'sys.argv', ['gpu', '--device', 'cpu', '--quick', '--out', str(tmp_path / 'found.json')]
-        )
-        gpu.main()
+    words = '--device', 'cpu', '--quick', '--out', tmp_path / 'found.json'
+    alone = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(OMP_NUM_THREADS='1')
+    done = subprocess.run(
+        [sys.executable, gpu.__file__, *words], cwd=tmp_path, env=alone, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
     parts = json.loads((tmp_path / 'found.json').read_text())['parts']
     rows, same, graphs = parts['matrix']['rows'], parts['deterministic'], parts['recorded_graphs']
-    assert (
-        list(parts) == list(gpu.PARTS) and all(part['ok'] for part in parts.values()) and not ended.value.code
-    )
+    assert list(parts) == list(gpu.PARTS) and all(part['ok'] for part in parts.values())
     assert (
         same['two_runs'] == same['resumed'] == 0 < same['moved']
         and min(graphs['shared'], graphs['kept_own']) > 0

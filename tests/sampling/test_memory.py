@@ -174,7 +174,7 @@ MEASURED = {
 
 
 def test_a_gpu_measured_the_same(tmp_path):
-    """Stable Diffusion 1.5's shape: LoRA of rank 16 in bf16, guidance 5, 16 pictures in 10 steps of which 5
+    """Stable Diffusion 1.5's shape: LoRA of rank 16 in bf16, guidance 5, 16 images in 10 steps of which 5
     are trained, 8 transitions at once."""
     hollow_folder(tmp_path, 'sd15')
     load, known = Load(samples=16, micro_batch=8, train_steps=5, gpu=True), {}

@@ -1,4 +1,4 @@
-"""Every pipeline class as a policy: diffusers' own pictures, exact ratios, frozen parts that stay, weights
+"""Every pipeline class as a policy: diffusers' own images, exact ratios, frozen parts that stay, weights
 that come back."""
 
 import json
@@ -29,7 +29,7 @@ def policy_of(name, **options):
     return Policy(BUILDERS[name](), **dict(num_steps=4, train=train_of(name)) | options)
 
 
-def their_pictures(policy, generators, **more):
+def their_images(policy, generators, **more):
     "The pipeline's own call, with a generator per sample."
     name = next(k for k, b in BUILDERS.items() if type(b()) is type(policy.pipeline))
     size = dict(height=policy.adapter.image_size, width=policy.adapter.image_size)
@@ -58,7 +58,7 @@ def test_without_noise_the_rollout_is_the_pipelines_own_picture(name, guidance):
     ours = rollout(policy, PROMPTS, seed=3).images
     more = dict(eta=0.0) if name in ('sd', 'sdxl', 'pixart') else {}
     assert torch.allclose(
-        ours, their_pictures(policy, generators(policy), guidance_scale=guidance, **more), atol=2e-4
+        ours, their_images(policy, generators(policy), guidance_scale=guidance, **more), atol=2e-4
     )
     if guidance != 1:
         assert not torch.allclose(
@@ -83,7 +83,7 @@ def test_with_noise_too(name, scheduler):
     ours = rollout(policy, PROMPTS, seed=3).images
     assert torch.allclose(
         ours,
-        their_pictures(
+        their_images(
             policy,
             generators(policy),
             guidance_scale=1.0,
@@ -121,7 +121,7 @@ def test_every_published_scheduler_is_sampled_by_a_stochastic_one_of_its_process
     published, name, chosen, words, capsys, monkeypatch
 ):
     """Said in one line, once; named in the configuration; noise of the same betas or the same path; the same
-    picture as diffusers' with that scheduler."""
+    image as diffusers' with that scheduler."""
     monkeypatch.setattr('drl_toolkit.utils.messages._SAID', set())
     own = getattr(diffusers, f'{published}Scheduler')(**BETAS if name == 'sd' else dict(shift=3.0))
     made = lambda: Policy(BUILDERS[name](scheduler=own), num_steps=4)
@@ -145,7 +145,7 @@ def test_every_published_scheduler_is_sampled_by_a_stochastic_one_of_its_process
     if chosen == 'DDIMScheduler':
         assert torch.allclose(
             rollout(policy, PROMPTS, seed=3).images,
-            their_pictures(policy, generators(policy), guidance_scale=1.0, eta=1.0),
+            their_images(policy, generators(policy), guidance_scale=1.0, eta=1.0),
             atol=5e-4,
         )
 
@@ -251,7 +251,7 @@ def test_saved_weights_name_the_scheduler_that_sampled(tmp_path, capsys, monkeyp
 def test_negative_prompts_and_rescaled_guidance(name):
     options = dict(guidance_rescale=0.7) if name in ('sd', 'sdxl') else {}
     policy = policy_of(name, eta=0.0, guidance_scale=3.0, negative_prompt='a dog', **options)
-    theirs = their_pictures(
+    theirs = their_images(
         policy,
         generators(policy),
         guidance_scale=3.0,
@@ -399,7 +399,7 @@ def test_data_loss_and_its_gradient(name):
 
 
 def test_the_unconditional_branch_can_be_left_out_of_the_gradient():
-    "The same pictures and ratios; another gradient."
+    "The same images and ratios; another gradient."
     found = {}
     for both in (True, False):
         policy = policy_of('sd', guidance_scale=3.0, train='full', train_unconditional=both)
@@ -445,7 +445,7 @@ def test_checkpointing_is_the_same_gradient():
         (dict(noise_level=0.5), 'noise_level is 0.5, but DDIMScheduler has noise of its own'),
         (dict(sde_start=3, sde_steps=4), 'stochastic_steps must hold indices from 0 to 3; got 4'),
         (dict(scheduler='Adam'), "scheduler must be the name of a scheduler .*; got 'Adam'"),
-        (dict(image_size=100), 'image_size is 100; a multiple of 16'),
+        (dict(image_size=100), 'image_size must be a multiple of 16.*; got 100'),
         (dict(lora_rank=0), 'lora_rank must be 1 or more; got 0'),
         (dict(guidance_scale='3'), "guidance_scale must be a finite number; got '3'"),
         (dict(scheduler='PNDMScheduler'), 'scheduler must be one of .*; got PNDMScheduler'),
@@ -496,7 +496,7 @@ def test_offloaded_text_encoders_come_only_to_read_new_prompts(name, monkeypatch
     [
         ((8, 16), 'draws 128 x 64 pixels.*image_size=64'),
         (None, 'says no size; give one by image_size'),
-        (9, 'image_size is 72, as the model says; a multiple of 16 is right, such as 64'),
+        (9, 'image_size must be a multiple of 16, such as 64; got 72, as the model says'),
         ((8, None), 'says no size'),
     ],
 )
@@ -521,7 +521,7 @@ def test_sizes_of_flux_and_of_the_user():
     pipeline = BUILDERS['sd']()
     for bad, near in ((65, 64), (7, 16)):
         with pytest.raises(
-            ValueError, match=f'image_size is {bad}; a multiple of 16 is right, such as {near}'
+            ValueError, match=f'image_size must be a multiple of 16, such as {near}; got {bad}'
         ):
             Policy(pipeline, num_steps=2, image_size=bad)
     pipeline.unet.register_to_config(sample_size=(8, 8))

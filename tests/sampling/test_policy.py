@@ -1,4 +1,4 @@
-"A pipeline as a policy: same pictures as diffusers, exact ratio, weights that come back."
+"A pipeline as a policy: same images as diffusers, exact ratio, weights that come back."
 
 import os, subprocess, sys
 

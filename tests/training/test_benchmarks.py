@@ -15,10 +15,10 @@ from tiers import long
 @pytest.mark.parametrize('name, count', dict(sd15=859_520_964, sd2=865_910_724, sdxl=2_567_463_684).items())
 def test_shapes_are_the_published_ones(name, count):
     with torch.device('meta'):
-        unet, codec = UNet2DConditionModel(**shapes.UNETS[name]), shapes.codec(512)
+        unet, vae = UNet2DConditionModel(**shapes.UNETS[name]), shapes.published_vae(512)
     assert (
         sum(p.numel() for p in unet.parameters()) == count
-        and sum(p.numel() for p in codec.parameters()) == 83_653_863
+        and sum(p.numel() for p in vae.parameters()) == 83_653_863
     )
 
 

@@ -70,7 +70,7 @@ def test_gradients_go_there_and_back():
 
 
 def tiny_trainer(device, name='ppo', **more):
-    "Four steps and eight pictures."
+    "Four steps and eight images."
     return trainer(
         name, samples=8, model=tiny_sd().to(device), **dict(epochs=1, num_steps=4, lr=RunConfig.lr) | more
     )
@@ -130,7 +130,7 @@ def test_every_pipeline_samples_and_is_replayed(build):
 
 @pytest.fixture
 def readers():
-    "The shipped readers go where the pictures are; nobody else shall find them there."
+    "The shipped readers go where the images are; nobody else shall find them there."
     yield
     shipped_reader.cache_clear()
     shipped_detector.cache_clear()

@@ -238,7 +238,7 @@ def test_a_bad_picture_stops_before_anyone_judges_it():
     t = trainer()
     before = t.policy.decode
     t.policy.decode = lambda latents, **o: before(latents, **o).index_fill(0, torch.tensor([5]), math.nan)
-    with pytest.raises(ValueError, match=r"epoch 0, task 'red', seed \d+: 1 of 8 pictures"):
+    with pytest.raises(ValueError, match=r"epoch 0, task 'red', seed \d+: 1 of 8 images"):
         t.fit()
 
 

@@ -129,7 +129,7 @@ def test_scoring_before_rounding_is_not_one():
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 @pytest.mark.parametrize('train', ['lora', 'full'])
-def test_masters_stay_in_fp32_and_the_codec_too(precision, train):
+def test_masters_stay_in_fp32_and_the_vae_too(precision, train):
     policy = policy_of('DDIMScheduler', 'v_prediction', precision, train)
     assert (
         {p.dtype for p in policy.parameters()}

@@ -7,7 +7,8 @@ import pytest, torch
 
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.sampling.policy import Policy
-from drl_toolkit.utils.devices import check_device, deterministic_algorithms
+from drl_toolkit.utils import devices
+from drl_toolkit.utils.devices import best_device, check_device, deterministic_algorithms
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.training.ratio import explain_ratio, ratio_noise
 from drl_toolkit.rewards.reward import reward
@@ -231,3 +232,12 @@ def test_devices_that_are_not_there_are_refused_in_one_line(name):
     with pytest.raises(ValueError, match='device (is|must be)') as e:
         check_device(name)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'there, best', [('', 'cpu'), ('mps', 'mps'), ('xpu mps', 'xpu'), ('mps cuda', 'cuda')]
+)
+def test_the_device_is_the_accelerator_that_there_is(there, best, monkeypatch):
+    monkeypatch.setattr(devices, '_device_count', lambda kind: int(kind in there.split()))
+    assert best_device() == best
+    check_device(best)

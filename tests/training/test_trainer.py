@@ -45,7 +45,7 @@ def trainer(config=None, tasks=None, **more):
     )
 
 
-def noise_pictures(count, seed):
+def noise_images(count, seed):
     return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed)), ['a cat'] * count
 
 
@@ -105,7 +105,7 @@ def test_several_tasks_data_loss_and_kl():
         t = trainer(
             TrainConfig(train_steps=3, data_weight=0.1, data_mode=mode, data_batch=4, kl_weight=1e-3),
             [task('one'), task('two', weight=2.0)],
-            data=noise_pictures,
+            data=noise_images,
         )
         record = t.fit(1)[0]
         assert (
@@ -172,7 +172,7 @@ def captured_gradient(trainer) -> torch.Tensor:
 
 
 def test_matching_equals_advantage_weighted_pretraining_written_here():
-    """AWM: Σ A ‖v_θ(z_t) - v‖² on the run's own pictures, at the steps and with the noise of this epoch;
+    """AWM: Σ A ‖v_θ(z_t) - v‖² on the run's own images, at the steps and with the noise of this epoch;
     finite clip never reached at ratio 1."""
     told = dict(warmup=0, train_steps=2, num_minibatches=1, lr=1e-3, grad_clip=0, likelihood='matching')
     ours = trainer(TrainConfig(micro_batch=7, **told), [task(window=(0.2, 0.8))])
@@ -268,7 +268,7 @@ def test_the_data_loss_weight_scales_its_step():
     def moved(weight):
         t = trainer(
             TrainConfig(train_steps=3, data_weight=weight, data_batch=4, warmup=0, lr=1e-3),
-            data=noise_pictures,
+            data=noise_images,
         )
         before = [p.detach().clone() for p in t.params]
         t.updates.data_step()
@@ -308,7 +308,7 @@ def test_a_limit_of_minutes_ends_the_run_in_good_order(capsys):
 def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
     seen = []
     t = trainer(
-        TrainConfig(train_steps=3, data_weight=1.0, data_batch=64, data_start=0.7), data=noise_pictures
+        TrainConfig(train_steps=3, data_weight=1.0, data_batch=64, data_start=0.7), data=noise_images
     )
     t.policy.network.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     t.updates.data_step()
@@ -414,7 +414,7 @@ def test_few_samples_are_one_batch_for_all_threads(guidance, count):
     'likelihood, train', some([('path', 'lora'), ('matching', 'full')], [('matching', 'full')])
 )
 def test_threads_change_nothing(likelihood, train):
-    """Two batches at once: the same pictures to the bit, the same weights to rounding; the KL penalty does not see
+    """Two batches at once: the same images to the bit, the same weights to rounding; the KL penalty does not see
     half-swapped weights."""
 
     def run(threads):
@@ -618,7 +618,7 @@ KEPT = {
 
 @pytest.mark.parametrize('case', KEPT)
 def test_graphs_of_sampling_give_the_gradient_of_another_forward(case):
-    "The same pictures and metrics, the same gradient to rounding, and none of the update's forwards."
+    "The same images and metrics, the same gradient to rounding, and none of the update's forwards."
     config, policy = KEPT[case]
 
     def run(keep):
@@ -629,7 +629,7 @@ def test_graphs_of_sampling_give_the_gradient_of_another_forward(case):
                 TrainConfig(
                     num_minibatches=1, warmup=0, lr=1e-3, measure_every=0, reuse_graphs=keep, **config
                 ),
-                data=noise_pictures,
+                data=noise_images,
                 callbacks=[],
             ),
             [],

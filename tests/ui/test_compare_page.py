@@ -25,9 +25,9 @@ def far(one, other):
 
 
 def test_a_seed_is_the_noise_of_every_prompt(tiny):
-    "Each picture is the first one of a rollout of its own; more than a batch of them."
+    "Each image is the first one of a rollout of its own; more than a batch of them."
     wanted = [(p, s) for p in ('a cat', 'a dog', 'a car') for s in range(3)]
-    found = compare.draw_pictures(tiny, wanted, batch=4)
+    found = compare.draw_images(tiny, wanted, batch=4)
     for (prompt, seed), image in zip(wanted, found, strict=True):
         assert far(image, to_pil(rollout(tiny, [prompt], seed=seed).images)[0]) <= 1
     assert far(found[0], found[1]) > 1  # other noise
@@ -39,13 +39,13 @@ def trained(tmp_path):
     pipeline = tiny_sd()
     pipeline.save_pretrained(tmp_path / 'model')
     tiny = Policy(pipeline, num_steps=2)
-    drawn = {0: compare.draw_pictures(tiny, [('a cat', 0)])[0]}
+    drawn = {0: compare.draw_images(tiny, [('a cat', 0)])[0]}
     with Run.create(tmp_path / 'runs/r', dict(num_steps=2, seed=0), model=str(tmp_path / 'model')) as run:
         for epoch in (1, 2, 3):
             torch.manual_seed(epoch)
             for p in tiny.parameters():
                 p.data = 0.3 * torch.randn_like(p)
-            drawn[epoch] = compare.draw_pictures(tiny, [('a cat', 0)])[0]
+            drawn[epoch] = compare.draw_images(tiny, [('a cat', 0)])[0]
             run.log(dict(epoch=epoch - 1, tasks=dict(t=dict(reward=float(epoch))), seconds=1.0))
             if epoch == 2:
                 run.checkpoint(2, tiny.named_parameters(), None, dict(epoch=2))
@@ -124,7 +124,7 @@ def pencils(monkeypatch):
         return [picture(40 * seed + len(prompt), str(seed)) for prompt, seed in wanted]
 
     monkeypatch.setattr(compare, '_policies', lambda folder, stamp: [Pencil(), Pencil()])
-    monkeypatch.setattr(compare, 'draw_pictures', draw)
+    monkeypatch.setattr(compare, 'draw_images', draw)
     return asked
 
 

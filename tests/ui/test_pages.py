@@ -211,7 +211,7 @@ def junk(folder):
         f.write('{"epoch": 6, "task"')
     bad = make_run(folder / 'bad frames')
     (bad.folder / 'frames/epoch_0005/frames.json').write_text('{"schema": 1, "tasks": {"x"')
-    (bad.folder / 'frames/epoch_0004/0.pictures.webp').write_bytes(b'this is no picture')
+    (bad.folder / 'frames/epoch_0004/0.pictures.webp').write_bytes(b'this is no image')
     (bad.folder / 'frames/.epoch_0006.part').mkdir()
     (bad.folder / 'samples/epoch_0006.png').write_bytes(b'nor is this')
     (make_run(folder / 'bad lines').folder / 'metrics.jsonl').write_text(
@@ -318,7 +318,7 @@ def test_a_run_that_has_nothing_yet(tmp_path, page, wanted):
     assert wanted in draw(page, Run.open(tmp_path / 'new'))
 
 
-TABLE = """| objective | prompts | base | tuned | change | 95 % interval | floor | pictures |
+TABLE = """| objective | prompts | base | tuned | change | 95 % interval | floor | images |
 |---|---|---:|---:|---:|---:|---:|---:|
 | parity (distance) | training | 0.431 | 0.317 | -0.114 | -0.150 … -0.080 | 0.211 | 384 |
 | parity (distance) | held-out | 0.440 | 0.430 | -0.010 | -0.050 … +0.030 | 0.211 | 128 |
@@ -341,7 +341,7 @@ def test_all_pages_say_one_number(run):
     )
     assert (
         '0.431 → 0.317' in overview
-        and '-0.150 to -0.080' in overview
+        and '−0.150 to −0.080' in overview
         and 'measures 0.211' in overview
         and '97% of the base' in overview
         and 'not judged' not in overview
@@ -354,7 +354,7 @@ def test_all_pages_say_one_number(run):
 
 @pytest.mark.parametrize('world', [True, False])
 def test_report_pages_and_summary_agree_to_the_digit(run, world, monkeypatch):
-    "Of the emoji world's own table, and of a run's own rewards; and the tax of the same pictures, too."
+    "Of the emoji world's own table, and of a run's own rewards; and the tax of the same images, too."
     from drl_toolkit.evaluation import evaluate as E
     from drl_toolkit.evaluation.alignment_tax import score_table
     from drl_toolkit.evaluation.drift import drift

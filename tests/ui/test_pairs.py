@@ -1,4 +1,4 @@
-"Before and after: pairs of pictures, in a browser and without one."
+"Before and after: pairs of images, in a browser and without one."
 
 import io, time
 
@@ -19,7 +19,7 @@ PROMPTS = [f'prompt number {i}' for i in range(COUNT)]
 
 
 def shots_at(epoch):
-    "Pictures of which number i changes the more the larger i is."
+    "Images of which number i changes the more the larger i is."
     base = [np.asarray(picture(25 * i), float) for i in range(COUNT)]
     share = 0 if epoch == 0 else 0.5 + epoch / 20
     fade = lambda image, i: image * (1 - share * i / COUNT)
@@ -43,7 +43,7 @@ def panel(home):
 
 
 def test_the_largest_change_comes_first(home):
-    "By a mean of numpy's; the prompt goes with its picture, blank places of the sheet do not count."
+    "By a mean of numpy's; the prompt goes with its image, blank places of the sheet do not count."
     found = pairs.pairs_of(Run.open(home / 'faded'))
     assert (found.before, found.after, found.epochs) == (0, 10, [0, 5, 10])
     before, after = shots_at(0), shots_at(10)
@@ -60,12 +60,12 @@ def test_the_epoch_chooses_the_second_picture(home, epoch, after):
 
 
 def test_prompts_that_nobody_knows(tmp_path):
-    "Neither told nor guessed: blank places are left out, and the page says which picture it is."
+    "Neither told nor guessed: blank places are left out, and the page says which image it is."
     run = make_run(tmp_path / 'r', epochs=5, sheets=False)
     assert 'There are no pairs yet' in pairs.before_after(run)
     for epoch in (0, 5):
         run.save_sheet(epoch, to_tensor(shots_at(epoch)[:11]))
-    assert len(pairs.pairs_of(run).pairs) == 11 and 'picture 11 of the sheet' in pairs.before_after(run)
+    assert len(pairs.pairs_of(run).pairs) == 11 and 'image 11 of the sheet' in pairs.before_after(run)
     other = pairs.PageContext(sheet_prompts=lambda run: ['one'] * 3)  # of another recipe
     assert {p.prompt for p in pairs.pairs_of(run, context=other).pairs} == {''}
 
@@ -86,7 +86,7 @@ def test_the_prompts_are_written_once(tmp_path):
 
 
 def test_pictures_have_addresses(panel, home):
-    "The picture of the sheet, and the map of a difference: dark where nothing changed."
+    "The image of the sheet, and the map of a difference: dark where nothing changed."
     shown = lambda **query: httpx.get(f'{panel}/sheet', params=dict(run='faded') | query)
     opened = lambda answer: np.asarray(Image.open(io.BytesIO(answer.content)).convert('RGB'), float)
     answer = shown(epoch=5, cell=19)

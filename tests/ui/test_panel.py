@@ -43,7 +43,7 @@ def shots(tmp_path_factory):
     return Path(os.environ.get('DRL_SHOTS') or tmp_path_factory.mktemp('shots'))
 
 
-# All pictures that are seen have come.
+# All images that are seen have come.
 SEEN = "Promise.all([...document.images].filter(i => i.offsetParent && i.loading !== 'lazy').map(i => i.decode())).then(() => true)"
 
 
@@ -68,7 +68,7 @@ def test_every_page_opens(look, panel, shots, width, scheme):
             f'{name} is wider than the screen'
         )
         assert page.evaluate('[...document.images].every(i => i.alt)'), (
-            f'{name} has a picture without a description'
+            f'{name} has an image without a description'
         )
         page.wait_for_url(f'**view={name}*') if name != 'overview' else None
         assert not violations(page), name
@@ -841,7 +841,7 @@ def test_a_large_body_is_refused_before_it_is_held(panel, chunked):
 
 
 def test_an_image_has_an_address_and_is_encoded_once(panel, monkeypatch):
-    "The same pictures on a page that is drawn again, for another viewer, in another epoch; a browser keeps them."
+    "The same images on a page that is drawn again, for another viewer, in another epoch; a browser keeps them."
     app._drawn.cache_clear()
     encoded, encode = [], app.encode_image
     monkeypatch.setattr(app, 'encode_image', lambda *a, **k: encoded.append(1) or encode(*a, **k))

@@ -170,7 +170,7 @@ def test_curves_show_the_rows_and_the_base():
     assert set(base.get_ydata()) == {rows[0]['parity']} and set(fair.lines[3].get_ydata()) == {0.2}
     assert (
         other.collections and not fair.collections
-    )  # a band of single pictures around a reward, none around a parity
+    )  # a band of single images around a reward, none around a parity
 
 
 def test_a_film_strip_marks_what_was_clipped_and_what_was_learnt():
@@ -205,7 +205,7 @@ def test_a_film_strip_marks_what_was_clipped_and_what_was_learnt():
 def test_film_strips_of_all_shapes(steps, size):
     figure = P.film_strip(path(steps, size=size, advantage=0.0, ratio=np.full(steps, np.nan)))
     assert 'neither praised nor blamed' in seen(figure)
-    for ax in figure.axes[:2]:  # cells keep the pictures' shape
+    for ax in figure.axes[:2]:  # cells keep the images' shape
         box = ax.get_window_extent()
         across, up = (
             box.width / (ax.get_xlim()[1] - ax.get_xlim()[0]),
@@ -228,9 +228,9 @@ def test_a_tree_marks_the_best_and_the_worst():
     assert 'best' not in seen(P.branch_tree(task(values=[0.5] * 8))) and 'no path of this group' in seen(
         P.branch_tree(task(paths=[]))
     )
-    with pytest.raises(ValueError, match="no picture of prompt 'a cow' was kept.*'a cat', 'a dog'"):
+    with pytest.raises(ValueError, match="no image of prompt 'a cow' was kept.*'a cat', 'a dog'"):
         P.branch_tree(t, 'a cow')
-    with pytest.raises(ValueError, match='no picture of group 7 was kept'):
+    with pytest.raises(ValueError, match='no image of group 7 was kept'):
         P.branch_tree(t, 7)
     for odd in (
         task(1, 1),
@@ -310,7 +310,7 @@ def test_boxes_are_where_they_should_be():
     assert (
         np.asarray(P.boxed(white, [('cat', 0.9, (0.8, 0.8, 0.2, 0.2)), ('cat', 0.9, (2.0, 2.0, 3.0, 3.0))]))
         == 255
-    ).all() and np.asarray(white).min() == 255  # no box, and the picture is untouched
+    ).all() and np.asarray(white).min() == 255  # no box, and the image is untouched
     assert P.boxed(Image.new('RGB', (512, 256)), []).size == (512, 256)
 
 
@@ -319,7 +319,7 @@ def test_boxes_are_where_they_should_be():
 def test_a_sheet_is_taken_apart(count, width, height, columns, pad):
     pictures = [picture(i, (width, height)) for i in range(count)]
     found = P.cells_of_sheet(sheet(pictures, columns, pad=pad), columns, pad)
-    if found[0].size == (width, height):  # other heights may fit the same sheet; pictures are about square
+    if found[0].size == (width, height):  # other heights may fit the same sheet; images are about square
         assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, pictures))
     else:
         assert abs(width - height) >= abs(width - found[0].height)

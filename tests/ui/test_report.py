@@ -1,4 +1,4 @@
-"""The report page, its files, and the commands that make them; on the emoji model with few pictures, and on a
+"""The report page, its files, and the commands that make them; on the emoji model with few images, and on a
 tiny random one."""
 
 import io, json
@@ -255,7 +255,7 @@ def test_eval_of_any_other_model(tmp_path, capsys, monkeypatch):
             ['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'x'), '--rewards', 'beauty'],
             "reward 'beauty' does not exist",
         ),
-        (['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'x'), '--size', '0'], 'size is 0'),
+        (['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'x'), '--size', '0'], 'size must be in (0, 100)'),
         (['tax', str(tmp_path / 'm'), '--out', str(tmp_path / 'x')], 'holds no run'),
         (['tax', str(tmp_path / 'run'), str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'same name'),
         (['tax', str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'emoji world'),

@@ -52,7 +52,7 @@ def test_a_histogram_counts_what_is_finite(values):
 
 
 def test_the_command_draws_the_recorded_picture(tmp_path, monkeypatch, capsys):
-    "The last words of the command, run: the base model draws a picture of the recorded epoch 0 as it was kept."
+    "The last words of the command, run: the base model draws an image of the recorded epoch 0 as it was kept."
     from drl_toolkit.cli.main import main
 
     run = Run.open(assets_dir() / 'runs/joint')

@@ -1,7 +1,7 @@
 """Widgets: what they draw, what their buttons do to a run, and all of it again in a real JupyterLab with a
 real browser."""
 
-import base64, io, json, os, shutil, time
+import base64, io, json, os, re, shutil, time
 from contextlib import closing
 from pathlib import Path
 from threading import Thread
@@ -123,6 +123,25 @@ def test_programs_that_execute_notebooks_get_the_still_alone(monkeypatch, allowe
         0,
         0,
     )
+
+
+def test_a_saved_notebook_keeps_a_still_that_the_controls_hide(monkeypatch):
+    "Two outputs: the picture, and the box with the rule that hides it; a program gets the picture alone."
+    shown, views = [], [Plain(), Plain()]
+    monkeypatch.setattr(widgets, 'display', lambda thing, raw=False: shown.append(thing))
+    for allowed, view in zip((True, False), views):
+        kernel = SimpleNamespace(_allow_stdin=allowed)
+        monkeypatch.setattr(widgets, 'get_ipython', lambda: SimpleNamespace(kernel=kernel))
+        view._ipython_display_()
+    still, box, alone = shown
+    mark = re.search('<div class="(drl-still-[0-9a-f]{32})"><img', still.data)[1]
+    assert 'alt="a plain view"' in still.data and 'data:image/png;base64,' in still.data
+    assert (
+        box.children[0] is not view.box
+        and box.children[1].value == f'<style>.{mark} {{ display: none }}</style>'
+    )
+    assert set(alone) == {'text/plain', 'image/png'}
+    assert not callable(widgets.Monitor._ipython_display_)
 
 
 # --- the monitor
@@ -313,7 +332,7 @@ def test_paths_of_different_lengths_follow_each_other():
     view = PathExplorer(paths)
     view.step.value = 5
     view.sample.value = 1
-    assert view.step.max == view.step.value == 3 == view.play.max and 'finished picture' in view.page.value
+    assert view.step.max == view.step.value == 3 == view.play.max and 'finished image' in view.page.value
     view.sample.value = 0
     assert view.step.max == 5
 
@@ -558,7 +577,7 @@ class Lab:
         )
 
     def shot(self, name):
-        "A picture of a cell, for people to look at."
+        "An image of a cell, for people to look at."
         self.cell(name).screenshot(path=self.shots / f'widgets_{name}.png')
 
 
@@ -595,7 +614,7 @@ def test_paths_are_stepped_and_played(lab_page):
     assert first.count('<img') == 2 and 'next: step 2' in first
     assert lab.changes(at, lambda: lab.slide(at, 'path', 'ArrowRight')) != first
     lab.changes(at, lambda: lab.cell(at).locator('.widget-play button').first.click())
-    lab.says(at, 'finished picture')
+    lab.says(at, 'finished image')
     lab.shot(at)
 
 

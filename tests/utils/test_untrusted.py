@@ -157,7 +157,7 @@ def loaders(tmp_path_factory):
         'frames.json': (frames / 'frames.json', looked_at),
         'webp': (next(frames.glob('*.pictures.webp')), strips),
         'path webp': (next(frames.glob('*.path_*.webp')), strips),
-        'sheet': (own('samples/fuzz.png'), lambda: pages.open_picture(run, 'samples', 'fuzz.png')),
+        'sheet': (own('samples/fuzz.png'), lambda: pages.open_image(run, 'samples', 'fuzz.png')),
         'tax.json': (folder / 'tax.json', lambda: pages._kept(folder / 'tax.json')),
         **{
             name: (folder / 'state' / name, state)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORK', 'DEVICE', 'STEPS', 'TAUGHT', 'LATENT_NOISE', 'scenes_tensor', 'new_vae', 'constant_posterior', 'edges',
-           'codec_loss', 'codec_scene', 'fit_codec', 'train_codec', 'train_decoder', 'EncodedScenes', 'encode_scenes',
+           'vae_loss', 'vae_scene', 'fit_vae', 'train_vae', 'train_decoder', 'EncodedScenes', 'encode_scenes',
            'new_text_encoder', 'new_unet', 'new_scheduler', 'Denoiser', 'timesteps_for', 'Velocities', 'velocities',
            'denoiser_loss', 'train_unet', 'export_pipeline', 'export', 'main']
 
@@ -79,7 +79,7 @@ def edges(
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def codec_loss(
+def vae_loss(
     vae: AutoencoderKL,  # in training
     x: torch.Tensor,  # (B, 3, 64, 64) in [-1, 1]
 ) -> tuple[torch.Tensor, dict[str, float]]:  # the loss, and what to log of it
@@ -91,7 +91,7 @@ def codec_loss(
     return pixel + edge + 2 * mse + 1e-3 * z.square().mean(), dict(mse=mse.item() / 4, spread=z.std().item())
 
 
-def codec_scene(
+def vae_scene(
     rng: random.Random,  # that decides everything
 ) -> world.Scene:
     "A scene with balanced tones and rarer faults: the VAE should be able to draw everything."
@@ -100,7 +100,7 @@ def codec_scene(
     )
 
 
-def fit_codec(
+def fit_vae(
     vae: AutoencoderKL,  # trained in place
     plan: Plan,  # of the run
     folder: Path,  # of its state
@@ -108,22 +108,22 @@ def fit_codec(
     "Train what is not frozen in a VAE."
 
     def loss_of(rng):
-        x = scenes_tensor([codec_scene(rng) for _ in range(plan.batch)])
-        return codec_loss(vae, x.to(DEVICE, memory_format=torch.channels_last))
+        x = scenes_tensor([vae_scene(rng) for _ in range(plan.batch)])
+        return vae_loss(vae, x.to(DEVICE, memory_format=torch.channels_last))
 
     trainee = fit(Trainee(vae, plan, folder), loss_of)
     trainee.use_average()
     return constant_posterior(vae).eval()
 
 
-def train_codec(
+def train_vae(
     plan: Plan = Plan(
         steps=4200, lr=3e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200
     ),  # of the run
 ) -> AutoencoderKL:
     "Train the VAE, encoder and decoder together."
     torch.manual_seed(plan.seed)
-    return fit_codec(new_vae().to(DEVICE, memory_format=torch.channels_last), plan, WORK / 'codec')
+    return fit_vae(new_vae().to(DEVICE, memory_format=torch.channels_last), plan, WORK / 'vae')
 
 
 def train_decoder(
@@ -131,10 +131,10 @@ def train_decoder(
     plan: Plan = Plan(steps=3000, lr=1.5e-3, batch=8, ema=0.998, weight_decay=1e-3, save_every=200, seed=1),
 ) -> AutoencoderKL:
     "Train the VAE's decoder alone, on the latents of the finished encoder."
-    vae = train_codec()
+    vae = train_vae()
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    return fit_codec(vae, plan, WORK / 'decoder')
+    return fit_vae(vae, plan, WORK / 'decoder')
 
 # %% ../../../nbs/emoji/pretrain/01_base.ipynb #70181af7
 class EncodedScenes(NamedTuple):
@@ -289,7 +289,7 @@ def train_unet(
     ),
 ) -> StableDiffusionPipeline:
     "Train UNet and text encoder on the encoded scenes; writes the pipeline to `assets/emoji-sd`."
-    vae = train_codec()
+    vae = train_vae()
     latents, captions = encode_scenes(vae)
     scale = 1 / latents.float().std().item()
     tokenizer, scheduler = world_tokenizer(), new_scheduler()
@@ -333,7 +333,7 @@ def export_pipeline(
     pipeline.to('cpu', torch.float16).save_pretrained(folder)  # half precision on disk: half the size in git
     for file in TAUGHT:
         (folder / file).unlink(missing_ok=True)
-    for name in ('codec', 'decoder', 'unet'):
+    for name in ('vae', 'decoder', 'unet'):
         curve = WORK / name / 'curve.json'
         if curve.exists():
             (folder / f'curve_{name}.json').write_text(curve.read_text())
@@ -342,7 +342,7 @@ def export_pipeline(
 
 def export() -> StableDiffusionPipeline:
     "Write the pipeline from the states on disk, finished or not."
-    vae = train_codec()
+    vae = train_vae()
     decoder = WORK / 'decoder' / 'state.safetensors'
     if decoder.exists():
         load_average(vae, decoder)
@@ -357,7 +357,7 @@ def main(
     argv: list[str] = None,  # of the command line when None
 ):
     "`python -m drl_toolkit.emoji.pretrain.base STAGE`: train one stage, or go on with it."
-    stages = dict(codec=train_codec, decoder=train_decoder, unet=train_unet, export=export)
+    stages = dict(vae=train_vae, decoder=train_decoder, unet=train_unet, export=export)
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument('stage', choices=stages)
     parser.add_argument('--threads', type=int, default=1, help='CPU threads')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORK', 'MEAN', 'STD', 'EMBED', 'VISION', 'TEXT', 'SHARES', 'VOCABULARY', 'normalize', 'new_clip', 'shown', 'Content',
            'content', 'is_true', 'another', 'near_misses', 'request', 'scene_of', 'CaptionBatch', 'batch_of', 'augment',
-           'contrastive_loss', 'logits_of', 'settle', 'training_pictures', 'save_open_clip', 'save_with_curve', 'train',
+           'contrastive_loss', 'logits_of', 'settle', 'training_images', 'save_open_clip', 'save_with_curve', 'train',
            'LoadedClip', 'load', 'compare', 'clean', 'forced_choice', 'evaluate', 'main']
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #f61b79be
@@ -244,7 +244,7 @@ def settle(
     model.eval()
 
 # %% ../../../nbs/emoji/pretrain/04_clip.ipynb #eb653f2e
-def training_pictures(
+def training_images(
     scenes: list[Scene],  # B of them
 ) -> torch.Tensor:  # (B, 3, 64, 64) in [0, 1]
     "Draw scenes, and roughen them up."
@@ -293,7 +293,7 @@ def train(
     def loss_of(rng):
         scenes, captions, truth = batch_of(plan.batch, rng)
         tokens = tokenizer(captions, padding='max_length', return_tensors='pt').input_ids
-        logits = logits_of(model, training_pictures(scenes), tokens)
+        logits = logits_of(model, training_images(scenes), tokens)
         right = truth.gather(1, logits.argmax(1, keepdim=True)).float().mean()
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.605)  # 100, as in CLIP
@@ -302,7 +302,7 @@ def train(
     fit(Trainee(model, plan, WORK / 'clip'), loss_of).use_average()
     settle(
         model,
-        [training_pictures(batch_of(plan.batch, random.Random(f'settle/{i}')).scenes) for i in range(20)],
+        [training_images(batch_of(plan.batch, random.Random(f'settle/{i}')).scenes) for i in range(20)],
     )
     return save_with_curve(model, 'clip')
 

@@ -1,4 +1,4 @@
-// Pairs of pictures before and after training: their order, what is shown of them, and one of them large.
+// Pairs of images before and after training: their order, what is shown of them, and one of them large.
 drl.pairs = {
   defaults: {show: 'side', count: '8', order: 'change', find: ''},
   state: null,
@@ -163,7 +163,7 @@ drl.pairs = {
     viewer.querySelector('[data-by="1"]').disabled = place >= cells.length - 1;
   },
 
-  // A picture at the head of a place; it is made when it is first needed, since one without an address is none.
+  // An image at the head of a place; it is made when it is first needed, since one without an address is none.
   picture(place, kind, address, alt) {
     const parent = this.viewer.querySelector(place);
     let image = parent.querySelector(`img.${kind}`);

@@ -4,6 +4,7 @@ window.drl = {
   timer: null,
   here: new URL(location), // what was shown last
   views: {}, // view -> what keeps its state in the address: {defaults, state}
+  opened: false, // whether the tab that the address asks for is there: Gradio opens its first one before
 
   // Write what is seen into the address; an empty value leaves it. What is pushed can be gone back to.
   note(values, push = false) {
@@ -48,7 +49,7 @@ window.drl = {
   // Another page was chosen.
   turn(view) {
     document.body.dataset.view = view;
-    if (view !== this.asked()) this.note({sample: null, step: null, pair: null, ...this.stateOf(view), view}, true);
+    if (this.opened && view !== this.asked()) this.note({sample: null, step: null, pair: null, ...this.stateOf(view), view}, true);
   },
 
   // Back and forward: another tab of the same thing is turned to; anything else is loaded anew.
@@ -139,6 +140,16 @@ drl.nameTabs = pages => {
     const panel = document.getElementById(tab.getAttribute('aria-controls'));
     if (panel) set(panel, 'aria-labelledby', tab.id);
   }
+  const chosen = pages.querySelector('[role=tab][aria-selected=true]'), row = chosen?.closest('[role=tablist]');
+  if (!row || drl.chosenTab === chosen.id) return;
+  const view = document.body.dataset.view = chosen.id.slice('tab-'.length, -'-button'.length);
+  drl.opened ||= view === drl.asked() || !document.getElementById(`tab-${drl.asked()}-button`);
+  drl.chosenTab = chosen.id;
+  const show = () => { // where tabs do not fit
+    const at = chosen.getBoundingClientRect(), frame = row.getBoundingClientRect();
+    if (at.left < frame.left || at.right > frame.right) row.scrollLeft += at.left - frame.left - 40;
+  };
+  for (const wait of [0, 300, 1500]) setTimeout(show, wait); // Gradio may still move them
 };
 new MutationObserver((_, watch) => {
   const pages = document.getElementById('pages');

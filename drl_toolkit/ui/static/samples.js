@@ -26,7 +26,7 @@ drl.samples = {
     this.draw();
   },
 
-  // A bar shows the pictures of its bin; pressed again, all.
+  // A bar shows the images of its bin; pressed again, all.
   choose(bar) {
     const at = String([...bar.parentElement.children].indexOf(bar));
     this.set('bar', this.state.bar === at ? '' : at);
@@ -94,7 +94,7 @@ drl.samples = {
       item.hidden = !this.fits(item, bin);
       count += !item.hidden;
     }
-    shown.querySelector('.tally').textContent = `${count} of ${items.length} pictures`;
+    shown.querySelector('.tally').textContent = `${count} of ${items.length} images`;
     shown.querySelector('.none').hidden = count > 0;
   },
 };
