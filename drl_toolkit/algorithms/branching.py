@@ -57,8 +57,7 @@ def nodes(
         if ways**branch_points != size:
             raise ValueError(
                 f'group_size must be a power such as {2**branch_points} or {3**branch_points} with '
-                f'{branch_points} '
-                f'branch points; a group has {size} samples'
+                f'{branch_points} branch points; a group has {size} samples'
             )
         found.append(count + torch.arange(size) // ways ** (branch_points - depth))
         count += ways**depth

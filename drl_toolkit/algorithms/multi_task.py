@@ -219,7 +219,7 @@ class MGDA(Together):
 def standing(
     metrics: dict,  # of a task's batch
 ) -> float:  # higher is better
-    "The figure by which people judge a task, minus it where less is better."
+    "The metric by which people judge a task, minus it where less is better."
     name, better = headline_of(metrics)
     return metrics[name] if better == 'higher' else -metrics[name]
 

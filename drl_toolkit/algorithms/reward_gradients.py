@@ -46,8 +46,7 @@ def check_gradient(
         return
     raise ValueError(
         f'reward {reward.name!r} has no gradient: its result does not depend on the pixels in a way that '
-        'autograd can follow; '
-        'take a method such as ppo'
+        'autograd can follow; take a method such as ppo'
     )
 
 # %% ../../nbs/algorithms/03_reward_gradients.ipynb #96fbe5ce

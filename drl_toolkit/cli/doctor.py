@@ -200,16 +200,16 @@ def tested_libraries() -> Finding:
 def _installed(name):  # (version, list of `Requirement` by canonical names), or None
     "What the metadata of a distribution say, without its extras."
     try:
-        told = distribution(name).metadata
+        metadata = distribution(name).metadata
     except PackageNotFoundError:
         return None
     plain = [
-        line for line in told.get_all('Requires-Dist') or [] if 'extra ==' not in line
+        line for line in metadata.get_all('Requires-Dist') or [] if 'extra ==' not in line
     ]  # there are hundreds for extras
     needs = [r for r in map(Requirement, plain) if not r.marker or r.marker.evaluate()]
     for r in needs:
         r.name = canonicalize_name(r.name)
-    return Version(told['Version']), needs
+    return Version(metadata['Version']), needs
 
 
 def _unmet(name, version, needs, have):  # list of strings

@@ -433,8 +433,8 @@ def train(
             if processes.main and args.resume and (run := _open_run(out)):
                 stack.enter_context(run)
             config, recipe, model = _train_config(args, run) if processes.main else (None, None, None)
-        told, new = processes.broadcast_object((config and asdict(config), recipe, model)), run is None
-        config, recipe, model = RunConfig(**told[0]), *told[1:]
+        message, new = processes.broadcast_object((config and asdict(config), recipe, model)), run is None
+        config, recipe, model = RunConfig(**message[0]), *message[1:]
         with processes.raise_together():
             trainer = make_trainer(config, make_tasks(recipe, config), model, [], processes)
             if processes.main:

@@ -251,9 +251,8 @@ def parse(
         if prompt_of(wanted) == prompt.strip().lower():
             return wanted
     raise ValueError(
-        f"prompt {prompt!r} is outside the emoji world; it can be 'a portrait of a doctor', 'an apple', "
-        "'a cat next to a dog', 'a cat above a dog' or 'three stars', each also with ' on a blue "
-        "background'. "
+        f"prompt {prompt!r} is outside the emoji world; it can be 'a portrait of a doctor', 'an apple', 'a "
+        "cat next to a dog', 'a cat above a dog' or 'three stars', each also with ' on a blue background'. "
         f"Objects: {', '.join(OBJECTS)}. Occupations: {', '.join(OCCUPATIONS)}"
     )
 

@@ -159,7 +159,6 @@ def alarms(
     moved = table[(table['effect'].abs() > most) & ((table['low'] > 0) | (table['high'] < 0))]
     return [
         f"{r.measure} went {'up' if r.change > 0 else 'down'} by {abs(r.effect):.1f} of the base's standard "
-        "deviations "
-        f'({r.base:.3g} to {r.tuned:.3g} {r.unit})'
+        f'deviations ({r.base:.3g} to {r.tuned:.3g} {r.unit})'
         for r in moved.itertuples()
     ]

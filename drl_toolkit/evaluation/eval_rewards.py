@@ -152,7 +152,6 @@ def _paired(judge, prompt_sets, models, label):
         first = clusters[good.tolist().index(False)]
         print(
             f'reward {name!r} gave {int((~good).sum())} of {len(good)} {label} images a value that is not '
-            'finite; '
-            f'they are left out (the first: {first!r})'
+            f'finite; they are left out (the first: {first!r})'
         )
     return [v[good] for v in values], [cluster for cluster, g in zip(clusters, good.tolist()) if g]

@@ -296,7 +296,7 @@ def objective_name(
     task: str,  # its name
     headline: str,  # name of a metric, or 'reward'
 ) -> str:
-    "What tables call the figure by which a task is judged."
+    "What tables call the metric by which a task is judged."
     return task if headline == 'reward' else f'{task}: {LABELS.get(headline, headline)}'
 
 
@@ -331,7 +331,7 @@ def _finite_pairs(name, base, tuned, clusters):
     if not good.any():
         raise ValueError(f'reward {name!r} must be finite for some image; it is for none, such as {first!r}')
     print(
-        f'reward {name!r} gave {int((~good).sum())} of {len(good)} a value that is not finite; they are left out '
+        f'reward {name!r} gave {int((~good).sum())} of {len(good)} values that are not finite; they are left out '
         f'(the first: {first!r})'
     )
     kept = [cluster for cluster, g in zip(clusters, good.tolist()) if g]

@@ -40,9 +40,8 @@ def effects(
         if not good.all():
             first = prompts[good.tolist().index(False)]
             print(
-                f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is '
-                'not finite; '
-                f'they are left out of this look (the first shows {first!r})'
+                f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not '
+                f'finite; they are left out of this look (the first shows {first!r})'
             )
         if good.sum() > 1:
             change, spread = (n - b)[good].mean(), b[good].std().clamp(min=1e-8)
@@ -110,7 +109,7 @@ class Watch(Callback):
         "Evaluate, record, keep the best weights, and stop when they are long past."
         if (record['epoch'] + 1) % self.every and trainer.epoch < trainer.config.epochs:
             return
-        record |= self.figures(self.shown(trainer))
+        record |= self.metrics(self.shown(trainer))
         if not self.patience or not math.isfinite(record['watch/watched']):
             return
         looks = [r['watch/watched'] for r in trainer.history if _is_look(r)]
@@ -124,9 +123,8 @@ class Watch(Callback):
         where = f'epoch {best * self.every}' if best else 'the base'
         raise StopTraining(
             f'{record["epoch"] + 1} epochs; the held-out rewards have had no new best for {self.patience} '
-            'looks, while '
-            f'the training rewards went to {record["watch/trained"]:+.2f}: the weights are put back to '
-            f'those of {where}'
+            f'measurements, while the training rewards went to {record["watch/trained"]:+.2f}: the weights '
+            f'are put back to those of {where}'
         )
 
     def shown(
@@ -139,7 +137,7 @@ class Watch(Callback):
         with self.policy.swapped(trainer.ema):
             return self.look()
 
-    def figures(
+    def metrics(
         self,
         now: torch.Tensor,  # (B, 3, H, W)
     ) -> dict[str, float]:

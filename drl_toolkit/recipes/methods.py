@@ -64,9 +64,8 @@ def method_fields(name: str) -> dict[str, object]:  # field -> value
 
 
 # Fields whose number has another unit when one of these changes. The KL of the path is in nats, a sum over
-# all D
-# dimensions beside a surrogate that is a mean over them; that of matching is a mean; with back-propagation it
-# stands beside a reward.
+# all D dimensions beside a surrogate that is a mean over them; that of matching is a mean; with
+# back-propagation it stands beside a reward.
 UNITS = dict(
     kl_weight=('objective', 'likelihood'),
     kl_target=('objective', 'likelihood'),
@@ -111,6 +110,5 @@ def left_behind(
     option = next(iter(left)).replace('_', '-')
     return (
         f"{words} of the recipe {'is' if len(left) == 1 else 'are'} left out: chosen for its own likelihood "
-        "and objective, "
-        f"in other units; give --{option} to set one"
+        f'and objective, in other units; give --{option} to set one'
     )

@@ -270,17 +270,17 @@ def _call(address, method, body, timeout):
 
     A limit on each read could be stretched for ever by a server that sends a byte at a time. The look-up of a name
     has no limit at all, so it gets a thread."""
-    told, lines = queue.SimpleQueue(), []
+    results, lines = queue.SimpleQueue(), []
 
     def ask():
         try:
-            told.put((_exchange(address, method, body, timeout, lines), None))
+            results.put((_exchange(address, method, body, timeout, lines), None))
         except Exception as e:
-            told.put((None, e))
+            results.put((None, e))
 
     threading.Thread(target=ask, daemon=True, name='remote reward').start()
     try:
-        found, error = told.get(timeout=timeout)
+        found, error = results.get(timeout=timeout)
     except queue.Empty:
         raise TimeoutError('timed out') from None
     finally:
@@ -373,8 +373,7 @@ def remote_reward(
         size, limit = 4 * images.numel(), about['limit']
         if size > limit:
             raise ValueError(
-                f'remote reward {url}: {len(images)} images take {size} bytes, and the server takes '
-                f'{limit}; '
+                f'remote reward {url}: {len(images)} images take {size} bytes, and the server takes {limit}; '
                 f'{smaller} is right'
             )
         message = dict(
@@ -391,16 +390,16 @@ def remote_reward(
 
     def score(images, prompts):
         size = len(images) if about['level'] == 'group' else batch_size
-        told = [
+        results = [
             (ask(images[i : i + size], prompts[i : i + size]), len(images[i : i + size]))
             for i in range(0, len(images), size)
         ]
         metrics = {
-            k: sum(f[k] * n for (_, f), n in told) / len(images)
-            for k in told[0][0][1]
-            if all(k in f for (_, f), _ in told)
+            k: sum(f[k] * n for (_, f), n in results) / len(images)
+            for k in results[0][0][1]
+            if all(k in f for (_, f), _ in results)
         }
-        return torch.cat([values for (values, _), _ in told]).to(images.device), metrics
+        return torch.cat([values for (values, _), _ in results]).to(images.device), metrics
 
     return Reward(score, about['name'], about['level'], _card(about.get('card')))
 

@@ -51,8 +51,8 @@ def read_notes(
 ) -> Notes:
     "What people say of a run; nothing where its file is missing or damaged."
     try:
-        told = read_json(run.inside('panel.json'), 2**16, inside=run.folder)
-        return tidy(str(told['title']), ' '.join(map(str, told['tags'])), str(told['note']))
+        saved = read_json(run.inside('panel.json'), 2**16, inside=run.folder)
+        return tidy(str(saved['title']), ' '.join(map(str, saved['tags'])), str(saved['note']))
     except (OSError, ValueError, KeyError, TypeError):
         return Notes()
 

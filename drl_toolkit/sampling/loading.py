@@ -91,8 +91,7 @@ def _on_hub(name) -> str:  # the id, or the folder of the cache where the hub is
         return str(Path(cached).parent)
     raise OSError(
         f"model {name!r} is a hub id that is not in this machine's cache, and the hub is out of reach "
-        f"({reason}); "
-        'connect, or give a folder saved by save_pretrained'
+        f'({reason}); connect, or give a folder saved by save_pretrained'
     )
 
 
@@ -193,10 +192,8 @@ def _variant(folder, name, files):
     if pickled:
         raise ValueError(
             f'{name}/ of model {str(folder)!r} has pickled weights alone ({pickled}), and nothing is '
-            'unpickled here; '
-            'where you trust them, load the folder with plain diffusers and save it again by '
-            'save_pretrained, '
-            'which writes .safetensors'
+            'unpickled here; where you trust them, load the folder with plain diffusers and save it again '
+            'by save_pretrained, which writes .safetensors'
         )
     raise FileNotFoundError(f'{name}/ of model {str(folder)!r} has no weights; a .safetensors file is right')
 

@@ -117,8 +117,7 @@ class Policy:
         self.config.scheduler = self.scheduler = type(self.pipeline.scheduler).__name__
         say_once(
             f'scheduler: {reason}; sampling with {first_order_words(self.scheduler)} made from its '
-            'configuration; '
-            '--scheduler chooses another'
+            'configuration; --scheduler chooses another'
         )
 
     def __repr__(self):
@@ -222,13 +221,11 @@ def _prepare(self: Policy):
 
 FUSED_QKV = (
     'the projections of the network are fused (fuse_qkv_projections), and what is trained then could not be '
-    'loaded; '
-    'open the pipeline anew without it'
+    'loaded; open the pipeline anew without it'
 )
 FUSED_LORA = (
     "train is 'lora', but a LoRA was fused into the pipeline's weights, so that what is saved would be "
-    "wrong on the base; "
-    "pipeline.unfuse_lora() before, or train='full', is right"
+    "wrong on the base; pipeline.unfuse_lora() before, or train='full', is right"
 )
 
 

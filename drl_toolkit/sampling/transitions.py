@@ -377,8 +377,7 @@ def _check_timesteps(scheduler):
     if still.any() or len(steps) != wanted:
         raise ValueError(
             f'num_steps is {wanted}; {spaced} {type(scheduler).__name__} cannot part its timesteps into so '
-            'many; '
-            'another number is right'
+            'many; another number is right'
         )
 
 
@@ -391,8 +390,8 @@ def _check_snr(scheduler, found):
     if no_signal and (scheduler.config.get('rescale_betas_zero_snr') or (found['signal'] == 0).any()):
         raise ValueError(
             "scheduler.prediction_type is 'epsilon', but its schedule starts at pure noise "
-            "(rescale_betas_zero_snr), "
-            "which ε says nothing of; 'v_prediction' is right, or rescale_betas_zero_snr=False"
+            "(rescale_betas_zero_snr), which ε says nothing of; 'v_prediction' is right, or "
+            'rescale_betas_zero_snr=False'
         )
 
 

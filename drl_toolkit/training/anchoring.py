@@ -83,10 +83,8 @@ class RatioAnchor:
         clip = min(clip_pair(self.objective.clip_range))
         self.processes.say(
             f'epoch {epoch}: a mean log-prob moves by up to {noise:.1e} with the rows beside it, and the '
-            'clip range is '
-            f'{clip:.1e}: old log-probs come from the micro-batches of the update, with one more forward '
-            'for each '
-            'minibatch after the first'
+            f'clip range is {clip:.1e}: old log-probs come from the micro-batches of the update, with one '
+            'more forward for each minibatch after the first'
         )
 
     def _explain(self, epoch, trajectory, error, transitions):

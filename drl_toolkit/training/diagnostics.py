@@ -46,9 +46,8 @@ def _of_advantages(get, grouped):
         )
     if flat > 0.5:
         found['flat'] = (
-            f'{flat:.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or '
-            'too hard for now, '
-            'or the reward is too coarse'
+            f'{flat:.0%} of the groups have equal rewards and teach nothing: the prompts are too easy or too '
+            'hard for now, or the reward is too coarse'
         )
     return found
 
@@ -71,8 +70,7 @@ def _of_updates(get, path):
         if fraction > 0.3:
             found[side] = (
                 f'{fraction:.0%} of the transitions have no gradient, since they {what}: the learning rate '
-                'is too high, '
-                'the clip range too narrow, or there are too many updates'
+                'is too high, the clip range too narrow, or there are too many updates'
             )
     return found
 

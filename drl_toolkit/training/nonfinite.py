@@ -46,9 +46,8 @@ def check_trajectory(
     bad = (~finite).nonzero().flatten().tolist()
     precision = ', precision bf16 or fp32' if half else ''
     raise NotFinite(
-        f'{len(bad)} of {len(finite)} images have pixels or log-probs that are no finite numbers (the '
-        'first shows '
-        f'{trajectory.prompts[bad[0]]!r}); a lower lr{precision} or an earlier checkpoint is right',
+        f'{len(bad)} of {len(finite)} images have pixels or log-probs that are no finite numbers (the first '
+        f'shows {trajectory.prompts[bad[0]]!r}); a lower lr{precision} or an earlier checkpoint is right',
         bad[0],
     )
 
@@ -125,8 +124,7 @@ class NonFiniteSteps:
         if self.skipped > MOST_SKIPPED:
             raise FloatingPointError(
                 f'{words}. That was the {self.skipped}th step in a row: training ends, and the weights are '
-                'as they '
-                'were before these steps; a lower lr, or a reward that is smooth there, is right'
+                'as they were before these steps; a lower lr, or a reward that is smooth there, is right'
             )
         self.processes.say(words)
 

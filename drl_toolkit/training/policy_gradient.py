@@ -97,9 +97,9 @@ class PolicyGradient(Objective):
             )
         if self.likelihood.needs_noise and not run.policy.stochastic.any():
             raise ValueError(
-                f'eta must be above 0 with likelihood {self.config.likelihood!r}, since no denoising step '
-                'is stochastic '
-                f"and there is nothing to learn from; got {run.policy.eta} (or take likelihood='matching')"
+                f'eta must be above 0 with likelihood {self.config.likelihood!r}, since no denoising step is '
+                f'stochastic and there is nothing to learn from; got {run.policy.eta} (or take '
+                "likelihood='matching')"
             )
         for task in run.tasks:
             self._check_steps(run, task)
@@ -115,8 +115,7 @@ class PolicyGradient(Objective):
         if self.config.train_steps > count:
             raise ValueError(
                 f'train_steps must be {count} or less, since only {count} of {steps} steps can be '
-                f'trained{where}; '
-                f'got {self.config.train_steps}'
+                f'trained{where}; got {self.config.train_steps}'
             )
 
     def warning(
@@ -129,8 +128,7 @@ class PolicyGradient(Objective):
         better = self.surrogate.clip_range(self.likelihood, run.policy)
         return (
             f'clip_range is {self.clip_range}: float32 tells a ratio from 1 by {torch.finfo().eps:.1e} at '
-            'best, '
-            f'so that rounding alone clips; {better:.1e} fits this model'
+            f'best, so that rounding alone clips; {better:.1e} fits this model'
         )
 
     def describe(

@@ -22,11 +22,9 @@ METRICS = frozenset(
     (
         'epoch task tasks headline seconds cpu_seconds nfe data_loss skipped_steps skipped_samples '
         'ratio_cause ratio_noise anchored_transitions diagnosis reward reward_std reward_min reward_max '
-        'frac_zero_std '
-        'effective_samples effective_group no_credit largest_advantage advantage_share approx_kl kl '
-        'kl_weight '
-        'clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error grad_norm gradient_weight '
-        'signal_to_noise half_cosine '
+        'frac_zero_std effective_samples effective_group no_credit largest_advantage advantage_share '
+        'approx_kl kl kl_weight clip_fraction_high clip_fraction_low ratio_min ratio_max ratio_error '
+        'grad_norm gradient_weight signal_to_noise half_cosine '
         'figure watch drift share cosine'  # the last line are namespaces
     ).split()
 )

@@ -56,8 +56,8 @@ def runs_csv(
 
 def _line(row):
     p, notes = row.progress, row.notes
-    told = [row.name, notes.title, row.recipe, p.state, p.done, p.planned, round(p.seconds, 1), row.created]
-    return [*told, row.says, ' '.join(notes.tags), notes.note]
+    cells = [row.name, notes.title, row.recipe, p.state, p.done, p.planned, round(p.seconds, 1), row.created]
+    return [*cells, row.says, ' '.join(notes.tags), notes.note]
 
 
 def metrics_csv(

@@ -1298,8 +1298,8 @@ def runs_page(
 
 def _settings(run):
     "What a run was started with."
-    told = {k: v for k, v in run.about.items() if k not in ('config', 'schema')} | run.config
-    return {k: _own_path(v) if isinstance(v, str) else v for k, v in told.items()}
+    settings = {k: v for k, v in run.about.items() if k not in ('config', 'schema')} | run.config
+    return {k: _own_path(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 def _tried_step(run):

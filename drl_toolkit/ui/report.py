@@ -209,10 +209,10 @@ def verdict_sentence(
         found.rewards[found.rewards['trained'] == is_trained] for is_trained in (True, False)
     )
     parts = [_counted(trained, 'rewards that it was trained on'), _counted(held_out, 'held-out ones')]
-    told = [part for part in parts if part]
-    if not told:
+    sides = [part for part in parts if part]
+    if not sides:
         return f'Nothing was measured of {tuned} against {base}.'
-    return f'Against {base}, {tuned} is {", and ".join(told)}.'
+    return f'Against {base}, {tuned} is {", and ".join(sides)}.'
 
 
 def _counted(rows, what):

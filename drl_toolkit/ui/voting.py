@@ -157,8 +157,7 @@ class VotingPage:
 # %% ../../nbs/ui/06_voting.ipynb #ca534b91
 CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "frame-ancestors "
-    "'none'"
+    "frame-ancestors 'none'"
 )
 
 

@@ -1099,7 +1099,7 @@ def spent_so_far(
     runs: dict,  # name -> `Run`
     task: str,  # that is trained in each run
 ) -> pd.DataFrame:  # as `plots.method_curves` takes it
-    "A task's headline figure in each epoch of each run, with the seconds and network calls up to its end."
+    "A task's headline metric in each epoch of each run, with the seconds and network calls up to its end."
     return pd.DataFrame([row for name, run in runs.items() for row in _spent_rows(name, run.metrics(), task)])
 
 

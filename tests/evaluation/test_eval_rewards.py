@@ -250,7 +250,7 @@ def test_looks_are_recorded_and_cost_the_training_nothing():
 def test_it_stops_when_the_watched_rewards_turn_and_puts_the_best_back(average, monkeypatch, capsys):
     script = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
     monkeypatch.setattr(
-        W.Watch, 'figures', lambda self, now: {'watch/watched': next(script), 'watch/trained': 1.0}
+        W.Watch, 'metrics', lambda self, now: {'watch/watched': next(script), 'watch/trained': 1.0}
     )
     trainer, kept = watched_trainer(patience=2, epochs=6, average=average), []
     monkeypatch.setattr(

@@ -169,7 +169,10 @@ def test_values_that_are_not_finite_are_left_out_in_pairs(capsys):
     assert (row.base, row.tuned) == pytest.approx((kept.mean().item(), kept.mean().item() / 2), rel=1e-5)
     assert row.pictures == 7 and found.summary['odd']['win_rate'] == 0
     told = capsys.readouterr().out
-    assert told.count("reward 'faceless' gave 1 of 8 a value") == 1 and "the first: 'a dog'" in told
+    assert (
+        told.count("reward 'faceless' gave 1 of 8 values that are not finite") == 1
+        and "the first: 'a dog'" in told
+    )
     with pytest.raises(ValueError, match="reward 'faceless' must be finite for some image.*'a cat'"):
         never = task(lambda x: mean(x) * torch.nan)
         E.compare_rewards([never], sets, {'odd/train': images}, {'odd/train': images})

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -23,10 +24,15 @@ from drl_toolkit.rewards.remote import (
     read_request,
     remote_reward,
     scored_rollout,
+    part_size,
 )
 from drl_toolkit.rewards.serving import make_server
 from drl_toolkit.rewards.reward import Reward, reward
 from drl_toolkit.emoji.tiny import tiny_sd
+from drl_toolkit.algorithms.async_rewards import AsyncRewardSampler
+from drl_toolkit.prompts.task import Task
+from drl_toolkit.training.config import TrainConfig
+from drl_toolkit.training.trainer import Trainer
 
 IMAGES, PROMPTS = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), ['a cat', 'a dog'] * 3
 mean = reward(lambda x, p: x.mean((1, 2, 3)), name='mean')
@@ -663,3 +669,17 @@ def test_a_scored_rollout_is_a_rollout_and_its_scores():
     for wrong in (dict(prompts='a cat'), dict(prompts=[]), dict(batch_size=-1)):
         with pytest.raises(ValueError):
             scored_rollout(**dict(policy=policy, prompts=prompts, reward=mean) | wrong)
+
+
+def test_parts_are_as_large_as_the_device_wants(monkeypatch):
+    "A small network on a GPU needs many rows at once; a large one, and a CPU, few."
+    of = lambda device, large: part_size(SimpleNamespace(device=torch.device(device), large=large))
+    assert of('cpu', False) == of('cpu', True) == of('cuda', True) < of('cuda', False)
+    monkeypatch.setattr('drl_toolkit.algorithms.async_rewards.part_size', lambda policy: 3)
+    seen, policy = [], Policy(tiny_sd(), num_steps=2)
+    counted = Reward(lambda x, p: (seen.append(len(x)), x.mean((1, 2, 3)))[1], 'counted')
+    task, config = Task('counted', ['a cat'], counted, samples=8), TrainConfig(train_steps=1)
+    for sampler, parts in ((AsyncRewardSampler(), [3, 3, 2]), (AsyncRewardSampler(5), [5, 3])):
+        seen.clear()
+        Trainer(policy, [task], config, callbacks=[], sampler=sampler).collect(task)
+        assert seen == parts

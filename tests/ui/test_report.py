@@ -257,7 +257,7 @@ def test_eval_of_any_other_model(tmp_path, capsys, monkeypatch):
         ),
         (['eval', str(tmp_path / 'run'), '--out', str(tmp_path / 'x'), '--size', '0'], 'size must be in (0, 100)'),
         (['tax', str(tmp_path / 'm'), '--out', str(tmp_path / 'x')], 'holds no run'),
-        (['tax', str(tmp_path / 'run'), str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'same name'),
+        (['tax', str(tmp_path / 'run'), str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'different names'),
         (['tax', str(tmp_path / 'run'), '--out', str(tmp_path / 'x')], 'emoji world'),
         (['train', 'crispness', '--watch', 'beauty', '--out', str(tmp_path / 'y')], "reward 'beauty'"),
         (['train', 'crispness', '--patience', '2'], 'watch is empty'),

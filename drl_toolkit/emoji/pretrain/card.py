@@ -137,7 +137,7 @@ def measure_base(
     mean = lambda name, key: read[name][key].mean().item()
     portraits, tone = images['portraits/all'], read['portraits/all']['tone']
     distances, second = tone_distances(prompt_sets['portraits/all'], tone), witness()(portraits)
-    figures = dict(
+    metrics = dict(
         single_object=mean('objects/all', 'object'),
         occupation=mean('portraits/all', 'occupation'),
         face=mean('portraits/all', 'face'),
@@ -150,7 +150,7 @@ def measure_base(
         agreement_readable=((tone >= 0) == (second >= 0)).float().mean().item(),
         agreement_colour=agreement_of_tones(tone, tone_by_colour(portraits)),
     )
-    return BaseMeasures(figures | dict(ms_per_image=milliseconds(policy)), images)
+    return BaseMeasures(metrics | dict(ms_per_image=milliseconds(policy)), images)
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #0ba31211
 WANTED = dict(
@@ -208,7 +208,7 @@ def met(
     key: str,  # of a metric
     value: float,  # that was measured
 ) -> str:
-    "A figure's requirement in words, and whether it is met."
+    "What is wanted of a metric in words, and whether it is met."
     low, high = WANTED.get(key, (None, None))
     if low is None and high is None:
         return ''
@@ -225,26 +225,26 @@ def met(
 
 
 def card_text(
-    figures: dict[str, float],  # what was measured
+    metrics: dict[str, float],  # what was measured
 ) -> str:
     "The model card."
     rows = '\n'.join(
         f'| {k} | {v:.1f} | {met(k, v)} |' if k == 'ms_per_image' else f'| {k} | {v:.3f} | {met(k, v)} |'
-        for k, v in figures.items()
+        for k, v in metrics.items()
     )
-    return ABOUT + '| figure | value | wanted |\n|---|---:|---|\n' + rows + '\n' + LICENCE
+    return ABOUT + '| metric | value | wanted |\n|---|---:|---|\n' + rows + '\n' + LICENCE
 
 
 def write_card(
-    figures: dict[str, float],  # what was measured
+    metrics: dict[str, float],  # what was measured
     folder: Path = None,  # the assets when None
 ):
     "card.json and README.md of the assets."
     folder = Path(folder or assets_dir())
     (folder / 'card.json').write_text(
-        json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1) + '\n'
+        json.dumps({k: round(v, 4) for k, v in metrics.items()}, indent=1) + '\n'
     )
-    (folder / 'README.md').write_text(card_text(figures))
+    (folder / 'README.md').write_text(card_text(metrics))
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #da71e750
 def main(
@@ -260,9 +260,9 @@ def main(
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    figures = measure_instruments() | measure_base(Policy(world.load_demo(), num_steps=10), args.size).metrics
-    write_card(figures)
-    for k, v in figures.items():
+    metrics = measure_instruments() | measure_base(Policy(world.load_demo(), num_steps=10), args.size).metrics
+    write_card(metrics)
+    for k, v in metrics.items():
         print(f'{k:28}{v:9.3f}  {met(k, v)}')
 
 # %% ../../../nbs/emoji/pretrain/06_card.ipynb #588777a7

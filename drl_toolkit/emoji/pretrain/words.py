@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATE', 'EARLIEST', 'GAIN', 'PLAN', 'RECORD', 'UNTAUGHT', 'own_words', 'tokens_of', 'word_rows', 'Layouts',
            'five_tones', 'layouts_of', 'late_images', 'doubt', 'portrait_of', 'tone_losses', 'teach', 'drawn_tones',
-           'tone_figures', 'read_round', 'best_round', 'new_record', 'weights_for', 'say', 'calibrate', 'export',
+           'tone_metrics', 'read_round', 'best_round', 'new_record', 'weights_for', 'say', 'calibrate', 'export',
            'untaught', 'main']
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #fb5e0711
@@ -200,7 +200,7 @@ def drawn_tones(
     return shipped_reader()(images).view(len(names), n)
 
 
-def tone_figures(
+def tone_metrics(
     tones: torch.Tensor,  # (n,) long; -1 is unreadable
     name: str,  # of the occupation
 ) -> dict[str, float | list[float]]:  # shares (5,), distance, unreadable
@@ -217,16 +217,16 @@ def read_round(
     names: list[str],  # occupations
     n: int,  # portraits of each
     seed: int,  # of the noise
-) -> dict[str, dict]:  # occupation -> `tone_figures`
+) -> dict[str, dict]:  # occupation -> `tone_metrics`
     "What the reader says of the portraits that the model draws with these words."
-    return {name: tone_figures(tones, name) for name, tones in zip(names, drawn_tones(rows, names, n, seed))}
+    return {name: tone_metrics(tones, name) for name, tones in zip(names, drawn_tones(rows, names, n, seed))}
 
 
 def best_round(
-    figures: list[dict],  # `tone_figures` of one occupation, one for each round
+    metrics: list[dict],  # `tone_metrics` of one occupation, one for each round
 ) -> int:  # 0 is the untaught word
     "The round nearest to the table, where an unreadable portrait counts twice."
-    return min(range(len(figures)), key=lambda r: figures[r]['distance'] + 2 * figures[r]['unreadable'])
+    return min(range(len(metrics)), key=lambda r: metrics[r]['distance'] + 2 * metrics[r]['unreadable'])
 
 # %% ../../../nbs/emoji/pretrain/05a_words.ipynb #81c2b3c3
 GAIN = 3.0
@@ -240,14 +240,14 @@ def new_record(
     seed: int,  # of the noise
 ) -> dict[str, Any]:  # what record.json holds
     "Choose which occupations are taught: those that are drawn too far from the table."
-    figures = read_round(rows, list(OCCUPATIONS), n, seed)
-    far = {name: f for name, f in figures.items() if f['distance'] > above}
+    metrics = read_round(rows, list(OCCUPATIONS), n, seed)
+    far = {name: f for name, f in metrics.items() if f['distance'] > above}
     if not far:
         raise ValueError(
-            f"above is {above}; less than {max(f['distance'] for f in figures.values()):.3f}, the largest "
+            f"above is {above}; less than {max(f['distance'] for f in metrics.values()):.3f}, the largest "
             "total variation of an occupation, is right"
         )
-    return dict(n=n, above=above, seed=seed, untaught=figures, rounds=[far])
+    return dict(n=n, above=above, seed=seed, untaught=metrics, rounds=[far])
 
 
 def weights_for(
@@ -255,19 +255,19 @@ def weights_for(
 ) -> torch.Tensor:  # (O, 5)
     "Weight of each tone's loss in the next round: the table, and what was drawn too rarely in all rounds before."
     table = torch.tensor([TONE_TABLE[name] for name in record['rounds'][0]])
-    missing = [table - torch.tensor([f['shares'] for f in figures.values()]) for figures in record['rounds']]
+    missing = [table - torch.tensor([f['shares'] for f in metrics.values()]) for metrics in record['rounds']]
     return table + GAIN * torch.stack(missing).sum(0)
 
 
 def say(
-    figures: dict[str, dict],  # occupation -> `tone_figures`
+    metrics: dict[str, dict],  # occupation -> `tone_metrics`
     title: str,  # of the line
 ):
     "Print a round in one line."
     print(
         f'{title}: '
         + '; '.join(
-            f"{name} {f['distance']:.3f}, unreadable {f['unreadable']:.3f}" for name, f in figures.items()
+            f"{name} {f['distance']:.3f}, unreadable {f['unreadable']:.3f}" for name, f in metrics.items()
         ),
         flush=True,
     )
@@ -329,7 +329,7 @@ def export(
     assets = Path(assets or assets_dir() / 'emoji-sd')
     pipeline, first = world.load_demo(assets), load_file(folder / 'rows_0.safetensors')['rows']
     chosen = {
-        name: best_round([figures[name] for figures in record['rounds']]) for name in record['rounds'][0]
+        name: best_round([metrics[name] for metrics in record['rounds']]) for name in record['rounds'][0]
     }
     rows = word_rows(pipeline).copy_(first)
     for name, r in chosen.items():
