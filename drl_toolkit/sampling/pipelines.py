@@ -72,7 +72,7 @@ class Adapter:
             return
         near = self.image_size // step * step or step
         raise ValueError(
-            f'image_size is {self.image_size}{source}; a multiple of {step} is right, such as {near}'
+            f'image_size must be a multiple of {step}, such as {near}; got {self.image_size}{source}'
         )
 
     def _check_parts(self):
@@ -265,9 +265,8 @@ class StableDiffusionXL(Adapter):
     ) -> torch.Tensor:  # (B, C, H, W)
         "Predict with the image's size and the pooled embedding as further conditions."
         size, pooled = (self.image_size, self.image_size), embeddings['pooled_prompt_embeds']
-        ids = (
-            torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
-        )  # original size, crop, target size
+        # original size, crop, target size
+        ids = torch.tensor([*size, 0, 0, *size]).to(pooled).expand(len(latents), -1)
         return self.network(
             latents,
             timestep,
