@@ -194,7 +194,8 @@ class _Search:
         self.each = max(
             self.count * calls, policy.min_call_batch
         )  # rows of a trial; a small network fills up its batches
-        self.kept = next(iter(_sampled_batches(policy, len(trajectory.prompts)).values()))  # for a replay
+        replay = next(iter(_sampled_batches(policy, len(trajectory.prompts)).values()))
+        self.kept = replay if rows is not None and replay <= rows else 0  # rows that no other trial takes
         self.spent, self.failed, self.left = 0, [], {}
 
     def run(self, error):

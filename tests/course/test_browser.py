@@ -39,8 +39,8 @@ def chromium():
 class Notebook:
     "A lesson that is open in a browser."
 
-    def __init__(self, page, lesson):
-        self.page, self.lesson = page, lesson
+    def __init__(self, page, lesson, sessions):
+        self.page, self.lesson, self.sessions = page, lesson, sessions
         self.exercises = [lessons.role(cell) for cell in lessons.cells(lesson)]
 
     def cell(self, exercise, role):
@@ -50,12 +50,15 @@ class Notebook:
         "Run, Run All Cells; wait until each has its number."
         self.page.locator('.lm-MenuBar-item', has_text='Run').first.click()
         self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        until(lambda: self.left() == 0 or self.errors(), seconds, lambda: f'{self.left()} cells have not run')
+        done = lambda: self.left() == 0 and self.sessions.idle(self.lesson) or self.errors()
+        until(done, seconds, lambda: f'{self.left()} cells have not run')
         assert not self.errors(), self.errors()
 
     def left(self):
-        "How many code cells have no number, as in '[3]:', yet: '[*]:' waits, '[ ]:' was never asked for."
-        prompts = self.page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt').all_inner_texts()
+        """How many code cells have no number, as in '[3]:', yet: '[*]:' waits, '[ ]:' was never asked for. A folded cell
+        shows none."""
+        shown = '.jp-Notebook .jp-CodeCell:not(:has(.jp-InputPlaceholder)) .jp-InputPrompt'
+        prompts = self.page.locator(shown).all_inner_texts()
         return sum(not re.search(r'\d', text) for text in prompts)
 
     def errors(self):
@@ -123,7 +126,7 @@ def notebook(address, chromium, lesson):
     page.goto(f'{address}/lab/tree/{lesson.name}', wait_until='domcontentloaded')
     page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=90_000 * SLOW)
     until(lambda: sessions.idle(lesson), 90, lambda: f'no kernel: {sessions.of(lesson)}')
-    yield Notebook(page, lesson)
+    yield Notebook(page, lesson, sessions)
     page.close()
     sessions.end(lesson)
 

@@ -108,6 +108,11 @@ def test_the_cause_is_found_within_the_rows_of_an_update(capsys):
         assert 'because of batch shape' in sentence and 0 < sum(n for n, _ in rows) <= budget
     sentence, left = explain_ratio(t.policy, traj, 2e-4, 8)
     assert 'the batches of sampling were not tried again' in sentence and not left
+    many = rollout(t.policy, ['a cat'] * 40)
+    rows.clear()
+    sentence, left = explain_ratio(t.policy, many, 2e-4, 36)  # too few for a replay, enough for a suspect
+    assert 'the batches of sampling were not tried again' in sentence and list(left) == ['dropout']
+    assert 0 < sum(n for n, _ in rows) <= 36
 
 
 def test_no_diagnosis_ends_a_run(monkeypatch, capsys):
