@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make course      JupyterLab on the first of fourteen lessons: a reward of your own changes pictures in ten minutes'
+	@echo 'make course      JupyterLab on the first of fourteen lessons: a reward of your own changes images in ten minutes'
 	@echo 'make demo        fine-tune the shipped model on three rewards and measure it, into runs/demo: at most 20 minutes with the set-up'
 	@echo 'make app         the panel on runs/, or on recorded runs, at http://127.0.0.1:7860; RUNS=folder takes another folder'
 	@echo 'make test        the tests, as .ci/run calls them: about 25 minutes on two cores, after a set-up of about 3'

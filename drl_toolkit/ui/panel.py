@@ -579,7 +579,6 @@ class Panel:
         gr.on(moved, self.move, view, out, trigger_mode='always_last', **QUIET)
         for page, tab in self.tab.items():
             tab.select(self.turning(page), view, out, **QUIET)
-            tab.select(None, js=f"() => drl.turn('{page}')")
         self.run.input(
             None, self.run, js="run => drl.note({run, epoch: null, sample: null, step: null}, true)"
         )

@@ -124,7 +124,7 @@ class View:
     def _ipython_display_(self):
         """Controls, after a still that they hide.
 
-        A saved notebook keeps both; where it is opened without a kernel there are no controls, and the still is seen."""
+        A saved notebook keeps both; opened without a kernel it has no controls, and the still is seen."""
         bundle = self._repr_mimebundle_()
         if unattended():
             display(bundle, raw=True)

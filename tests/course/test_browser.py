@@ -123,7 +123,10 @@ class Sessions:
 def notebook(address, chromium, lesson):
     page, sessions = chromium.new_page(viewport=dict(width=1280, height=1000)), Sessions(address)
     page.set_default_timeout(30_000 * SLOW)
-    page.goto(f'{address}/lab/tree/{lesson.name}', wait_until='domcontentloaded')
+    space = (
+        f'{address}/lab/workspaces/{lesson.stem}'  # of its own: another would open the last lesson beside it
+    )
+    page.goto(f'{space}/tree/{lesson.name}', wait_until='domcontentloaded')
     page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=90_000 * SLOW)
     until(lambda: sessions.idle(lesson), 90, lambda: f'no kernel: {sessions.of(lesson)}')
     yield Notebook(page, lesson, sessions)

@@ -586,6 +586,18 @@ def test_slider_and_caption_are_one_number(run):
     assert 'nearest' not in pages.trajectories(run, 5)
 
 
+def test_a_bar_says_its_own_share(run):
+    "Of each class the share at the start and now, below its two bars, and both bars as high as they say."
+    html = pages.fairness(run, 5)
+    mix = pages.mixes(pages.read_frames(run, 5), pages.read_frames(run, 0))[0]
+    large = html[html.index('mix large') : html.index('For each prompt')]
+    heights = [float(h) for h in re.findall(r'class="(?:was|is)" style="height:([\d.]+)%', large)]
+    labels = re.findall(r'<b>(\d+) % → (\d+) %</b>', large)
+    assert labels == [(f'{100 * a:.0f}', f'{100 * b:.0f}') for a, b in zip(mix.all.base, mix.all.now)]
+    truth = [v for pair in zip(mix.all.base, mix.all.now) for v in pair]
+    assert heights == [round(100 * v / mix.top_of_all, 1) for v in truth] and max(heights) < 100
+
+
 @pytest.mark.parametrize('count', [1, 3])
 def test_early_says_how_long_that_takes(count):
     rising = lambda epochs: rows_of([{f'task {i}': 0.1 * e for i in range(count)} for e in range(epochs)])
@@ -599,6 +611,10 @@ def test_a_resume_is_offered_only_where_it_can_be(tmp_path):
 
     shipped = pages.next_step(Run.open(assets_dir() / 'runs/joint'))
     assert '--resume' not in shipped.command and 'drl train joint' in shipped.command
+    assert (
+        pages.eval_command(Run.open(assets_dir() / 'runs/joint'))
+        == 'drl eval recorded/joint --out runs/joint-eval'
+    )
     whole, part = make_run(tmp_path / 'whole', epochs=3), make_run(tmp_path / 'part', epochs=3, planned=9)
     assert '--resume' not in pages.next_step(whole).command  # no checkpoint
     for run in (whole, part):

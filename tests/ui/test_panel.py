@@ -236,6 +236,24 @@ def test_tabs_follow_the_pattern_of_tabs(look, panel):
     assert shown.get_attribute('aria-labelledby') == chosen.get_attribute('id')
 
 
+def test_focus_is_seen_and_motion_can_be_less(look, panel):
+    page = look(f'{panel}/?run=joint')
+    page.wait_for_selector('#first', state='detached')
+    style = lambda selector, name: page.evaluate(
+        f"getComputedStyle(document.querySelector('{selector}')).{name}"
+    )
+    assert style('#overview .bar i', 'transitionDuration') != '0s'
+    page.emulate_media(reduced_motion='reduce')
+    assert style('#overview .bar i', 'transitionProperty') == 'none'
+    for selector in ('#pages [role=tab][tabindex="0"]', '#overview summary', '#epoch input[type=range]'):
+        page.locator(selector).first.focus()
+        page.keyboard.press('Shift')  # as by the keyboard
+        outline = page.evaluate(
+            "(s => [s.outlineStyle, parseFloat(s.outlineWidth)])(getComputedStyle(document.activeElement))"
+        )
+        assert outline == ['solid', 3], selector
+
+
 @pytest.mark.parametrize('path', ['glossary', 'vote?run=joint'])
 def test_pages_that_stand_alone_can_be_used_by_everybody(look, panel, shots, path):
     page = look(f'{panel}/?run=joint', width=390, scheme='dark')

@@ -684,7 +684,7 @@ def test_branches_are_grown_again(lab_page):
 def test_classes_by_prompt_and_epoch(lab_page):
     lab, at = lab_page, 'classes'
     lab.run(at)
-    lab.cell(at).locator('img').wait_for()
+    lab.cell(at).locator('.widget-html-content img').wait_for()
     assert 'of a cat' in lab.changes(at, lambda: lab.choose(at, 'prompt', 'a cat'))
     assert 'epoch 1 beside' in lab.changes(at, lambda: lab.slide(at, 'epoch', 'Home'))
     lab.shot(at)
@@ -693,7 +693,7 @@ def test_classes_by_prompt_and_epoch(lab_page):
 def test_a_reward_is_edited_and_examined(lab_page):
     lab, at = lab_page, 'lab'
     lab.run(at)
-    lab.cell(at).locator('img').wait_for()
+    lab.cell(at).locator('.widget-html-content img').wait_for()
     text = lab.cell(at).locator('textarea')
     text.fill('def blue(images, prompts):\n    return images[:, 2].nope')
     assert 'AttributeError in line 2' in lab.changes(at, lambda: lab.button(at, 'Score').click())
@@ -706,6 +706,6 @@ def test_a_reward_is_edited_and_examined(lab_page):
 def test_two_runs_side_by_side(lab_page):
     lab, at = lab_page, 'runs'
     lab.run(at)
-    lab.cell(at).locator('img').nth(2).wait_for()
+    lab.cell(at).locator('.widget-html-content img').nth(2).wait_for()
     assert 'after 2 epochs' in lab.changes(at, lambda: lab.slide(at, 'epochs done', 'ArrowLeft'))
     lab.shot(at)

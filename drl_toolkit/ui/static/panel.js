@@ -142,8 +142,9 @@ drl.nameTabs = pages => {
   }
   const chosen = pages.querySelector('[role=tab][aria-selected=true]'), row = chosen?.closest('[role=tablist]');
   if (!row || drl.chosenTab === chosen.id) return;
-  const view = document.body.dataset.view = chosen.id.slice('tab-'.length, -'-button'.length);
+  const view = chosen.id.slice('tab-'.length, -'-button'.length);
   drl.opened ||= view === drl.asked() || !document.getElementById(`tab-${drl.asked()}-button`);
+  drl.turn(view); // here, and not by an event of Gradio's, which comes when the server has answered
   drl.chosenTab = chosen.id;
   const show = () => { // where tabs do not fit
     const at = chosen.getBoundingClientRect(), frame = row.getBoundingClientRect();
