@@ -53,7 +53,18 @@ def _alone(name):
 
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _AVERAGE = ('--advantage', 'moving_average')
-_B2 = ('--epochs', '10')
+_B2 = ('--samples', '160', '--minibatch-size', '32')  # two groups of five for each of the sixteen prompts
+_ROUNDS = ('--epochs', '8')
+_RATE, _SLOW = ('--lr', '3e-3'), ('--lr', '1e-3')  # the highest that `b2_rates` found to last, and a third
+_ALONE = ('--no-branching', '--progressive', '0')
+_ALL_STEPS = (*_ALONE, '--advantage', 'per_prompt')
+
+
+def _at_rate(name, words, rounds, rate):
+    "An arm of `b2_rates`."
+    options = (*_B2, *words, '--epochs', str(rounds), '--lr', rate)
+    return Arm(f'{name}_{rate}', 'b2', options, f'{name} at {rate}')
+
 
 EXPERIMENTS = {
     e.name: e
@@ -113,12 +124,43 @@ EXPERIMENTS = {
             ),
         ),
         Experiment(
+            'b2_rates',
+            'Which learning rate suits PPO, and which B²? [B²]',
+            tuple(_at_rate('b2', (), 8, rate) for rate in ('3e-3', '5e-3', '1e-2'))
+            + tuple(_at_rate('ppo', _ALL_STEPS, 4, rate) for rate in ('3e-3', '1e-2')),
+            seeds=1,
+            judged_by='task',
+        ),
+        Experiment(
             'b2',
             'Do backward training and branches learn more from as many images? [B²]',
             (
-                Arm('ppo', 'b2', (*_B2, *_PER_PROMPT, '--progressive', '0'), 'PPO per prompt'),
-                Arm('backward', 'b2', (*_B2, *_PER_PROMPT), 'the last steps first, no branches'),
-                Arm('b2', 'b2', _B2, 'B²-DiffuRL'),
+                Arm('ppo', 'b2', (*_B2, *_ROUNDS, *_RATE, *_ALL_STEPS), 'PPO per prompt'),
+                Arm(
+                    'ppo_slow',
+                    'b2',
+                    (*_B2, *_ROUNDS, *_SLOW, *_ALL_STEPS),
+                    'PPO per prompt at a third of the rate',
+                ),
+                Arm('b2', 'b2', (*_B2, *_ROUNDS, *_RATE), 'B²-DiffuRL'),
+                Arm(
+                    'backward',
+                    'b2',
+                    (*_B2, *_ROUNDS, *_RATE, *_PER_PROMPT),
+                    'the last steps first, no branches',
+                ),
+                Arm(
+                    'branches',
+                    'b2',
+                    (*_B2, *_ROUNDS, *_RATE, '--progressive', '1'),
+                    'all steps from the start; branches of one noise',
+                ),
+                Arm(
+                    'group',
+                    'b2',
+                    (*_B2, *_ROUNDS, *_RATE, *_ALONE, '--advantage', 'leave_one_out'),
+                    'PPO, credit within the group',
+                ),
             ),
             seeds=5,
             judged_by='task',

@@ -311,8 +311,15 @@ class StableDiffusion3(Adapter):
         prompts: list[str],  # P of them
     ) -> dict[str, torch.Tensor]:  # name -> (P, …)
         "Encode prompts with three encoders: token embeddings and a pooled one."
+        t5 = self.pipeline.tokenizer_3
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+            prompts,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            # 256 is the pipeline's own; a T5 that was trained on fewer tokens says so
+            max_sequence_length=min(256, t5.model_max_length) if t5 else 256,
         )
         return dict(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
 

@@ -526,3 +526,16 @@ def test_sizes_of_flux_and_of_the_user():
             Policy(pipeline, num_steps=2, image_size=bad)
     pipeline.unet.register_to_config(sample_size=(8, 8))
     assert Policy(pipeline, num_steps=2).latent_shape == (4, 8, 8)
+
+
+def test_t5_sees_as_many_tokens_as_its_tokenizer_says():
+    "256 in Stable Diffusion 3; a model that was trained on fewer would see padding it has never met."
+    pipeline = tiny_sd3()
+    whole = Policy(pipeline, num_steps=2).encode(['a cat']).rows()['prompt_embeds'].shape[1]
+    pipeline.tokenizer_3.model_max_length = 16
+    few = Policy(pipeline, num_steps=2).encode(['a cat']).rows()['prompt_embeds']
+    theirs = pipeline.encode_prompt(
+        ['a cat'], None, None, do_classifier_free_guidance=False, max_sequence_length=16
+    )[0]
+    assert whole - few.shape[1] == 256 - 16
+    assert torch.equal(few, theirs)
