@@ -111,9 +111,9 @@ def effect(
 
 def difference(
     records: dict[str, list[dict]],  # of `read_records`
-    arm: str,
+    arm: str,  # that is looked at
     other: str,  # arm with the same seeds
-    metric: Metric,
+    metric: Metric,  # by which both are judged
 ) -> Effect:  # whose base is the other arm
     "An arm against another one, seed by seed and image by image."
     ours, theirs = (values_of(records[name], metric) for name in (arm, other))
@@ -248,7 +248,7 @@ STEPS = 10  # of the others: all images, twice, 32 at a time
 
 def reward_curves(
     records: dict[str, list[dict]],  # of `read_records`
-    arm: str,
+    arm: str,  # of the experiment
     name: str = 'looks: reward',  # task and metric, as the records have them
 ) -> torch.Tensor:  # (seeds, rounds)
     "The training reward of each round, of images drawn before its update."

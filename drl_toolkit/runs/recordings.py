@@ -23,7 +23,7 @@ from .folder import RunError
 from ..utils.atomic import atomic_write
 from ..utils.web import printable
 from ..training.callbacks import Callback, TrainerView
-from ..sampling.saving import save_parts
+from ..sampling.saving import copy_note, save_parts
 from ..utils.images import sheet, to_pil
 from ..algorithms.interfaces import Batch
 from ..algorithms.minibatches import Transitions
@@ -678,12 +678,20 @@ def slim_copy(
         if small:
             _thin_frames(part)
             _shrink_pictures(part)
-        if small and weights:
-            (part / 'weights').mkdir()
-            save_parts(run / 'weights', part / 'weights')
-            write_manifest(part / 'weights')
+        if weights and (run / 'weights/policy.json').is_file():
+            _copy_weights(run / 'weights', part / 'weights', small)
 
     return atomic_write(folder, copy)
+
+
+def _copy_weights(source, out, small):
+    "Of weights whose other files are there already; of a small copy none are."
+    if small:
+        out.mkdir()
+        save_parts(source, out)
+    else:
+        copy_note(source, out)
+    write_manifest(out)
 
 
 def _thin_frames(folder):

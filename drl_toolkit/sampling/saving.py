@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOADED', 'LORA_FILE', 'PLAIN_LORA', 'LoraOptions', 'lora_options', 'save_lora', 'add_saved_lora', 'config_fields',
-           'save_parts', 'add_saved_parts', 'model_card']
+           'copy_note', 'save_parts', 'add_saved_parts', 'model_card']
 
 # %% ../../nbs/sampling/09_saving.ipynb #a1e5adfb
-import shutil
+import json, os, shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,6 +138,18 @@ def _layers_as_in(module, factors):
     }
 
 # %% ../../nbs/sampling/09_saving.ipynb #80e8dfe1
+def copy_note(
+    folder: Path,  # that `Policy.save` wrote
+    out: Path,  # that is there; may be the folder's own copy
+):
+    "Copy policy.json: a base that it notes as seen from its folder is noted as seen from the other."
+    saved = read_json(Path(folder) / 'policy.json', 2**20)
+    base = noted_base(str(saved['base']), folder)
+    if base != saved['base']:
+        saved['base'] = os.path.relpath(base, out)
+    (Path(out) / 'policy.json').write_text(json.dumps(saved, indent=1))
+
+
 def save_parts(
     folder: Path,  # that `Policy.save` wrote of a policy whose `train` is 'full'
     out: Path,  # that is there
@@ -154,7 +166,7 @@ def save_parts(
         save_file(state, Path(out) / name / file.name, metadata=dict(format='pt'))
         shutil.copy(file.with_name('config.json'), Path(out) / name)
         kept.append(name)
-    shutil.copy(Path(folder) / 'policy.json', out)
+    copy_note(folder, out)
     (Path(out) / 'README.md').write_text(_card_of_parts(note, kept, base), encoding='utf-8')
     return kept
 

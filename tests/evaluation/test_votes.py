@@ -157,7 +157,7 @@ def test_the_page_is_blind_and_takes_votes(ballot):
             and 'HttpOnly' in cookie
             and b'white' not in page
             and b'black' not in page
-            and b'picture' in page
+            and b'image' in page
         )
         id = page.decode().split('name="pair" value="')[1][:4]
         left, right = (ask('GET', f'/{id}/{side}.png', **mine)[2] for side in ('left', 'right'))

@@ -199,7 +199,7 @@ def test_empty_sources_and_short_streams_are_errors():
         PromptStream([])
     with pytest.raises(ValueError, match='no prompt in it'):
         PromptStream([' ', '']).take(1)
-    with pytest.raises(TypeError, match='row 2: the prompt is 3'):
+    with pytest.raises(TypeError, match='row 2: the prompt must be text; got 3'):
         PromptStream(['a', 3])
     with pytest.raises(ValueError, match='ended after 3 of 4'):
         PromptStream(['a', 'b', 'c'], passes=1).take(4)
@@ -362,7 +362,7 @@ def test_hub_sets_by_id(tmp_path, monkeypatch):
 
 
 def test_hub_sets_that_cannot_be_read_are_one_line(monkeypatch):
-    with pytest.raises(ValueError, match="id is 'cats'"):
+    with pytest.raises(ValueError, match="id must be 'owner/name'; got 'cats'"):
         HubSet('cats').open()
     for where in (HUB['diffusiondb'], HUB['partiprompts']):  # offline, as all tests are
         with pytest.raises(OSError, match=f'{where.id}.* cannot be fetched') as error:

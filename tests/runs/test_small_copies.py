@@ -16,6 +16,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.ui.pairs import film, most_changed, pairs_of, save_film
 from drl_toolkit.ui.pages import sheets
+from drl_toolkit.utils.files import check_manifest
 from drl_toolkit.utils.loading import assets_dir, recorded_run
 from panel import add_ballot, make_run
 from panel import quick  # noqa: F401 (a fixture)
@@ -65,6 +66,19 @@ def test_a_small_copy_draws_what_the_run_draws(trained, tmp_path):
     (small / 'weights/unet/diffusion_pytorch_model.safetensors').rename(small / 'weights/unet/x.safetensors')
     with pytest.raises(ValueError, match='missing'):
         open_policy(str(small), device='cpu')
+
+
+def test_a_copy_of_a_lora_finds_its_base_from_where_it_lies(tmp_path):
+    "The note of a base is relative to the folder of the weights, and a copy may lie deeper or less deep."
+    tiny_sd().save_pretrained(tmp_path / 'base')
+    make_run(tmp_path / 'runs/r', epochs=1)
+    policy = Policy.from_pretrained(tmp_path / 'base', num_steps=2)
+    policy.save(tmp_path / 'runs/r/weights', base=str(tmp_path / 'base'))
+    for place in ('copy', 'some/where/else'):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        copy = slim_copy(tmp_path / 'runs/r', tmp_path / place)
+        assert Path(base_of(copy / 'weights')).resolve() == (tmp_path / 'base').resolve()
+        check_manifest(copy / 'weights')
 
 
 def test_a_small_copy_keeps_every_other_epoch_and_all_sheets(trained, tmp_path):

@@ -46,7 +46,7 @@ def test_overview_says_what_is_better(run):
     assert 'colour casts and painted faces' in told.lower()  # the card's warning
     assert re.search(r'0\.45 → 0\.35', told)  # epoch 0, and the mean of the last
     assert 'was not judged' in told and '0.01 nats a step away' in told
-    assert '2 are clearly better than at the start' in text(
+    assert 'All 2 training rewards are clearly better than at the start' in text(
         pages.overview(make_run(run.folder.parent / 'longer', epochs=14))
     )
 
