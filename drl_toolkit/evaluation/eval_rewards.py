@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd, torch
 
-from .evaluate import GROUP, SPLITS, PromptSet, bootstrap, win_rate
+from .evaluate import GROUP, SPLITS, PromptSet, bootstrap, finite_pairs, win_rate
 from ..rewards.reward import Reward, groups_of, keep_nonfinite
 
 # %% ../../nbs/evaluation/02_eval_rewards.ipynb #f4b8ae80
@@ -147,11 +147,10 @@ def _paired(judge, prompt_sets, models, label):
         return [], []
     values = [torch.cat([part.values for part in parts]) for parts in found]
     clusters = [cluster for part in found[0] for cluster in part.clusters]
-    good = values[0].isfinite() & values[1].isfinite()
-    if not good.all():
-        first = clusters[good.tolist().index(False)]
+    pairs = finite_pairs(*values, clusters)
+    if pairs.left_out:
         print(
-            f'reward {name!r} gave {int((~good).sum())} of {len(good)} {label} images a value that is not '
-            f'finite; they are left out (the first: {first!r})'
+            f'reward {name!r} gave {pairs.left_out} of {len(values[0])} {label} images a value that is not '
+            f'finite; they are left out (the first: {pairs.first!r})'
         )
-    return [v[good] for v in values], [cluster for cluster, g in zip(clusters, good.tolist()) if g]
+    return [pairs.base, pairs.tuned], pairs.clusters

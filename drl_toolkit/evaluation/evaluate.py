@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUP', 'SPLITS', 'LABELS', 'PromptSet', 'sample_prompt_sets', 'Interval', 'bootstrap', 'stretch', 'cluster_means',
            'crossed_interval', 'frechet', 'Row', 'Comparison', 'paired_row', 'wins_of', 'WinRate', 'win_rate', 'table',
-           'task_prompt_sets', 'objective_name', 'compare_rewards']
+           'task_prompt_sets', 'objective_name', 'FinitePairs', 'finite_pairs', 'compare_rewards']
 
 # %% ../../nbs/evaluation/01_evaluate.ipynb #d1b137c4
 from dataclasses import dataclass, field
@@ -322,20 +322,41 @@ def _measured(task, prompt_set, images):
     return _Measured(torch.tensor(values), name, better, metrics.get(f'{name}_floor'))
 
 
-def _finite_pairs(name, base, tuned, clusters):
-    "What both models have a finite value for, and its clusters."
-    good = base.values.isfinite() & tuned.values.isfinite()
-    if good.all():
-        return base, tuned, clusters
-    first = clusters[good.tolist().index(False)]
-    if not good.any():
-        raise ValueError(f'reward {name!r} must be finite for some image; it is for none, such as {first!r}')
-    print(
-        f'reward {name!r} gave {int((~good).sum())} of {len(good)} values that are not finite; they are left out '
-        f'(the first: {first!r})'
-    )
+class FinitePairs(NamedTuple):
+    "What two models have a finite value for."
+
+    base: torch.Tensor  # (n,)
+    tuned: torch.Tensor  # (n,)
+    clusters: list  # n of them, such as prompts
+    left_out: int  # pairs that are not finite
+    first: object  # cluster of the first of those; None where all are finite
+
+
+def finite_pairs(
+    base: torch.Tensor,  # (n,) values of one model
+    tuned: torch.Tensor,  # (n,) of another, for the same images
+    clusters: list,  # n of them
+) -> FinitePairs:
+    "The pairs of which both values are finite."
+    good = base.isfinite() & tuned.isfinite()
     kept = [cluster for cluster, g in zip(clusters, good.tolist()) if g]
-    return base._replace(values=base.values[good]), tuned._replace(values=tuned.values[good]), kept
+    first = None if good.all() else clusters[good.tolist().index(False)]
+    return FinitePairs(base[good], tuned[good], kept, int((~good).sum()), first)
+
+
+def _finite_measured(name, base, tuned, clusters):
+    "What both models have a finite value for, and its clusters."
+    pairs = finite_pairs(base.values, tuned.values, clusters)
+    if pairs.left_out and not len(pairs.base):
+        raise ValueError(
+            f'reward {name!r} must be finite for some image; it is for none, such as {pairs.first!r}'
+        )
+    if pairs.left_out:
+        print(
+            f'reward {name!r} gave {pairs.left_out} of {len(base.values)} values that are not finite; they are '
+            f'left out (the first: {pairs.first!r})'
+        )
+    return base._replace(values=pairs.base), tuned._replace(values=pairs.tuned), pairs.clusters
 
 
 def compare_rewards(
@@ -354,7 +375,7 @@ def compare_rewards(
         with keep_nonfinite():
             b, t = (_measured(task, prompt_set, images[prompt_set.name]) for images in (base, tuned))
         size = len(prompt_set.prompts) // len(b.values)  # images of a value
-        b, t, clusters = _finite_pairs(task.reward.name, b, t, prompt_set.prompts[::size])
+        b, t, clusters = _finite_measured(task.reward.name, b, t, prompt_set.prompts[::size])
         objective = objective_name(task.name, b.headline)
         row = paired_row(
             objective, 'training', b.values, t.values, clusters, b.better, b.floor, size * len(clusters)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd, torch
 
 from .drift import MEASURES, clip_distance
+from .evaluate import finite_pairs
 from ..sampling.rollout import rollout
 from ..rewards.reward import keep_nonfinite, Reward
 from ..training.callbacks import Callback, StopTraining, TrainerView
@@ -36,15 +37,14 @@ def effects(
                 f'{str(e)[:160]})'
             )
             continue
-        good = b.isfinite() & n.isfinite()
-        if not good.all():
-            first = prompts[good.tolist().index(False)]
+        pairs = finite_pairs(b, n, prompts)
+        if pairs.left_out:
             print(
-                f'reward {reward.name!r} gave {int((~good).sum())} of {len(good)} images a value that is not '
-                f'finite; they are left out of this look (the first shows {first!r})'
+                f'reward {reward.name!r} gave {pairs.left_out} of {len(b)} images a value that is not '
+                f'finite; they are left out of this look (the first shows {pairs.first!r})'
             )
-        if good.sum() > 1:
-            change, spread = (n - b)[good].mean(), b[good].std().clamp(min=1e-8)
+        if len(pairs.base) > 1:
+            change, spread = (pairs.tuned - pairs.base).mean(), pairs.base.std().clamp(min=1e-8)
             found[reward.name] = (change / spread).item()
     return found
 

@@ -155,8 +155,9 @@ def save_parts(
     out: Path,  # that is there
 ) -> list[str]:  # their names
     "Write the parts of a tuned pipeline that differ from the base's, in half precision."
-    note = read_note(Path(folder) / 'policy.json')
-    base, kept = Path(find_model(base_of(noted_base(str(note['base']), folder)))), []
+    copy_note(folder, out)
+    note = read_note(Path(out) / 'policy.json')
+    base, kept = Path(find_model(base_of(noted_base(str(note['base']), out)))), []
     for file in sorted(Path(folder).glob('*/*.safetensors')):
         name = file.parent.name
         state = {key: tensor.half() for key, tensor in load_file(file).items()}
@@ -166,7 +167,6 @@ def save_parts(
         save_file(state, Path(out) / name / file.name, metadata=dict(format='pt'))
         shutil.copy(file.with_name('config.json'), Path(out) / name)
         kept.append(name)
-    copy_note(folder, out)
     (Path(out) / 'README.md').write_text(_card_of_parts(note, kept, base), encoding='utf-8')
     return kept
 

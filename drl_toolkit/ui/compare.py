@@ -293,11 +293,17 @@ def invitation(
     context: PageContext = PageContext(),  # of the page
 ) -> str:  # HTML
     "The page before anything was drawn; the browser asks for a first grid at once."
+    return _without_grid(run, context)
+
+
+def _without_grid(run, context, **more):
+    "What can be drawn, and what stands in place of a grid."
     return render(
         'ui/templates/compare.html',
         offered=offered_prompts(run, context),
         epochs=epochs_there(run),
         grid=None,
+        **more,
     )
 
 
@@ -308,14 +314,7 @@ def problem_page(
     instead: str = '',  # epochs that can be drawn, where others were asked for
 ) -> str:  # HTML
     "Why there is no grid, beside what can be drawn."
-    return render(
-        'ui/templates/compare.html',
-        offered=offered_prompts(run, context),
-        epochs=epochs_there(run),
-        grid=None,
-        problem=problem,
-        instead=instead,
-    )
+    return _without_grid(run, context, problem=problem, instead=instead)
 
 
 def grid_page(
