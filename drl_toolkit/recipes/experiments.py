@@ -28,6 +28,7 @@ class Experiment:
     arms: tuple  # of `Arm`
     seeds: int = 3  # runs of each arm
     judged_by: str = 'world'  # 'world': the emoji world's table; 'task': reward and diversity on its prompts
+    size: float = 1.0  # of the world's prompt sets: 1 is 1,152 images, a quarter keeps a group per occupation
 
 # %% ../../nbs/recipes/05_experiments.ipynb #exp-list
 _NO_DATA = ('--data-weight', '0')
@@ -82,6 +83,19 @@ EXPERIMENTS = {
                 Arm('composition', 'composition', (), 'only composition'),
                 Arm('preference', 'preference', (), 'only preference'),
             ),
+        ),
+        Experiment(
+            'fairness_levers',
+            'What limits parity, on occupations that are trained and on held-out ones?',
+            (
+                Arm('as_is', 'fairness', (), "the demo's fairness alone, sixteen epochs"),
+                Arm('longer', 'fairness', ('--epochs', '32'), 'twice as many epochs'),
+                Arm('faster', 'fairness', ('--lr', '4e-4'), 'twice the learning rate'),
+                Arm('weak_kl', 'fairness', ('--kl-weight', '0.1'), 'a quarter of the KL penalty'),
+                Arm('all_steps', 'fairness', ('--train-steps', '9'), 'all steps of the window, not four'),
+                Arm('rare', 'fairness_rare', (), 'credit by how rare the tone is'),
+            ),
+            seeds=1,
         ),
         Experiment(
             'large_scale',

@@ -54,9 +54,10 @@ def _measures_of(prompt_set: PromptSet, images: torch.Tensor) -> dict[str, list[
 @torch.no_grad()
 def judge_by_world(
     policy: Policy,  # of the emoji world
+    size: float = 1.0,  # of `emoji_prompt_sets`
 ) -> dict[str, dict]:
     "What the emoji world's table reads of a model: prompt set -> metric -> values."
-    prompt_sets = emoji_prompt_sets()
+    prompt_sets = emoji_prompt_sets(size)
     images = sample_prompt_sets(policy, prompt_sets)
     found = {p.name: _measures_of(p, images[p.name]) for p in prompt_sets}
     features = torch.cat([image_features(images[p.name]) for p in prompt_sets])
@@ -132,7 +133,7 @@ def _curves(run: Run) -> dict[str, list]:  # metric of a task, or cost of an epo
 
 def _judged(experiment: Experiment, policy: Policy, recipe: str):
     if experiment.judged_by == 'world':
-        return judge_by_world(policy)
+        return judge_by_world(policy, experiment.size)
     return judge_by_task(policy, load_recipe(recipe).tasks[0])
 
 
