@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'TASK', 'PER_PROMPT', 'TASK_METRICS', 'ROUND_IMAGES', 'STEPS_OF', 'STEPS', 'Metric',
-           'values_of', 'clusters_of', 'Effect', 'effect', 'difference', 'effect_table', 'parity_drop', 'win_rate_of',
-           'gain_kept', 'effect_figure', 'kept_table', 'share_within', 'reward_curves', 'sample_efficiency_figure']
+           'values_of', 'clusters_of', 'size_of', 'Effect', 'effect', 'difference', 'effect_table', 'parity_drop',
+           'win_rate_of', 'gain_kept', 'effect_figure', 'kept_table', 'share_within', 'reward_curves',
+           'sample_efficiency_figure']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
 from functools import cache
@@ -72,20 +73,28 @@ def values_of(
 
 
 @cache
-def _prompts():
-    return {p.name: p.prompts for p in emoji_prompt_sets()}
+def _prompts(size):
+    return {p.name: p.prompts for p in emoji_prompt_sets(size)}
 
 
 def clusters_of(
     metric: Metric,  # whose prompt sets are counted
     count: int,  # values of the metric
+    size: float = 1.0,  # of the prompt sets
 ) -> list[str]:
     "The prompt of each value."
     if metric.of == (TASK,):
         each = 1 if metric.name in PER_PROMPT else EACH
         return [str(i // each) for i in range(count)]
-    found = [p for name in metric.of for p in _prompts().get(name, [name])]
+    found = [p for name in metric.of for p in _prompts(size).get(name, [name])]
     return found[::GROUP] if len(found) == GROUP * count else found
+
+
+def size_of(
+    records: dict[str, list[dict]],  # of `read_records`
+) -> float:  # 1 is all
+    "Which share of the world's prompt sets an experiment was judged on."
+    return records['base'][0].get('size', 1.0)
 
 
 class Effect(NamedTuple):
@@ -106,7 +115,7 @@ def effect(
 ) -> Effect:
     "An arm against the base, image by image."
     tuned, base = values_of(records[arm], metric), values_of(records['base'], metric)
-    return _effect(metric, base.mean().item(), tuned, tuned - base)
+    return _effect(metric, base.mean().item(), tuned, tuned - base, size_of(records))
 
 
 def difference(
@@ -118,13 +127,13 @@ def difference(
     "An arm against another one, seed by seed and image by image."
     ours, theirs = (values_of(records[name], metric) for name in (arm, other))
     ours, theirs = (v[: min(len(ours), len(theirs))] for v in (ours, theirs))
-    return _effect(metric, theirs.mean().item(), ours, ours - theirs)
+    return _effect(metric, theirs.mean().item(), ours, ours - theirs, size_of(records))
 
 
-def _effect(metric, base, tuned, sure_of):
+def _effect(metric, base, tuned, sure_of, size):
     "Of an arm's values (seeds, n), with the interval of what was made of them."
     means = tuned.mean(1)
-    interval = crossed_interval(sure_of, clusters_of(metric, sure_of.shape[1]))
+    interval = crossed_interval(sure_of, clusters_of(metric, sure_of.shape[1], size))
     spread = means.std().item() if len(means) > 1 else 0.0
     mean = means.mean().item()
     return Effect(base, mean, spread, mean - base, interval, len(means))
@@ -166,7 +175,7 @@ def win_rate_of(
     if len(theirs) > 1:
         ours, theirs = (v[: min(len(ours), len(theirs))] for v in (ours, theirs))
     wins = torch.stack([wins_of(b, t) for b, t in zip(theirs.expand_as(ours), ours)]).double()
-    return _effect(metric, 0.5, wins, wins)
+    return _effect(metric, 0.5, wins, wins, size_of(records))
 
 
 def gain_kept(

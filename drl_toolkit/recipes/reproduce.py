@@ -152,6 +152,7 @@ def make_record(
         command=' '.join(['drl', *train_words(arm, seed)]),
         epochs=len(epochs_of(run)),
         machine=f'{platform.machine()}, torch {torch.__version__}',
+        size=experiment.size,
         curves=_curves(run),
         judged=_judged(experiment, open_policy(folder), arm.recipe),
     )
@@ -164,7 +165,8 @@ def base_record(
     recipe = experiment.arms[0].recipe
     config: RunConfig = load_recipe(recipe).config
     policy = Policy.from_pretrained('demo', num_steps=config.num_steps, guidance_scale=config.guidance_scale)
-    return dict(experiment=experiment.name, arm='base', judged=_judged(experiment, policy, recipe))
+    judged = _judged(experiment, policy, recipe)
+    return dict(experiment=experiment.name, arm='base', size=experiment.size, judged=judged)
 
 # %% ../../nbs/recipes/06_reproduce.ipynb #rep-all
 def find_experiment(
