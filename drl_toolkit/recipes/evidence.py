@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'TASK', 'PER_PROMPT', 'TASK_METRICS', 'ROUND_IMAGES', 'STEPS_OF', 'STEPS', 'Metric',
            'values_of', 'clusters_of', 'size_of', 'Effect', 'effect', 'difference', 'effect_table', 'parity_drop',
-           'win_rate_of', 'gain_kept', 'effect_figure', 'kept_table', 'share_within', 'reward_curves',
-           'sample_efficiency_figure']
+           'win_rate_of', 'win_matrix', 'cost_table', 'gain_kept', 'effect_figure', 'kept_table', 'reward_curves',
+           'spent_before', 'moving_mean', 'learning_figure', 'share_within', 'sample_efficiency_figure']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
 from functools import cache
@@ -175,7 +175,37 @@ def win_rate_of(
     if len(theirs) > 1:
         ours, theirs = (v[: min(len(ours), len(theirs))] for v in (ours, theirs))
     wins = torch.stack([wins_of(b, t) for b, t in zip(theirs.expand_as(ours), ours)]).double()
-    return _effect(metric, 0.5, wins, wins, size_of(records))
+    found = _effect(metric, 0.5, wins, wins, size_of(records))
+    low, high = (min(max(edge, 0.0), 1.0) for edge in found.interval)
+    return found._replace(interval=Interval(low, high))
+
+
+def win_matrix(
+    records: dict[str, list[dict]],  # of `read_records`
+    metric: Metric = METRIC['preference, objects and pairs'],  # that decides which image wins
+) -> pd.DataFrame:  # of texts: how often the row's image wins over the column's, and the interval
+    "Every arm and the base against each other, on the same prompts and noise."
+    rows = {}
+    for arm in (a for a in records if a != 'base'):
+        found = {other: win_rate_of(records, arm, other, metric) for other in records if other != arm}
+        rows[arm] = {
+            other: f'{e.tuned:.0%} ({e.interval.low:.0%} … {e.interval.high:.0%})'
+            for other, e in found.items()
+        }
+    return pd.DataFrame(rows, index=list(records)).T.fillna('')
+
+
+def cost_table(
+    records: dict[str, list[dict]],  # of `read_records`
+) -> pd.DataFrame:  # a row for each arm
+    "What the runs of each arm cost, on average over the seeds."
+    rows = {}
+    for arm in (a for a in records if a != 'base'):
+        epochs = sum(r['epochs'] for r in records[arm]) / len(records[arm])
+        seconds = reward_curves(records, arm, 'cpu_seconds').sum(1).mean().item()
+        row = {'epochs': f'{epochs:.0f}', 'seconds of a core': f'{seconds:.0f}'}
+        rows[arm] = row | {'an epoch': f'{seconds / epochs:.1f}'}
+    return pd.DataFrame(rows).T
 
 
 def gain_kept(
@@ -240,6 +270,60 @@ def kept_table(
     }
     return pd.DataFrame(columns, index=arms)
 
+# %% ../../nbs/recipes/07_evidence.ipynb #evi-curves
+def reward_curves(
+    records: dict[str, list[dict]],  # of `read_records`
+    arm: str,  # of the experiment
+    name: str = 'looks: reward',  # task and metric, as the records have them
+) -> torch.Tensor:  # (seeds, epochs)
+    "A training metric of each epoch, of images drawn before its update."
+    return torch.tensor([r['curves'][name] for r in records[arm]], dtype=torch.double)
+
+
+def spent_before(
+    records: dict[str, list[dict]],  # of `read_records`
+    arm: str,  # of the experiment
+    cost: str = 'cpu_seconds',  # of an epoch, as the records have it; or 'nfe'
+) -> torch.Tensor:  # (epochs,), the first 0
+    "What an arm had spent when an epoch drew its images, on average over its seeds."
+    each = reward_curves(records, arm, cost).mean(0)
+    return each.cumsum(0) - each
+
+
+def moving_mean(
+    curves: torch.Tensor,  # (seeds, epochs)
+    window: int = 1,  # epochs that are averaged; fewer at the start
+) -> torch.Tensor:  # (seeds, epochs)
+    "Of every epoch and those before it."
+    return torch.stack([curves[:, max(0, k - window) : k].mean(1) for k in range(1, curves.shape[1] + 1)], 1)
+
+
+def _curve(ax, steps, rewards, colour, label):
+    "Median of the seeds, and each of them thin."
+    for one in rewards:
+        ax.plot(steps, one, color=colour, lw=0.6, alpha=0.5)
+    ax.plot(steps, rewards.quantile(0.5, 0), color=colour, lw=2, label=label)
+
+
+@styled
+def learning_figure(
+    records: dict[str, list[dict]],  # of `read_records`
+    name: str,  # task and metric, as the records have them
+    window: int = 1,  # epochs that are averaged
+) -> Figure:
+    "A training metric by epochs and by seconds of a core: the median seed, and each seed thin."
+    fig = Figure(figsize=(8.5, 2.8), layout='constrained')
+    by_epochs, by_seconds = fig.subplots(1, 2, sharey=True)
+    for i, arm in enumerate(a for a in records if a != 'base'):
+        curves = moving_mean(reward_curves(records, arm, name), window)
+        colour = COLOURS[i % len(COLOURS)]
+        _curve(by_epochs, torch.arange(curves.shape[1]), curves, colour, arm)
+        _curve(by_seconds, spent_before(records, arm), curves, colour, arm)
+    by_epochs.set(xlabel='epoch', ylabel=name + (f', mean of {window}' if window > 1 else ''))
+    by_seconds.set(xlabel='seconds of a core')
+    by_epochs.legend(frameon=False, fontsize=8)
+    return fig
+
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-within
 def share_within(
     values: torch.Tensor,  # (prompts, families, branches): rewards of images that share a start in a family
@@ -253,22 +337,6 @@ def share_within(
 ROUND_IMAGES = 160  # of a round
 STEPS_OF = dict(b2=4, branches=4)  # optimiser steps of a round, at most: of best and worst images
 STEPS = 10  # of the others: all images, twice, 32 at a time
-
-
-def reward_curves(
-    records: dict[str, list[dict]],  # of `read_records`
-    arm: str,  # of the experiment
-    name: str = 'looks: reward',  # task and metric, as the records have them
-) -> torch.Tensor:  # (seeds, rounds)
-    "The training reward of each round, of images drawn before its update."
-    return torch.tensor([r['curves'][name] for r in records[arm]], dtype=torch.double)
-
-
-def _curve(ax, steps, rewards, colour, label):
-    "Median of the seeds, and each of them thin."
-    for one in rewards:
-        ax.plot(steps, one, color=colour, lw=0.6, alpha=0.5)
-    ax.plot(steps, rewards.quantile(0.5, 0), color=colour, lw=2, label=label)
 
 
 @styled
