@@ -226,6 +226,7 @@ class PathLikelihood:
         steps: torch.Tensor,  # (B, k) long: which steps of each sample
         generator: torch.Generator,  # on the CPU, in the same state in all processes
         rank_slice: RankSlice = None,  # which of all processes' samples these are; all of them when None
+        alike: int = 1,  # not used: noise is that of the path
     ) -> Transitions:
         "Transitions as they were sampled, with their log-probs of then."
         rows = trajectory.transitions(steps)
@@ -294,11 +295,13 @@ class MatchingLikelihood:
         steps: torch.Tensor,  # (B, k) long: which steps of each sample
         generator: torch.Generator,  # on the CPU, in the same state in all processes
         rank_slice: RankSlice = None,  # which of all processes' samples these are; all of them when None
+        alike: int = 1,  # so many consecutive samples have the same noise; each its own when 1
     ) -> Transitions:
         "The finished latents, noised afresh to the timesteps of these steps, with the network's training target."
         sample, step = fold_steps(steps)
         rank_slice = rank_slice or RankSlice(0, len(steps), len(steps))
-        noise = rank_slice.times(steps.shape[1]).randn(policy.latent_shape, generator)
+        shape = steps.shape[1], *policy.latent_shape
+        noise = rank_slice.randn(shape, generator, alike).flatten(0, 1)
         noisy, target = noised(policy.coefficients, trajectory.latents[-1][sample].float(), step, noise)
         return dict(
             latents=noisy,

@@ -51,9 +51,11 @@ class RankSlice:
         self,
         shape: tuple,  # of one row
         generator: torch.Generator,  # on the CPU, in the same state in all processes
+        alike: int = 1,  # so many consecutive rows have the same numbers
     ) -> torch.Tensor:  # (size, *shape)
         "Standard normal numbers: a row has the same ones in whichever process it is."
-        return self.of(torch.randn(self.count, *shape, generator=generator))
+        drawn = torch.randn(-(-self.count // alike), *shape, generator=generator)
+        return drawn[self.numbers() // alike]
 
 
 def rank_slice(

@@ -76,6 +76,7 @@ def _alone(name):
     return Arm(f'only_{name}', 'large_scale', ('--only', name), f'large_scale, only {name}')
 
 
+_ALIKE = ('--group-noise', '--minibatch-by', 'group')
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _AVERAGE = ('--advantage', 'moving_average')
 _B2 = ('--samples', '160', '--minibatch-size', '32')  # two groups of five for each of the sixteen prompts
@@ -116,6 +117,8 @@ EXPERIMENTS = {
                 Arm('faster', 'fairness', ('--lr', '4e-4'), 'twice the learning rate'),
                 Arm('weak_kl', 'fairness', ('--kl-weight', '0.1'), 'a quarter of the KL penalty'),
                 Arm('all_steps', 'fairness', ('--train-steps', '9'), 'all steps of the window, not four'),
+                Arm('alike', 'fairness', _ALIKE, 'a group has one noise and the same steps'),
+                Arm('alike_weak_kl', 'fairness', (*_ALIKE, '--kl-weight', '0.1'), 'both'),
             ),
             seeds=1,
         ),

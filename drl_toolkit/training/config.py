@@ -13,7 +13,7 @@ from ..utils.settings import setting, validate
 
 # %% ../../nbs/training/00_config.ipynb #68e162c4
 LIKELIHOOD_NAMES = tuple(names.LIKELIHOODS)
-MINIBATCH_KINDS = ('transition', 'sample', 'timestep')
+MINIBATCH_KINDS = ('transition', 'sample', 'group', 'timestep')
 SURROGATE_LIKELIHOODS = {name: entry.likelihoods for name, entry in names.SURROGATES.items()}  # those it fits
 ADVANTAGE_NAMES = tuple(names.ADVANTAGES)
 
@@ -50,11 +50,16 @@ class TrainConfig:
         "all samples of a task's batch train the same steps, drawn anew in every epoch [P Algorithm 1]; "
         "each its own when false",
     )
+    group_noise: bool = setting(
+        False,
+        "'matching': the images of a group are noised by the same noise to the same steps, so that what they have "
+        "in common cancels where their advantages sum to 0; goes with minibatch_by 'group'",
+    )
     num_minibatches: int = setting(2, 'optimiser steps per task and pass over its samples', '[1, inf)')
     minibatch_by: str = setting(
         'transition',
         "what a minibatch is cut from: 'transition' (all samples' steps, shuffled), 'sample' (all trained steps "
-        "of a sample stay together, as in DDPO's and B²'s code) or 'timestep' (an optimiser step for each "
+        "of a sample stay together, as in DDPO's and B²'s code), 'group' (all of a group) or 'timestep' (an optimiser step for each "
         "trained denoising step, as in [P]'s code; num_minibatches does not count)",
         choices=MINIBATCH_KINDS,
     )
@@ -194,6 +199,11 @@ class TrainConfig:
             raise ValueError(
                 f"matching_prediction must be 'guided' with likelihood {self.likelihood!r}, which scores the steps "
                 f"as they were taken; got {self.matching_prediction!r}"
+            )
+        if self.group_noise and self.likelihood != 'matching':
+            raise ValueError(
+                f"group_noise must be false with likelihood {self.likelihood!r}, whose noise is that of the path; "
+                'got True'
             )
         if self.minibatch_size and self.minibatch_by != 'sample':
             raise ValueError(

@@ -25,13 +25,13 @@ def pick_steps(
     samples: int,  # B of them
     count: int,  # steps per sample; 0 takes all
     generator: torch.Generator,  # that decides
-    shared: bool = False,  # one subset for all samples
+    shared: int = 1,  # so many consecutive samples have one subset; each its own when 1
 ) -> torch.Tensor:  # (samples, k) long, ascending
-    "A random subset of the trainable steps for each sample, or one for all."
+    "A random subset of the trainable steps for each sample, or for several at a time."
     able = stochastic.nonzero().flatten().cpu()
     count = count or len(able)
-    order = torch.rand(1 if shared else samples, len(able), generator=generator).argsort(1)[:, :count]
-    return able[order].sort(1).values.expand(samples, -1)
+    order = torch.rand(-(-samples // shared), len(able), generator=generator).argsort(1)[:, :count]
+    return able[order].sort(1).values[torch.arange(samples) // shared]
 
 
 def task_seed(
@@ -167,10 +167,18 @@ def steps_to_train(
 ) -> torch.Tensor:  # (B, k) long
     "The steps of each sample that this epoch trains; known before it samples."
     able = self.able(run, task)
-    steps = pick_steps(
-        able, rank_slice.count, self.config.train_steps, generator, self.config.shared_timesteps
-    )
+    shared = rank_slice.count if self.config.shared_timesteps else self.noised_alike(task)
+    steps = pick_steps(able, rank_slice.count, self.config.train_steps, generator, shared)
     return rank_slice.of(steps)
+
+
+@patch
+def noised_alike(
+    self: PolicyGradient,
+    task: Task,  # of the run
+) -> int:  # 1 without `group_noise`
+    "How many consecutive samples have the same noise and steps."
+    return task.group_size if self.config.group_noise else 1
 
 
 @patch
@@ -182,7 +190,10 @@ def transitions(
 ) -> Transitions:
     "A row for every chosen step of every sample."
     steps = self.steps_to_train(run, batch.task, batch.rank_slice, generator)
-    rows = self.likelihood.transitions(run.policy, batch.trajectory, steps, generator, batch.rank_slice)
+    alike = self.noised_alike(batch.task)
+    rows = self.likelihood.transitions(
+        run.policy, batch.trajectory, steps, generator, batch.rank_slice, alike
+    )
     numbers = batch.rank_slice.times(steps.shape[1]).numbers()
     return rows | dict(advantage=run.sampler.advantage(batch, rows), row=numbers)
 

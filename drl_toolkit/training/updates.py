@@ -40,7 +40,7 @@ def cut_minibatches(
     order: torch.Tensor,  # (M,) long: the numbers of the rows with a gradient, shuffled
     kinds: torch.Tensor = None,  # (N,) long: what `minibatch_by` goes by, of all rows
 ) -> Minibatches:
-    "Cut shuffled rows by transitions, samples or timesteps."
+    "Cut shuffled rows by transitions, samples, groups or timesteps."
     if kinds is None:
         return Minibatches(list(order.tensor_split(config.num_minibatches)), config.num_minibatches)
     here = kinds[order]
@@ -157,12 +157,13 @@ class Updater:
         return [select_rows(transitions, part[part >= 0]) for part in parts]
 
     def _kinds(self, batch, transitions):  # (N,) long, of all processes' rows; None where it does not matter
-        "What `minibatch_by` goes by: each row's sample, or its step."
+        "What `minibatch_by` goes by: each row's sample, its group, or its step."
         if self.config.minibatch_by == 'transition':
             return None
         if self.config.minibatch_by == 'timestep':
             return self.processes.whole(transitions['step'].cpu())
-        return self.processes.whole(transitions['sample'].cpu() + batch.rank_slice.first)
+        samples = self.processes.whole(transitions['sample'].cpu() + batch.rank_slice.first)
+        return samples // batch.task.group_size if self.config.minibatch_by == 'group' else samples
 
     def _weight(self, batch, transitions, count):  # (N,)
         "Of each row: a minibatch is a mean over samples, in expectation or of a fixed number."

@@ -179,33 +179,24 @@ def test_clipped_shares_are_those_of_updates_that_can_clip():
     assert t.updates.summary(stats[:1])['clip_fraction_high'] == 0
 
 
+def drawn_steps(samples, shared, seed=1):
+    every = torch.ones(10, dtype=torch.bool)
+    return pick_steps(every, samples, 3, torch.Generator().manual_seed(seed), shared)
+
+
 def test_steps_can_be_shared_by_the_batch():
     "The same draw whatever the number of samples; kept graphs are then whole calls."
-    draw = lambda n: pick_steps(
-        torch.ones(10, dtype=torch.bool), n, 3, torch.Generator().manual_seed(1), shared=True
-    )
-    assert torch.equal(draw(5), draw(7)[:5]) and len(draw(5).unique(dim=0)) == 1 and draw(5).shape == (5, 3)
-    assert (
-        len(
-            {
-                tuple(
-                    pick_steps(
-                        torch.ones(10, dtype=torch.bool), 5, 3, torch.Generator().manual_seed(s), True
-                    )[0].tolist()
-                )
-                for s in range(20)
-            }
-        )
-        > 5
-    )
-    rows = {}
-    for shared in (True, False):
-        t, seen = noisy_trainer(
-            noise=0, num_minibatches=1, reuse_graphs=True, train_steps=1, shared_timesteps=shared
-        )
-        t.fit()
-        rows[shared] = len(seen)
-    assert rows[True] == 3 and rows[False] > 3  # a call for each step
+    five, seven = drawn_steps(5, shared=5), drawn_steps(7, shared=7)
+    assert torch.equal(five, seven[:5]) and len(five.unique(dim=0)) == 1 and five.shape == (5, 3)
+    assert len({tuple(drawn_steps(5, shared=5, seed=s)[0].tolist()) for s in range(20)}) > 5
+
+
+def test_steps_can_be_shared_by_groups():
+    "Consecutive samples have the same; of an incomplete last group, too."
+    steps = drawn_steps(10, shared=4)
+    groups = steps.split(4)
+    assert [len(g) for g in groups] == [4, 4, 2]
+    assert all(len(g.unique(dim=0)) == 1 for g in groups) and len(steps.unique(dim=0)) == 3
 
 
 def test_deterministic_settings_hold_for_the_epochs_alone(monkeypatch):

@@ -307,9 +307,7 @@ def test_a_limit_of_minutes_ends_the_run_in_good_order(capsys):
 
 def test_the_data_loss_can_keep_to_the_clean_part_of_the_schedule():
     seen = []
-    t = trainer(
-        TrainConfig(train_steps=3, data_weight=1.0, data_batch=64, data_start=0.7), data=noise_images
-    )
+    t = trainer(TrainConfig(train_steps=3, data_weight=1.0, data_batch=64, data_start=0.7), data=noise_images)
     t.policy.network.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     t.updates.data_step()
     assert 250 < seen[0].max() < 300 and seen[0].min() < 20

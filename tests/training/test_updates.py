@@ -7,7 +7,7 @@ import pytest, torch
 
 from drl_toolkit.algorithms.advantages import Contrastive
 from drl_toolkit.algorithms.multi_task import SampleFirst
-from drl_toolkit.algorithms.objectives import clip_pair, ppo_clip
+from drl_toolkit.algorithms.objectives import LIKELIHOODS, clip_pair, ppo_clip
 from drl_toolkit.emoji.tiny import tiny_sd
 from drl_toolkit.prompts.task import Task
 from drl_toolkit.rewards.reward import reward
@@ -121,6 +121,58 @@ def test_a_minibatch_of_samples_has_all_their_steps():
     assert samples != [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert all(len(part['step']) == 4 * STOCHASTIC for part in parts)
     check_gradients(trainer, seen, [3 / (STOCHASTIC * SAMPLES)] * 3)
+
+
+def test_a_minibatch_of_groups_has_all_their_samples():
+    trainer, seen = run(tasks=grouped(), minibatch_by='group', num_minibatches=2)
+    _, parts = seen.batches[0]
+    size = 3
+    groups = [(part['sample'] // size).unique().tolist() for part in parts]
+    assert sorted(sum(groups, [])) == list(range(SAMPLES // size)) and len(groups[0]) == len(groups[1])
+    for part, whole in zip(parts, groups):
+        samples = sorted(part['sample'].unique().tolist())
+        assert samples == [group * size + i for group in sorted(whole) for i in range(size)]
+        assert len(part['step']) == len(samples) * STOCHASTIC
+    check_gradients(trainer, seen, [2 / (STOCHASTIC * SAMPLES)] * 2)
+
+
+def grouped():
+    return [Task('red', ['a cat', 'a dog', 'a key'], redness, group_size=3, samples=SAMPLES)]
+
+
+def test_a_group_is_noised_alike():
+    "One noise and the same steps for the images of a group, others for the next group."
+    options = dict(likelihood='matching', group_noise=True, minibatch_by='group', train_steps=2)
+    trainer, seen = run(tasks=grouped(), **options)
+    batch, parts = seen.batches[0]
+    tables, clean = trainer.policy.coefficients, batch.trajectory.latents[-1].float()
+    noises = {}
+    for part in parts:
+        mine, step = clean[part['sample']], part['step']
+        zero = tables.noised(mine, step, torch.zeros_like(mine))
+        one = tables.noised(mine, step, torch.ones_like(mine))
+        noise = (part['latents'] - zero) / (one - zero)
+        for sample, t, of_row in zip(part['sample'].tolist(), step.tolist(), noise):
+            noises.setdefault((sample // 3, t), []).append(of_row)
+    assert len(noises) == 2 * SAMPLES // 3 and all(len(alike) == 3 for alike in noises.values())
+    assert all(torch.allclose(row, alike[0], atol=1e-3) for alike in noises.values() for row in alike)
+    firsts = [alike[0] for alike in noises.values()]
+    assert not any(torch.allclose(a, b, atol=0.1) for i, a in enumerate(firsts) for b in firsts[:i])
+
+
+@pytest.mark.parametrize('alike', (1, 4))
+def test_what_a_group_has_in_common_cancels(alike):
+    "From four times the same image nothing can be learnt: noised alike nothing is, noised apart the noise is."
+    policy = Policy(tiny_sd(), num_steps=STEPS)
+    trajectory = rollout(policy, 4 * ['a cat'], seed=0)
+    trajectory.latents[-1].copy_(trajectory.latents[-1][:1].clone())
+    steps, generator = torch.tensor(4 * [[1, 3]]), torch.Generator().manual_seed(0)
+    likelihood = LIKELIHOODS['matching']
+    rows = likelihood.transitions(policy, trajectory, steps, generator, alike=alike)
+    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5])[rows['sample']]
+    (advantage * likelihood.log_prob(policy, rows).log_prob).mean().backward()
+    largest = max(p.grad.abs().max().item() for p in policy.parameters() if p.grad is not None)
+    assert largest < 1e-6 if alike == 4 else largest > 1e-3
 
 
 def test_a_fixed_number_of_samples_counts_those_that_are_kept():
@@ -256,6 +308,7 @@ def test_old_log_probs_of_all_waiting_tasks_are_replaced_where_sampling_was_nois
         ),
         (dict(inner_epochs=0), 'inner_epochs must be 1 or more; got 0'),
         (dict(max_nonfinite=1.5), r'max_nonfinite must be in \[0, 1\]; got 1.5'),
+        (dict(group_noise=True), "group_noise must be false with likelihood 'path'.*got True"),
         (dict(minibatch_by='prompt'), "minibatch_by must be one of .*'timestep'.*got 'prompt'"),
     ],
 )
