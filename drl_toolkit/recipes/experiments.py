@@ -98,7 +98,10 @@ EXPERIMENTS = {
         Experiment(
             'headline',
             'How good is the demo, and how much do its runs differ?',
-            (Arm('joint', 'joint', ('--minutes', '0'), "the demo's recipe"),),
+            (
+                Arm('joint', 'joint', ('--minutes', '0'), "the demo's recipe"),
+                Arm('alike', 'joint', ('--minutes', '0', *_ALIKE), 'a group has one noise and the same steps'),
+            ),
         ),
         Experiment(
             'specialists',
