@@ -77,6 +77,7 @@ def _alone(name):
 
 
 _ALIKE = ('--group-noise', '--minibatch-by', 'group')
+_PUSHED = (*_ALIKE, '--train-steps', '2', '--epochs', '50')
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _AVERAGE = ('--advantage', 'moving_average')
 _B2 = ('--samples', '160', '--minibatch-size', '32')  # two groups of five for each of the sixteen prompts
@@ -101,6 +102,8 @@ EXPERIMENTS = {
             (
                 Arm('joint', 'joint', ('--minutes', '0'), "the demo's recipe"),
                 Arm('alike', 'joint', ('--minutes', '0', *_ALIKE), 'a group has one noise and the same steps'),
+                Arm('pushed', 'joint', ('--minutes', '0', *_PUSHED), 'the same, fewer steps, more epochs'),
+                Arm('pushed_fast', 'joint', ('--minutes', '0', *_PUSHED, '--lr', '2e-4'), 'at twice the rate'),
             ),
         ),
         Experiment(
