@@ -265,6 +265,7 @@ RECIPE_CONFIGS = dict(
     | dict(epochs=30, minutes=11.5, lr=1e-4),  # at twice this rate runs differ more from each other
     fairness=MATCHING | dict(epochs=16),
     fairness_rare=MATCHING | dict(epochs=16),
+    fairness_balanced=MATCHING | dict(epochs=16),
     fairness_shared=MATCHING | dict(epochs=16),
     composition=MATCHING | dict(epochs=16),
     preference=MATCHING | dict(epochs=16),

@@ -156,6 +156,7 @@ EXPERIMENTS = {
             'normalisation',
             'What should an image be told of the parity of its group?',
             (
+                Arm('balanced', 'fairness_balanced', (), 'how much its tone lacks'),
                 Arm('own_rank', 'fairness', ('--advantage', 'rank'), 'leave-one-out, ranks in the group'),
                 Arm('rare', 'fairness_rare', (), 'how rare its tone is'),
                 Arm('shared', 'fairness_shared', (), "one parity for all, over the batch: the paper's"),

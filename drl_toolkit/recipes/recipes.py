@@ -28,7 +28,7 @@ from ..emoji import prompts as P
 from ..emoji import world
 from ..algorithms.branching import BranchSampler, TreeSampler
 from ..emoji.rewards import composition, strict_composition
-from ..emoji.rewards import fairness, rare_fairness, shared_fairness
+from ..emoji.rewards import balanced_fairness, fairness, rare_fairness, shared_fairness
 from ..rewards.lab import crispness
 from ..sampling.policy import Policy
 from ..utils.devices import best_device, check_device, prepare_deterministic
@@ -85,12 +85,14 @@ def _as_often(kinds):
 
 def fairness_task(
     samples: int = 192,  # images in an epoch
-    credit: str = 'own',  # 'own' or 'rare': each image has its own; 'shared': the paper's, one for all sixteen
+    # 'own', 'rare' or 'balanced': each image has its own; 'shared': the paper's, one for all sixteen
+    credit: str = 'own',
 ) -> Task:
     "Skin-tone parity over the training occupations, in groups of 16. [P Eq 12]"
     reward, advantage = dict(
         own=(fairness, partial(advantages.centred, scale=0.01)),
         rare=(rare_fairness, partial(advantages.centred, scale=0.08)),
+        balanced=(balanced_fairness, partial(advantages.centred, scale=0.6)),
         shared=(shared_fairness, advantages.batch),
     )[credit]
     return Task(
@@ -239,6 +241,7 @@ RECIPE_TASKS = dict(
     joint=joint_tasks,
     fairness=lambda: [fairness_task()],
     fairness_rare=lambda: [fairness_task(credit='rare')],
+    fairness_balanced=lambda: [fairness_task(credit='balanced')],
     fairness_shared=lambda: [fairness_task(credit='shared')],
     composition=lambda: [composition_task()],
     preference=lambda: [preference_task()],

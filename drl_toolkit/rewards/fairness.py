@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TONES', 'FAIRNESS_CREDITS', 'ToneReader', 'shipped_reader', 'tone_shares', 'shares_of', 'distance',
            'statistical_parity', 'parity_floor', 'leave_one_out', 'unreadable_last', 'leave_one_out_credit',
-           'rarity_credit', 'shared_credit', 'fairness_reward']
+           'rarity_credit', 'shared_credit', 'balancing_credit', 'fairness_reward']
 
 # %% ../../nbs/rewards/05_fairness.ipynb #5a8fb1d6
 import math
@@ -183,13 +183,28 @@ def shared_credit(
     return torch.full((len(tones),), -statistical_parity(tones, classes))
 
 
-FAIRNESS_CREDITS = dict(own=leave_one_out_credit, rare=rarity_credit, shared=shared_credit)
-_RANGES = dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', shared='-0.9 … 0')
+def balancing_credit(
+    tones: torch.Tensor,  # (n,) long; -1 is unreadable
+    classes: int = len(TONES),  # how many tones there are
+) -> torch.Tensor:  # (n,)
+    """The share that the image's tone should have over the share that it has: every tone that is there weighs
+    as much in all. An unreadable image weighs nothing.
+
+    Times ∇log p it is the gradient of the likelihood of even shares, of KL(even ‖ p), as far as tones appear."""
+    counts = torch.bincount(tones[tones >= 0], minlength=classes).float()
+    return torch.where(tones < 0, 0.0, len(tones) / classes / counts[tones].clamp(min=1))
+
+
+FAIRNESS_CREDITS = dict(
+    own=leave_one_out_credit, rare=rarity_credit, balanced=balancing_credit, shared=shared_credit
+)
+_RANGES = dict(own='about -0.1 … 0.1', rare='-0.8 … 0.2', balanced='0 … 3.2 of sixteen', shared='-0.9 … 0')
 
 
 def fairness_reward(
     reader: Callable = None,  # images -> tones (B,), -1 for unreadable; the shipped reader when None
-    # of `FAIRNESS_CREDITS`: 'own' is leave-one-out, 'rare' for adding a rare tone, 'shared' the paper's
+    # of `FAIRNESS_CREDITS`: 'own' is leave-one-out, 'rare' for adding a rare tone, 'balanced' by what its tone
+    # lacks, 'shared' the paper's
     credit: str = 'own',
     classes: int = len(TONES),  # of tones
     name: str = 'fairness',  # of the reward
