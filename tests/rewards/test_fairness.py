@@ -1,9 +1,12 @@
 "Parity, floor and credit against hand-made cases and simulation."
 
+from itertools import product
+
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 
 from drl_toolkit.rewards.fairness import (
+    balancing_credit,
     fairness_reward,
     leave_one_out_credit,
     parity_floor,
@@ -98,3 +101,25 @@ def test_an_unreadable_image_may_be_undefined():
     with keep_nonfinite():
         own = fairness_reward(read, undefined=True)(images, prompts)
     assert torch.allclose(own[[0, 1, 3]], leave_one_out_credit(torch.tensor([0, 0, 1])))
+
+
+def test_balanced_credit_is_the_gradient_of_the_likelihood_of_even_shares():
+    "Over all groups of four that a softmax over three tones can draw: Σ_k 1/3 P(k was drawn) ∇log p_k."
+    logits = torch.tensor([1.5, 0.0, -1.0], dtype=torch.double, requires_grad=True)
+    shares = logits.softmax(0)
+    expected = torch.zeros(3, dtype=torch.double)
+    for group in product(range(3), repeat=4):
+        tones = torch.tensor(group)
+        weighted = balancing_credit(tones, 3).double() * shares[tones].log()
+        (found,) = torch.autograd.grad(weighted.mean(), logits, retain_graph=True)
+        expected += shares[tones].prod().item() * found
+    drawn = 1 - (1 - shares.detach()) ** 4
+    (right,) = torch.autograd.grad((drawn / 3 * shares.log()).sum(), logits)
+    assert torch.allclose(expected, right, atol=1e-7)
+
+
+def test_balanced_credit_by_hand():
+    "Four of a tone share what one of a rare tone has; what cannot be read has nothing."
+    found = balancing_credit(torch.tensor([0, 0, 0, 0, 2, -1]))
+    assert torch.allclose(found, torch.tensor([0.3, 0.3, 0.3, 0.3, 1.2, 0.0]))
+    assert torch.equal(balancing_credit(torch.tensor([-1, -1])), torch.zeros(2))
