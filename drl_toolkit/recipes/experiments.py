@@ -125,6 +125,7 @@ EXPERIMENTS = {
                 Arm('all_steps', 'fairness', ('--train-steps', '9'), 'all steps of the window, not four'),
                 Arm('alike', 'fairness', _ALIKE, 'a group has one noise and the same steps'),
                 Arm('alike_weak_kl', 'fairness', (*_ALIKE, '--kl-weight', '0.1'), 'both'),
+                Arm('balanced_weak_kl', 'fairness_balanced', ('--kl-weight', '0.1'), 'balanced credit, weak KL'),
             ),
             seeds=1,
         ),
