@@ -1,6 +1,6 @@
 "`drl reproduce`: what has a record is not made again, and what is made again is the same."
 
-import json
+import gzip, json
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_records_are_made_once_and_again_the_same(small, tmp_path):
     failed = R.reproduce('small', records=records, runs=runs)
     assert len(failed) == 1 and failed[0].startswith('broken, seed 0: ') and 'lr must be' in failed[0]
     file = R.record_file(records, 'small', 'ppo', 0)
-    first, base = json.loads(file.read_text()), json.loads((records / 'small/base.json').read_text())
+    first, base = (json.loads(gzip.decompress(f.read_bytes())) for f in (file, records / 'small/base.json.gz'))
     assert first['command'] == 'drl train clip ' + ' '.join(SMALL) + ' --seed 0 --frames 0'
     assert first['epochs'] == 1 and len(first['curves']['clip: reward']) == 1
     read = first['judged']['task/train'], base['judged']['task/train']
@@ -34,8 +34,34 @@ def test_records_are_made_once_and_again_the_same(small, tmp_path):
     assert file.stat().st_mtime_ns == stamp
     file.unlink()  # judged anew, from the same run
     assert R.reproduce('small', arms=['ppo'], records=records, runs=runs) == []
-    assert json.loads(file.read_text())['judged'] == first['judged']
+    assert R.read_record(file)['judged'] == first['judged']
     assert {arm: len(found) for arm, found in R.read_records('small', records).items()} == dict(base=1, ppo=1)
+
+
+def test_a_record_is_whole_and_the_same_bytes_again(tmp_path):
+    file, record = R.record_file(tmp_path, 'small', 'ppo', 3), dict(arm='ppo', judged=dict(é=[0.5, 1]))
+    R.write_record(file, record)
+    packed = file.read_bytes()
+    assert file.name == 'ppo-3.json.gz' and json.loads(gzip.decompress(packed)) == R.read_record(file) == record
+    R.write_record(file, record)
+    assert file.read_bytes() == packed
+
+
+@pytest.mark.parametrize(
+    'damage, message',
+    (
+        (lambda packed: packed[:-9], 'is no record: it is cut off'),
+        (lambda packed: b'{"arm": "ppo"}', 'is no record: .*header'),
+        (lambda packed: gzip.compress(b'{"arm": '), 'is no JSON'),
+        (lambda packed: gzip.compress(bytes(R.LARGEST + 1)), 'longer than 16777216 bytes'),
+    ),
+)
+def test_what_is_no_record_is_told(damage, message, tmp_path):
+    file = R.record_file(tmp_path, 'small', 'ppo', 0)
+    R.write_record(file, dict(arm='ppo'))
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        R.read_record(file)
 
 
 def test_every_experiment_is_of_recipes_and_options_that_there_are():
