@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'TASK', 'PER_PROMPT', 'TASK_METRICS', 'ROUND_IMAGES', 'STEPS_OF', 'STEPS', 'Metric',
            'values_of', 'clusters_of', 'size_of', 'Effect', 'effect', 'difference', 'effect_table', 'parity_drop',
-           'win_rate_of', 'win_matrix', 'cost_table', 'gain_kept', 'effect_figure', 'kept_table', 'reward_curves',
-           'spent_before', 'moving_mean', 'learning_figure', 'share_within', 'sample_efficiency_figure']
+           'win_rate_of', 'win_matrix', 'cost_table', 'cost_of', 'gain_kept', 'effect_figure', 'kept_table',
+           'reward_curves', 'spent_before', 'moving_mean', 'learning_figure', 'share_within',
+           'sample_efficiency_figure']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
 from functools import cache
@@ -206,6 +207,15 @@ def cost_table(
         row = {'epochs': f'{epochs:.0f}', 'seconds of a core': f'{seconds:.0f}'}
         rows[arm] = row | {'an epoch': f'{seconds / epochs:.1f}'}
     return pd.DataFrame(rows).T
+
+
+def cost_of(
+    records: dict[str, list[dict]],  # of `read_records`
+) -> pd.Series:  # by the names that `effect_table` gives its arms
+    "Seconds of a core that an epoch takes."
+    each = cost_table(records)['an epoch']
+    names = {arm: f'{arm} ({len(records[arm])} seeds)' for arm in each.index}
+    return each.rename(names).rename('seconds an epoch')
 
 
 def gain_kept(
