@@ -59,8 +59,8 @@ class TrainConfig:
     minibatch_by: str = setting(
         'transition',
         "what a minibatch is cut from: 'transition' (all samples' steps, shuffled), 'sample' (all trained steps "
-        "of a sample stay together, as in DDPO's and B²'s code), 'group' (all of a group) or 'timestep' (an optimiser step for each "
-        "trained denoising step, as in [P]'s code; num_minibatches does not count)",
+        "of a sample stay together, as in DDPO's and B²'s code), 'group' (all of a group) or 'timestep' "
+        "(an optimiser step for each trained denoising step, as in [P]'s code; num_minibatches does not count)",
         choices=MINIBATCH_KINDS,
     )
     minibatch_size: int = setting(
