@@ -35,7 +35,7 @@ _NO_DATA = ('--data-weight', '0')
 
 
 METHODS_OF_P = 'ppo', 'refl', 'raft', 'draft_lv', 'rwr'  # that the first paper trains a preference by
-RATES = dict.fromkeys(METHODS_OF_P, '2e-4')
+RATES = dict.fromkeys(METHODS_OF_P, '4e-4')  # the better of two for each, by `preference_rates`
 
 
 def _by_method(name, rate):
