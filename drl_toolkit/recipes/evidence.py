@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'TASK', 'PER_PROMPT', 'TASK_METRICS', 'ROUND_IMAGES', 'STEPS_OF', 'STEPS', 'Metric',
-           'values_of', 'clusters_of', 'size_of', 'Effect', 'effect', 'difference', 'effect_table', 'parity_drop',
-           'win_rate_of', 'win_matrix', 'cost_table', 'cost_of', 'gain_kept', 'effect_figure', 'kept_table',
-           'reward_curves', 'spent_before', 'moving_mean', 'learning_figure', 'share_within',
+           'values_of', 'clusters_of', 'size_of', 'Effect', 'effect', 'difference', 'seeds_label', 'effect_table',
+           'parity_drop', 'win_rate_of', 'win_matrix', 'cost_table', 'cost_of', 'gain_kept', 'effect_figure',
+           'kept_table', 'reward_curves', 'spent_before', 'moving_mean', 'learning_figure', 'share_within',
            'sample_efficiency_figure']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
@@ -140,6 +140,14 @@ def _effect(metric, base, tuned, sure_of, size):
     return Effect(base, mean, spread, mean - base, interval, len(means))
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-table
+def seeds_label(
+    arm: str,  # its name
+    seeds: int,  # runs of it
+) -> str:  # such as 'joint (3 seeds)'
+    "An arm as the tables name it."
+    return f'{arm} ({seeds} seed{"s" * (seeds > 1)})'
+
+
 def effect_table(
     records: dict[str, list[dict]],  # of `read_records`
     metrics: tuple[Metric, ...] = METRICS,  # a row each
@@ -151,7 +159,7 @@ def effect_table(
         found = {arm: effect(records, arm, metric) for arm in arms}
         row = {'base': f'{next(iter(found.values())).base:.3f}'}
         for arm, e in found.items():
-            row[f'{arm} ({e.seeds} seeds)'] = (
+            row[seeds_label(arm, e.seeds)] = (
                 f'{e.tuned:.3f} ({e.interval.low:+.3f} … {e.interval.high:+.3f})'
             )
         rows[metric.label] = row
@@ -214,7 +222,7 @@ def cost_of(
 ) -> pd.Series:  # by the names that `effect_table` gives its arms
     "Seconds of a core that an epoch takes."
     each = cost_table(records)['an epoch']
-    names = {arm: f'{arm} ({len(records[arm])} seeds)' for arm in each.index}
+    names = {arm: seeds_label(arm, len(records[arm])) for arm in each.index}
     return each.rename(names).rename('seconds an epoch')
 
 
