@@ -99,12 +99,7 @@ EXPERIMENTS = {
         Experiment(
             'headline',
             'How good is the demo, and how much do its runs differ?',
-            (
-                Arm('joint', 'joint', ('--minutes', '0'), "the demo's recipe"),
-                Arm('alike', 'joint', ('--minutes', '0', *_ALIKE), 'a group has one noise and the same steps'),
-                Arm('pushed', 'joint', ('--minutes', '0', *_PUSHED), 'the same, fewer steps, more epochs'),
-                Arm('pushed_fast', 'joint', ('--minutes', '0', *_PUSHED, '--lr', '2e-4'), 'at twice the rate'),
-            ),
+            (Arm('joint', 'joint', ('--minutes', '0'), "the demo's recipe"),),
         ),
         Experiment(
             'specialists',
@@ -126,6 +121,15 @@ EXPERIMENTS = {
                 Arm('alike', 'fairness', _ALIKE, 'a group has one noise and the same steps'),
                 Arm('alike_weak_kl', 'fairness', (*_ALIKE, '--kl-weight', '0.1'), 'both'),
                 Arm('balanced_weak_kl', 'fairness_balanced', ('--kl-weight', '0.1'), 'balanced credit, weak KL'),
+            ),
+            seeds=1,
+        ),
+        Experiment(
+            'joint_levers',
+            'Do they help the demo?',
+            (
+                Arm('alike', 'joint', ('--minutes', '0', *_ALIKE), 'a group has one noise and the same steps'),
+                Arm('pushed', 'joint', ('--minutes', '0', *_PUSHED), 'the same, two steps, fifty epochs'),
             ),
             seeds=1,
         ),
