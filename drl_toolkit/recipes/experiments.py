@@ -180,7 +180,7 @@ EXPERIMENTS = {
             'How should several tasks share an epoch?',
             tuple(
                 _three_of_six(name)
-                for name in ('in_turn', 'sample_first', 'together', 'pcgrad', 'mgda', 'balanced')
+                for name in ('in_turn', 'sample_first', 'together', 'mgda', 'balanced')  # '3' of `objectives` is pcgrad
             ),
             size=0.25,
         ),
