@@ -90,6 +90,8 @@ class PolicyGradient(Objective):
         """There must be as many trainable steps as are to be trained, and groups where the advantage compares
         them."""
         check_groups(run.tasks, self.config.advantage)
+        if self.config.group_noise and all(task.group_size == 1 for task in run.tasks):
+            raise ValueError('group_size must be 2 or more in a task with group_noise; got 1 in all')
         fits, likelihood = self.surrogate.likelihoods, self.config.likelihood
         if likelihood not in fits:
             raise ValueError(

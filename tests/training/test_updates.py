@@ -160,6 +160,13 @@ def test_a_group_is_noised_alike():
     assert not any(torch.allclose(a, b, atol=0.1) for i, a in enumerate(firsts) for b in firsts[:i])
 
 
+def test_noise_of_a_group_needs_groups():
+    with pytest.raises(
+        ValueError, match='group_size must be 2 or more in a task with group_noise; got 1 in all'
+    ):
+        run(likelihood='matching', group_noise=True)
+
+
 @pytest.mark.parametrize('alike', (1, 4))
 def test_what_a_group_has_in_common_cancels(alike):
     "From four times the same image nothing can be learnt: noised alike nothing is, noised apart the noise is."
