@@ -189,6 +189,14 @@ def test_steps_can_be_shared_by_the_batch():
     five, seven = drawn_steps(5, shared=5), drawn_steps(7, shared=7)
     assert torch.equal(five, seven[:5]) and len(five.unique(dim=0)) == 1 and five.shape == (5, 3)
     assert len({tuple(drawn_steps(5, shared=5, seed=s)[0].tolist()) for s in range(20)}) > 5
+    rows = {}
+    for shared in (True, False):
+        t, seen = noisy_trainer(
+            noise=0, num_minibatches=1, reuse_graphs=True, train_steps=1, shared_timesteps=shared
+        )
+        t.fit()
+        rows[shared] = len(seen)
+    assert rows[True] == 3 and rows[False] > 3  # a call for each step
 
 
 def test_steps_can_be_shared_by_groups():
