@@ -190,21 +190,7 @@ class TrainConfig:
 
     def check_together(self):
         "Refuse fields that do not make sense with others."
-        fits = SURROGATE_LIKELIHOODS[self.surrogate]
-        if self.likelihood not in fits:
-            raise ValueError(
-                f"likelihood must be {fits[0]!r} with surrogate {self.surrogate!r}; got {self.likelihood!r}"
-            )
-        if self.matching_prediction != 'guided' and self.likelihood != 'matching':
-            raise ValueError(
-                f"matching_prediction must be 'guided' with likelihood {self.likelihood!r}, which scores the steps "
-                f"as they were taken; got {self.matching_prediction!r}"
-            )
-        if self.group_noise and self.likelihood != 'matching':
-            raise ValueError(
-                f"group_noise must be false with likelihood {self.likelihood!r}, whose noise is that of the path; "
-                'got True'
-            )
+        self._check_likelihood()
         if self.minibatch_size and self.minibatch_by != 'sample':
             raise ValueError(
                 f"minibatch_by must be 'sample' with minibatch_size {self.minibatch_size}, a number of samples; "
@@ -230,6 +216,24 @@ class TrainConfig:
             )
         if self.clip_high and not self.clip_range:
             raise ValueError(f'clip_range must be above 0 with clip_high {self.clip_high}; got 0')
+
+    def _check_likelihood(self):
+        "Refuse fields that are another likelihood's."
+        fits = SURROGATE_LIKELIHOODS[self.surrogate]
+        if self.likelihood not in fits:
+            raise ValueError(
+                f"likelihood must be {fits[0]!r} with surrogate {self.surrogate!r}; got {self.likelihood!r}"
+            )
+        if self.matching_prediction != 'guided' and self.likelihood != 'matching':
+            raise ValueError(
+                f"matching_prediction must be 'guided' with likelihood {self.likelihood!r}, which scores the steps "
+                f"as they were taken; got {self.matching_prediction!r}"
+            )
+        if self.group_noise and self.likelihood != 'matching':
+            raise ValueError(
+                f"group_noise must be false with likelihood {self.likelihood!r}, whose noise is that of the path; "
+                'got True'
+            )
 
     def _several_updates(self) -> str:
         "The field that makes several optimiser steps of a batch; empty where there is but one."
