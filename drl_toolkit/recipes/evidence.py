@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PORTRAITS', 'METRICS', 'METRIC', 'TASK', 'PER_PROMPT', 'TASK_METRICS', 'ROUND_IMAGES', 'STEPS_OF', 'STEPS', 'Metric',
            'values_of', 'clusters_of', 'size_of', 'Effect', 'effect', 'difference', 'seeds_label', 'effect_table',
-           'parity_drop', 'win_rate_of', 'win_matrix', 'cost_table', 'cost_of', 'gain_kept', 'effect_figure',
-           'kept_table', 'reward_curves', 'spent_before', 'moving_mean', 'learning_figure', 'share_within',
-           'sample_efficiency_figure']
+           'difference_table', 'parity_drop', 'win_rate_of', 'win_matrix', 'cost_table', 'cost_of', 'gain_kept',
+           'effect_figure', 'kept_table', 'reward_curves', 'spent_before', 'moving_mean', 'learning_figure',
+           'share_within', 'sample_efficiency_figure']
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-imports
 from functools import cache
@@ -163,6 +163,21 @@ def effect_table(
                 f'{e.tuned:.3f} ({e.interval.low:+.3f} … {e.interval.high:+.3f})'
             )
         rows[metric.label] = row
+    return pd.DataFrame(rows).T
+
+
+def difference_table(
+    records: dict[str, list[dict]],  # of `read_records`
+    pairs: list[tuple[str, str]],  # arm, and the other one that it is compared with
+    metrics: tuple[Metric, ...] = METRICS,  # a column each
+) -> pd.DataFrame:  # a row for each pair: the difference and its interval
+    "Arms against each other, seed by seed."
+    rows = {}
+    for arm, other in pairs:
+        for metric in metrics:
+            d = difference(records, arm, other, metric)
+            words = f'{d.change:+.3f} ({d.interval.low:+.3f} … {d.interval.high:+.3f})'
+            rows.setdefault(seeds_label(f'{arm} − {other}', d.seeds), {})[metric.label] = words
     return pd.DataFrame(rows).T
 
 

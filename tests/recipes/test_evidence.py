@@ -49,6 +49,13 @@ def test_a_win_is_of_the_same_prompt_and_noise(records):
         assert all(0 <= share <= 100 for share in shares)
 
 
+def test_differences_are_taken_seed_by_seed(records):
+    table = V.difference_table(records, [('joint', 'alone'), ('alone', 'joint')], (REWARD, LOWER))
+    assert list(table.index) == ['joint − alone (3 seeds)', 'alone − joint (3 seeds)']
+    assert table['reward'].iloc[0].startswith('-0.500 (') and table['reward'].iloc[1].startswith('+0.500 (')
+    assert table['cost'].tolist() == ['+1.000 (+1.000 … +1.000)', '-1.000 (-1.000 … -1.000)']
+
+
 def test_an_epoch_is_drawn_before_its_own_cost_is_paid(records):
     assert V.spent_before(records, 'alone').tolist() == [0, 5, 8]
     assert V.cost_table(records).loc['alone'].tolist() == ['3', '10', '3.3']
