@@ -56,6 +56,21 @@ def turn(page, name):
     page.get_by_role('tab', name=name, exact=True).click()
 
 
+def wait_for_address(
+    page,  # of Playwright
+    *there: str,  # what the address has to hold
+    lacks: list = (),  # and what it must not
+) -> str:  # the address then
+    "The page's own address: Playwright's `page.url` learns of a change later, and so does a closed dialog."
+    page.wait_for_function(
+        """([there, lacks]) => there.every(word => location.href.includes(word))
+        && !lacks.some(word => location.href.includes(word))""",
+        arg=[list(there), list(lacks)],
+        timeout=10000,
+    )
+    return page.evaluate('location.href')
+
+
 # --- accessibility
 
 # What axe-core finds of the tags below is a violation of WCAG 2.2 AA, or of its authors' best practices.

@@ -9,7 +9,7 @@ from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.ui import compare
 from drl_toolkit.utils.images import to_pil
-from browsing import violations
+from browsing import violations, wait_for_address
 from panel import add_weights, make_run, picture, serving
 from panel import quick  # noqa: F401 (a fixture)
 
@@ -173,7 +173,7 @@ def test_a_grid_has_an_address(look, tmp_path, pencils):
         heads = lambda n: page.wait_for_function(
             f"document.querySelectorAll('.picture-grid th').length === {n}"
         )
-        assert 'seeds' not in page.url
+        wait_for_address(page, lacks=['seeds'])
         page.fill('#prompt textarea', 'a red car\na blue car')
         page.fill('#seeds input, #seeds textarea', '7')
         page.click('#draw')  # two prompts, but rows are epochs and columns are seeds
@@ -181,16 +181,17 @@ def test_a_grid_has_an_address(look, tmp_path, pencils):
         page.fill('#prompt textarea', 'a red car')
         page.click('#draw')
         heads(3)
-        assert 'prompts=a+red+car' in page.url and 'seeds=7' in page.url and 'rows' not in page.url
+        wait_for_address(page, 'prompts=a+red+car', 'seeds=7', lacks=['rows'])
         page.fill('#seeds input, #seeds textarea', '0-3')
         page.click('#draw')
         heads(6)
         page.go_back()
         heads(3)
-        assert 'seeds=7' in page.url and page.input_value('#seeds :is(input, textarea)') == '7'
+        wait_for_address(page, 'seeds=7')
+        assert page.input_value('#seeds :is(input, textarea)') == '7'
         page.get_by_role('tab', name='Runs', exact=True).click()
         page.wait_for_selector('#runs table.list')
-        assert 'seeds' not in page.url
+        wait_for_address(page, lacks=['seeds'])
         page.go_back()
         page.wait_for_url('**seeds=7*')
         page.go_forward()

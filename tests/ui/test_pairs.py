@@ -9,7 +9,7 @@ from drl_toolkit.runs.folder import RunError
 from drl_toolkit.runs.run import Run
 from drl_toolkit.ui import pairs
 from drl_toolkit.utils.images import to_tensor
-from browsing import violations
+from browsing import violations, wait_for_address
 from panel import make_run, picture, serving
 from panel import quick  # noqa: F401 (a fixture)
 from tiers import some
@@ -139,8 +139,7 @@ def test_pairs_in_a_browser(look, panel):
     assert page.evaluate(
         "getComputedStyle(document.querySelector('.pair-grid > li .drag .is')).clipPath"
     ).endswith('20%)')
-    assert 'show=drag' in page.url and 'order=least' in page.url and 'count=16' in page.url
-    again = look(page.url, '#pairs .pair-grid')
+    again = look(wait_for_address(page, 'show=drag', 'order=least', 'count=16'), '#pairs .pair-grid')
     again.wait_for_selector('#first', state='detached')
     again.wait_for_function("document.querySelector('.pair-grid').dataset.show === 'drag'")
     assert names(again) == names(page)
@@ -153,7 +152,8 @@ def test_one_pair_large(look, panel):
     ranked = names(page)
     page.locator('.open').nth(1).click()
     title = lambda: page.inner_text('.viewer h2')
-    assert title() == ranked[1] and '2 of 20' in page.inner_text('.viewer .where') and 'pair=' in page.url
+    assert title() == ranked[1] and '2 of 20' in page.inner_text('.viewer .where')
+    wait_for_address(page, 'pair=')
     page.keyboard.press('ArrowRight')
     assert title() == ranked[2]
     for _ in range(4):
@@ -172,7 +172,8 @@ def test_one_pair_large(look, panel):
     page.wait_for_function("document.querySelector('.viewer .heat img').naturalWidth === 64")
     assert 'against=0' in page.get_attribute('.viewer .heat img', 'src')
     page.keyboard.press('Escape')
-    assert not page.is_visible('.viewer') and 'pair=' not in page.url
+    page.wait_for_selector('.viewer', state='hidden')
+    wait_for_address(page, lacks=['pair='])
     shared = look(f'{panel}/?run=faded&view=pairs&pair=3', '.viewer[open]')
     assert shared.inner_text('.viewer h2') == '“prompt number 3”'
 

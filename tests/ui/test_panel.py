@@ -12,7 +12,7 @@ from drl_toolkit.ui import panel as app
 from drl_toolkit.runs.run import Run
 from tiers import long, some
 from panel import add_ballot, add_weights, long_run, make_run, serving
-from browsing import turn, violations
+from browsing import turn, violations, wait_for_address
 from panel import quick  # noqa: F401 (a fixture)
 
 
@@ -105,7 +105,7 @@ def test_sliders_and_keyboard(look, panel):
     page.wait_for_function(
         "document.querySelector('#trajectories .eyebrow').innerText.startsWith('composition')"
     )
-    assert 'sample=composition' in page.url and 'epoch=5' in page.url
+    wait_for_address(page, 'sample=composition', 'epoch=5')
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,11 @@ def test_back_and_forward_and_an_address_with_a_step(look, panel):
     page.go_back()
     at('Fairness')
     page.wait_for_selector('#fairness h1')
-    assert 'view=fairness' in page.url and page.locator('#epoch').is_visible()
+    wait_for_address(page, 'view=fairness')
+    assert page.locator('#epoch').is_visible()
     page.go_back()
     at('Overview')
-    assert 'view=' not in page.url
+    wait_for_address(page, lacks=['view='])
     page.go_forward()
     at('Fairness')
     page.goto(f'{panel}/?run=joint&view=trajectories&step=3')
@@ -180,21 +181,21 @@ def test_every_view_keeps_its_state_in_the_address(look, panel):
     page.fill('.pairs-page [name=find]', 'a')
     turn(page, 'Samples')
     page.wait_for_selector('.samples-page')
-    assert 'show=' not in page.url and 'find=' not in page.url
+    wait_for_address(page, lacks=['show=', 'find='])
     assert page.input_value('.samples-page [name=find]') == ''
     page.locator('.samples-page section:not([hidden]) .bars button').last.click()
-    assert re.search(r'bar=\d', page.url)
+    shared = wait_for_address(page, 'bar=')
+    assert re.search(r'bar=\d', shared)
     kept = page.inner_text('.samples-page section:not([hidden]) .tally')
-    again = look(page.url, '.samples-page .tally')
+    again = look(shared, '.samples-page .tally')
     again.wait_for_selector('#first', state='detached')
     again.wait_for_function(f"document.querySelector('.samples-page .tally').innerText === '{kept}'")
     turn(page, 'Runs')
     page.wait_for_selector('#runs table.list')
-    assert 'bar=' not in page.url
+    wait_for_address(page, lacks=['bar='])
     page.fill('#runs .filter', 'odd')
     page.click('#runs th button >> text=epochs')
-    assert 'words=odd' in page.url and 'by=-epochs' in page.url
-    again = look(page.url, '#runs table.list')
+    again = look(wait_for_address(page, 'words=odd', 'by=-epochs'), '#runs table.list')
     again.wait_for_selector('#first', state='detached')
     again.wait_for_function("document.querySelector('#runs .filter').value === 'odd'")
     assert again.get_attribute('#runs th:nth-child(3)', 'aria-sort') == 'descending'
@@ -492,7 +493,8 @@ def test_behind_a_proxy_below_a_path(look, home, tmp_path, place):
             page.wait_for_selector('#runs .files')
             with page.expect_download() as got:
                 page.click('text=unet/model.safetensors')
-            assert Path(got.value.path()).read_bytes() == b'tensors' and f'/{place}/?' in page.url
+            assert Path(got.value.path()).read_bytes() == b'tensors'
+            wait_for_address(page, f'/{place}/?')
         finally:
             proxy.terminate()
             proxy.wait(10)
@@ -541,7 +543,8 @@ def test_training_from_the_page(look, tmp_path):
         assert until(lambda: done() >= 1), bench.said()
         page.wait_for_selector('text=of 20 epochs are done')
         page.wait_for_function(f"document.querySelector('#run input').value === '{bench.out.name}'")
-        assert f'run={bench.out.name}' in page.url and str(tmp_path) not in page.inner_text('body')
+        wait_for_address(page, f'run={bench.out.name}')
+        assert str(tmp_path) not in page.inner_text('body')
         page.click('#train-pause')
         page.wait_for_selector('text=It pauses after this epoch')
         assert until(lambda: (count := done()) and not time.sleep(4) and done() == count), 'it went on'

@@ -9,7 +9,7 @@ from drl_toolkit.runs.recordings import read_frames
 from drl_toolkit.runs.run import Run
 from drl_toolkit.ui import samples
 from drl_toolkit.utils.loading import assets_dir
-from browsing import violations
+from browsing import violations, wait_for_address
 from panel import make_run, serving
 from panel import quick  # noqa: F401 (a fixture)
 from tiers import some
@@ -120,7 +120,8 @@ def test_samples_in_a_browser(look, panel):
     page.select_option('#samples [name=class]', 'light')
     assert 0 < len(rewards()) < 8
     page.select_option('#samples [name=task]', 'composition')
-    assert len(rewards()) == 8 and 'task=composition' in page.url and 'sort=worst' in page.url
+    assert len(rewards()) == 8
+    wait_for_address(page, 'task=composition', 'sort=worst')
     page.locator('section:not([hidden]) .sample a').first.click()
     page.wait_for_selector('#trajectories .path')
     assert 'epoch 2' in page.inner_text('#trajectories .eyebrow')
