@@ -661,7 +661,7 @@ def slim_copy(
     run: File,  # folder of a finished run
     folder: File,  # new, or replaced
     weights: bool = True,  # with the result in diffusers' own format; small where a LoRA was trained
-    small: bool = False,  # of full weights the parts that changed, in half precision; less of the images (below)
+    small: bool = False,  # of full weights what was added to the base, in 8 bits; less of the images (below)
 ) -> File:
     "A run as it is shown to others: without checkpoints, locks, ballots and what trackers wrote."
     run = Run.open(run).folder
