@@ -22,7 +22,7 @@ from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 
 from ..utils.files import check_manifest, open_plain, read_json
-from ..utils.loading import assets_dir
+from ..utils.loading import SHIPPED, assets_dir
 from ..recipes.config import RunConfig
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def shipped_models() -> list[Finding]:
             f"shipped {name}: {'found' if whole(name) else 'MISSING'}",
             '' if whole(name) else 'install the package again',
         )
-        for name in ('emoji-sd', 'clip', 'detector', 'tones', 'preference')
+        for name in (*SHIPPED.values(), 'clip', 'detector', 'tones', 'preference')
     ]
 
 # %% ../../nbs/cli/01_doctor.ipynb #d4835a0c

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..recipes.config import RunConfig
-from ..utils.loading import recorded_run
+from ..utils.loading import SHIPPED, recorded_run
 from ..recipes.options import OneLineParser, add_fields, add_train_options, said_fields
 
 # %% ../../nbs/cli/02_main.ipynb #fee7932b
 MODEL = (
     "a run, recorded/joint (a run that came with the package), a pipeline's folder, weights saved by drl, a hub id, "
-    'or demo (the shipped model)'
+    'or demo, demo-sd3 (shipped models)'
 )
 SIZE = '1 is 1,152 images of each model; less is quicker and less sure'
 
@@ -651,9 +651,9 @@ def _options(args, config):
 
 
 def _named_from(model, folder) -> str:
-    """A model as a file in `folder` names it: demo, a hub id, or a path from that folder, so that no path of
+    """A model as a file in `folder` names it: a shipped one, a hub id, or a path from that folder, so that no path of
     this machine is in it."""
-    return os.path.relpath(model, folder) if model != 'demo' and Path(model).exists() else str(model)
+    return os.path.relpath(model, folder) if model not in SHIPPED and Path(model).exists() else str(model)
 
 
 def _record(policy, model, out) -> dict[str, object]:  # what all images of a call share
@@ -693,7 +693,7 @@ def sample(
         return _sample_again(args)
     if args.n < 1:
         raise ValueError(f'n must be 1 or more; got {args.n}')
-    for name, right in dict(model='a run, a folder or demo', prompts='a text file').items():
+    for name, right in dict(model='a run, a folder, demo or demo-sd3', prompts='a text file').items():
         if getattr(args, name) is None:
             raise ValueError(
                 f'{name} must be {right}, or --again DIR/images.jsonl:LINE be given; got nothing'
@@ -819,7 +819,8 @@ def _sample_again(args):
     file, row = _line_of(args.again)
     row = with_new_names(row, FIELDS)
     near = file.parent / row['model']
-    model = str(near) if row['model'] != 'demo' and near.exists() else recorded_run(row['model'])
+    is_place = row['model'] not in SHIPPED and near.exists()
+    model = str(near) if is_place else recorded_run(row['model'])
     how = {name: row[name] for name in (*SAMPLER, 'latents_dtype') if name in row}
     policy, out = (
         open_policy(model, **_options(args, how) | {k: v for k, v in how.items() if k == 'latents_dtype'}),

@@ -29,7 +29,7 @@ from .config import FREE_ON_RESUME, RunConfig, preset_name, recipe_config
 from .options import parse_train_options, said_fields
 from ..prompts.task import Task
 from ..rewards.reward import Reward, image_features
-from ..runs.run import Run, is_run
+from ..runs.run import Run, is_run, resolved_model
 from ..runs.models import checked_weights, sampler_of
 from ..runs.folder import RunError
 from ..utils.atomic import write_json
@@ -137,7 +137,7 @@ def check_made_with(
     if not is_run(folder):
         return
     run, config = Run.open(folder), asked.config
-    here = lambda name: str(Path(name).resolve()) if name and Path(name).exists() else name or 'demo'
+    here = lambda name: resolved_model(name) or 'demo'
     pairs = {
         'recipe': (run.about['recipe'], asked.recipe),
         'model': (here(run.about['model']), here(asked.model)),

@@ -29,6 +29,7 @@ class Experiment:
     seeds: int = 3  # runs of each arm
     judged_by: str = 'world'  # 'world': the emoji world's table; 'task': reward and diversity on its prompts
     size: float = 1.0  # of the world's prompt sets: 1 is 1,152 images, a quarter keeps a group per occupation
+    model: str = 'demo'  # the base, a name of `SHIPPED`
 
 # %% ../../nbs/recipes/05_experiments.ipynb #exp-list
 _NO_DATA = ('--data-weight', '0')
@@ -189,6 +190,12 @@ EXPERIMENTS = {
             'How many denoising steps should a run train?',
             tuple(_steps(count) for count in (5, 10, 20, 50)),
             size=0.25,
+        ),
+        Experiment(
+            'second_base',
+            "Does the demo's recipe work on a network of another kind?",
+            (Arm('joint', 'joint', ('--model', 'demo-sd3', '--minutes', '0'), "the demo's recipe"),),
+            model='demo-sd3',
         ),
         Experiment(
             'b2_rates',

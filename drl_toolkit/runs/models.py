@@ -53,7 +53,7 @@ def checked_weights(
 
 
 def open_policy(
-    name: str,  # a run's folder, 'recorded/NAME', a pipeline's folder, a hub id, or 'demo'
+    name: str,  # a run's folder, 'recorded/NAME', a pipeline's folder, a hub id, or a name of `SHIPPED`
     **options: Any,  # of `Policy`, in place of the run's own
 ) -> Policy:
     "A model by any name, on a GPU where there is one."

@@ -25,6 +25,7 @@ from ..utils.aliases import FIELDS, with_new_names
 from ..utils.atomic import atomic_write, remove, sync_entry, sync_whole, write_json
 from ..utils.files import path_inside, read_json, write_manifest
 from ..utils.images import sheet
+from ..utils.loading import SHIPPED
 from ..sampling.policy import Policy
 
 # %% ../../nbs/runs/04_run.ipynb #09105c95
@@ -233,12 +234,13 @@ def is_run(
 
 
 def resolved_model(
-    name: str,  # a folder, a hub id, 'demo' or None
+    name: str,  # a folder, a hub id, a name of `SHIPPED` or None
 ) -> str:  # None is the shipped one
     "A model by a name that means the same from everywhere."
     if name in (None, 'demo'):
         return None
-    return str(Path(name).resolve()) if Path(name).exists() else str(name)
+    is_place = name not in SHIPPED and Path(name).exists()
+    return str(Path(name).resolve()) if is_place else str(name)
 
 # %% ../../nbs/runs/04_run.ipynb #83d78e86
 @patch

@@ -98,7 +98,7 @@ def _is_channels_last(tensor):
 
 # %% ../../nbs/sampling/13_memory.ipynb #1d325614
 def hollow_pipeline(
-    model: str | Path,  # folder of a pipeline, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline, a hub id, or a name of `SHIPPED`
 ) -> 'DiffusionPipeline':
     """A pipeline whose networks are on the `meta` device: real classes and shapes, no data.
 
@@ -168,7 +168,7 @@ def parameter_bytes(
 
 
 def estimate(
-    model: str | Path,  # folder of a pipeline, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline, a hub id, or a name of `SHIPPED`
     config: PolicyConfig = None,  # how it is sampled and what is trained
     load: Load = None,  # how much is sampled and trained at once
     known: dict[tuple, float] = None,  # peaks that were simulated before; further ones are added
@@ -406,7 +406,7 @@ class Advice(NamedTuple):
 
 
 def advise(
-    model: str | Path,  # folder of a pipeline, a hub id, or 'demo'
+    model: str | Path,  # folder of a pipeline, a hub id, or a name of `SHIPPED`
     config: PolicyConfig = None,  # how it is sampled and what is trained
     load: Load = None,  # how much is sampled and trained at once
 ) -> Advice:

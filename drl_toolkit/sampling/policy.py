@@ -19,12 +19,11 @@ from fastcore.basics import patch
 
 from ..utils.devices import aligned_copy, keep_freed_memory
 from ..utils.files import same_modes
-from ..utils.loading import no_progress_bars
+from ..utils.loading import SHIPPED, no_progress_bars, shipped_folder
 from ..utils.messages import say, say_once
 from .config import PolicyConfig
 from drl_toolkit.sampling.loading import (
     base_of,
-    demo_folder,
     is_whole,
     noted_base,
     open_pipeline,
@@ -677,10 +676,11 @@ def save(
 
 
 def _noted(base, folder):
-    """A base as others find it: 'demo' wherever the package lies, and a place on this machine as seen from
-    the folder."""
-    if base and Path(base).resolve() == demo_folder().resolve():
-        return 'demo'
+    """A base as others find it: a shipped one by its name wherever the package lies, and a place on this
+    machine as seen from the folder."""
+    for name in SHIPPED if base else ():
+        if Path(base).resolve() == shipped_folder(name).resolve():
+            return name
     return os.path.relpath(base, folder) if is_place(base) else base
 
 
