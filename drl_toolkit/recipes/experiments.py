@@ -78,6 +78,20 @@ def _alone(name):
     return Arm(f'only_{name}', 'large_scale', ('--only', name), f'large_scale, only {name}')
 
 
+_FLOWS = dict(
+    flow="path of Flow-GRPO's SDE",
+    cps='path of coefficients-preserving noise',
+    dance="path of DanceGRPO's SDE",
+    nft='DiffusionNFT',
+    matching='matching, as the recipe is',
+)
+
+
+def _on_flow(name, *method):
+    "An arm of `preference` on the second base."
+    return Arm(name, 'preference', ('--model', 'demo-sd3', *method, '--lr', '4e-4'), _FLOWS[name])
+
+
 _ALIKE = ('--group-noise', '--minibatch-by', 'group')
 _PUSHED = (*_ALIKE, '--train-steps', '2', '--epochs', '50')
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
@@ -195,6 +209,19 @@ EXPERIMENTS = {
             'second_base',
             "Does the demo's recipe work on a network of another kind?",
             (Arm('joint', 'joint', ('--model', 'demo-sd3', '--minutes', '0'), "the demo's recipe"),),
+            model='demo-sd3',
+        ),
+        Experiment(
+            'flow_methods',
+            'Which likelihood, and which noise, suits a flow-matching model?',
+            (
+                _on_flow('flow', '--method', 'grpo', '--sde', 'flow'),
+                _on_flow('cps', '--method', 'grpo', '--sde', 'cps'),
+                _on_flow('dance', '--method', 'grpo', '--sde', 'dance'),
+                _on_flow('nft', '--method', 'nft'),
+                _on_flow('matching'),
+            ),
+            size=0.25,
             model='demo-sd3',
         ),
         Experiment(
