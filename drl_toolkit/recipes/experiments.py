@@ -30,6 +30,7 @@ class Experiment:
     judged_by: str = 'world'  # 'world': the emoji world's table; 'task': reward and diversity on its prompts
     size: float = 1.0  # of the world's prompt sets: 1 is 1,152 images, a quarter keeps a group per occupation
     model: str = 'demo'  # the base, a name of `SHIPPED`
+    guidance_scale: float = 1.0  # with which the base is drawn, and the arms are trained
 
 # %% ../../nbs/recipes/05_experiments.ipynb #exp-list
 _NO_DATA = ('--data-weight', '0')
@@ -78,6 +79,7 @@ def _alone(name):
     return Arm(f'only_{name}', 'large_scale', ('--only', name), f'large_scale, only {name}')
 
 
+_SD3 = ('--model', 'demo-sd3', '--guidance-scale', '2')
 _FLOWS = dict(
     flow="path of Flow-GRPO's SDE",
     cps='path of coefficients-preserving noise',
@@ -89,7 +91,7 @@ _FLOWS = dict(
 
 def _on_flow(name, *method):
     "An arm of `preference` on the second base."
-    return Arm(name, 'preference', ('--model', 'demo-sd3', *method, '--lr', '4e-4'), _FLOWS[name])
+    return Arm(name, 'preference', (*_SD3, *method, '--lr', '4e-4'), _FLOWS[name])
 
 
 _ALIKE = ('--group-noise', '--minibatch-by', 'group')
@@ -208,8 +210,9 @@ EXPERIMENTS = {
         Experiment(
             'second_base',
             "Does the demo's recipe work on a network of another kind?",
-            (Arm('joint', 'joint', ('--model', 'demo-sd3', '--minutes', '0'), "the demo's recipe"),),
+            (Arm('joint', 'joint', (*_SD3, '--minutes', '0'), "the demo's recipe"),),
             model='demo-sd3',
+            guidance_scale=2.0,
         ),
         Experiment(
             'flow_methods',
@@ -223,6 +226,7 @@ EXPERIMENTS = {
             ),
             size=0.25,
             model='demo-sd3',
+            guidance_scale=2.0,
         ),
         Experiment(
             'b2_rates',

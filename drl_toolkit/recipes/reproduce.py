@@ -183,7 +183,7 @@ def base_record(
     "The base model, sampled and judged as the arms are."
     recipe = experiment.arms[0].recipe
     config: RunConfig = load_recipe(recipe).config
-    options = dict(num_steps=config.num_steps, guidance_scale=config.guidance_scale)
+    options = dict(num_steps=config.num_steps, guidance_scale=experiment.guidance_scale)
     policy = Policy.from_pretrained(experiment.model, **options)
     judged = _judged(experiment, policy, recipe)
     return dict(experiment=experiment.name, arm='base', size=experiment.size, judged=judged)

@@ -1,11 +1,17 @@
 "The second base: what it is trained on is what diffusers' pipeline and scheduler do with it."
 
-import pytest, torch
-from diffusers import StableDiffusion3Pipeline
+import json
 
+import pytest, torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+
+from drl_toolkit.emoji import prompts as P
+from drl_toolkit.emoji.evaluation import read_images
 from drl_toolkit.emoji.pretrain import flow
+from drl_toolkit.evaluation.evaluate import PromptSet, sample_prompt_sets
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.rollout import rollout
+from drl_toolkit.utils.loading import shipped_folder
 
 CAPTIONS = ['a portrait of a doctor', 'an apple next to an avocado on a blue background']
 
@@ -78,3 +84,50 @@ def test_the_loss_is_that_of_the_straight_lines_velocity(model):
     flow.flow_loss(model, clean, tokens, sigma, noise).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None]
     assert all('final_layer_norm' in n or 'layers.1.' in n for n in silent)
+
+
+# --- the shipped one
+
+
+@pytest.fixture(scope='module')
+def shipped():
+    return Policy.from_pretrained('demo-sd3', num_steps=flow.STEPS, guidance_scale=2.0)
+
+
+def test_both_bases_have_one_vae(shipped):
+    "And plain diffusers puts the second together from the same two folders."
+    first = Policy.from_pretrained('demo').pipeline.vae
+    options = dict(dtype=torch.float32, shift_factor=0.0)
+    vae = AutoencoderKL.from_pretrained(shipped_folder('demo'), subfolder='vae', **options)
+    plain = StableDiffusion3Pipeline.from_pretrained(
+        shipped_folder('demo-sd3'), vae=vae, dtype=torch.float32
+    )
+    for mine, theirs, its in zip(*(m.parameters() for m in (shipped.pipeline.vae, vae, first)), strict=True):
+        assert torch.equal(mine, theirs) and torch.equal(mine, its)
+    assert shipped.pipeline.vae.config.shift_factor == 0 == plain.vae.config.shift_factor
+    assert shipped.pipeline.vae.config.scaling_factor == first.config.scaling_factor
+    for mine, theirs in zip(
+        shipped.pipeline.transformer.parameters(), plain.transformer.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_second_base_draws_what_it_is_asked_for(shipped):
+    "As the detector and the reader of tones see it; both have never seen an image of this network."
+    objects = PromptSet('objects/all', tuple(P.objects()))
+    portraits = PromptSet('portraits/all', tuple(P.portraits('all') * 4))
+    images = sample_prompt_sets(shipped, [objects, portraits])
+    assert read_images(objects, images['objects/all'])['object'].mean() > 0.8
+    read = read_images(portraits, images['portraits/all'])
+    assert read['face'].mean() > 0.8 and read['occupation'].mean() > 0.8
+
+
+def test_a_lora_on_the_second_base_knows_it_by_name(tmp_path):
+    policy = Policy.from_pretrained('demo-sd3', num_steps=2)
+    for p in policy.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    policy.save(tmp_path / 'lora')
+    assert json.loads((tmp_path / 'lora/policy.json').read_text())['base'] == 'demo-sd3'
+    again = Policy.from_pretrained(tmp_path / 'lora')
+    mine, other = (rollout(each, CAPTIONS, seed=0).images for each in (policy, again))
+    assert torch.allclose(mine, other, atol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 
 from drl_toolkit.recipes import experiments as E, reproduce as R
 from drl_toolkit.recipes.experiments import Arm, Experiment
+from drl_toolkit.recipes.recipes import load_recipe
 
 SMALL = ('--epochs', '1', '--samples', '8', '--train-steps', '1')
 
@@ -70,7 +71,11 @@ def test_every_experiment_is_of_recipes_and_options_that_there_are():
     for experiment in E.EXPERIMENTS.values():
         assert experiment.name and len({arm.name for arm in experiment.arms}) == len(experiment.arms)
         for arm in experiment.arms:
-            assert parse(R.train_words(arm, 0)).recipe == arm.recipe
+            asked = parse(R.train_words(arm, 0))
+            assert asked.recipe == arm.recipe
+            # the base that an arm is judged against is drawn as the arm is
+            scale = vars(asked).get('guidance_scale', load_recipe(arm.recipe).config.guidance_scale)
+            assert (asked.model or 'demo', scale) == (experiment.model, experiment.guidance_scale)
 
 
 def test_names_that_there_are_not_are_told():
