@@ -224,6 +224,7 @@ EXPERIMENTS = {
                 _on_flow('nft', '--method', 'nft'),
                 _on_flow('matching'),
             ),
+            seeds=1,
             size=0.25,
             model='demo-sd3',
             guidance_scale=2.0,
