@@ -209,7 +209,7 @@ def readable(
 def _given_parts(found, index):
     "Parts that are not loaded from a pipeline's folder: no safety checker, and one VAE for both shipped bases."
     given = dict(safety_checker=None, requires_safety_checker=False) if 'safety_checker' in index else {}
-    if Path(found) == shipped_folder('demo-sd3'):
+    if Path(found).resolve() == shipped_folder('demo-sd3').resolve():
         from diffusers import AutoencoderKL
 
         given['vae'] = AutoencoderKL.from_pretrained(

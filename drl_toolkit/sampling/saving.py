@@ -182,7 +182,7 @@ def _save_difference(tuned, untuned, file):
 def _with_difference(untuned, file):
     "The weights of a base, and what was added to them."
     with safe_open(file, 'pt') as saved:
-        if saved.metadata()['base'] != _fingerprint(untuned):
+        if (saved.metadata() or {}).get('base') != _fingerprint(untuned):
             raise ValueError(f'{file.parent.name}/{file.name} is a difference to another base than this one')
         read = saved.get_tensor
         return {n: t + from_8_bits(read(n), read(n + STEP)).to(t) for n, t in untuned.items()}

@@ -1,6 +1,6 @@
 "The second base: what it is trained on is what diffusers' pipeline and scheduler do with it."
 
-import json
+import json, os
 
 import pytest, torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
@@ -9,6 +9,7 @@ from drl_toolkit.emoji import prompts as P
 from drl_toolkit.emoji.evaluation import read_images
 from drl_toolkit.emoji.pretrain import flow
 from drl_toolkit.evaluation.evaluate import PromptSet, sample_prompt_sets
+from drl_toolkit.sampling.loading import open_pipeline
 from drl_toolkit.sampling.policy import Policy
 from drl_toolkit.sampling.rollout import rollout
 from drl_toolkit.utils.loading import shipped_folder
@@ -94,22 +95,20 @@ def shipped():
     return Policy.from_pretrained('demo-sd3', num_steps=flow.STEPS, guidance_scale=2.0)
 
 
-def test_both_bases_have_one_vae(shipped):
+def test_both_bases_have_one_vae():
     "And plain diffusers puts the second together from the same two folders."
-    first = Policy.from_pretrained('demo').pipeline.vae
+    first, second = open_pipeline('demo'), open_pipeline(os.path.relpath(shipped_folder('demo-sd3')))
     options = dict(dtype=torch.float32, shift_factor=0.0)
     vae = AutoencoderKL.from_pretrained(shipped_folder('demo'), subfolder='vae', **options)
     plain = StableDiffusion3Pipeline.from_pretrained(
         shipped_folder('demo-sd3'), vae=vae, dtype=torch.float32
     )
-    for mine, theirs, its in zip(*(m.parameters() for m in (shipped.pipeline.vae, vae, first)), strict=True):
-        assert torch.equal(mine, theirs) and torch.equal(mine, its)
-    assert shipped.pipeline.vae.config.shift_factor == 0 == plain.vae.config.shift_factor
-    assert shipped.pipeline.vae.config.scaling_factor == first.config.scaling_factor
-    for mine, theirs in zip(
-        shipped.pipeline.transformer.parameters(), plain.transformer.parameters(), strict=True
-    ):
-        assert torch.equal(mine, theirs)
+    for one, two, three in zip(*(p.vae.parameters() for p in (first, second, plain)), strict=True):
+        assert torch.equal(one, two) and torch.equal(one, three)
+    for two, three in zip(second.transformer.parameters(), plain.transformer.parameters(), strict=True):
+        assert torch.equal(two, three)
+    assert second.vae.config.shift_factor == 0 == plain.vae.config.shift_factor
+    assert second.vae.config.scaling_factor == first.vae.config.scaling_factor
 
 
 def test_the_second_base_draws_what_it_is_asked_for(shipped):
