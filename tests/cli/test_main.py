@@ -261,7 +261,7 @@ def test_what_cannot_be_drawn_again_is_one_line(tmp_path, capsys):
         assert words in error and error.strip().count('\n') == 0 and not (tmp_path / 'out').exists(), error
     assert (
         status(['sample', '--out', str(tmp_path / 'out')]) == 2
-        and 'model must be a run, a folder or demo' in capsys.readouterr().err
+        and 'model must be a run, a folder, demo or demo-sd3' in capsys.readouterr().err
     )
 
 

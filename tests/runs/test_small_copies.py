@@ -84,6 +84,12 @@ def test_a_small_copy_is_added_to_its_own_base_alone(trained, tmp_path):
     other.save_pretrained(tmp_path / 'other')
     with pytest.raises(ValueError, match='difference to another base'):
         Policy.from_pretrained(small / 'weights', base=tmp_path / 'other')
+    file = small / 'weights/unet/difference.safetensors'
+    whole = file.read_bytes()
+    for damaged in (whole[:-9], whole.replace(b'"base"', b'"ease"'), b''):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match='cannot be read'):
+            Policy.from_pretrained(small / 'weights')
     shutil.rmtree(tmp_path / 'base/unet')
     (tmp_path / 'whole').mkdir()
     assert save_parts(folder / 'weights', tmp_path / 'whole') == ['unet']
