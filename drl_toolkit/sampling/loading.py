@@ -212,9 +212,8 @@ def _given_parts(found, index):
     if Path(found).resolve() == shipped_folder('demo-sd3').resolve():
         from diffusers import AutoencoderKL
 
-        given['vae'] = AutoencoderKL.from_pretrained(
-            shipped_folder('demo'), subfolder='vae', dtype=torch.float32, shift_factor=0.0
-        )
+        vae = AutoencoderKL.from_pretrained(shipped_folder('demo'), subfolder='vae', shift_factor=0.0)
+        given['vae'] = vae.float()
     return given
 
 

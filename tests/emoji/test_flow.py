@@ -98,8 +98,7 @@ def shipped():
 def test_both_bases_have_one_vae():
     "And plain diffusers puts the second together from the same two folders."
     first, second = open_pipeline('demo'), open_pipeline(os.path.relpath(shipped_folder('demo-sd3')))
-    options = dict(dtype=torch.float32, shift_factor=0.0)
-    vae = AutoencoderKL.from_pretrained(shipped_folder('demo'), subfolder='vae', **options)
+    vae = AutoencoderKL.from_pretrained(shipped_folder('demo'), subfolder='vae', shift_factor=0.0)
     plain = StableDiffusion3Pipeline.from_pretrained(
         shipped_folder('demo-sd3'), vae=vae, dtype=torch.float32
     )

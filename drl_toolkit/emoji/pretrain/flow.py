@@ -169,7 +169,7 @@ def flow_loss(
 # %% ../../../nbs/emoji/pretrain/01b_flow.ipynb #flow-train
 def shared_codec() -> AutoencoderKL:
     "The first base's VAE, with the shift that Stable Diffusion 3 asks for: none."
-    vae = AutoencoderKL.from_pretrained(shipped_folder('demo') / 'vae', dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(shipped_folder('demo') / 'vae').float()
     vae.register_to_config(shift_factor=0.0)
     return vae.eval()
 
