@@ -31,7 +31,7 @@ from .base import DEVICE, STEPS, WORK, encode_scenes
 from .core import Plan, Trainee, fit, load_average
 from .tokenizer import CONTEXT, world_tokenizer
 from ..tiny import ready, t5_tokenizer
-from ...utils.loading import assets_dir, shipped_folder
+from ...utils.loading import shipped_folder
 
 # %% ../../../nbs/emoji/pretrain/01b_flow.ipynb #flow-modules
 SHIFT = 2.0  # of the schedule towards noise; SD3 has 3 at 1024 pixels
