@@ -176,7 +176,7 @@ library's own `from_pretrained` or factory, and no weight is pickled.
 | folder | what it is | how it loads |
 |---|---|---|
 | `emoji-sd` | text to image, 64 pixels | `diffusers.StableDiffusionPipeline` |
-| `emoji-sd3` | the same by a flow-matching transformer; its VAE is that of `emoji-sd` | `Policy.from_pretrained('demo-sd3')` |
+| `emoji-sd3` | the same by a flow-matching transformer; VAE of `emoji-sd` | `Policy.from_pretrained('demo-sd3')` |
 | `clip` | CLIP of the vocabulary | `open_clip.create_model('local-dir:…')` |
 | `detector` | 24 objects and persons | `transformers.AutoModelForObjectDetection` |
 | `tones` | skin tone of a portrait, or unreadable | `transformers.AutoModelForImageClassification` |

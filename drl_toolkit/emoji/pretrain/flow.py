@@ -155,7 +155,7 @@ def sigmas_for(
 
 
 def flow_loss(
-    model: FlowDenoiser,
+    model: FlowDenoiser,  # that is trained
     latents: torch.Tensor,  # (B, 16, 8, 8) x_0, scaled
     tokens: dict[str, torch.Tensor],  # by a tokenizer's name: (B, 16) long
     sigma: torch.Tensor,  # (B,) in (0, 1]
