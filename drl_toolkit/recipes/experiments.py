@@ -33,7 +33,7 @@ class Experiment:
     guidance_scale: float = 1.0  # with which the base is drawn, and the arms are trained
 
 # %% ../../nbs/recipes/05_experiments.ipynb #exp-list
-_NO_DATA = ('--data-weight', '0')
+_NO_DATA, _LIGHT_DATA = ('--data-weight', '0'), ('--data-weight', '0.1')
 
 
 METHODS_OF_P = 'ppo', 'refl', 'raft', 'draft_lv', 'rwr'  # that the first paper trains a preference by
@@ -157,6 +157,7 @@ EXPERIMENTS = {
             (
                 Arm('large_scale', 'large_scale', (), 'Algorithm 1'),
                 Arm('no_data', 'large_scale', _NO_DATA, 'without the pretraining loss'),
+                Arm('light_data', 'large_scale', _LIGHT_DATA, 'a tenth of the pretraining loss'),
                 _alone('preference'),
                 _alone('fairness'),
                 _alone('composition'),
