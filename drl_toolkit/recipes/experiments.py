@@ -76,7 +76,8 @@ def _steps(count):
 
 def _alone(name):
     "An arm of `large_scale` that trains one of its tasks."
-    return Arm(f'only_{name}', 'large_scale', ('--only', name), f'large_scale, only {name}')
+    words = f'only {name}, without the pretraining loss'
+    return Arm(f'only_{name}', 'large_scale', (*_NO_DATA, '--only', name), words)
 
 
 _SD3 = ('--model', 'demo-sd3', '--guidance-scale', '2')
