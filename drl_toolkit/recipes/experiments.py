@@ -87,12 +87,13 @@ _FLOWS = dict(
     dance="path of DanceGRPO's SDE",
     nft='DiffusionNFT',
     matching='matching, as the recipe is',
+    lora="matching, of adapters of the transformer's attention",
 )
 
 
-def _on_flow(name, *method):
+def _on_flow(name, *method, rate='4e-4'):
     "An arm of `preference` on the second base."
-    return Arm(name, 'preference', (*_SD3, *method, '--lr', '4e-4'), _FLOWS[name])
+    return Arm(name, 'preference', (*_SD3, *method, '--lr', rate), _FLOWS[name])
 
 
 _ALIKE = ('--group-noise', '--minibatch-by', 'group')
@@ -225,8 +226,8 @@ EXPERIMENTS = {
                 _on_flow('dance', '--method', 'grpo', '--sde', 'dance'),
                 _on_flow('nft', '--method', 'nft'),
                 _on_flow('matching'),
+                _on_flow('lora', '--train', 'lora', rate='1e-3'),
             ),
-            seeds=1,
             size=0.25,
             model='demo-sd3',
             guidance_scale=2.0,
