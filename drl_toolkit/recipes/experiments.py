@@ -61,10 +61,14 @@ def _first_of_six(count):
     return Arm(f'{count}', 'six', ('--only', ','.join(SIX[:count]), *_TWELVE), ', '.join(SIX[:count]))
 
 
-def _three_of_six(strategy):
+def _three_of_six(strategy, minibatches=2):
     "An arm of `six` that trains its first three tasks by a strategy."
     options = ('--only', ','.join(SIX[:3]), *_TWELVE, '--strategy', strategy)
-    return Arm(strategy, 'six', options, f'three objectives, {strategy}')
+    if minibatches == 2:  # the recipe's
+        return Arm(strategy, 'six', options, f'three objectives, {strategy}')
+    more = (*options, '--num-minibatches', str(minibatches))
+    words = f'three objectives, {strategy}, {minibatches} minibatches of each'
+    return Arm(f'{strategy}_{minibatches}', 'six', more, words)
 
 
 def _steps(count):
@@ -201,7 +205,8 @@ EXPERIMENTS = {
             tuple(
                 _three_of_six(name)
                 for name in ('in_turn', 'sample_first', 'together', 'mgda', 'balanced')  # '3' of `objectives` is pcgrad
-            ),
+            )
+            + (_three_of_six('together', 6),),  # as many optimiser steps as in turn
             size=0.25,
         ),
         Experiment(
