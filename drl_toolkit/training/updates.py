@@ -210,12 +210,9 @@ class Updater:
         "Inner products of whole gradients."
         return self.accumulator.products(gradients)
 
-    def step(
-        self,
-        scale: float = 1.0,  # of the learning rate
-    ) -> torch.Tensor:  # the gradient's norm before clipping
+    def step(self) -> torch.Tensor:  # the gradient's norm before clipping
         "One optimiser step. Nothing changes where the norm is not finite."
-        norm = self.optimization.step(scale * self.learning_rate())
+        norm = self.optimization.step(self.learning_rate())
         if norm.isfinite():
             self.nonfinite.skipped = 0
         return norm
@@ -231,10 +228,11 @@ class Updater:
         self.nonfinite.skip(self.context(), parts)
 
     def data_step(self) -> float:  # the loss before the step
-        "One step on the data loss. [P Algorithm 1]"
+        "One step on the weighted data loss. [P Eq 9, Algorithm 1]"
         self.optimization.zero_grad()
-        loss = self.data_loss.add(sample_seed(self.config.seed, self.context().epoch, -1))
-        if not self.step(self.config.data_weight).isfinite():
+        seed = sample_seed(self.config.seed, self.context().epoch, -1)
+        loss = self.data_loss.add(seed, self.config.data_weight)
+        if not self.step().isfinite():
             self.skip_step([])
         return loss
 
