@@ -61,14 +61,10 @@ def _first_of_six(count):
     return Arm(f'{count}', 'six', ('--only', ','.join(SIX[:count]), *_TWELVE), ', '.join(SIX[:count]))
 
 
-def _three_of_six(strategy, minibatches=2):
+def _three_of_six(strategy):
     "An arm of `six` that trains its first three tasks by a strategy."
     options = ('--only', ','.join(SIX[:3]), *_TWELVE, '--strategy', strategy)
-    if minibatches == 2:  # the recipe's
-        return Arm(strategy, 'six', options, f'three objectives, {strategy}')
-    more = (*options, '--num-minibatches', str(minibatches))
-    words = f'three objectives, {strategy}, {minibatches} minibatches of each'
-    return Arm(f'{strategy}_{minibatches}', 'six', more, words)
+    return Arm(strategy, 'six', options, f'three objectives, {strategy}')
 
 
 def _steps(count):
@@ -102,6 +98,7 @@ def _on_flow(name, *method, rate='4e-4'):
 
 _ALIKE = ('--group-noise', '--minibatch-by', 'group')
 _PUSHED = (*_ALIKE, '--train-steps', '2', '--epochs', '50')
+_SIX_EACH = ('--num-minibatches', '6')
 _PER_PROMPT = ('--no-branching', '--advantage', 'per_prompt')
 _AVERAGE = ('--advantage', 'moving_average')
 _B2 = ('--samples', '160', '--minibatch-size', '32')  # two groups of five for each of the sixteen prompts
@@ -154,6 +151,7 @@ EXPERIMENTS = {
             (
                 Arm('alike', 'joint', ('--minutes', '0', *_ALIKE), 'a group has one noise and the same steps'),
                 Arm('pushed', 'joint', ('--minutes', '0', *_PUSHED), 'the same, two steps, fifty epochs'),
+                Arm('more_steps', 'joint', ('--minutes', '0', *_SIX_EACH), 'six minibatches of each task, not two'),
             ),
             seeds=1,
         ),
@@ -206,7 +204,14 @@ EXPERIMENTS = {
                 _three_of_six(name)
                 for name in ('in_turn', 'sample_first', 'together', 'mgda', 'balanced')  # '3' of `objectives` is pcgrad
             )
-            + (_three_of_six('together', 6),),  # as many optimiser steps as in turn
+            + (
+                Arm(
+                    'together_6',
+                    'six',
+                    (*_three_of_six('together').options, *_SIX_EACH),
+                    'three objectives, together, in as many optimiser steps as in turn',
+                ),
+            ),
             size=0.25,
         ),
         Experiment(
