@@ -354,7 +354,8 @@ def learning_figure(
         _curve(by_seconds, spent_before(records, arm), curves, colour, arm)
     by_epochs.set(xlabel='epoch', ylabel=name + (f', mean of {window}' if window > 1 else ''))
     by_seconds.set(xlabel='seconds of a core')
-    by_epochs.legend(frameon=False, fontsize=8)
+    labelled = by_epochs.get_legend_handles_labels()
+    fig.legend(*labelled, loc='outside right upper', frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/recipes/07_evidence.ipynb #evi-within
