@@ -86,9 +86,11 @@ def plain(base, saved, train):
 
 def same_images(policy, other):
     """Both draw the same latents of the same seeds, in fp32's rounding where the policy computes in fp32 and
-    to a few roundings of its precision otherwise."""
+    to a step of its precision (two of fp16's) otherwise: .7 of one was seen on an EPYC, where an untrained model is
+    1.7 of them apart."""
     mine, others = (rollout(p, PROMPTS, seed=3, epoch=0) for p in (policy, other))
-    scale, allowed = mine.latents.float().abs().max(), dict(fp32=1e-5, bf16=5e-3, fp16=2e-3)[policy.precision]
+    allowed = dict(fp32=1e-5, bf16=2**-7, fp16=2**-9)[policy.precision]
+    scale = mine.latents.float().abs().max()
     return (mine.latents.float() - others.latents.float()).abs().max() <= allowed * scale
 
 
