@@ -55,6 +55,15 @@ def redness(images, prompts):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
+@torch.no_grad()
+def round_as_saved(policy):
+    """Weights of full training as `Policy.save` writes them, in the policy's precision: how far that rounding moves an
+    image is the processor's affair, and was .7 of bf16's steps on one."""
+    dtype = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)[policy.precision]
+    for p in policy.parameters():
+        p.copy_(p.to(dtype))
+
+
 def trained(folder, precision, train, epochs=2, device='cpu'):  # (policy, records)
     "A policy after some epochs, whose weights moved and are numbers."
     policy = Policy.from_pretrained(
@@ -72,6 +81,8 @@ def trained(folder, precision, train, epochs=2, device='cpu'):  # (policy, recor
     assert any(not torch.equal(p, b) for p, b in zip(policy.parameters(), before)) and all(
         p.isfinite().all() for p in policy.parameters()
     )
+    if train == 'full':
+        round_as_saved(policy)
     return policy, history
 
 
@@ -86,11 +97,9 @@ def plain(base, saved, train):
 
 def same_images(policy, other):
     """Both draw the same latents of the same seeds, in fp32's rounding where the policy computes in fp32 and
-    to a step of its precision (two of fp16's) otherwise: .7 of one was seen on an EPYC, where an untrained model is
-    1.7 of them apart."""
+    to a few roundings of its precision otherwise."""
     mine, others = (rollout(p, PROMPTS, seed=3, epoch=0) for p in (policy, other))
-    allowed = dict(fp32=1e-5, bf16=2**-7, fp16=2**-9)[policy.precision]
-    scale = mine.latents.float().abs().max()
+    scale, allowed = mine.latents.float().abs().max(), dict(fp32=1e-5, bf16=5e-3, fp16=2e-3)[policy.precision]
     return (mine.latents.float() - others.latents.float()).abs().max() <= allowed * scale
 
 
